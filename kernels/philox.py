@@ -1,0 +1,85 @@
+"""Counter-based noise: every number is a pure function of (seed, step, element).
+
+Philox 4x32-10 of Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (Random123), with the
+conventions of Triton's tl.randn: the key is the 64-bit seed, one counter block per element, word 0 and 1 go
+through Box-Muller, and the cosine branch is the sample. A stream that hangs on nothing but its request makes an
+image independent of the batch it was computed in.
+
+Counter layout: (element, step, 0, 0). Step 0 is the initial latent, step k + 1 the noise of update k.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+ROUNDS = 10
+MULTIPLIER_A, MULTIPLIER_B = 0xD2511F53, 0xCD9E8D57
+WEYL_A, WEYL_B = 0x9E3779B9, 0xBB67AE85
+MASK = 0xFFFFFFFF
+SEED_BITS = 53  # integers up to 2^53 survive every JSON reader (RFC 8259, section 6)
+
+
+def philox4x32(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
+    """One block in Python integers: four 32-bit words from a 128-bit counter and a 64-bit key."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(ROUNDS):
+        a, b = MULTIPLIER_A * c0, MULTIPLIER_B * c2
+        c0, c1, c2, c3 = (b >> 32) ^ c1 ^ k0, b & MASK, (a >> 32) ^ c3 ^ k1, a & MASK
+        k0, k1 = (k0 + WEYL_A) & MASK, (k1 + WEYL_B) & MASK
+    return c0, c1, c2, c3
+
+
+def image_seed(seed: int, index: int) -> int:
+    """The seed of image `index` of a request: the request's own for image 0, a Philox word of both after it.
+
+    Hashing instead of seed + index keeps the images of neighbouring seeds apart.
+    """
+    if index == 0:
+        return seed
+    low, high, _, _ = philox4x32((index, 0, 0, 1), (seed & MASK, seed >> 32))
+    return (low | high << 32) & ((1 << SEED_BITS) - 1)
+
+
+def normal(seeds: Tensor, steps: Tensor, elements: int) -> Tensor:
+    """Standard normal noise, one row per (seed, step).
+
+    Args:
+        seeds: [R] int64, 0 <= seed < 2^63.
+        steps: [R] int64, 0 for the initial latent, k + 1 for update k.
+        elements: E, numbers a row.
+
+    Returns:
+        [R, E] float32.
+    """
+    words = _philox_words(seeds, steps, elements)
+    u, v = _uniform(words[0]), _uniform(words[1])
+    return (-2.0 * u.clamp(min=1e-7).log()).sqrt() * (2 * math.pi * v).cos()
+
+
+def _philox_words(seeds: Tensor, steps: Tensor, elements: int) -> tuple[Tensor, Tensor]:
+    """Words 0 and 1 of the block of every element, [R, E] int64 in 0 .. 2^32 - 1."""
+    c0 = torch.arange(elements, device=seeds.device).expand(len(seeds), elements)  # [R, E]
+    c1 = steps[:, None].expand_as(c0)
+    c2 = c3 = torch.zeros_like(c0)
+    k0, k1 = (seeds & MASK)[:, None], (seeds >> 32)[:, None]  # [R, 1]
+    for _ in range(ROUNDS):
+        high_a, low_a = _multiply(c0, MULTIPLIER_A)
+        high_b, low_b = _multiply(c2, MULTIPLIER_B)
+        c0, c1, c2, c3 = high_b ^ c1 ^ k0, low_b, high_a ^ c3 ^ k1, low_a
+        k0, k1 = (k0 + WEYL_A) & MASK, (k1 + WEYL_B) & MASK
+    return c0, c1
+
+
+def _multiply(x: Tensor, m: int) -> tuple[Tensor, Tensor]:
+    """High and low word of a 32 x 32 bit product; int64 would overflow, so x is split into 16-bit halves."""
+    lower = (x & 0xFFFF) * m  # < 2^48
+    upper = (x >> 16) * m + (lower >> 16)  # < 2^49
+    return upper >> 16, (upper & 0xFFFF) << 16 | lower & 0xFFFF
+
+
+def _uniform(word: Tensor) -> Tensor:
+    """Triton's uint_to_uniform_float: fold the sign of the int32 away, scale to [0, 1)."""
+    folded = torch.where(word >= 1 << 31, MASK - word, word)
+    return folded.float() * 4.6566127342e-10

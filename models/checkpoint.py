@@ -1,0 +1,177 @@
+"""Checkpoints: model.safetensors (weights) beside config.json (everything the weights mean).
+
+Nothing here executes what it reads: weights are safetensors, and a config may only name the architectures of
+this project. Any other class must be named by the operator (`package.module:Class`), never by a file.
+"""
+
+import hashlib
+import importlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from models.dit_model import DIT
+from models.schedule import NoiseSchedule, Prediction
+from models.unet import UNet
+
+ARCHITECTURES: dict[str, type[nn.Module]] = {"dit": DIT, "unet": UNet}
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names the file and what is wrong."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What the weights of a checkpoint mean."""
+
+    architecture: str  # "dit" or "unet"
+    arguments: dict[str, Any]  # of the architecture's constructor
+    schedule: str = "flow"  # see NoiseSchedule
+    prediction: str = "x0"  # see Prediction
+    class_names: list[str] = field(default_factory=lambda: [str(i) for i in range(10)])
+    sampling: dict[str, Any] = field(default_factory=dict)  # the service's defaults: steps, sampler, guidance
+    training: dict[str, Any] = field(default_factory=dict)  # facts: data, images seen, seconds, seed, commit
+    sha256: str = ""  # of the weights file
+
+    def __post_init__(self) -> None:
+        NoiseSchedule(self.schedule)
+        if self.prediction not in list(Prediction):
+            raise ValueError(f"unknown prediction {self.prediction!r}: use one of {', '.join(Prediction)}")
+        if not self.class_names or not all(isinstance(name, str) for name in self.class_names):
+            raise ValueError("class_names must be a list with one name a class")
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """C, H, W."""
+        size = self.arguments.get("image_size", 32)
+        return self.arguments.get("image_channels", 3), size, size
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+def build_model(config: ModelConfig, architecture: str | None = None) -> nn.Module:
+    """The network with fresh weights.
+
+    Args:
+        architecture: `package.module:Class` given by the operator; overrides the config's own.
+
+    Raises:
+        CheckpointError: unknown architecture or arguments that do not fit it.
+    """
+    name = architecture or config.architecture
+    cls = _import_architecture(name) if architecture and ":" in name else ARCHITECTURES.get(name)
+    if cls is None:
+        raise CheckpointError(
+            f"unknown architecture {name!r}: use one of {', '.join(ARCHITECTURES)}, or name package.module:Class "
+            "in the service's settings"
+        )
+    arguments = dict(config.arguments)
+    if name in ARCHITECTURES:
+        arguments.setdefault("num_classes", config.num_classes)
+    try:
+        model = cls(**arguments)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"architecture {name!r} refuses its arguments: {error}") from error
+    known = getattr(model, "num_classes", config.num_classes)
+    if known != config.num_classes:
+        raise CheckpointError(f"{config.num_classes} class_names for a model of {known} classes")
+    return model
+
+
+def save_checkpoint(folder: Path, model: nn.Module, config: ModelConfig) -> None:
+    """Write weights in float16, whose 10 bits of mantissa keep trained weights better than bfloat16's 7.
+
+    Raises:
+        CheckpointError: a weight beyond float16's range.
+    """
+    weights = {name: tensor.detach().half().contiguous() for name, tensor in model.state_dict().items()}
+    if not all(tensor.isfinite().all() for tensor in weights.values()):
+        raise CheckpointError("a weight is not finite in float16")
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(weights, folder / WEIGHTS)
+    facts = asdict(config) | {"sha256": _sha256(folder / WEIGHTS)}
+    (folder / CONFIG).write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def load_config(folder: Path) -> ModelConfig:
+    """Read config.json.
+
+    Raises:
+        CheckpointError: the file is missing, is no JSON, or holds unknown or impossible fields.
+    """
+    path = folder / CONFIG
+    try:
+        values = json.loads(path.read_text())
+        return ModelConfig(**values)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def load_checkpoint(folder: Path, architecture: str | None = None) -> tuple[nn.Module, ModelConfig]:
+    """The network in float32 and evaluation mode, and its config.
+
+    Raises:
+        CheckpointError: a missing, truncated or altered file, or weights of another architecture.
+    """
+    config = load_config(folder)
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist")
+    if config.sha256 and _sha256(path) != config.sha256:
+        raise CheckpointError(f"{path} is truncated or altered: its SHA-256 is not the one in {CONFIG}")
+    model = build_model(config, architecture)
+    try:
+        weights = load_file(path)
+        model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not hold the weights that {CONFIG} describes: {error}") from error
+    return model.eval().requires_grad_(False), config
+
+
+def _import_architecture(path: str) -> type[nn.Module]:
+    module, _, name = path.partition(":")
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise CheckpointError(f"cannot import architecture {path!r}: {error}") from error
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise CheckpointError(f"architecture {path!r} is not a torch.nn.Module class")
+    return cls
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def parameter_count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def flops_per_image(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """FLOPs of one forward row (a multiply-add counts two), by torch's own counter; no memory is touched."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    meta = model.to("meta")
+    inputs = torch.empty(1, *image_shape, device="meta"), torch.empty(1, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        meta(*inputs, torch.zeros(1, dtype=torch.long, device="meta"))
+    return counter.get_total_flops()

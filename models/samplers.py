@@ -1,0 +1,268 @@
+"""Samplers as tables, and the plain loop that runs one.
+
+Every one-evaluation linear multistep sampler is, per step and per image,
+
+    M  = M_uncond + w * (M_cond - M_uncond)
+    d  = p * x + q * M
+    x' = a * x + b * d + c * d_prev + s * z
+
+so a sampler compiles once, in float64, to rows t, p, q, a, b, c, s. d is the denoised image x0; only for ab2 it is
+the velocity, which is why ab2 cannot clamp. Solvers with several evaluations a step (Heun, single-step
+DPM-Solver) do not fit. A row does not know its batch, so images with different tables share one forward.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kernels.philox import normal
+from kernels.sampler_step import sampler_step
+from models.schedule import NUM_TIMESTEPS, NoiseSchedule, Prediction
+
+T, P, Q, A, B, C, S = range(7)  # the columns of a table
+LAST_U = 1 / NUM_TIMESTEPS  # the noise time of the last evaluation where a spacing does not end by itself
+FIRST_FLOW_U = 1 - 1 / NUM_TIMESTEPS  # Karras and log-SNR spacing start here: flow has log-SNR -inf at u = 1
+KARRAS_RHO = 7.0  # Karras et al. 2022, equation 5
+
+
+@dataclass(frozen=True)
+class SamplerTable:
+    """One row a step; compiled by build_table."""
+
+    rows: np.ndarray  # [num_steps, 7] float64: t, p, q, a, b, c, s
+    clamp: bool  # whether d is clamped to [-1, 1]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@lru_cache(maxsize=1024)
+def build_table(
+    schedule: NoiseSchedule,
+    prediction: Prediction,
+    sampler: str,
+    num_steps: int,
+    *,
+    spacing: str = "trailing",
+    eta: float | None = None,
+    clamp: bool = True,
+) -> SamplerTable:
+    """Compile a sampler.
+
+    Args:
+        sampler: a key of SAMPLERS.
+        num_steps: network evaluations, 1..1000.
+        spacing: a key of SPACINGS.
+        eta: 0..1, how much of the noise is fresh; default 0 for ddim, 1 for ddpm and dpmpp_2m_sde.
+        clamp: clamp the denoised image to [-1, 1] (not for ab2).
+
+    Raises:
+        ValueError: an unknown name, a value out of range, or a combination that does not exist.
+    """
+    if sampler not in SAMPLERS:
+        raise ValueError(f"unknown sampler {sampler!r}: use one of {', '.join(SAMPLERS)}")
+    if spacing not in SPACINGS:
+        raise ValueError(f"unknown spacing {spacing!r}: use one of {', '.join(SPACINGS)}")
+    if not 1 <= num_steps <= NUM_TIMESTEPS:
+        raise ValueError(f"steps must lie in 1..{NUM_TIMESTEPS}, got {num_steps}")
+    if sampler == "euler" and not schedule.is_flow:
+        raise ValueError("euler integrates the flow schedule: use ddim, which is its equal on this model")
+    if eta is not None and (sampler not in STOCHASTIC or not 0 <= eta <= 1):
+        raise ValueError(f"eta must lie in 0..1 and belongs to {', '.join(STOCHASTIC)}")
+    eta = STOCHASTIC.get(sampler, 0.0) if eta is None else eta
+
+    u = np.append(SPACINGS[spacing](schedule, num_steps), 0.0)  # [num_steps + 1], noise to clean
+    grid = Grid(schedule, u, schedule.alpha(u), schedule.sigma(u))
+    rows = np.zeros((num_steps, 7))
+    rows[:, T] = u[:-1] * NUM_TIMESTEPS
+    pq = [prediction.to_x0(a, s) for a, s in zip(grid.alpha[:-1], grid.sigma[:-1], strict=True)]
+    rows[:, [P, Q]] = pq if sampler != "ab2" else [grid.to_velocity(i, *pair) for i, pair in enumerate(pq)]
+    for i in range(num_steps):
+        rows[i, [A, B, C, S]] = SAMPLERS[sampler](grid, i, eta)
+    rows.setflags(write=False)  # shared by every request with these settings
+    return SamplerTable(rows, clamp and sampler != "ab2")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The noise times of one table, with the schedule evaluated on them; index i is the state before step i."""
+
+    schedule: NoiseSchedule
+    u: np.ndarray  # [num_steps + 1]
+    alpha: np.ndarray
+    sigma: np.ndarray
+
+    def decay(self, i: int) -> float:
+        """exp(-h) with h = lambda[i+1] - lambda[i]; written without logarithms, so alpha = 0 and sigma = 0 work."""
+        return self.sigma[i + 1] * self.alpha[i] / (self.sigma[i] * self.alpha[i + 1])
+
+    def second_order(self, i: int) -> float:
+        """1 / r with r = h[i-1] / h[i]; 0 where the multistep formula falls back to first order.
+
+        That is the first step, the last one (h infinite), and the one behind a first step from alpha = 0.
+        """
+        if i == 0 or self.sigma[i + 1] == 0 or self.alpha[i - 1] == 0:
+            return 0.0
+        return float(np.log(self.decay(i)) / np.log(self.decay(i - 1)))
+
+    def velocity_time(self, i: int) -> float:
+        """The variable in which dx/dtau is the velocity: u for flow, the angle of (alpha, sigma) for VP."""
+        return float(self.u[i] if self.schedule.is_flow else np.arctan2(self.sigma[i], self.alpha[i]))
+
+    def to_velocity(self, i: int, p: float, q: float) -> tuple[float, float]:
+        """(p, q) of the velocity from those of x0: (x - x0) / u for flow, (alpha x - x0) / sigma for VP."""
+        alpha = 1.0 if self.schedule.is_flow else self.alpha[i]
+        return (alpha - p) / self.sigma[i], -q / self.sigma[i]
+
+
+def ddim(grid: Grid, i: int, eta: float) -> tuple[float, float, float, float]:
+    """DDIM (Song et al. 2020, equation 12) for any alpha and sigma; eta = 1 is the ancestral DDPM posterior.
+
+    With alpha_ts = alpha_t / alpha_s the variance of q(x_s | x_t, x0) is sigma_s^2 (1 - alpha_ts^2 sigma_s^2 /
+    sigma_t^2) (Kingma et al. 2021, appendix A); eta scales its root.
+    """
+    alpha, sigma, alpha_next, sigma_next = grid.alpha[i], grid.sigma[i], grid.alpha[i + 1], grid.sigma[i + 1]
+    fresh = eta * sigma_next * np.sqrt(max(0.0, 1 - (alpha / alpha_next * sigma_next / sigma) ** 2))
+    kept = np.sqrt(sigma_next**2 - fresh**2) / sigma  # x_s = alpha_s x0 + sqrt(..) eps + fresh z
+    return kept, alpha_next - kept * alpha, 0.0, fresh
+
+
+def euler(grid: Grid, i: int, eta: float) -> tuple[float, float, float, float]:
+    """Euler on the flow: x' = x + (u' - u) (x - x0) / u."""
+    ratio = grid.u[i + 1] / grid.u[i]
+    return ratio, 1 - ratio, 0.0, 0.0
+
+
+def dpmpp_2m(grid: Grid, i: int, eta: float) -> tuple[float, float, float, float]:
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2); first order at both ends."""
+    b = grid.alpha[i + 1] * (1 - grid.decay(i))
+    half = grid.second_order(i) / 2
+    return grid.sigma[i + 1] / grid.sigma[i], b * (1 + half), -b * half, 0.0
+
+
+def dpmpp_2m_sde(grid: Grid, i: int, eta: float) -> tuple[float, float, float, float]:
+    """SDE-DPM-Solver++(2M), midpoint form (Lu et al. 2022, section 5, with k-diffusion's eta)."""
+    decay = grid.decay(i)
+    noise_decay = decay**eta
+    b = grid.alpha[i + 1] * (1 - decay * noise_decay)
+    half = grid.second_order(i) / 2
+    fresh = grid.sigma[i + 1] * np.sqrt(1 - noise_decay**2)
+    return grid.sigma[i + 1] / grid.sigma[i] * noise_decay, b * (1 + half), -b * half, fresh
+
+
+def ab2(grid: Grid, i: int, eta: float) -> tuple[float, float, float, float]:
+    """Two-step Adams-Bashforth with variable steps on the probability-flow ODE; the first step is Euler's."""
+    h = grid.velocity_time(i + 1) - grid.velocity_time(i)
+    if i == 0:
+        return 1.0, h, 0.0, 0.0
+    half = h / (grid.velocity_time(i) - grid.velocity_time(i - 1)) / 2
+    return 1.0, h * (1 + half), -h * half, 0.0
+
+
+def trailing(schedule: NoiseSchedule, n: int) -> np.ndarray:
+    """1, 1 - 1/n, ..., 1/n (Lin et al. 2023, table 2): starts at pure noise, equal steps down to 0."""
+    return 1 - np.arange(n) / n
+
+
+def uniform(schedule: NoiseSchedule, n: int) -> np.ndarray:
+    """n equal points from 1 to the last timestep (linspace)."""
+    return np.linspace(1, LAST_U, n)
+
+
+def karras(schedule: NoiseSchedule, n: int) -> np.ndarray:
+    """Karras et al. 2022, equation 5, in sigma / alpha."""
+    first, last = np.exp(-schedule.log_snr(np.array([_first_u(schedule), LAST_U])))
+    ramp = np.linspace(first ** (1 / KARRAS_RHO), last ** (1 / KARRAS_RHO), n) ** KARRAS_RHO
+    return schedule.inverse_log_snr(-np.log(ramp))
+
+
+def log_snr(schedule: NoiseSchedule, n: int) -> np.ndarray:
+    """Equal steps of log(alpha / sigma) (Lu et al. 2022)."""
+    first, last = schedule.log_snr(np.array([_first_u(schedule), LAST_U]))
+    return schedule.inverse_log_snr(np.linspace(first, last, n))
+
+
+def _first_u(schedule: NoiseSchedule) -> float:
+    return FIRST_FLOW_U if schedule.is_flow else 1.0
+
+
+Coefficients = Callable[[Grid, int, float], tuple[float, float, float, float]]
+SAMPLERS: dict[str, Coefficients] = {
+    "ddim": ddim,
+    "ddpm": ddim,
+    "dpmpp_2m": dpmpp_2m,
+    "dpmpp_2m_sde": dpmpp_2m_sde,
+    "euler": euler,
+    "ab2": ab2,
+}
+STOCHASTIC = {"ddim": 0.0, "ddpm": 1.0, "dpmpp_2m_sde": 1.0}  # default eta
+SPACINGS: dict[str, Callable[[NoiseSchedule, int], np.ndarray]] = {
+    "trailing": trailing,
+    "uniform": uniform,
+    "karras": karras,
+    "log_snr": log_snr,
+}
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance (Ho & Salimans 2022) with the interval of Kynkaanniemi et al. 2024.
+
+    scale w: M = M_uncond + w (M_cond - M_uncond); 1 is off. Applied while low <= u <= high.
+    """
+
+    scale: float = 1.0
+    low: float = 0.0
+    high: float = 1.0
+
+    def active(self, t: float) -> bool:
+        """Whether the step at timestep t needs an unconditional row."""
+        return self.scale != 1 and self.low <= t / NUM_TIMESTEPS <= self.high
+
+
+def step_coefficients(table: SamplerTable, step: int, guidance: Guidance) -> list[float]:
+    """The row that kernels.sampler_step reads: w, p, q, a, b, c, s, clamp."""
+    t, *row = table.rows[step].tolist()
+    return [guidance.scale if guidance.active(t) else 1.0, *row, float(table.clamp)]
+
+
+@torch.no_grad()
+def sample(
+    model: nn.Module,
+    table: SamplerTable,
+    labels: Tensor,
+    seeds: Tensor,
+    image_shape: tuple[int, int, int],
+    *,
+    guidance: Guidance = Guidance(),
+    null_label: int | None = None,
+) -> Tensor:
+    """The plain loop: one table for all images, the reference that the serving engine must reproduce.
+
+    Args:
+        labels, seeds: [n] int64 on the model's device; image i depends on labels[i] and seeds[i] alone.
+        null_label: the label of the unconditional rows; default model.num_classes.
+
+    Returns:
+        [n, C, H, W] float32, nominally in [-1, 1].
+    """
+    n, device = len(labels), labels.device
+    null = model.num_classes if null_label is None else null_label
+    x = normal(seeds, torch.zeros_like(seeds), int(np.prod(image_shape))).view(n, *image_shape)
+    history = torch.zeros_like(x)
+    rows = torch.arange(n, device=device)
+    for step in range(len(table)):
+        t = float(table.rows[step, T])
+        if guidance.active(t):
+            y, uncond = torch.cat([labels, torch.full_like(labels, int(null))]), rows + n
+        else:
+            y, uncond = labels, rows
+        output = model(x[torch.arange(len(y), device=device) % n], torch.full((len(y),), t, device=device), y)
+        indices = torch.stack([rows, rows, uncond, seeds, torch.full_like(rows, step + 1)], dim=1)
+        row = torch.tensor(step_coefficients(table, step, guidance), device=device)
+        sampler_step(x, history, output, indices, row.expand(n, -1))
+    return x

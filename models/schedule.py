@@ -1,0 +1,156 @@
+"""The noise process x = alpha(u) x0 + sigma(u) eps, and what a network may predict about it.
+
+Noise time u runs from 0 (clean) to 1 (noise); networks see the timestep t = 1000 u. One parametrisation serves
+training and sampling, so the two cannot drift apart.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+NUM_TIMESTEPS = 1000  # the 0..1000 scale of t
+MIN_LOSS_SIGMA = 0.1  # floor of sigma in the velocity weight of the x0 loss
+SHIFT = math.log(3)  # towards noise: without it the DiT ignored the class four times as long
+
+
+class Prediction(StrEnum):
+    """What the network outputs, M."""
+
+    EPS = "eps"  # the noise (Ho et al. 2020)
+    V = "v"  # alpha eps - sigma x0 (Salimans & Ho 2022, appendix D)
+    X0 = "x0"  # the clean image
+    FLOW = "flow"  # eps - x0, the rectified-flow velocity (Liu et al. 2022)
+
+    def from_x0_eps(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The training target."""
+        match self:
+            case Prediction.EPS:
+                return eps
+            case Prediction.V:
+                return alpha * eps - sigma * x0
+            case Prediction.X0:
+                return x0
+            case Prediction.FLOW:
+                return eps - x0
+
+    def to_x0(self, alpha: float, sigma: float) -> tuple[float, float]:
+        """(p, q) with x0 = p x + q M.
+
+        Raises:
+            ValueError: eps at alpha = 0, where x holds nothing of x0.
+        """
+        match self:
+            case Prediction.EPS:
+                if alpha < 1e-6:
+                    raise ValueError("an eps prediction says nothing about x0 at alpha = 0: use v, x0 or flow")
+                return 1 / alpha, -sigma / alpha
+            case Prediction.V:
+                norm = alpha**2 + sigma**2
+                return alpha / norm, -sigma / norm
+            case Prediction.X0:
+                return 0.0, 1.0
+            case Prediction.FLOW:
+                return 1 / (alpha + sigma), -sigma / (alpha + sigma)
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """alpha and sigma as functions of u in [0, 1], in float64.
+
+    Names: "flow" (rectified flow, alpha = 1 - u, sigma = u), "cosine" (Nichol & Dhariwal 2021, equation 17) and
+    "linear" (the discrete betas 1e-4 .. 0.02 of Ho et al. 2020, log-interpolated between its 1000 steps); the
+    last two are variance preserving.
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.name not in ALPHAS:
+            raise ValueError(f"unknown noise schedule {self.name!r}: use one of {', '.join(ALPHAS)}")
+
+    @property
+    def is_flow(self) -> bool:
+        return self.name == "flow"
+
+    def alpha(self, u: np.ndarray) -> np.ndarray:
+        return ALPHAS[self.name](np.asarray(u, dtype=np.float64))
+
+    def sigma(self, u: np.ndarray) -> np.ndarray:
+        u = np.asarray(u, dtype=np.float64)
+        return u if self.is_flow else np.sqrt(1 - self.alpha(u) ** 2)
+
+    def log_snr(self, u: np.ndarray) -> np.ndarray:
+        """lambda = log(alpha / sigma) (half the log signal-to-noise ratio, as in DPM-Solver)."""
+        return np.log(self.alpha(u)) - np.log(self.sigma(u))
+
+    def inverse_log_snr(self, log_snr: np.ndarray) -> np.ndarray:
+        """u by bisection: lambda falls strictly with u for every schedule, so 60 halvings give float64."""
+        low, high = np.zeros_like(log_snr), np.ones_like(log_snr)
+        with np.errstate(divide="ignore"):
+            for _ in range(60):
+                middle = (low + high) / 2
+                too_clean = self.log_snr(middle) > log_snr
+                low, high = np.where(too_clean, middle, low), np.where(too_clean, high, middle)
+        return (low + high) / 2
+
+    def rows(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma of a batch of images: u [B] -> [B, 1, 1, 1] twice, float32."""
+        values = u.double().cpu().numpy()
+        pair = (torch.from_numpy(f(values)).float() for f in (self.alpha, self.sigma))
+        alpha, sigma = (v.to(u.device)[:, None, None, None] for v in pair)
+        return alpha, sigma
+
+
+def training_loss(
+    prediction: Prediction, schedule: NoiseSchedule, output: Tensor, x0: Tensor, eps: Tensor, u: Tensor
+) -> Tensor:
+    """Mean squared error of the target; an x0 prediction is weighed as the velocity error it causes.
+
+    An error e of x0 moves the velocity by e / sigma, hence the weight 1 / max(sigma, 0.1)^2: predicting x0 while
+    scoring the velocity trained the DiT fastest (62.7 against 28.5 % class accuracy after 12,800 images).
+
+    output, x0, eps: [B, C, H, W]; u: [B]. Returns a scalar, float32.
+    """
+    alpha, sigma = schedule.rows(u)
+    error = (output.float() - prediction.from_x0_eps(x0, eps, alpha, sigma)).square()
+    if prediction is Prediction.X0:
+        error = error / sigma.clamp(min=MIN_LOSS_SIGMA).square()
+    return error.mean()
+
+
+def sample_noise_times(count: int, generator: torch.Generator) -> Tensor:
+    """u of a training batch: logit-normal (Esser et al. 2024, section 3.1) shifted towards noise.
+
+    Stratified, one draw in each of `count` equal slices of probability, which steadies the loss. Returns [count].
+    """
+    slices = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    quantile = torch.special.ndtri(slices.clamp(1e-6, 1 - 1e-6))
+    return torch.sigmoid(quantile + SHIFT)
+
+
+def _flow(u: np.ndarray) -> np.ndarray:
+    return 1 - u
+
+
+def _cosine(u: np.ndarray, s: float = 0.008) -> np.ndarray:
+    alpha = np.cos((u + s) / (1 + s) * math.pi / 2) / math.cos(s / (1 + s) * math.pi / 2)
+    return np.clip(alpha, 1e-4, 1)  # the formula reaches 0 at u = 1, where log-SNR samplers would divide by it
+
+
+def _linear(u: np.ndarray) -> np.ndarray:
+    return np.exp(np.interp(u * NUM_TIMESTEPS, np.arange(NUM_TIMESTEPS + 1), _linear_log_alphas()))
+
+
+@cache
+def _linear_log_alphas() -> np.ndarray:
+    betas = np.linspace(1e-4, 0.02, NUM_TIMESTEPS)
+    return np.concatenate([[0.0], np.log1p(-betas).cumsum() / 2])
+
+
+ALPHAS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"flow": _flow, "cosine": _cosine, "linear": _linear}

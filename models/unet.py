@@ -1,0 +1,164 @@
+"""UNet: residual blocks with GroupNorm, FiLM conditioning and skip connections.
+
+After Ho et al. 2020 (arXiv:2006.11239) and Dhariwal & Nichol 2021 (arXiv:2105.05233): scale-shift conditioning
+behind the second norm, zero-initialised last convolution of a block, one skip connection per level. The FiLM
+parameters of every block come out of one matrix product.
+
+Letters: B batch, C channels, H x W pixels, D width of the condition.
+"""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from kernels import group_norm
+from models.layers import ConditionEmbedder, check, check_common
+
+CHANNELS_PER_GROUP = 16  # 16 channels of 16 bits are one 32-byte sector of GPU memory
+
+
+class GroupNorm(nn.Module):
+    """GroupNorm [-> FiLM] -> SiLU with 16 channels a group, or the largest divisor of the width below that."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        per_group = next(n for n in range(CHANNELS_PER_GROUP, 0, -1) if channels % n == 0)
+        self.num_groups = channels // per_group
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        return group_norm(x, self.num_groups, self.weight, self.bias, scale, shift, silu=True)
+
+
+class ResBlock(nn.Module):
+    """norm, SiLU, conv, norm, FiLM, SiLU, conv, plus the input."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.out_channels = out_channels
+        self.norm1, self.conv1 = GroupNorm(in_channels), conv3x3(in_channels, out_channels)
+        self.norm2, self.conv2 = GroupNorm(out_channels), conv3x3(out_channels, out_channels)
+        same = in_channels == out_channels
+        self.skip = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, kernel_size=1)
+        nn.init.zeros_(self.conv2.weight)  # a block starts as the identity
+
+    def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """x: [B, C_in, H, W]; scale, shift: [B, C_out]. Returns [B, C_out, H, W]."""
+        h = self.conv1(self.norm1(x))
+        return self.skip(x) + self.conv2(self.norm2(h, scale, shift))
+
+
+class UNet(nn.Module):
+    """Class-conditional convolutional UNet.
+
+    Args:
+        image_size, image_channels: the square image [C, S, S].
+        base_channels: width at full resolution.
+        channel_multipliers: width of each resolution over base_channels; each further one halves the image.
+        num_res_blocks: residual blocks per resolution, on the way down and on the way up.
+        num_classes: labels 0 .. num_classes - 1; label num_classes is the null class.
+        num_mid_blocks: residual blocks at the lowest resolution between the two ways.
+        condition_dim: width of the condition; default 4 * base_channels.
+
+    Raises:
+        ValueError: sizes that do not fit together.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 32,
+        image_channels: int = 3,
+        base_channels: int = 64,
+        channel_multipliers: tuple[int, ...] = (1, 2, 4, 8),
+        num_res_blocks: int = 2,
+        num_classes: int = 10,
+        *,
+        num_mid_blocks: int = 2,
+        condition_dim: int | None = None,
+    ):
+        super().__init__()
+        check_common(image_size, image_channels, num_classes)
+        _check_unet(image_size, base_channels, channel_multipliers, num_res_blocks, num_mid_blocks, condition_dim)
+        self.image_size, self.image_channels, self.num_classes = image_size, image_channels, num_classes
+        widths = [base_channels * m for m in channel_multipliers]  # full resolution first
+        dim = 4 * base_channels if condition_dim is None else condition_dim
+
+        self.condition = ConditionEmbedder(dim, num_classes)
+        self.conv_in = conv3x3(image_channels, widths[0])
+        self.down = nn.ModuleList([res_blocks(a, b, num_res_blocks) for a, b in pairwise([widths[0], *widths])])
+        self.downsample = nn.ModuleList([conv3x3(width, width, stride=2) for width in widths[:-1]])
+        self.mid = res_blocks(widths[-1], widths[-1], num_mid_blocks)
+        self.up = nn.ModuleList(
+            [res_blocks(a + b, b, num_res_blocks) for a, b in pairwise([widths[-1], *reversed(widths)])]
+        )
+        self.upsample = nn.ModuleList([conv3x3(width, width) for width in reversed(widths[1:])])
+        self.norm_out, self.conv_out = GroupNorm(widths[0]), conv3x3(widths[0], image_channels)
+        nn.init.zeros_(self.conv_out.weight)
+
+        # in the order in which forward meets the blocks
+        self.film_widths = [m.out_channels for m in self.modules() if isinstance(m, ResBlock)]
+        self.film = nn.Linear(dim, 2 * sum(self.film_widths))
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """Predict from noisy images.
+
+        x: [B, C, S, S]; t: [B] timesteps on the 0..1000 scale, integer or fractional; y: [B] labels.
+        Returns [B, C, S, S] in the dtype of the weights.
+        """
+        film = self.film(nn.functional.silu(self.condition(t, y)))  # [B, 2 * sum(film_widths)]
+        scale_and_shift = iter(film.split([w for width in self.film_widths for w in (width, width)], dim=1))
+
+        def run(blocks: nn.Module, h: Tensor) -> Tensor:
+            for block in blocks.children():
+                h = block(h, next(scale_and_shift), next(scale_and_shift))
+            return h
+
+        h = self.conv_in(x.to(self.conv_in.weight.dtype))  # [B, base, S, S]
+        skips = []
+        for level, blocks in enumerate(self.down):
+            h = run(blocks, h)
+            skips.append(h)
+            if level < len(self.downsample):
+                h = self.downsample[level](h)  # [B, C, H/2, W/2]
+        h = run(self.mid, h)
+        for level, blocks in enumerate(self.up):
+            h = run(blocks, torch.cat([h, skips.pop()], dim=1))
+            if level < len(self.upsample):
+                h = self.upsample[level](nn.functional.interpolate(h, scale_factor=2, mode="nearest"))
+        return self.conv_out(self.norm_out(h))
+
+
+def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1)
+
+
+def res_blocks(in_channels: int, out_channels: int, count: int) -> nn.ModuleList:
+    """The first block changes the width."""
+    widths = [in_channels] + [out_channels] * count
+    return nn.ModuleList([ResBlock(a, b) for a, b in pairwise(widths)])
+
+
+def _check_unet(
+    image_size: int,
+    base_channels: int,
+    channel_multipliers: tuple[int, ...],
+    num_res_blocks: int,
+    num_mid_blocks: int,
+    condition_dim: int | None,
+) -> None:
+    check(base_channels >= 1, f"base_channels must be at least 1, got {base_channels}")
+    check(
+        len(channel_multipliers) >= 1 and all(m >= 1 for m in channel_multipliers),
+        f"channel_multipliers must be positive whole numbers, one a resolution, got {channel_multipliers}",
+    )
+    factor = 2 ** (len(channel_multipliers) - 1)
+    check(
+        image_size % factor == 0,
+        f"image_size {image_size} cannot be halved {len(channel_multipliers) - 1} times: make it a multiple of "
+        f"{factor} or use fewer channel_multipliers",
+    )
+    check(num_res_blocks >= 1, f"num_res_blocks must be at least 1, got {num_res_blocks}")
+    check(num_mid_blocks >= 0, f"num_mid_blocks must not be negative, got {num_mid_blocks}")
+    check(condition_dim is None or condition_dim >= 1, f"condition_dim must be at least 1, got {condition_dim}")

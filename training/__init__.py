@@ -1,0 +1,1 @@
+"""Training, evaluation and the comparison of the two architectures."""

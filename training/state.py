@@ -1,0 +1,64 @@
+"""The resumable state of a training run: one safetensors file, replaced atomically.
+
+There is no random state in it: every random number of step k is drawn from (seed, k), so a run that continues at
+step k draws what an uninterrupted run would have drawn.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from training.ema import EMA
+
+STATE = "state.safetensors"
+
+
+class StateError(ValueError):
+    """A state that cannot be resumed."""
+
+
+def save_state(
+    folder: Path, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, step: int, seconds: float
+) -> None:
+    """step: optimizer steps done; seconds: spent in training so far."""
+    tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in model.state_dict().items()}
+    tensors |= {f"ema.{k}": v for k, v in ema.model.state_dict().items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{k}": v for k, v in values.items()}
+    temporary = folder / (STATE + ".tmp")
+    contiguous = {k: v.detach().contiguous() for k, v in tensors.items()}
+    save_file(contiguous, temporary, metadata={"step": str(step), "seconds": repr(seconds)})
+    os.replace(temporary, folder / STATE)
+
+
+def load_state(folder: Path, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+    """Restore all three in place; returns (step, seconds), (0, 0.0) where there is no state.
+
+    Raises:
+        StateError: the file is damaged or belongs to another model.
+    """
+    path = folder / STATE
+    if not path.exists():
+        return 0, 0.0
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+            metadata = file.metadata()
+        model.load_state_dict(_under("model.", tensors))
+        ema.model.load_state_dict(_under("ema.", tensors))
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise StateError(f"{path} cannot be resumed: {error}. Choose another --out, or delete it") from error
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in _under("optimizer.", tensors).items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return int(metadata["step"]), float(metadata["seconds"])
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

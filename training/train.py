@@ -1,0 +1,207 @@
+"""The training loop: one process, or several under torchrun.
+
+Letters: B batch of this process, C x H x W the image.
+"""
+
+import math
+import subprocess
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from models.checkpoint import ModelConfig, build_model, save_checkpoint
+from models.schedule import NUM_TIMESTEPS, NoiseSchedule, Prediction, sample_noise_times, training_loss
+from training.config import TrainConfig
+from training.data import Data, load_data, to_float
+from training.ema import EMA
+from training.report import LossLog, save_sample_grid
+from training.state import load_state, save_state
+
+FINAL_LR = 0.02  # of the peak
+
+
+def train(config: TrainConfig) -> Path:
+    """Train until config.steps, continuing from the state in config.out where there is one.
+
+    Returns the folder of the finished checkpoint (model.safetensors and config.json).
+
+    Raises:
+        DataError, CheckpointError, StateError: bad input, named in the message.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    world = Processes.join()
+    try:
+        return Trainer(config, world).run()
+    finally:
+        world.leave()
+
+
+class Processes:
+    """This process among those of torchrun: nccl where there is CUDA, gloo elsewhere, none when started alone."""
+
+    def __init__(self, rank: int, size: int, device: torch.device):
+        self.rank, self.size, self.device = rank, size, device
+
+    @classmethod
+    def join(cls) -> "Processes":
+        cuda = torch.cuda.is_available()
+        if not dist.is_torchelastic_launched():
+            return cls(0, 1, torch.device("cuda" if cuda else "cpu"))
+        dist.init_process_group("nccl" if cuda else "gloo")
+        rank = dist.get_rank()
+        device = torch.device("cuda", rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
+        return cls(rank, dist.get_world_size(), device)
+
+    def leave(self) -> None:
+        if self.size > 1:
+            dist.destroy_process_group()
+
+    def share(self, batch_size: int) -> slice:
+        """This process's part of the global batch."""
+        if batch_size % self.size:
+            raise ValueError(f"batch_size {batch_size} is no multiple of the {self.size} processes")
+        part = batch_size // self.size
+        return slice(self.rank * part, (self.rank + 1) * part)
+
+
+class Trainer:
+    """One run. Everything random in step k is a function of (seed, k): see draw_batch."""
+
+    def __init__(self, config: TrainConfig, world: Processes):
+        self.config, self.world = config, world
+        channels, size = config.arguments.get("image_channels", 3), config.arguments.get("image_size", 32)
+        self.data: Data = load_data(config.data, config.data_path, size, channels)
+        self.model_config = ModelConfig(
+            config.model, config.arguments, config.schedule, config.prediction, self.data.class_names
+        )
+        torch.manual_seed(config.seed)
+        self.model = build_model(self.model_config).to(world.device)
+        self.null_label = len(self.data.class_names)
+        self.schedule, self.prediction = NoiseSchedule(config.schedule), Prediction(config.prediction)
+        self.ema = EMA(self.model, config.ema_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
+        )
+        config.out.mkdir(parents=True, exist_ok=True)
+        self.step, self.seconds = load_state(config.out, self.model, self.ema, self.optimizer)
+        self.network: nn.Module = DistributedDataParallel(self.model) if world.size > 1 else self.model
+
+    def run(self) -> Path:
+        from tqdm import tqdm
+
+        leader = self.world.rank == 0
+        log = LossLog(self.config.out / "loss.csv", self.step) if leader else None
+        started = time.monotonic() - self.seconds
+        progress = tqdm(total=self.config.steps, initial=self.step, disable=not leader, unit="step", mininterval=5)
+        with progress:
+            while self.step < self.config.steps:
+                loss = self.train_step()
+                self.seconds = time.monotonic() - started
+                progress.update()
+                if log:
+                    log.add(self.step, loss, self.learning_rate(self.step - 1), self.seconds)
+                    progress.set_postfix(loss=f"{log.smoothed:.4f}", refresh=False)
+                    self.save_if_due()
+        if log:
+            log.plot(f"{self.config.model}, {self.config.data}")
+        return self.config.out
+
+    def train_step(self) -> Tensor:
+        """One optimizer step; returns the loss of this process's images."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(self.step)
+        loss = self.loss()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip, foreach=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update(self.model, self.step)
+        self.step += 1
+        return loss.detach()
+
+    def loss(self) -> Tensor:
+        x0, labels, u, eps = self.draw_batch(self.step)
+        alpha, sigma = self.schedule.rows(u)
+        with torch.autocast(x0.device.type, torch.bfloat16, enabled=self.config.autocast):
+            output = self.network(alpha * x0 + sigma * eps, u * NUM_TIMESTEPS, labels)  # [B, C, H, W]
+        return training_loss(self.prediction, self.schedule, output, x0, eps, u)
+
+    def draw_batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x0 [B, C, H, W], labels [B], u [B], eps [B, C, H, W] of this process.
+
+        Drawn for the whole batch and then sliced, so that any number of processes trains on the same numbers.
+        """
+        size = self.config.batch_size
+        batch = self.data.train[batch_indices(self.config.seed, step, size, len(self.data.train))]
+        generator = torch.Generator().manual_seed(_mix(self.config.seed, step))
+        u = sample_noise_times(size, generator)
+        u = u[torch.randperm(size, generator=generator)]  # else process 0 would get the cleanest images
+        eps = torch.randn(batch.images.shape, generator=generator)
+        dropped = torch.rand(size, generator=generator) < self.config.label_dropout
+        labels = torch.where(dropped, self.null_label, batch.labels)
+        part = self.world.share(size)
+        whole = (to_float(batch.images), labels, u, eps)
+        x0, labels, u, eps = (tensor[part].to(self.world.device) for tensor in whole)
+        return x0, labels, u, eps
+
+    def learning_rate(self, step: int) -> float:
+        config = self.config
+        if step < config.warmup:
+            return config.lr * (step + 1) / config.warmup
+        progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+        return config.lr * (FINAL_LR + (1 - FINAL_LR) * (1 + math.cos(math.pi * progress)) / 2)
+
+    def save_if_due(self) -> None:
+        """Resumable state, exported checkpoint and sample grid; called by process 0 only."""
+        config, last = self.config, self.step == self.config.steps
+        if last or self.step % config.checkpoint_every == 0:
+            save_state(config.out, self.model, self.ema, self.optimizer, self.step, self.seconds)
+            save_checkpoint(config.out, self.ema.model, replace(self.model_config, training=self.facts()))
+        if last or self.step % config.sample_every == 0:
+            path = config.out / "samples" / f"{self.step:06d}.png"
+            save_sample_grid(path, self.ema.model, self.model_config, columns=8)
+
+    def facts(self) -> dict[str, object]:
+        recipe = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self.config).items()}
+        for path in ("out", "data_path", "threads"):  # where it ran, not what it is
+            recipe.pop(path)
+        return {
+            "recipe": recipe,
+            "steps": self.step,
+            "images_seen": self.step * self.config.batch_size,
+            "train_images": len(self.data.train),
+            "seconds": round(self.seconds, 1),
+            "git_commit": git_commit(),
+        }
+
+
+def batch_indices(seed: int, step: int, batch_size: int, length: int) -> Tensor:
+    """Images of a step: an endless row of shuffled epochs, cut into batches. Returns [batch_size] int64."""
+    positions = torch.arange(step * batch_size, (step + 1) * batch_size)
+    epochs = {int(epoch) for epoch in positions // length}
+    orders = {e: torch.randperm(length, generator=torch.Generator().manual_seed(_mix(seed, e, 1))) for e in epochs}
+    return torch.stack([orders[p // length][p % length] for p in positions.tolist()])
+
+
+def _mix(*numbers: int) -> int:
+    """One seed from several, stable over processes and Python versions."""
+    mixed = 0
+    for number in numbers:
+        mixed = (mixed * 6364136223846793005 + number + 1442695040888963407) & (2**63 - 1)
+    return mixed
+
+
+def git_commit() -> str:
+    """The commit the run was made from, "unknown" outside a git checkout."""
+    try:
+        command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+        root = Path(__file__).resolve().parent
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
