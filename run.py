@@ -20,9 +20,28 @@ def main(argv: list[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="run.py", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
-    for add in (add_train,):
+    for add in (
+        add_serve,
+        add_train,
+    ):
         add(commands)
     return parser
+
+
+def add_serve(commands: Any) -> None:
+    parser = commands.add_parser(
+        "serve", help="serve checkpoints over HTTP; settings come from the environment"
+    )
+    parser.set_defaults(run=run_serve)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+
+
+def run_serve(arguments: argparse.Namespace) -> int:
+    from service.server import serve
+
+    serve(arguments.host, arguments.port)
+    return 0
 
 
 def add_train(commands: Any) -> None:

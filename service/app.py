@@ -1,0 +1,164 @@
+"""The application: loads the models, starts the engine with the server and stops it with it."""
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import torch
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from models.checkpoint import parameter_count
+from models.samplers import SAMPLERS, build_table
+from models.schedule import NoiseSchedule, Prediction
+from service import errors, images
+from service.engine.async_engine import AsyncEngine
+from service.engine.core import EngineConfig, EngineCore
+from service.engine.request import Request
+from service.engine.runner import ModelRunner
+from service.engine.thread import EngineThread
+from service.generation import DEFAULT_SAMPLING, Generator
+from service.metrics import Metrics
+from service.registry import load_runners, model_entries
+from service.routes import generate, ops
+from service.schemas import GenerateResponse, ModelInfo
+from service.settings import Settings
+
+T = TypeVar("T")
+CLIENT_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Load everything; nothing runs until the server starts the lifespan.
+
+    Raises:
+        SettingsError, CheckpointError: what is wrong, in one sentence.
+    """
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    runners = load_runners(settings)
+    weights = {name: entry.weight for name, entry in model_entries(settings).items()}
+    config = EngineConfig(settings.max_rows, settings.max_requests, settings.max_evaluations)
+    return assemble(EngineCore(runners, config, weights), settings)
+
+
+def assemble(core: EngineCore, settings: Settings) -> FastAPI:
+    """The application around an engine core."""
+    metrics = Metrics(core.runners)
+    relay = LoopRelay()
+    thread = EngineThread(core, relay.to(metrics.observe_step), relay.to(_count_saved(metrics)))
+    configs = {name: runner.config for name, runner in core.runners.items()}
+    metrics.watch(lambda: thread.stats, {name: _info(runner) for name, runner in core.runners.items()})
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        relay.loop = asyncio.get_running_loop()
+        for form in ("png", "webp", "jpeg"):  # Pillow loads its encoders at first use
+            images.encode([torch.zeros(32, 32, 3, dtype=torch.uint8).numpy()], form)
+        thread.start()
+        yield
+        await asyncio.to_thread(thread.stop, 0.0)  # the server has already waited for its open requests
+
+    app = FastAPI(title="Step-batched diffusion service", version="0.1.0", lifespan=lifespan)
+    app.state.thread = thread
+    app.state.generator = Generator(AsyncEngine(thread, configs), metrics, settings)
+    app.state.describe = lambda: [_describe(name, core) for name in core.runners]
+    app.include_router(generate.router)
+    app.include_router(ops.router)
+    app.add_middleware(RequestIdMiddleware)
+    errors.install(app)
+    _document(app)
+    return app
+
+
+class LoopRelay:
+    """Calls from the engine thread, made on the event loop."""
+
+    loop: asyncio.AbstractEventLoop | None = None
+
+    def to(self, function: Callable[[T], None]) -> Callable[[T], None]:
+        def relay(value: T) -> None:
+            with suppress(RuntimeError):  # the loop is closed: the last metrics have nobody to read them
+                if self.loop is not None:
+                    self.loop.call_soon_threadsafe(function, value)
+
+        return relay
+
+
+def _count_saved(metrics: Metrics) -> Callable[[Request], None]:
+    return lambda request: metrics.saved.labels(request.params.model).inc(request.remaining_rows)
+
+
+class RequestIdMiddleware:
+    """Names every request; a client's own X-Request-Id is echoed when it is short and plain."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(b"x-request-id", b"")
+        request_id = given.decode() if CLIENT_REQUEST_ID.fullmatch(given) else uuid4().hex
+        scope["request_id"] = request_id
+
+        async def named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        await self.app(scope, receive, named)
+
+
+def _info(runner: ModelRunner) -> dict[str, str]:
+    return {"architecture": runner.config.architecture, "weights_sha256": runner.config.sha256, **runner.describe()}
+
+
+def _describe(name: str, core: EngineCore) -> ModelInfo:
+    runner, share = core.runners[name], core.shares.get(name)
+    config = runner.config
+    return ModelInfo(
+        name=name,
+        architecture=config.architecture,
+        parameters=parameter_count(runner.model),
+        image_shape=config.image_shape,
+        class_names=config.class_names,
+        samplers=[sampler for sampler in SAMPLERS if _compiles(config.schedule, config.prediction, sampler)],
+        defaults=DEFAULT_SAMPLING | config.sampling,
+        max_rows=share.scheduler.max_rows if share else None,
+        weights_sha256=config.sha256,
+        **runner.describe(),
+    )
+
+
+def _compiles(schedule: str, prediction: str, sampler: str) -> bool:
+    try:
+        build_table(NoiseSchedule(schedule), Prediction(prediction), sampler, 2)
+    except ValueError:
+        return False
+    return True
+
+
+def _document(app: FastAPI) -> None:
+    """OpenAPI with the schemas that answers refer to by hand: problems and the JSON form of /generate."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+            components = schema.setdefault("components", {}).setdefault("schemas", {})
+            for model in (errors.Problem, GenerateResponse):
+                own = model.model_json_schema(ref_template="#/components/schemas/{model}")
+                components.update(own.pop("$defs", {}))
+                components[model.__name__] = own
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = openapi

@@ -1,0 +1,1 @@
+"""Step-level batching of sampling requests; knows nothing of HTTP."""

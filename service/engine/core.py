@@ -1,0 +1,118 @@
+"""The engine in one sitting: requests in, one denoising step at a time, answers out. Single-threaded."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from service.engine.policy import DeviceShare, pick
+from service.engine.request import ImageTask, Request
+from service.engine.runner import ModelRunner, StepResult
+from service.engine.scheduler import Scheduler, SchedulerOutput
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Bounds of the engine; one for all models."""
+
+    max_rows: int | None = None  # forward rows a step; None measures it
+    max_requests: int = 256  # waiting requests a model
+    max_evaluations: int = 50_000  # waiting model evaluations a model
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """One step, for the metrics."""
+
+    model: str
+    seconds: float
+    num_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStats:
+    """A model's state between two steps, for the gauges."""
+
+    queue_depth: int = 0
+    running_slots: int = 0
+    backlog_seconds: float = 0.0
+
+
+class EngineCore:
+    """Runners and their schedulers behind one step().
+
+    warm_up must have returned before add or step is called.
+    """
+
+    def __init__(
+        self,
+        runners: dict[str, ModelRunner],
+        config: EngineConfig,
+        weights: dict[str, float] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.runners, self.config, self.clock = runners, config, clock
+        self.weights = weights or {}
+        self.shares: dict[str, DeviceShare] = {}
+
+    def warm_up(self, model: str) -> None:
+        """Make every row count of a model fast, and choose its row cap."""
+        runner = self.runners[model]
+        cap = runner.warm_up(self.config.max_rows)
+        scheduler = Scheduler(
+            cap,
+            self.config.max_requests,
+            self.config.max_evaluations,
+            seconds_per_row=lambda: runner.seconds(cap) / cap,
+        )
+        share = DeviceShare(scheduler, runner.seconds(1), self.weights.get(model, 1.0))
+        self.shares[model] = share
+
+    @property
+    def has_work(self) -> bool:
+        return any(share.scheduler.has_work for share in self.shares.values())
+
+    def add(self, request: Request) -> None:
+        """Raises QueueFull."""
+        self.shares[request.params.model].scheduler.add(request, self.clock())
+
+    def abort(self, request_id: str) -> Request | None:
+        aborted = (share.scheduler.abort(request_id, self.clock()) for share in self.shares.values())
+        return next((request for request in aborted if request), None)
+
+    def step(self) -> tuple[list[Request], StepStats | None]:
+        """One step of one model; returns the requests it ended."""
+        started = self.clock()
+        model = pick(self.shares, started)
+        if model is None:
+            return [], None
+        share = self.shares[model]
+        output = share.scheduler.schedule(started)
+        result = self._execute(model, output.tasks)
+        for task, image in result.images.items():
+            task.request.images[task.index] = image
+        now = self.clock()
+        share.virtual_time += (now - started) / share.weight
+        return share.scheduler.update(output, result.failed, now), _stats(model, output, now - started)
+
+    def _execute(self, model: str, tasks: list[ImageTask]) -> StepResult:
+        """Run a step; when the model raises, run its images one by one so that only the guilty ones fail."""
+        try:
+            return self.runners[model].execute(tasks)
+        except Exception as error:
+            if len(tasks) == 1:
+                return StepResult(failed={tasks[0]: f"the model raised {type(error).__name__}: {error}"})
+        results = [self._execute(model, [task]) for task in tasks]
+        images = {task: image for result in results for task, image in result.images.items()}
+        return StepResult(images, {task: why for result in results for task, why in result.failed.items()})
+
+    def stats(self) -> dict[str, ModelStats]:
+        """What the gauges show, by model."""
+        schedulers = {model: share.scheduler for model, share in self.shares.items()}
+        return {
+            model: ModelStats(scheduler.num_waiting, len(scheduler.running), scheduler.backlog_seconds)
+            for model, scheduler in schedulers.items()
+        }
+
+
+def _stats(model: str, output: SchedulerOutput, seconds: float) -> StepStats:
+    return StepStats(model, seconds, output.num_rows)

@@ -1,0 +1,38 @@
+"""From sampling parameters to the numbers that the runner gathers each step."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+
+import numpy as np
+
+from models.checkpoint import ModelConfig
+from models.samplers import Guidance, T, build_table, step_coefficients
+from models.schedule import NoiseSchedule, Prediction
+from service.engine.request import SamplingParams
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """A compiled sampler table with its guidance; shared by all requests that ask for the same."""
+
+    timesteps: np.ndarray  # [num_steps] float32
+    coefficients: np.ndarray  # [num_steps, 8] float32, the columns of kernels.sampler_step
+    rows: tuple[int, ...]  # forward rows of each step
+    remaining: tuple[int, ...]  # rows from each step to the end; one longer than rows
+
+
+def compile_plan(config: ModelConfig, params: SamplingParams) -> StepPlan:
+    """Raises ValueError where the model has no such sampler."""
+    guidance = Guidance(params.guidance_scale, *params.guidance_interval)
+    return _compile(config.schedule, config.prediction, params.sampler, params.num_steps, guidance)
+
+
+@lru_cache(maxsize=1024)
+def _compile(schedule: str, prediction: str, sampler: str, num_steps: int, guidance: Guidance) -> StepPlan:
+    table = build_table(NoiseSchedule(schedule), Prediction(prediction), sampler, num_steps)
+    timesteps = table.rows[:, T].astype(np.float32)
+    coefficients = [step_coefficients(table, step, guidance) for step in range(num_steps)]
+    rows = tuple(1 + guidance.active(t) for t in timesteps.tolist())
+    remaining = tuple(accumulate(reversed(rows), initial=0))[::-1]
+    return StepPlan(timesteps, np.array(coefficients, dtype=np.float32), rows, remaining)

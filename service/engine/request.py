@@ -1,0 +1,125 @@
+"""The nouns of the engine: what a client asked for, and what became of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """One validated sampling request."""
+
+    model: str
+    class_label: int
+    num_steps: int
+    sampler: str
+    guidance_scale: float  # 1 is off
+    guidance_interval: tuple[float, float]  # in noise time, 0 clean .. 1 noise
+    seeds: tuple[int, ...]  # one an image
+
+
+class Plan(Protocol):
+    """A sampler table made ready for the runner; the scheduler looks at the row counts only."""
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Forward rows of each step: 2 with guidance, 1 without."""
+        ...
+
+    @property
+    def remaining(self) -> tuple[int, ...]:
+        """Rows from each step to the end, and 0 behind the last one: num_steps + 1 numbers."""
+        ...
+
+
+class RequestStatus(StrEnum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+    ABORTED = "aborted"
+    FAILED = "failed"
+
+
+@dataclass(slots=True, eq=False)
+class ImageTask:
+    """One image of a request on its way through the steps."""
+
+    request: "Request"
+    index: int
+    step: int = 0
+    slot: int | None = None
+
+    @property
+    def seed(self) -> int:
+        return self.request.params.seeds[self.index]
+
+    @property
+    def rows(self) -> int:
+        """Forward rows of the next step."""
+        return self.request.plan.rows[self.step]
+
+    @property
+    def is_last_step(self) -> bool:
+        return self.step + 1 == self.request.params.num_steps
+
+    @property
+    def remaining_rows(self) -> int:
+        """Model evaluations until the image is done."""
+        return self.request.plan.remaining[self.step]
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A request inside the engine; times are seconds of the engine's monotonic clock."""
+
+    request_id: str
+    params: SamplingParams
+    plan: Plan
+    arrived: float = 0.0
+    started: float = 0.0
+    finished: float = 0.0
+    status: RequestStatus = RequestStatus.WAITING
+    error: str = ""
+    tasks: list[ImageTask] = field(default_factory=list)
+    images: dict[int, Any] = field(default_factory=dict)  # finished images by index
+
+    def __post_init__(self) -> None:
+        self.tasks = [ImageTask(self, index) for index in range(len(self.params.seeds))]
+
+    @property
+    def remaining_rows(self) -> int:
+        return sum(task.remaining_rows for task in self.tasks)
+
+    @property
+    def total_rows(self) -> int:
+        return len(self.tasks) * self.plan.remaining[0]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOutput:
+    """The answer to a finished request."""
+
+    images: Sequence[Any]  # n arrays [H, W, C] uint8
+    queue_seconds: float  # arrival to first step
+    denoise_seconds: float  # first step to last
+
+
+class EngineError(Exception):
+    """A request that ends without images."""
+
+
+class QueueFull(EngineError):
+    """The queue is at its bound; retry_after is the time to work off what is queued, in seconds."""
+
+    def __init__(self, retry_after: float):
+        super().__init__("the queue is full")
+        self.retry_after = retry_after
+
+
+class RequestFailed(EngineError):
+    """The model failed on this request."""
+
+
+class EngineStopped(EngineError):
+    """The engine is shutting down, or has died; no request will be answered any more."""

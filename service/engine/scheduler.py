@@ -1,0 +1,161 @@
+"""Which images take part in the next step of one model: first come, first served, joined at every step.
+
+There is no compatibility key. Steps, sampler, guidance and seed are data of a row, so any images may share a
+forward; the one limit is the number of rows.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from service.engine.request import ImageTask, QueueFull, Request, RequestStatus
+
+
+class SlotAllocator:
+    """Free-list over the latent pool's slots."""
+
+    def __init__(self, num_slots: int):
+        self.num_slots = num_slots
+        self._free = list(range(num_slots - 1, -1, -1))
+
+    def __len__(self) -> int:
+        """Free slots."""
+        return len(self._free)
+
+    def allocate(self) -> int:
+        return self._free.pop()
+
+    def free(self, slot: int) -> None:
+        if not 0 <= slot < self.num_slots or slot in self._free:
+            raise ValueError(f"slot {slot} is not in use")
+        self._free.append(slot)
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerOutput:
+    """One step of one model."""
+
+    tasks: list[ImageTask]  # every one holds a slot
+    num_rows: int  # forward rows, at most the cap
+
+
+class Scheduler:
+    """Requests of one model: waiting -> running (in a slot) -> gone.
+
+    Args:
+        max_rows: forward rows a step, at least 2 so that a guided image fits.
+        max_requests: bound of the queue in requests.
+        max_evaluations: bound of the queue in model evaluations (images x steps x rows).
+        seconds_per_row: for the time a full queue asks its clients to wait.
+    """
+
+    def __init__(
+        self,
+        max_rows: int,
+        max_requests: int,
+        max_evaluations: int,
+        seconds_per_row: Callable[[], float] = lambda: 0.0,
+    ):
+        if max_rows < 2:
+            raise ValueError(f"max_rows must be at least 2 (one guided image), got {max_rows}")
+        self.max_rows, self.max_requests, self.max_evaluations = max_rows, max_requests, max_evaluations
+        self._seconds_per_row = seconds_per_row
+        self.slots = SlotAllocator(max_rows)  # an image needs at least one row
+        self.waiting: deque[ImageTask] = deque()
+        self.running: list[ImageTask] = []  # in order of arrival
+        self.requests: dict[str, Request] = {}
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.requests)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests of which no image has started."""
+        return sum(request.status is RequestStatus.WAITING for request in self.requests.values())
+
+    @property
+    def backlog_rows(self) -> int:
+        """Evaluations that accepted requests still need."""
+        return sum(request.remaining_rows for request in self.requests.values())
+
+    @property
+    def backlog_seconds(self) -> float:
+        return self.backlog_rows * self._seconds_per_row()
+
+    def add(self, request: Request, now: float) -> None:
+        """Queue a request.
+
+        Raises:
+            QueueFull: either bound would be passed. An empty queue takes a request of any size.
+        """
+        queued = sum(task.remaining_rows for task in self.waiting)
+        too_much = queued + request.remaining_rows > self.max_evaluations
+        if self.num_waiting >= self.max_requests or (self.waiting and too_much):
+            raise QueueFull(self.backlog_seconds)
+        request.arrived = now
+        self.requests[request.request_id] = request
+        self.waiting.extend(request.tasks)
+
+    def schedule(self, now: float) -> SchedulerOutput:
+        """The images of the next step: the running ones, then as many new ones as rows are left.
+
+        The oldest image always fits, so a running image that finds no room waits a step and cannot starve.
+        """
+        tasks, rows = [], 0
+        for task in self.running:
+            if rows + task.rows <= self.max_rows:
+                tasks.append(task)
+                rows += task.rows
+        while self.waiting and self.slots and rows + self.waiting[0].rows <= self.max_rows:
+            task = self._start(self.waiting.popleft(), now)
+            tasks.append(task)
+            rows += task.rows
+        return SchedulerOutput(tasks, rows)
+
+    def _start(self, task: ImageTask, now: float) -> ImageTask:
+        task.slot = self.slots.allocate()
+        self.running.append(task)
+        if task.request.status is RequestStatus.WAITING:
+            task.request.status, task.request.started = RequestStatus.RUNNING, now
+        return task
+
+    def update(self, output: SchedulerOutput, failed: dict[ImageTask, str], now: float) -> list[Request]:
+        """Advance the images of a step that was run; returns the requests it ended.
+
+        failed: images that cannot go on, with the reason; they take their request with them.
+        """
+        for task, reason in failed.items():
+            if task.request.request_id in self.requests:
+                self._end(task.request, RequestStatus.FAILED, now)
+                task.request.error = reason
+        for task in output.tasks:
+            if task.slot is not None and task.is_last_step:
+                self._release(task)
+            task.step += 1
+        ended = {task.request for task in output.tasks}
+        for request in ended:
+            if request.status is RequestStatus.RUNNING and len(request.images) == len(request.tasks):
+                self._end(request, RequestStatus.FINISHED, now)
+        return [request for request in ended if request.request_id not in self.requests]
+
+    def abort(self, request_id: str, now: float) -> Request | None:
+        """Forget a request at once, waiting or running; None if it is not here (any more)."""
+        request = self.requests.get(request_id)
+        if request is not None:
+            self._end(request, RequestStatus.ABORTED, now)
+        return request
+
+    def _end(self, request: Request, status: RequestStatus, now: float) -> None:
+        del self.requests[request.request_id]
+        request.status, request.finished = status, now
+        for task in request.tasks:
+            if task.slot is not None:
+                self._release(task)
+        self.waiting = deque(task for task in self.waiting if task.request is not request)
+
+    def _release(self, task: ImageTask) -> None:
+        assert task.slot is not None  # callers checked
+        self.slots.free(task.slot)
+        self.running.remove(task)
+        task.slot = None

@@ -1,0 +1,183 @@
+"""The thread that owns the device, the schedulers and every request.
+
+Commands come in by a queue, answers leave by callbacks; there is no lock and no shared dict. Whatever happens in
+here, every request that came in is answered once.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+
+from service.engine.core import EngineCore, ModelStats, StepStats
+from service.engine.request import (
+    EngineError,
+    EngineStopped,
+    Request,
+    RequestFailed,
+    RequestOutput,
+    RequestStatus,
+)
+
+logger = logging.getLogger(__name__)
+
+IDLE_WAIT = 0.5  # seconds between heartbeats of an idle engine
+
+Answer = RequestOutput | EngineError
+Deliver = Callable[[Answer], None]  # called in the engine thread; must not block or raise
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    request: Request
+    deliver: Deliver
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    drain_seconds: float  # running and queued work may finish for so long
+
+
+class EngineThread:
+    """Runs an EngineCore.
+
+    Args:
+        on_step: called after each step, in the engine thread.
+        on_abort: called with an aborted request whose client has gone.
+    """
+
+    def __init__(
+        self,
+        core: EngineCore,
+        on_step: Callable[[StepStats], None] = lambda stats: None,
+        on_abort: Callable[[Request], None] = lambda request: None,
+    ):
+        self._core, self._on_step, self._on_abort = core, on_step, on_abort
+        self._inbox: SimpleQueue[Add | Abort | Stop] = SimpleQueue()
+        self._deliver: dict[str, Deliver] = {}  # open requests; touched by the engine thread only
+        self._stop_at: float | None = None
+        self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
+        # read by other threads, replaced whole by the engine thread
+        self.ready = False
+        self.dead = False
+        self.heartbeat = time.monotonic()
+        self.stats: dict[str, ModelStats] = {}
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def add(self, request: Request, deliver: Deliver) -> None:
+        """Hand over a request; deliver is called exactly once unless the request is aborted first."""
+        if self.dead:
+            deliver(EngineStopped("the engine has stopped"))
+        else:
+            self._inbox.put(Add(request, deliver))
+            if self.dead:  # it died in between and may never look into its inbox again
+                self._refuse_inbox()
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request; harmless when it has already ended."""
+        self._inbox.put(Abort(request_id))
+
+    def stop(self, drain_seconds: float) -> None:
+        """Finish what was accepted, for at most drain_seconds, then end the thread; returns when it has ended."""
+        self._inbox.put(Stop(drain_seconds))
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _main(self) -> None:
+        try:
+            self._warm_up()
+            while not self._finished():
+                self._handle_commands()
+                self._step()
+                self.heartbeat = time.monotonic()
+            reason = "the service is shutting down"
+        except BaseException as error:  # nothing may leave a client waiting
+            logger.critical("the engine died", exc_info=True)
+            reason = f"the engine died: {type(error).__name__}"
+        self.ready, self.dead = False, True
+        self._refuse_inbox()
+        for deliver in self._deliver.values():
+            deliver(EngineStopped(reason))
+        self._deliver.clear()
+
+    def _warm_up(self) -> None:
+        for model in self._core.runners:
+            self._core.warm_up(model)
+            self.heartbeat = time.monotonic()
+            logger.info("model %s is warm: %d rows a step", model, self._core.shares[model].scheduler.max_rows)
+        self.stats = self._core.stats()
+        self.ready = True
+
+    def _finished(self) -> bool:
+        if self._stop_at is None:
+            return False
+        return not self._core.has_work or time.monotonic() >= self._stop_at
+
+    def _handle_commands(self) -> None:
+        """All commands that are there; waits for one when there is no work."""
+        wait = not self._core.has_work
+        while True:
+            try:
+                command = self._inbox.get(block=wait, timeout=IDLE_WAIT)
+            except Empty:
+                return
+            wait = False
+            self._handle(command)
+
+    def _handle(self, command: Add | Abort | Stop) -> None:
+        match command:
+            case Add(request, deliver):
+                self._add(request, deliver)
+            case Abort(request_id):
+                self._deliver.pop(request_id, None)
+                request = self._core.abort(request_id)
+                if request is not None:
+                    self._on_abort(request)
+            case Stop(drain_seconds):
+                self._stop_at = time.monotonic() + drain_seconds
+                self.ready = False
+        self.stats = self._core.stats()
+
+    def _add(self, request: Request, deliver: Deliver) -> None:
+        if self._stop_at is not None:
+            deliver(EngineStopped("the service is shutting down"))
+            return
+        try:
+            self._core.add(request)
+        except EngineError as error:
+            deliver(error)
+        else:
+            self._deliver[request.request_id] = deliver
+
+    def _step(self) -> None:
+        ended, stats = self._core.step()
+        for request in ended:
+            self._deliver.pop(request.request_id)(_answer(request))
+        if stats is not None:
+            self._on_step(stats)
+            self.stats = self._core.stats()
+
+    def _refuse_inbox(self) -> None:
+        while True:
+            try:
+                command = self._inbox.get_nowait()
+            except Empty:
+                return
+            if isinstance(command, Add):
+                command.deliver(EngineStopped("the engine has stopped"))
+
+
+def _answer(request: Request) -> Answer:
+    if request.status is RequestStatus.FAILED:
+        return RequestFailed(request.error)
+    images = [request.images[index] for index in range(len(request.tasks))]
+    return RequestOutput(images, request.started - request.arrived, request.finished - request.started)

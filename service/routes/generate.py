@@ -1,0 +1,119 @@
+"""POST /generate."""
+
+import asyncio
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Body, Query, Request
+from starlette.responses import Response
+
+from service.errors import CLIENT_CLOSED_REQUEST, InvalidRequest, NotAcceptable, document
+from service.generation import Generated, Generator
+from service.images import MEDIA_TYPES
+from service.schemas import GenerateFields
+
+T = TypeVar("T")
+router = APIRouter()
+
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+ANSWER = {
+    "description": "The image; several as a grid, in JSON as a list, in npy as an array [n, H, W, C] of bytes",
+    "content": {kind: BINARY for name, kind in MEDIA_TYPES.items() if name != "json"}
+    | {"application/json": {"schema": {"$ref": "#/components/schemas/GenerateResponse"}}},
+    "headers": {
+        "X-Seed": {"description": "Seed of each image, comma separated", "schema": {"type": "string"}},
+        "X-Request-Id": {"description": "The service's name of this request", "schema": {"type": "string"}},
+        "Server-Timing": {"description": "queue, denoise and encode in ms", "schema": {"type": "string"}},
+    },
+}
+
+
+@router.post("/generate", response_class=Response, responses={200: ANSWER, **document()}, summary="Generate images")
+async def generate(
+    request: Request,
+    query: Annotated[GenerateFields, Query()],
+    body: Annotated[GenerateFields | None, Body()] = None,
+) -> Response:
+    """Sample images of one class. Fields come in the query, in a JSON body, or in both as long as they agree."""
+    generator: Generator = request.app.state.generator
+    _refuse_repeats(request)
+    fields = merge(query, body)
+    form = fields.format or negotiate(request.headers.get("accept", ""))
+    params = generator.resolve(fields)
+    request_id = request.scope["request_id"]
+    generated = await unless_disconnected(request, generator.generate(params, form, request_id))
+    if generated is None:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    return Response(generated.body, headers=_headers(generated), media_type=MEDIA_TYPES[form])
+
+
+def merge(query: GenerateFields, body: GenerateFields | None) -> GenerateFields:
+    """Raises InvalidRequest where both give a field and differ."""
+    given = {} if body is None else body.model_dump(exclude_none=True, by_alias=True)
+    for name, value in query.model_dump(exclude_none=True, by_alias=True).items():
+        if given.setdefault(name, value) != value:
+            raise InvalidRequest.field(name, f"the query says {value!r}, the body {given[name]!r}")
+    return GenerateFields.model_validate(given)
+
+
+def negotiate(accept: str) -> str:
+    """The format for an Accept header (RFC 9110, section 12.5.1): the highest q wins, the first among equals.
+
+    Raises:
+        NotAcceptable: no format that the service has.
+    """
+    wanted = sorted(_parse_accept(accept), key=lambda item: -item[1])
+    for kind, quality in wanted:
+        for form, media_type in MEDIA_TYPES.items():
+            if quality > 0 and kind in (media_type, "*/*", media_type.split("/")[0] + "/*"):
+                return form
+    if wanted:
+        raise NotAcceptable(f"Accept: none of {accept[:200]!r}; this service has {', '.join(MEDIA_TYPES.values())}")
+    return "png"
+
+
+def _parse_accept(accept: str) -> list[tuple[str, float]]:
+    items = []
+    for part in filter(None, (part.strip() for part in accept.split(","))):
+        kind, *parameters = (piece.strip() for piece in part.split(";"))
+        quality = 1.0
+        for parameter in parameters:
+            if parameter.startswith("q="):
+                with suppress(ValueError):
+                    quality = float(parameter[2:])
+        items.append((kind.lower(), quality))
+    return items
+
+
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
+    """Await work, but cancel it and return None as soon as the client has gone."""
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        leaving.cancel()
+        working.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        continue
+
+
+def _refuse_repeats(request: Request) -> None:
+    names = [name for name, _ in request.query_params.multi_items()]
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidRequest.field(name, "given more than once in the query")
+
+
+def _headers(generated: Generated) -> dict[str, str]:
+    timings = generated.timings.model_dump()
+    return {
+        "X-Seed": ",".join(str(seed) for seed in generated.params.seeds),
+        "Server-Timing": ", ".join(f"{name};dur={1000 * value:.3f}" for name, value in timings.items()),
+        "Cache-Control": "no-store",
+    }

@@ -1,0 +1,97 @@
+"""What clients send and receive."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from kernels.philox import SEED_BITS
+
+SAMPLER_NAMES = Literal["ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_sde", "euler", "ab2"]
+Format = Literal["png", "webp", "jpeg", "npy", "json"]
+MAX_SEED = (1 << SEED_BITS) - 1
+MAX_GUIDANCE = 20.0
+
+
+def _class_as_text(value: Any) -> Any:
+    """JSON clients may send a class index as a number."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class GenerateFields(BaseModel):
+    """The fields of /generate, in the query or in a JSON body."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str | None = Field(None, description="Name of a model, see /models. Required.", examples=["dit"])
+    class_: Annotated[str | None, BeforeValidator(_class_as_text)] = Field(
+        None, alias="class", description="Class name or index. Required.", examples=["3"]
+    )
+    steps: int | None = Field(None, ge=1, le=1000, description="Denoising steps; default: the model's.")
+    sampler: SAMPLER_NAMES | None = Field(None, description="Default: the model's.")
+    guidance: float | None = Field(
+        None, ge=0, le=MAX_GUIDANCE, allow_inf_nan=False, description="Guidance scale; 1 is off."
+    )
+    guidance_low: float | None = Field(
+        None, ge=0, le=1, allow_inf_nan=False, description="Guide only from this noise time (0 clean) ..."
+    )
+    guidance_high: float | None = Field(
+        None, ge=0, le=1, allow_inf_nan=False, description="... to this one (1 noise)."
+    )
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Default: random; X-Seed tells it.")
+    n: int | None = Field(None, ge=1, description="Images; pictures show several as a grid.")
+    format: Format | None = Field(None, description="Default: by the Accept header, png without one.")
+
+
+class Timings(BaseModel):
+    """Seconds."""
+
+    queue: float
+    denoise: float
+    encode: float
+
+
+class GeneratedImage(BaseModel):
+    seed: int
+    png_base64: str
+
+
+class GenerateResponse(BaseModel):
+    """The JSON answer of /generate; every value that was used, given or not."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    request_id: str
+    model: str
+    class_: str = Field(alias="class")
+    class_index: int
+    steps: int
+    sampler: str
+    guidance: float
+    guidance_interval: tuple[float, float]
+    images: list[GeneratedImage]
+    timings: Timings
+
+
+class ModelInfo(BaseModel):
+    """One served model."""
+
+    name: str
+    architecture: str
+    parameters: int
+    image_shape: tuple[int, int, int]
+    class_names: list[str]
+    samplers: list[str]
+    defaults: dict[str, Any]
+    device: str
+    dtype: str
+    max_rows: int | None
+    weights_sha256: str
+
+
+class ModelList(BaseModel):
+    models: list[ModelInfo]
+
+
+class Health(BaseModel):
+    status: Literal["ok", "unavailable"]
+    reason: str = ""

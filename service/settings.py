@@ -1,0 +1,71 @@
+"""Configuration: the environment, read once, in this file only."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "DIFFUSION_"
+
+
+class SettingsError(ValueError):
+    """Settings that cannot be used, in one sentence."""
+
+
+class ModelEntry(BaseModel):
+    """Where one served model comes from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    checkpoint: Path | None = None  # folder with model.safetensors and config.json
+    architecture: str | None = None  # package.module:Class; overrides the checkpoint's own
+    config: dict[str, Any] | None = None  # instead of a checkpoint: ModelConfig fields, with fresh weights
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)  # share of the device under load
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "ModelEntry":
+        if (self.checkpoint is None) == (self.config is None):
+            raise ValueError("give either checkpoint or config")
+        return self
+
+
+class Settings(BaseSettings):
+    """Every setting is an environment variable, DIFFUSION_ and its name; nested ones are JSON."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    checkpoints: Path = Path("checkpoints")  # every folder in it that has a config.json is served
+    models: dict[str, ModelEntry] = {}  # served instead of checkpoints, by name
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the weights
+    threads: int | None = Field(default=None, ge=1)  # CPU threads of the engine
+    max_rows: int | None = Field(default=None, ge=2, le=4096)  # forward rows a step; default: measured
+    max_requests: int = Field(default=256, ge=1)  # waiting requests a model
+    max_evaluations: int = Field(default=50_000, ge=1)  # waiting model evaluations a model
+    max_steps: int = Field(default=250, ge=1, le=1000)  # of one request
+    max_images: int = Field(default=16, ge=1, le=1024)  # of one request
+    drain_seconds: float = Field(default=30.0, ge=0, allow_inf_nan=False)  # for accepted work at shutdown
+    heartbeat_seconds: float = Field(default=60.0, gt=0, allow_inf_nan=False)  # silence that means a dead engine
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+def load_settings() -> Settings:
+    """Settings from the environment.
+
+    Raises:
+        SettingsError: a value out of range, or a DIFFUSION_ variable that does not exist.
+    """
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
+    if unknown:
+        raise SettingsError(f"unknown setting {unknown[0]}: use one of {', '.join(sorted(known))}")
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise SettingsError(f"setting {PREFIX}{where.upper()}: {first['msg']}") from error
+    except ValueError as error:  # a nested setting that is no JSON
+        raise SettingsError(f"{error}: {error.__cause__}") from error
