@@ -77,7 +77,8 @@ class ModelRunner:
         indices = np.empty((len(tasks), NUM_INDICES), dtype=np.int64)  # [n, 5]
         uncond_row = count(len(tasks))
         for i, task in enumerate(tasks):
-            indices[i] = task.slot, i, next(uncond_row) if task.rows == 2 else i, task.seed, task.step + 1
+            slot = cast(int, task.slot)
+            indices[i] = slot, i, next(uncond_row) if task.rows == 2 else i, task.seed, task.step + 1
         coefficients = np.stack([p.coefficients[t.step] for p, t in zip(plans, tasks, strict=True)])
         timesteps = np.array([p.timesteps[t.step] for p, t in zip(plans, tasks, strict=True)])
         labels = np.array([task.request.params.class_label for task in tasks])

@@ -1,6 +1,7 @@
 """Health, metrics and the list of models."""
 
 import time
+from typing import Any
 
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -10,7 +11,7 @@ from service.engine.thread import EngineThread
 from service.schemas import Health, ModelList
 
 router = APIRouter()
-UNAVAILABLE = {503: {"model": Health, "description": "Not so"}}
+UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": Health, "description": "Not so"}}
 
 
 @router.get("/livez", response_model=Health, responses=UNAVAILABLE, summary="Does the engine's loop turn?")

@@ -1,0 +1,101 @@
+"""A real server on a real socket, with two tiny models."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+import uvicorn
+from fastapi import FastAPI
+
+from models.checkpoint import ModelConfig, build_model, save_checkpoint
+from service.app import create_app
+from service.settings import Settings
+
+TINY: dict[str, dict[str, Any]] = {
+    "dit": {"image_size": 8, "patch_size": 2, "hidden_dim": 32, "depth": 1, "num_heads": 4},
+    "unet": {"image_size": 8, "base_channels": 8, "channel_multipliers": [1, 2], "num_res_blocks": 1},
+}
+CLASS_NAMES = ["cat", "dog", "0"]  # a name that looks like an index is allowed
+
+
+def write_checkpoint(folder: Path, architecture: str, **changes: Any) -> Path:
+    """A checkpoint whose weights are random everywhere, so that no zero-initialised layer hides a mistake."""
+    torch.manual_seed(0)
+    values = {"architecture": architecture, "arguments": TINY[architecture], "class_names": CLASS_NAMES} | changes
+    config = ModelConfig(**values)
+    model = build_model(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    save_checkpoint(folder, model, config)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for architecture in TINY:
+        write_checkpoint(folder / architecture, architecture)
+    return folder
+
+
+@dataclass
+class Running:
+    app: FastAPI
+    url: str
+    client: httpx.Client
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of all samples of /metrics with that name and those labels; raises where there is none."""
+        wanted = [f'{key}="{value}"' for key, value in labels.items()]
+        lines = [line.rpartition(" ") for line in self.client.get("/metrics").text.splitlines()]
+        found = [
+            float(value)
+            for series, _, value in lines
+            if series.partition("{")[0] == name and all(label in series for label in wanted)
+        ]
+        if not found:
+            raise KeyError(name)
+        return sum(found)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.01)
+
+
+@contextmanager
+def running(app: FastAPI) -> Iterator[Running]:
+    """Serve the application by uvicorn in a thread until the block ends."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with httpx.Client(base_url=url, timeout=30) as client:
+            wait_until(lambda: server.started and client.get("/readyz").status_code == 200)
+            yield Running(app, url, client)
+        server.should_exit = True
+        thread.join(timeout=30)
+        assert not thread.is_alive()
+
+
+def tiny_settings(checkpoints: Path, **changes: Any) -> Settings:
+    values = {"checkpoints": checkpoints, "device": "cpu", "dtype": "float32", "max_rows": 6, "max_steps": 200}
+    return Settings(**(values | changes))
+
+
+@pytest.fixture(scope="module")
+def server(checkpoints: Path) -> Iterator[Running]:
+    with running(create_app(tiny_settings(checkpoints))) as live:
+        yield live

@@ -1,0 +1,246 @@
+"""POST /generate over a real socket."""
+
+import base64
+import io
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models.checkpoint import load_checkpoint
+from models.samplers import Guidance, build_table, sample
+from models.schedule import NoiseSchedule, Prediction
+from service.routes.generate import negotiate
+from service.schemas import MAX_SEED
+from tests.service.conftest import Running
+
+SAMPLERS = ["ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_sde", "euler", "ab2"]
+
+
+def generate(server: Running, **query: Any) -> httpx.Response:
+    return server.client.post("/generate", params={"model": "dit", "class": "cat", "seed": 1} | query)
+
+
+def pixels(response: httpx.Response) -> np.ndarray:
+    assert response.status_code == 200, response.text
+    return np.array(Image.open(io.BytesIO(response.content)))
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> int:
+    """Largest difference in 0..255; 1 between equals, where float32 sums in another order round over."""
+    return int(np.abs(a.astype(int) - b).max())
+
+
+@pytest.mark.parametrize("model", ["dit", "unet"])
+def test_answers_a_png(server: Running, model: str) -> None:
+    response = generate(server, model=model)
+    assert response.headers["content-type"] == "image/png"
+    assert pixels(response).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("model", ["dit", "unet"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_pixels_are_those_of_the_plain_loop(server: Running, checkpoints: Path, model: str, sampler: str) -> None:
+    """Weights from disk, seed, class, guidance and sampler all reach the image."""
+    response = generate(server, model=model, sampler=sampler, steps=6, guidance=2, seed=77, **{"class": "dog"})
+    network, config = load_checkpoint(checkpoints / model)
+    table = build_table(NoiseSchedule(config.schedule), Prediction(config.prediction), sampler, 6)
+    with torch.inference_mode():
+        labels, seeds = torch.tensor([1]), torch.tensor([77])
+        x = sample(network, table, labels, seeds, config.image_shape, guidance=Guidance(2.0), null_label=3)
+    expected = ((x[0].clamp(-1, 1) + 1) * 127.5).round().permute(1, 2, 0).numpy()
+    assert difference(pixels(response), expected) <= 1
+
+
+def test_same_seed_same_image_and_other_seed_another(server: Running) -> None:
+    first, again, other = (pixels(generate(server, seed=seed)) for seed in (5, 5, 6))
+    assert difference(first, again) <= 1
+    assert difference(first, other) > 20
+
+
+def test_random_seed_is_told_and_reproduces(server: Running) -> None:
+    response = server.client.post("/generate?model=dit&class=dog")
+    seed = response.headers["X-Seed"]
+    assert difference(pixels(response), pixels(generate(server, seed=seed, **{"class": "dog"}))) <= 1
+    assert server.client.post("/generate?model=dit&class=dog").headers["X-Seed"] != seed
+
+
+def test_headers(server: Running) -> None:
+    response = server.client.post("/generate?model=dit&class=cat&seed=9", headers={"X-Request-Id": "mine-1"})
+    assert response.headers["X-Seed"] == "9"
+    assert response.headers["X-Request-Id"] == "mine-1"
+    timings = dict(part.split(";dur=") for part in response.headers["Server-Timing"].split(", "))
+    assert list(timings) == ["queue", "denoise", "encode"]
+    assert all(float(value) >= 0 for value in timings.values())
+    assert float(timings["denoise"]) > 0
+    assert response.headers["Cache-Control"] == "no-store"
+
+
+def test_a_strange_request_id_is_replaced(server: Running) -> None:
+    response = server.client.post("/generate?model=dit&class=cat", headers={"X-Request-Id": "a b" * 30})
+    assert len(response.headers["X-Request-Id"]) == 32
+
+
+@pytest.mark.parametrize("form", ["png", "webp", "jpeg"])
+def test_several_images_are_a_grid(server: Running, form: str) -> None:
+    response = generate(server, n=3, format=form)
+    assert response.headers["content-type"] == f"image/{form}"
+    assert pixels(response).shape == (16, 16, 3)
+    assert len(set(response.headers["X-Seed"].split(","))) == 3
+
+
+def test_npy(server: Running) -> None:
+    array = np.load(io.BytesIO(generate(server, n=3, format="npy").content), allow_pickle=False)
+    assert (array.shape, array.dtype) == ((3, 8, 8, 3), np.uint8)
+
+
+def test_json_lists_every_image_with_its_seed(server: Running) -> None:
+    fields = {"model": "unet", "class": "dog", "n": 3, "steps": 4}
+    response = server.client.post("/generate", json=fields, headers={"Accept": "application/json"})
+    answer = response.json()
+    assert (answer["model"], answer["class"], answer["class_index"], answer["steps"]) == ("unet", "dog", 1, 4)
+    assert answer["request_id"] == response.headers["X-Request-Id"]
+    assert [str(image["seed"]) for image in answer["images"]] == response.headers["X-Seed"].split(",")
+    for image in answer["images"]:  # each image alone, by its own seed
+        alone = pixels(generate(server, model="unet", steps=4, seed=image["seed"], **{"class": "dog"}))
+        listed = np.array(Image.open(io.BytesIO(base64.b64decode(image["png_base64"]))))
+        assert difference(alone, listed) <= 1
+
+
+@pytest.mark.parametrize(("name", "index"), [("cat", 0), ("DOG", 1), ("1", 1), ("0", 2), (" dog ", 1)])
+def test_class_by_name_or_index(server: Running, name: str, index: int) -> None:
+    """A name wins over an index: class 2 of this model is called "0"."""
+    assert generate(server, format="json", **{"class": name}).json()["class_index"] == index
+
+
+def test_class_index_as_json_number(server: Running) -> None:
+    response = server.client.post("/generate?format=json", json={"model": "dit", "class": 1})
+    assert response.json()["class"] == "dog"
+
+
+def test_defaults_come_from_the_checkpoint_and_are_told(server: Running) -> None:
+    answer = generate(server, format="json").json()
+    defaults = {model["name"]: model["defaults"] for model in server.client.get("/models").json()["models"]}["dit"]
+    assert {key: answer[key] for key in defaults} == defaults
+
+
+BAD: dict[str, tuple[dict[str, Any], int, str]] = {
+    "no model": ({"model": None}, 422, "model"),
+    "unknown model": ({"model": "vae"}, 404, "model"),
+    "no class": ({"class": None}, 422, "class"),
+    "class 11": ({"class": "11"}, 422, "class"),
+    "class -1": ({"class": "-1"}, 422, "class"),
+    "class huge": ({"class": "9" * 400}, 422, "class"),
+    "class nul": ({"class": "\x00"}, 422, "class"),
+    "class other digits": ({"class": "²"}, 422, "class"),
+    "steps 0": ({"steps": 0}, 422, "steps"),
+    "steps above the service's bound": ({"steps": 201}, 422, "steps"),
+    "steps 2.5": ({"steps": 2.5}, 422, "steps"),
+    "guidance nan": ({"guidance": "nan"}, 422, "guidance"),
+    "guidance inf": ({"guidance": "inf"}, 422, "guidance"),
+    "guidance -1": ({"guidance": -1}, 422, "guidance"),
+    "interval upside down": ({"guidance_low": 0.9, "guidance_high": 0.1}, 422, "guidance_low"),
+    "n 10^9": ({"n": 10**9}, 422, "n"),
+    "n 0": ({"n": 0}, 422, "n"),
+    "seed -1": ({"seed": -1}, 422, "seed"),
+    "seed too large": ({"seed": MAX_SEED + 1}, 422, "seed"),
+    "unknown sampler": ({"sampler": "heun"}, 422, "sampler"),
+    "unknown format": ({"format": "gif"}, 422, "format"),
+    "unknown field": ({"stepz": 3}, 422, "stepz"),
+}
+
+
+@pytest.mark.parametrize(("change", "status", "field"), BAD.values(), ids=BAD.keys())
+@pytest.mark.parametrize("place", ["params", "json"])
+def test_bad_input_names_the_field(
+    server: Running, change: dict[str, Any], status: int, field: str, place: str
+) -> None:
+    fields = {k: v for k, v in ({"model": "dit", "class": "cat"} | change).items() if v is not None}
+    response = server.client.request("POST", "/generate", **{place: fields})  # type: ignore[arg-type]
+    problem = response.json()
+    assert (response.status_code, response.headers["content-type"]) == (status, "application/problem+json")
+    assert problem["status"] == status
+    assert problem["request_id"] == response.headers["X-Request-Id"]
+    assert field in problem["detail"]
+    if status == 422:
+        assert field in [error["field"] for error in problem["errors"]]
+
+
+def test_query_and_body_may_agree_but_not_differ(server: Running) -> None:
+    agree = server.client.post("/generate?model=dit&class=1&steps=3", json={"class": 1, "steps": 3})
+    assert agree.status_code == 200
+    differ = server.client.post("/generate?model=dit&class=1&steps=3", json={"steps": 4})
+    assert differ.status_code == 422
+    assert differ.json()["errors"][0]["field"] == "steps"
+
+
+def test_a_field_twice_in_the_query(server: Running) -> None:
+    response = server.client.post("/generate?model=dit&class=1&class=2")
+    assert (response.status_code, response.json()["errors"][0]["field"]) == (422, "class")
+
+
+@pytest.mark.parametrize(
+    "body", [b"{", b"[]", b"3", b"\xff\xfe", b'{"model": "dit", "class": "cat", "steps": 1e400}']
+)
+def test_broken_bodies(server: Running, body: bytes) -> None:
+    response = server.client.post("/generate", content=body, headers={"Content-Type": "application/json"})
+    assert (response.status_code, response.headers["content-type"]) == (422, "application/problem+json")
+
+
+@pytest.mark.parametrize(
+    ("accept", "form"),
+    [
+        ("", "png"),
+        ("*/*", "png"),
+        ("image/*", "png"),
+        ("image/webp", "webp"),
+        ("application/json", "json"),
+        ("application/json;q=0.5, image/jpeg;q=0.9", "jpeg"),
+        ("text/html, application/xhtml+xml, image/webp, */*;q=0.8", "webp"),
+        ("image/png;q=0, application/x-npy", "npy"),
+    ],
+)
+def test_negotiation(accept: str, form: str) -> None:
+    assert negotiate(accept) == form
+
+
+def test_nothing_acceptable(server: Running) -> None:
+    response = server.client.post("/generate?model=dit&class=1", headers={"Accept": "video/mp4"})
+    assert response.status_code == 406
+    assert "image/png" in response.json()["detail"]
+
+
+def test_format_wins_over_accept(server: Running) -> None:
+    response = server.client.post("/generate?model=dit&class=1&format=png", headers={"Accept": "application/json"})
+    assert response.headers["content-type"] == "image/png"
+
+
+def test_unknown_path_and_method_are_problems_too(server: Running) -> None:
+    for response in (server.client.get("/nope"), server.client.get("/generate")):
+        assert response.headers["content-type"] == "application/problem+json"
+    assert server.client.get("/generate").headers["Allow"] == "POST"
+
+
+def test_many_clients_get_their_own_images(server: Running) -> None:
+    """40 concurrent requests of every kind; each image equals the one its client gets alone."""
+    rng = np.random.default_rng(0)
+    asked = [
+        {
+            "model": str(rng.choice(["dit", "unet"])),
+            "class": int(rng.integers(2)),
+            "steps": int(rng.integers(1, 20)),
+            "sampler": str(rng.choice(SAMPLERS)),
+            "guidance": float(rng.choice([0, 1, 1.5, 4])),
+            "seed": int(rng.integers(2**53)),
+        }
+        for _ in range(40)
+    ]
+    with ThreadPoolExecutor(20) as pool:
+        together = list(pool.map(lambda query: pixels(generate(server, **query)), asked))
+    for query, image in zip(asked, together, strict=True):
+        assert difference(pixels(generate(server, **query)), image) <= 1, query

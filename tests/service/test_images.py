@@ -1,0 +1,51 @@
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.images import encode, encode_base64, grid
+
+RNG = np.random.default_rng(0)
+
+
+def images(n: int, channels: int = 3) -> list[np.ndarray]:
+    return list(RNG.integers(0, 256, (n, 8, 6, channels), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("channels", [1, 3], ids=["grey", "colour"])
+@pytest.mark.parametrize("form", ["png", "webp"])
+def test_lossless_formats_keep_every_pixel(form: str, channels: int) -> None:
+    [image] = images(1, channels)
+    decoded = np.array(Image.open(io.BytesIO(encode([image], form))).convert("L" if channels == 1 else "RGB"))
+    assert np.array_equal(decoded, image.squeeze())
+
+
+def test_jpeg_is_close() -> None:
+    smooth = np.full((16, 16, 3), (200, 30, 90), dtype=np.uint8)
+    decoded = np.array(Image.open(io.BytesIO(encode([smooth], "jpeg"))))
+    assert np.abs(decoded.astype(int) - smooth).max() < 8
+
+
+@pytest.mark.parametrize(("n", "shape"), [(1, (8, 6)), (2, (8, 12)), (3, (16, 12)), (5, (16, 18)), (16, (32, 24))])
+def test_grid_places_images_row_by_row(n: int, shape: tuple[int, int]) -> None:
+    tiles = images(n)
+    sheet = grid(tiles)
+    assert sheet.shape == (*shape, 3)
+    columns = shape[1] // 6
+    for i, tile in enumerate(tiles):
+        top, left = i // columns * 8, i % columns * 6
+        assert np.array_equal(sheet[top : top + 8, left : left + 6], tile)
+    assert sheet.sum() == sum(int(tile.sum()) for tile in tiles)  # what is left over is black
+
+
+def test_npy_keeps_the_list() -> None:
+    tiles = images(3)
+    assert np.array_equal(np.load(io.BytesIO(encode(tiles, "npy")), allow_pickle=False), np.stack(tiles))
+
+
+def test_base64_is_one_png_an_image() -> None:
+    tiles = images(2)
+    decoded = [np.array(Image.open(io.BytesIO(base64.b64decode(text)))) for text in encode_base64(tiles)]
+    assert all(np.array_equal(a, b) for a, b in zip(decoded, tiles, strict=True))

@@ -1,0 +1,136 @@
+"""Clients that leave, queues that fill, models that fail: over a real socket."""
+
+import json
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from torch import nn
+
+from models.dit_model import DIT
+from service.app import create_app
+from service.settings import ModelEntry, Settings
+from tests.service.conftest import CLASS_NAMES, TINY, Running, running, tiny_settings, wait_until
+from tests.service.test_generate import difference, pixels
+
+LONG = {"model": "dit", "class": "cat", "steps": 200, "guidance": 2}
+SHORT = {"model": "dit", "class": "dog", "steps": 3}
+
+
+class Slow(DIT):
+    """A DIT whose forward takes a while, so that a test can act in the middle of a request."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.01)
+        return super().forward(x, t, y)
+
+
+class Fragile(DIT):
+    """Raises for class 1 and gives NaN for class 2."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if (y == 1).any():
+            raise RuntimeError("class 1 breaks this model")
+        output = super().forward(x, t, y)
+        return torch.where((y == 2)[:, None, None, None], torch.nan, output)
+
+
+def entry(architecture: type[nn.Module]) -> ModelEntry:
+    path = f"{architecture.__module__}:{architecture.__name__}"
+    return ModelEntry(
+        architecture=path, config={"arguments": TINY["dit"] | {"num_classes": 3}, "class_names": CLASS_NAMES}
+    )
+
+
+def settings(architecture: type[nn.Module], **changes: Any) -> Settings:
+    return Settings(models={"dit": entry(architecture)}, device="cpu", dtype="float32", max_rows=4, **changes)
+
+
+def send(live: Running, query: dict[str, Any]) -> httpx.Response:
+    return httpx.post(f"{live.url}/generate", params=query, timeout=60)
+
+
+def leave_after_sending(live: Running, query: dict[str, Any]) -> socket.socket:
+    host, port = live.url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)))
+    body = json.dumps(query).encode()
+    head = ["POST /generate HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {len(body)}"]
+    connection.sendall("\r\n".join([*head, "", ""]).encode() + body)
+    return connection
+
+
+def test_an_architecture_by_dotted_path_is_served() -> None:
+    with running(create_app(settings(Slow))) as live:
+        assert send(live, SHORT).status_code == 200
+
+
+def test_a_short_request_overtakes_a_long_one() -> None:
+    with running(create_app(settings(Slow))) as live, ThreadPoolExecutor(2) as pool:
+        long = pool.submit(send, live, LONG)
+        wait_until(lambda: live.metric("diffusion_running_slots", model="dit") == 1)
+        short = send(live, SHORT)
+        assert short.status_code == 200
+        assert not long.done()
+        assert long.result().status_code == 200
+
+
+def test_a_client_that_leaves_frees_its_slots_and_its_place_in_the_queue() -> None:
+    with running(create_app(settings(Slow))) as live:
+        gone = [leave_after_sending(live, LONG | {"n": 2}), leave_after_sending(live, LONG | {"n": 2})]
+        wait_until(lambda: live.metric("diffusion_running_slots", model="dit") == 2)
+        wait_until(lambda: live.metric("diffusion_queue_depth", model="dit") == 1)
+        for connection in gone:
+            connection.close()
+        wait_until(lambda: live.metric("diffusion_running_slots", model="dit") == 0)
+        wait_until(lambda: live.metric("diffusion_requests_total", outcome="cancelled") == 2)
+        assert live.metric("diffusion_queue_depth", model="dit") == 0
+        assert live.metric("diffusion_backlog_seconds", model="dit") == 0
+        saved = live.metric("diffusion_cancelled_evaluations_saved_total", model="dit")
+        done = live.metric("diffusion_evaluations_total", model="dit")
+        assert saved + done == 2 * 2 * 200 * 2  # requests x images x steps x rows
+        assert saved > 800  # the queued request had cost nothing yet
+        assert send(live, SHORT).status_code == 200
+
+
+def test_a_full_queue_refuses_with_a_computed_wait() -> None:
+    with running(create_app(settings(Slow, max_requests=1))) as live, ThreadPoolExecutor(4) as pool:
+        full = LONG | {"n": 2}
+        running_one = pool.submit(send, live, full)
+        wait_until(lambda: live.metric("diffusion_running_slots", model="dit") == 2)
+        queued = pool.submit(send, live, full)
+        wait_until(lambda: live.metric("diffusion_queue_depth", model="dit") == 1)
+        refused = send(live, SHORT)
+        assert refused.status_code == 503
+        assert refused.json()["type"] == "urn:problem:queue-full"
+        assert 1 <= int(refused.headers["Retry-After"]) < 3600
+        assert refused.json()["retry_after_seconds"] == int(refused.headers["Retry-After"])
+        assert live.metric("diffusion_rejections_total", reason="queue_full") == 1
+        assert [running_one.result().status_code, queued.result().status_code] == [200, 200]
+        assert send(live, SHORT).status_code == 200
+
+
+@pytest.mark.parametrize(("name", "reason"), [("dog", "class 1 breaks"), ("0", "non-finite")])
+def test_a_failing_row_fails_only_its_request(name: str, reason: str) -> None:
+    with running(create_app(settings(Fragile))) as live, ThreadPoolExecutor(4) as pool:
+        healthy = [pool.submit(send, live, LONG | {"steps": 40, "seed": 3}) for _ in range(2)]
+        failed = send(live, SHORT | {"class": name})
+        assert failed.status_code == 500
+        assert reason in failed.json()["detail"]
+        assert [future.result().status_code for future in healthy] == [200, 200]
+        again = send(live, LONG | {"steps": 40, "seed": 3})
+        assert difference(pixels(healthy[0].result()), pixels(again)) <= 1  # the retry did not advance a slot twice
+        assert live.metric("diffusion_requests_total", outcome="error") == 1
+        assert live.client.get("/livez").status_code == 200
+
+
+def test_shutdown_finishes_what_was_accepted(checkpoints: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        with running(create_app(tiny_settings(checkpoints))) as live:
+            open_requests = [pool.submit(send, live, LONG) for _ in range(4)]
+            wait_until(lambda: live.metric("diffusion_running_slots", model="dit") > 0)
+        assert [future.result().status_code for future in open_requests] == [200] * 4

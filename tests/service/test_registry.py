@@ -1,0 +1,70 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models.checkpoint import CheckpointError
+from service.registry import choose_device, choose_dtype, load_runners, model_entries
+from service.settings import ModelEntry, Settings, SettingsError
+from tests.service.conftest import TINY, tiny_settings, write_checkpoint
+
+
+def test_every_checkpoint_in_the_folder_is_a_model(checkpoints: Path) -> None:
+    assert list(model_entries(tiny_settings(checkpoints))) == ["dit", "unet"]
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"no checkpoint in .*DIFFUSION_MODELS"):
+        load_runners(tiny_settings(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda folder: (folder / "model.safetensors").unlink(), "does not exist"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\x00" * 100), "truncated or altered"),
+        (lambda folder: (folder / "config.json").write_text("{"), "not valid JSON"),
+        (lambda folder: (folder / "config.json").write_text('{"architecture": "vae", "arguments": {}}'), "vae"),
+    ],
+    ids=["missing", "overwritten", "no json", "unknown architecture"],
+)
+def test_a_broken_checkpoint_names_model_and_file(tmp_path: Path, damage: Any, reason: str) -> None:
+    damage(write_checkpoint(tmp_path / "broken", "dit"))
+    with pytest.raises(CheckpointError, match=f"model broken: .*{reason}"):
+        load_runners(tiny_settings(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "reason"),
+    [("nowhere:Model", "nowhere"), ("models.dit_model:Nothing", "Nothing"), ("math:sqrt", "not a torch.nn.Module")],
+)
+def test_a_dotted_path_that_leads_nowhere(architecture: str, reason: str) -> None:
+    entry = ModelEntry(architecture=architecture, config={"arguments": {}})
+    with pytest.raises(CheckpointError, match=f"model x: .*{reason}"):
+        load_runners(Settings(models={"x": entry}, device="cpu"))
+
+
+def test_fresh_weights_from_an_inline_config() -> None:
+    config = {"architecture": "unet", "arguments": TINY["unet"], "class_names": ["a", "b"]}
+    runner = load_runners(Settings(models={"x": ModelEntry(config=config)}, device="cpu", dtype="bfloat16"))["x"]
+    assert runner.config.num_classes == 2
+    assert {p.dtype for p in runner.model.parameters()} == {torch.bfloat16}
+
+
+def test_the_wrong_number_of_class_names() -> None:
+    config = {"architecture": "dit", "arguments": TINY["dit"] | {"num_classes": 3}, "class_names": ["a"]}
+    with pytest.raises(CheckpointError, match="1 class_names for a model of 3"):
+        load_runners(Settings(models={"x": ModelEntry(config=config)}, device="cpu"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_a_device() -> None:
+    assert choose_device("auto").type == "cpu"
+    with pytest.raises(SettingsError, match="DIFFUSION_DEVICE is cuda"):
+        choose_device("cuda")
+
+
+def test_dtype() -> None:
+    assert choose_dtype("float16", torch.device("cpu")) is torch.float16
+    assert choose_dtype("auto", torch.device("cpu")) in (torch.bfloat16, torch.float32)

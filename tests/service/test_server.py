@@ -1,0 +1,92 @@
+"""`python run.py serve` as a process: start, signals, exit codes, broken configuration."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import httpx
+import pytest
+
+from tests.service.conftest import wait_until
+
+ROOT = Path(__file__).parents[2]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def command(port: int) -> list[str]:
+    return [sys.executable, "run.py", "serve", "--port", str(port)]
+
+
+def environment(**settings: Any) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("DIFFUSION_")}
+    return kept | {"OMP_NUM_THREADS": "1"} | {f"DIFFUSION_{k.upper()}": str(v) for k, v in settings.items()}
+
+
+@contextmanager
+def serving(checkpoints: Path, log: IO[str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    settings = environment(checkpoints=checkpoints, device="cpu", max_rows=4)
+    process = subprocess.Popen(command(port), cwd=ROOT, env=settings, stdout=log, stderr=log, text=True)
+
+    def ready() -> bool:
+        assert process.poll() is None, "the server ended"
+        try:
+            return httpx.get(f"{url}/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    try:
+        wait_until(ready, seconds=60)
+        yield process, url
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_with_0_and_open_requests_are_answered(
+    checkpoints: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    with (tmp_path / "log").open("w+") as log, serving(checkpoints, log) as (process, url):
+        assert httpx.post(f"{url}/generate?model=unet&class=cat").status_code == 200
+        answers: list[int] = []
+        query = {"model": "dit", "class": "cat", "steps": 250}
+        client = threading.Thread(
+            target=lambda: answers.append(httpx.post(f"{url}/generate", params=query, timeout=60).status_code)
+        )
+        client.start()
+        wait_until(lambda: 'running_slots{model="dit"} 1.0' in httpx.get(f"{url}/metrics").text)
+        process.send_signal(number)
+        client.join(timeout=60)
+        assert answers == [200]
+        assert process.wait(timeout=30) == 0
+        log.seek(0)
+        assert "Traceback" not in log.read()
+
+
+def test_broken_configuration_is_one_sentence(tmp_path: Path) -> None:
+    cases = {
+        "no checkpoint": environment(checkpoints=tmp_path),
+        "DIFFUSION_MAX_ROWS": environment(max_rows=0),
+        "unknown setting DIFFUSION_SPEED": environment(speed=1),
+    }
+    for reason, settings in cases.items():
+        run = [*command(free_port())]
+        ended = subprocess.run(run, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=60)
+        assert ended.returncode == 2
+        assert ended.stderr.startswith("error: ")
+        assert reason in ended.stderr
+        assert ended.stderr.count("\n") == 1
