@@ -7,6 +7,9 @@ mathematics, depth times fewer launches.
 Letters: B batch, N tokens, D hidden width, P patch, C x S x S the image.
 """
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -111,7 +114,7 @@ class DIT(nn.Module):
         x = self.patch_embed(self.patchify(x.to(weight.dtype))) + self.positions.to(weight.dtype)  # [B, N, D]
 
         h = layer_norm(x, scale=modulation[1], shift=modulation[0])
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(cast("Iterable[DITBlock]", self.blocks)):
             _, _, gate_attention, shift_mlp, scale_mlp, gate_mlp = modulation[6 * i : 6 * i + 6]
             x, h = gated_residual_layer_norm(x, block.attend(h), gate_attention, scale_mlp, shift_mlp)
             next_shift, next_scale = modulation[6 * i + 6 : 6 * i + 8]  # of the next block, or of the last norm

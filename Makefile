@@ -1,0 +1,60 @@
+# `make serve` runs the service and `make test` checks everything. Both create .venv and install what they need.
+PYTHON ?= python3
+PORT ?= 8000
+# Not ?=, because some shells export HOST as the name of the machine, and that would open the service to its network.
+HOST = 127.0.0.1
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+
+.PHONY: help serve test lint format clean
+
+help:
+	@echo 'make serve    run the service on http://$(HOST):$(PORT) (HOST=, PORT=)'
+	@echo 'make test     lint, then run the tests'
+	@echo 'make lint     ruff, pyright, import-linter'
+	@echo 'make format   rewrite the code the way the linter wants it'
+	@echo 'make clean    remove .venv, build leftovers and caches; runs/ and data/ stay'
+
+serve: $(VENV)/.runtime
+	$(BIN)/python run.py serve --host $(HOST) --port $(PORT)
+
+test: lint
+	$(BIN)/python -m pytest
+
+# The variable stops pyright from asking the network for a newer release of itself.
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports --no-logo
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamps, so that a second call installs nothing: they age with the files that say what to install.
+$(VENV)/.runtime: $(VENV)/.created pyproject.toml constraints.txt
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.created pyproject.toml constraints.txt
+	$(INSTALL) -e '.[dev]'
+	@touch $@ $(VENV)/.runtime
+
+$(VENV)/.created:
+	@command -v '$(PYTHON)' >/dev/null || { \
+	    echo 'There is no $(PYTHON) here: install Python 3.11 or newer, or name one with PYTHON=.' >&2; exit 1; }
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "$(PYTHON) is $$('$(PYTHON)' -V 2>&1): Python 3.11 or newer is needed, name one with PYTHON=." >&2; \
+	    exit 1; }
+	@'$(PYTHON)' -c 'import ensurepip, venv' || { \
+	    echo '$(PYTHON) cannot create virtual environments: install its venv package (python3-venv on Debian).' >&2; \
+	    exit 1; }
+	'$(PYTHON)' -m venv $(VENV)
+	@touch $@
