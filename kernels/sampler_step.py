@@ -30,12 +30,13 @@ def sampler_step_reference(
     uncond = output[indices[:, UNCOND_ROW]].float()
     latent, previous = x[slots], history[slots]
     denoised = p * latent + q * (uncond + w * (cond - uncond))
+    finite = denoised.isfinite()  # before the clamp, which would make a plausible image of an infinite prediction
     denoised = torch.where(clamp > 0, denoised.clamp(-1, 1), denoised)
     # An unused history may hold another request's non-finite numbers, and 0 * nan is nan.
     remembered = torch.where(c != 0, c * previous, torch.zeros_like(previous))
     updated = a * latent + b * denoised + remembered + _noise(s, indices, latent)
     x[slots], history[slots] = updated, denoised
-    return updated.isfinite().flatten(1).all(dim=1)
+    return (finite & updated.isfinite()).flatten(1).all(dim=1)
 
 
 def _noise(s: Tensor, indices: Tensor, like: Tensor) -> Tensor:
@@ -60,7 +61,7 @@ def sampler_step(x: Tensor, history: Tensor, output: Tensor, indices: Tensor, co
         coefficients: [n, 8] float32: w, p, q, a, b, c, s, clamp (0 or 1).
 
     Returns:
-        [n] bool, whether every number of the image is finite.
+        [n] bool, whether every number of the image and of its unclamped denoised image is finite.
 
     Raises:
         ValueError: a block has the wrong width or the state is not float32.

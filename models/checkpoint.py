@@ -4,6 +4,7 @@ Nothing here executes what it reads: weights are safetensors, and a config may o
 this project. Any other class must be named by the operator (`package.module:Class`), never by a file.
 """
 
+import copy
 import hashlib
 import importlib
 import json
@@ -22,6 +23,10 @@ from models.unet import UNet
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {"dit": DIT, "unet": UNet}
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+FIELD_TYPES: dict[str, type] = {
+    "architecture": str, "arguments": dict, "schedule": str, "prediction": str, "class_names": list,
+    "sampling": dict, "training": dict, "sha256": str,
+}  # fmt: skip
 
 
 class CheckpointError(ValueError):
@@ -42,6 +47,9 @@ class ModelConfig:
     sha256: str = ""  # of the weights file
 
     def __post_init__(self) -> None:
+        for name, kind in FIELD_TYPES.items():
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"{name} must be a {kind.__name__}, got {getattr(self, name)!r}")
         NoiseSchedule(self.schedule)
         if self.prediction not in list(Prediction):
             raise ValueError(f"unknown prediction {self.prediction!r}: use one of {', '.join(Prediction)}")
@@ -135,7 +143,10 @@ def load_checkpoint(folder: Path, architecture: str | None = None) -> tuple[nn.M
         raise CheckpointError(f"{path} does not exist")
     if config.sha256 and _sha256(path) != config.sha256:
         raise CheckpointError(f"{path} is truncated or altered: its SHA-256 is not the one in {CONFIG}")
-    model = build_model(config, architecture)
+    try:
+        model = build_model(config, architecture)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
     try:
         weights = load_file(path)
         model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
@@ -143,6 +154,8 @@ def load_checkpoint(folder: Path, architecture: str | None = None) -> tuple[nn.M
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not hold the weights that {CONFIG} describes: {error}") from error
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        raise CheckpointError(f"{path} holds a weight that is not finite")
     return model.eval().requires_grad_(False), config
 
 
@@ -170,7 +183,7 @@ def flops_per_image(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """FLOPs of one forward row (a multiply-add counts two), by torch's own counter; no memory is touched."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    meta = model.to("meta")
+    meta = copy.deepcopy(model).to("meta")
     inputs = torch.empty(1, *image_shape, device="meta"), torch.empty(1, device="meta")
     with FlopCounterMode(display=False) as counter:
         meta(*inputs, torch.zeros(1, dtype=torch.long, device="meta"))

@@ -40,7 +40,7 @@ class DIT(nn.Module):
     Args:
         image_size, image_channels: the square image [C, S, S].
         patch_size: P, divides image_size; tokens N = (S / P)^2.
-        hidden_dim: D, divides into num_heads heads of even width.
+        hidden_dim: D, divides into num_heads heads.
         depth: number of blocks.
         num_heads: query heads.
         num_classes: labels 0 .. num_classes - 1; label num_classes is the null class.

@@ -14,6 +14,7 @@ DPM-Solver) do not fit. A row does not know its batch, so images with different 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import cast
 
 import numpy as np
 import torch
@@ -63,16 +64,7 @@ def build_table(
     Raises:
         ValueError: an unknown name, a value out of range, or a combination that does not exist.
     """
-    if sampler not in SAMPLERS:
-        raise ValueError(f"unknown sampler {sampler!r}: use one of {', '.join(SAMPLERS)}")
-    if spacing not in SPACINGS:
-        raise ValueError(f"unknown spacing {spacing!r}: use one of {', '.join(SPACINGS)}")
-    if not 1 <= num_steps <= NUM_TIMESTEPS:
-        raise ValueError(f"steps must lie in 1..{NUM_TIMESTEPS}, got {num_steps}")
-    if sampler == "euler" and not schedule.is_flow:
-        raise ValueError("euler integrates the flow schedule: use ddim, which is its equal on this model")
-    if eta is not None and (sampler not in STOCHASTIC or not 0 <= eta <= 1):
-        raise ValueError(f"eta must lie in 0..1 and belongs to {', '.join(STOCHASTIC)}")
+    _check_table(schedule, sampler, num_steps, spacing, eta)
     eta = STOCHASTIC.get(sampler, 0.0) if eta is None else eta
 
     u = np.append(SPACINGS[spacing](schedule, num_steps), 0.0)  # [num_steps + 1], noise to clean
@@ -85,6 +77,19 @@ def build_table(
         rows[i, [A, B, C, S]] = SAMPLERS[sampler](grid, i, eta)
     rows.setflags(write=False)  # shared by every request with these settings
     return SamplerTable(rows, clamp and sampler != "ab2")
+
+
+def _check_table(schedule: NoiseSchedule, sampler: str, num_steps: int, spacing: str, eta: float | None) -> None:
+    if sampler not in SAMPLERS:
+        raise ValueError(f"unknown sampler {sampler!r}: use one of {', '.join(SAMPLERS)}")
+    if spacing not in SPACINGS:
+        raise ValueError(f"unknown spacing {spacing!r}: use one of {', '.join(SPACINGS)}")
+    if not 1 <= num_steps <= NUM_TIMESTEPS:
+        raise ValueError(f"steps must lie in 1..{NUM_TIMESTEPS}, got {num_steps}")
+    if sampler == "euler" and not schedule.is_flow:
+        raise ValueError("euler integrates the flow schedule: use ddim, which is its equal on this model")
+    if eta is not None and (sampler not in STOCHASTIC or not 0 <= eta <= 1):
+        raise ValueError(f"eta must lie in 0..1 and belongs to {', '.join(STOCHASTIC)}")
 
 
 @dataclass(frozen=True)
@@ -251,14 +256,14 @@ def sample(
         [n, C, H, W] float32, nominally in [-1, 1].
     """
     n, device = len(labels), labels.device
-    null = model.num_classes if null_label is None else null_label
+    null = cast("int", model.num_classes) if null_label is None else null_label
     x = normal(seeds, torch.zeros_like(seeds), int(np.prod(image_shape))).view(n, *image_shape)
     history = torch.zeros_like(x)
     rows = torch.arange(n, device=device)
     for step in range(len(table)):
         t = float(table.rows[step, T])
         if guidance.active(t):
-            y, uncond = torch.cat([labels, torch.full_like(labels, int(null))]), rows + n
+            y, uncond = torch.cat([labels, torch.full_like(labels, null)]), rows + n
         else:
             y, uncond = labels, rows
         output = model(x[torch.arange(len(y), device=device) % n], torch.full((len(y),), t, device=device), y)

@@ -90,7 +90,10 @@ class NoiseSchedule:
         return np.log(self.alpha(u)) - np.log(self.sigma(u))
 
     def inverse_log_snr(self, log_snr: np.ndarray) -> np.ndarray:
-        """u by bisection: lambda falls strictly with u for every schedule, so 60 halvings give float64."""
+        """u by bisection: lambda falls with u for every schedule, so 60 halvings give float64.
+
+        Where cosine is clipped, above u = 0.9999, lambda stays the same; the smallest such u answers.
+        """
         low, high = np.zeros_like(log_snr), np.ones_like(log_snr)
         with np.errstate(divide="ignore"):
             for _ in range(60):

@@ -42,7 +42,7 @@ class ResBlock(nn.Module):
         self.norm2, self.conv2 = GroupNorm(out_channels), conv3x3(out_channels, out_channels)
         same = in_channels == out_channels
         self.skip = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, kernel_size=1)
-        nn.init.zeros_(self.conv2.weight)  # a block starts as the identity
+        nn.init.zeros_(self.conv2.weight)  # a block starts close to the identity
 
     def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """x: [B, C_in, H, W]; scale, shift: [B, C_out]. Returns [B, C_out, H, W]."""

@@ -1,0 +1,70 @@
+"""Grouped-query attention against an einsum over expanded heads in float64."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels import attention
+
+# The relative size of one rounding.
+ROUNDING = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+
+
+def formula(qkv: Tensor, H: int, K: int) -> Tensor:
+    """Every query head beside its own copy of the shared keys and values, float64."""
+    B, N, width = qkv.shape
+    D = width // (H + 2 * K)
+    heads = qkv.double().reshape(B, N, H + 2 * K, D)
+    q = heads[:, :, :H]
+    shared = [h // (H // K) for h in range(H)]
+    k, v = heads[:, :, [H + s for s in shared]], heads[:, :, [H + K + s for s in shared]]  # [B, N, H, D]
+    weights = torch.einsum("bnhd,bmhd->bhnm", q, k).div(D**0.5).softmax(-1)
+    return torch.einsum("bhnm,bmhd->bnhd", weights, v).reshape(B, N, H * D)
+
+
+@pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
+@pytest.mark.parametrize(
+    ("B", "N", "H", "K", "D"),
+    [
+        pytest.param(2, 64, 8, 2, 48, id="served"),
+        pytest.param(1, 1, 1, 1, 1, id="one-of-everything"),
+        pytest.param(3, 49, 6, 6, 17, id="heads-equal-kv-heads"),
+        pytest.param(2, 37, 7, 1, 5, id="one-kv-head"),
+        pytest.param(5, 13, 9, 3, 31, id="odd"),
+    ],
+)
+def test_equals_the_formula(B: int, N: int, H: int, K: int, D: int, dtype: torch.dtype) -> None:
+    qkv = torch.randn(B, N, (H + 2 * K) * D, generator=torch.Generator().manual_seed(N)).to(dtype)
+    expected = formula(qkv, H, K)
+    out = attention(qkv, H, K)
+    assert out.dtype == dtype
+    assert out.shape == (B, N, H * D)
+    # Scores, weights and output round once each in the dtype. A softmax averages the errors of the values, so
+    # together they stay below one rounding of the largest number; sums in float32 add a few of float32's.
+    bound = float(qkv.double().abs().max()) * (ROUNDING[dtype] + 2.0**-22)
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=bound)
+
+
+def test_large_scores_do_not_overflow() -> None:
+    qkv = torch.zeros(1, 2, 3 * 4)
+    qkv[0, :, :8] = torch.tensor([[100.0], [-100.0]])  # scores of +-20,000, beyond exp in any dtype
+    qkv[0, :, 8:] = torch.tensor([[1.0], [2.0]])
+    assert attention(qkv, 1, 1)[0, :, 0].tolist() == [1.0, 2.0]
+
+
+def test_reads_a_strided_projection() -> None:
+    wide = torch.randn(2, 5, 40, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(attention(wide[..., 4:36], 4, 2), attention(wide[..., 4:36].contiguous(), 4, 2))
+
+
+@pytest.mark.parametrize(
+    ("shape", "H", "K"),
+    [
+        pytest.param((2, 5, 31), 4, 2, id="width"),
+        pytest.param((2, 5, 30), 3, 2, id="heads-not-shared-evenly"),
+        pytest.param((5, 32), 4, 2, id="no-batch"),
+    ],
+)
+def test_refuses_shapes_that_hold_no_heads(shape: tuple[int, ...], H: int, K: int) -> None:
+    with pytest.raises(ValueError, match=rf"does not hold {H} query and 2 x {K} kv heads"):
+        attention(torch.zeros(shape), H, K)

@@ -1,0 +1,93 @@
+"""GroupNorm, FiLM and SiLU against explicit means and variances in float64."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels import group_norm
+
+ROUNDING = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+
+
+def formula(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    film: tuple[Tensor, Tensor] | None,
+    silu: bool,
+    eps: float = 1e-5,
+) -> Tensor:
+    x, weight, bias = x.double(), weight.double(), bias.double()
+    groups = x.reshape(x.shape[0], num_groups, -1)
+    mean = groups.sum(-1, keepdim=True) / groups.shape[-1]
+    variance = ((groups - mean) ** 2).sum(-1, keepdim=True) / groups.shape[-1]
+    y = ((groups - mean) / (variance + eps) ** 0.5).reshape(x.shape)
+    y = y * weight.view(1, -1, 1, 1) + bias.view(1, -1, 1, 1)
+    if film is not None:
+        scale, shift = (f.double()[..., None, None] for f in film)
+        y = (1 + scale) * y + shift
+    return y / (1 + (-y).exp()) if silu else y
+
+
+def inputs(shape: tuple[int, int, int, int], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    B, C = shape[:2]
+    generator = torch.Generator().manual_seed(C)
+    x = 2 * torch.randn(shape, generator=generator) + 3
+    rows = (torch.randn(n, generator=generator) / 2 for n in ((C,), (C,), (B, C), (B, C)))
+    return x.to(dtype), *(row.to(dtype) for row in rows)
+
+
+@pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
+@pytest.mark.parametrize("silu", [True, False], ids=["silu", "linear"])
+@pytest.mark.parametrize("film", [True, False], ids=["film", "plain"])
+@pytest.mark.parametrize(
+    ("shape", "num_groups"),
+    [
+        pytest.param((2, 64, 8, 8), 4, id="served"),
+        pytest.param((1, 7, 5, 3), 7, id="one-channel-a-group"),
+        pytest.param((3, 35, 3, 11), 5, id="odd"),
+        pytest.param((2, 13, 7, 7), 1, id="one-group"),
+    ],
+)
+def test_equals_the_formula(
+    shape: tuple[int, int, int, int], num_groups: int, film: bool, silu: bool, dtype: torch.dtype
+) -> None:
+    x, weight, bias, scale, shift = inputs(shape, dtype)
+    expected = formula(x, num_groups, weight, bias, (scale, shift) if film else None, silu)
+    modulation = (scale, shift) if film else ()
+    out = group_norm(x, num_groups, weight, bias, *modulation, silu=silu)
+    assert out.dtype == dtype
+    # Norm, scale, shift and SiLU each round once in the dtype. The largest intermediate result is the norm's
+    # output, up to 5, times weight and scale; no pixel is the largest in all of them, so two roundings of that
+    # size bound the error. Statistics in float32 add a few of float32's roundings.
+    size = 5 * float((1 + scale.double().abs()).max() * weight.double().abs().max() + 1)
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=size * (2 * ROUNDING[dtype] + 2.0**-22))
+
+
+def test_statistics_of_an_offset_image_survive_float16() -> None:
+    """E[x^2] - E[x]^2 in float16 would overflow at 300^2 and lose the variance of 1."""
+    x = (300 + torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))).half()
+    out = group_norm(x, 2, torch.ones(4).half(), torch.zeros(4).half(), silu=False)
+    # one rounding of results up to 4; their float16 inputs are the same in both
+    expected = formula(x, 2, torch.ones(4), torch.zeros(4), None, silu=False)
+    torch.testing.assert_close(out.double(), expected, rtol=2.0**-10, atol=1e-3)
+
+
+def test_eps_keeps_a_constant_image_finite() -> None:
+    out = group_norm(torch.full((1, 2, 3, 3), 5.0), 1, torch.ones(2), torch.full((2,), 0.25), silu=False)
+    # the mean may be off by float32's 5e-7, over the root of eps
+    torch.testing.assert_close(out, torch.full((1, 2, 3, 3), 0.25), rtol=0, atol=5e-7 / 1e-5**0.5)
+
+
+def test_refuses_groups_that_do_not_divide() -> None:
+    with pytest.raises(ValueError, match="10 channels do not divide into 4 groups"):
+        group_norm(torch.zeros(1, 10, 2, 2), 4, torch.ones(10), torch.zeros(10))
+
+
+def test_refuses_half_a_film() -> None:
+    x, row, film = torch.zeros(1, 4, 2, 2), torch.zeros(4), torch.zeros(1, 4)
+    with pytest.raises(ValueError, match="scale and shift go together"):
+        group_norm(x, 2, row, row, scale=film)
+    with pytest.raises(ValueError, match="scale and shift go together"):
+        group_norm(x, 2, row, row, shift=film)

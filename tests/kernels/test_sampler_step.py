@@ -1,0 +1,130 @@
+"""The fused sampler step against a Python loop over images in float64.
+
+Letters: S slots, n images of this step, R forward rows, C x H x W the image.
+"""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels import sampler_step
+from kernels.philox import normal
+
+SHAPE = (3, 5, 7)  # C, H, W
+W, P, Q, A, B, C, S, CLAMP = range(8)
+
+
+def loop(x: Tensor, history: Tensor, output: Tensor, indices: Tensor, coefficients: Tensor) -> None:
+    """Image by image, in place, float64."""
+    for (slot, cond, uncond, seed, step), row in zip(indices.tolist(), coefficients.tolist(), strict=True):
+        w, p, q, a, b, c, s, clamp = row
+        model_output = (1 - w) * output[uncond].double() + w * output[cond].double()
+        denoised = p * x[slot] + q * model_output
+        if clamp:
+            denoised = denoised.clip(-1, 1)
+        z = normal(torch.tensor([seed]), torch.tensor([step]), x[slot].numel()).double().view(SHAPE)
+        x[slot] = a * x[slot] + b * denoised + c * history[slot] + s * z
+        history[slot] = denoised
+
+
+def mixed_batch() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Eight images, every combination of guidance, clamp and noise, in scattered slots and rows of a forward."""
+    generator = torch.Generator().manual_seed(1)
+    kinds = list(itertools.product([False, True], repeat=3))
+    slots = [9, 2, 11, 0, 5, 3, 7, 10]  # of 12; 1, 4, 6, 8 belong to nobody here
+    cond = [3, 0, 11, 6, 1, 9, 4, 7]
+    uncond = [c if not guided else u for c, u, (guided, _, _) in zip(cond, [2, 5, 8, 10] * 2, kinds, strict=True)]
+    indices = torch.tensor([[s, c, u, 2**40 + s, s % 4] for s, c, u in zip(slots, cond, uncond, strict=True)])
+    coefficients = torch.randn(8, 8, generator=generator)
+    for row, (guided, clamp, noise) in zip(coefficients, kinds, strict=True):
+        row[W] = 3.5 if guided else 1.0
+        row[CLAMP] = float(clamp)
+        row[S] = row[S] if noise else 0.0
+    x, history, output = (torch.randn(12, *SHAPE, generator=generator) for _ in range(3))
+    return x, history, output, indices, coefficients
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_mixed_batch_equals_a_loop_over_images(dtype: torch.dtype) -> None:
+    x, history, output, indices, coefficients = mixed_batch()
+    output = output.to(dtype)  # the loop reads the same rounded output, so the bound is float32's for every dtype
+    expected_x, expected_history = x.double(), history.double()
+    loop(expected_x, expected_history, output, indices, coefficients.double())
+    finite = sampler_step(x, history, output, indices, coefficients)
+    # about ten float32 operations on numbers up to 100
+    torch.testing.assert_close(x.double(), expected_x, rtol=0, atol=100 * 10 * 2.0**-24)
+    torch.testing.assert_close(history.double(), expected_history, rtol=0, atol=100 * 10 * 2.0**-24)
+    assert finite.tolist() == [True] * 8
+
+
+def test_untouched_slots_stay_bitwise() -> None:
+    x, history, output, indices, coefficients = mixed_batch()
+    x[4], history[6] = torch.nan, torch.inf  # whatever a freed slot holds stays there and hurts nobody
+    before_x, before_history = x.clone(), history.clone()
+    assert sampler_step(x, history, output, indices, coefficients).all()
+    for slot in (1, 4, 6, 8):
+        torch.testing.assert_close(x[slot], before_x[slot], rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(history[slot], before_history[slot], rtol=0, atol=0)
+    assert not torch.equal(x[9], before_x[9])
+
+
+def test_image_does_not_know_its_company_or_its_slot() -> None:
+    x, history, output, indices, coefficients = mixed_batch()
+    start_x, start_history = x.clone(), history.clone()
+    sampler_step(x, history, output, indices, coefficients)
+    for i, (slot, cond, uncond, seed, step) in enumerate(indices.tolist()):
+        alone_x, alone_history = start_x[slot : slot + 1].clone(), start_history[slot : slot + 1].clone()
+        rows, index = output[[cond, uncond]], torch.tensor([[0, 0, 1, seed, step]])
+        sampler_step(alone_x, alone_history, rows, index, coefficients[i : i + 1])
+        assert torch.equal(alone_x[0], x[slot])
+        assert torch.equal(alone_history[0], history[slot])
+
+
+@pytest.mark.parametrize("rubbish", [torch.nan, torch.inf])
+def test_unused_history_of_an_earlier_request_does_not_leak(rubbish: float) -> None:
+    x, history, output, indices, coefficients = mixed_batch()
+    coefficients[:, C] = 0
+    clean_x = x.clone()
+    sampler_step(clean_x, torch.zeros_like(history), output, indices, coefficients)
+    finite = sampler_step(x, torch.full_like(history, rubbish), output, indices, coefficients)
+    assert finite.all()
+    assert torch.equal(x, clean_x)
+
+
+@pytest.mark.parametrize("rubbish", [torch.nan, torch.inf, -torch.inf], ids=["nan", "inf", "minus-inf"])
+@pytest.mark.parametrize("clamp", [0.0, 1.0], ids=["free", "clamped"])
+def test_non_finite_output_is_reported_for_its_image_alone(rubbish: float, clamp: float) -> None:
+    """A clamp would turn an infinite prediction into a plausible image, so it is seen before that."""
+    x, history, output, indices, coefficients = mixed_batch()
+    coefficients[:, CLAMP] = clamp
+    output[indices[4, 1], 0, 2, 3] = rubbish  # one pixel of the conditional row of a guided image
+    finite = sampler_step(x, history, output, indices, coefficients)
+    assert finite.tolist() == [True] * 4 + [False] + [True] * 3
+
+
+def test_overflowing_state_is_reported() -> None:
+    x, history, output, indices, coefficients = mixed_batch()
+    coefficients[2, A], coefficients[2, P] = 3e38, 0.0
+    x[indices[2, 0]] = 10.0
+    assert sampler_step(x, history, output, indices, coefficients).tolist() == [True] * 2 + [False] + [True] * 5
+
+
+def test_nobody_is_a_batch_too() -> None:
+    x, history, output, indices, coefficients = mixed_batch()
+    before = x.clone()
+    assert sampler_step(x, history, output, indices[:0], coefficients[:0]).shape == (0,)
+    assert torch.equal(x, before)
+
+
+def test_wrong_blocks_and_state_are_refused() -> None:
+    x, history, output, indices, coefficients = mixed_batch()
+    with pytest.raises(ValueError, match=r"\[n, 5\] and \[n, 8\]"):
+        sampler_step(x, history, output, indices[:, :4], coefficients)
+    with pytest.raises(ValueError, match=r"\[n, 5\] and \[n, 8\]"):
+        sampler_step(x, history, output, indices, coefficients[:, :7])
+    with pytest.raises(ValueError, match="float32, got torch.float16 and torch.float32"):
+        sampler_step(x.half(), history, output, indices, coefficients)
+    with pytest.raises(ValueError, match="float32, got torch.float32 and torch.float64"):
+        sampler_step(x, history.double(), output, indices, coefficients)
