@@ -23,15 +23,16 @@ def build_parser() -> argparse.ArgumentParser:
     for add in (
         add_serve,
         add_train,
+        add_sample,
+        add_compare,
+        add_info,
     ):
         add(commands)
     return parser
 
 
 def add_serve(commands: Any) -> None:
-    parser = commands.add_parser(
-        "serve", help="serve checkpoints over HTTP; settings come from the environment"
-    )
+    parser = commands.add_parser("serve", help="serve checkpoints over HTTP; settings come from the environment")
     parser.set_defaults(run=run_serve)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
@@ -66,6 +67,57 @@ def run_train(arguments: argparse.Namespace) -> int:
     given = {f.name: getattr(arguments, f.name) for f in fields(TrainConfig)}
     given = {name: value for name, value in given.items() if value is not None}
     print(train(TrainConfig(**(PRESETS[arguments.model] | given))))
+    return 0
+
+
+def add_sample(commands: Any) -> None:
+    parser = commands.add_parser("sample", help="draw a labelled grid of every model, side by side")
+    parser.set_defaults(run=run_sample)
+    parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"))
+    parser.add_argument("--models", nargs="+", default=["dit", "unet"], help="folders in --checkpoints")
+    parser.add_argument("--out", type=Path, default=Path("docs/samples.png"))
+    parser.add_argument("--columns", type=int, default=8, help="images of each class")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sampler")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--guidance", type=float, help="guidance scale; 1 is off")
+
+
+def run_sample(arguments: argparse.Namespace) -> int:
+    from training.samples import draw_samples
+
+    names = ("checkpoints", "out", "models", "columns", "seed", "sampler", "steps", "guidance")
+    print(draw_samples(**{name: getattr(arguments, name) for name in names}))
+    return 0
+
+
+def add_compare(commands: Any) -> None:
+    parser = commands.add_parser("compare", help="measure checkpoints/dit and checkpoints/unet, write a page")
+    parser.set_defaults(run=run_compare)
+    parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"))
+    parser.add_argument("--out", type=Path, default=Path("docs/comparison.md"))
+    parser.add_argument("--images", type=int, default=1000, help="images sampled from each model")
+    parser.add_argument("--judge", type=Path, default=Path("runs/judge"), help="where the classifier is kept")
+
+
+def run_compare(arguments: argparse.Namespace) -> int:
+    from training.compare import compare
+
+    print(compare(arguments.checkpoints, arguments.out, arguments.images, arguments.judge))
+    return 0
+
+
+def add_info(commands: Any) -> None:
+    parser = commands.add_parser("info", help="parameters and FLOPs of a configuration, part by part")
+    parser.set_defaults(run=run_info)
+    parser.add_argument("--model", choices=("dit", "unet"), required=True)
+    parser.add_argument("--arguments", type=json_object, default={}, help="as in '{\"hidden_dim\": 384}'")
+
+
+def run_info(arguments: argparse.Namespace) -> int:
+    from training.info import describe
+
+    print(describe(arguments.model, arguments.arguments))
     return 0
 
 

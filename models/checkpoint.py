@@ -18,11 +18,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from models.dit_model import DIT
+from models.samplers import Guidance, build_table
 from models.schedule import NoiseSchedule, Prediction
 from models.unet import UNet
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {"dit": DIT, "unet": UNet}
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+DEFAULT_SAMPLING: dict[str, Any] = {
+    "sampler": "dpmpp_2m", "steps": 10, "guidance": 1.5, "guidance_interval": (0.0, 1.0),
+}  # fmt: skip
 FIELD_TYPES: dict[str, type] = {
     "architecture": str, "arguments": dict, "schedule": str, "prediction": str, "class_names": list,
     "sampling": dict, "training": dict, "sha256": str,
@@ -42,7 +46,7 @@ class ModelConfig:
     schedule: str = "flow"  # see NoiseSchedule
     prediction: str = "x0"  # see Prediction
     class_names: list[str] = field(default_factory=lambda: [str(i) for i in range(10)])
-    sampling: dict[str, Any] = field(default_factory=dict)  # the service's defaults: steps, sampler, guidance
+    sampling: dict[str, Any] = field(default_factory=dict)  # what differs from DEFAULT_SAMPLING
     training: dict[str, Any] = field(default_factory=dict)  # facts: data, images seen, seconds, seed, commit
     sha256: str = ""  # of the weights file
 
@@ -55,12 +59,30 @@ class ModelConfig:
             raise ValueError(f"unknown prediction {self.prediction!r}: use one of {', '.join(Prediction)}")
         if not self.class_names or not all(isinstance(name, str) for name in self.class_names):
             raise ValueError("class_names must be a list with one name a class")
+        self._check_sampling()
+
+    def _check_sampling(self) -> None:
+        if unknown := self.sampling.keys() - DEFAULT_SAMPLING.keys():
+            raise ValueError(f"sampling knows {', '.join(DEFAULT_SAMPLING)}, not {', '.join(sorted(unknown))}")
+        values = self.default_sampling
+        try:
+            low, high = values["guidance_interval"]
+            Guidance(float(values["guidance"]), float(low), float(high))
+            schedule, prediction = NoiseSchedule(self.schedule), Prediction(self.prediction)
+            build_table(schedule, prediction, values["sampler"], values["steps"])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"sampling {values}: {error}") from error
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """C, H, W."""
         size = self.arguments.get("image_size", 32)
         return self.arguments.get("image_channels", 3), size, size
+
+    @property
+    def default_sampling(self) -> dict[str, Any]:
+        """How the service and the evaluation sample where nobody says otherwise."""
+        return DEFAULT_SAMPLING | self.sampling
 
     @property
     def num_classes(self) -> int:

@@ -23,7 +23,7 @@ from service.engine.core import EngineConfig, EngineCore
 from service.engine.request import Request
 from service.engine.runner import ModelRunner
 from service.engine.thread import EngineThread
-from service.generation import DEFAULT_SAMPLING, Generator
+from service.generation import Generator
 from service.metrics import Metrics
 from service.registry import load_runners, model_entries
 from service.routes import generate, ops
@@ -132,7 +132,7 @@ def _describe(name: str, core: EngineCore) -> ModelInfo:
         image_shape=config.image_shape,
         class_names=config.class_names,
         samplers=[sampler for sampler in SAMPLERS if _compiles(config.schedule, config.prediction, sampler)],
-        defaults=DEFAULT_SAMPLING | config.sampling,
+        defaults=config.default_sampling,
         max_rows=share.scheduler.max_rows if share else None,
         weights_sha256=config.sha256,
         **runner.describe(),

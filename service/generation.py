@@ -4,7 +4,6 @@ import asyncio
 import secrets
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from kernels.philox import SEED_BITS, image_seed
 from models.checkpoint import ModelConfig
@@ -16,8 +15,6 @@ from service.errors import InvalidRequest, UnknownModel, from_engine
 from service.metrics import Metrics
 from service.schemas import GeneratedImage, GenerateFields, GenerateResponse, Timings
 from service.settings import Settings
-
-DEFAULT_SAMPLING = {"steps": 10, "sampler": "dpmpp_2m", "guidance": 1.5, "guidance_interval": (0.0, 1.0)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +46,8 @@ class Generator:
         if config is None:
             names = ", ".join(self.engine.configs)
             raise UnknownModel(f"model: there is no model {fields.model!r}, only {names}")
-        steps, n = fields.steps or _default(config, "steps"), fields.n or 1
+        defaults = config.default_sampling
+        steps, n = fields.steps or defaults["steps"], fields.n or 1
         _check_bound("steps", steps, self.settings.max_steps)
         _check_bound("n", n, self.settings.max_images)
         seed = secrets.randbits(SEED_BITS) if fields.seed is None else fields.seed
@@ -57,8 +55,8 @@ class Generator:
             model=fields.model,
             class_label=find_class(config, fields.class_),
             num_steps=steps,
-            sampler=fields.sampler or _default(config, "sampler"),
-            guidance_scale=_default(config, "guidance") if fields.guidance is None else fields.guidance,
+            sampler=fields.sampler or defaults["sampler"],
+            guidance_scale=defaults["guidance"] if fields.guidance is None else fields.guidance,
             guidance_interval=_interval(config, fields),
             seeds=tuple(image_seed(seed, index) for index in range(n)),
         )
@@ -123,12 +121,8 @@ def find_class(config: ModelConfig, value: str | None) -> int:
     raise InvalidRequest.field("class", f"{value[:40]!r} is not {allowed}, or an index 0..{len(names) - 1}")
 
 
-def _default(config: ModelConfig, name: str) -> Any:
-    return config.sampling.get(name, DEFAULT_SAMPLING[name])
-
-
 def _interval(config: ModelConfig, fields: GenerateFields) -> tuple[float, float]:
-    low, high = _default(config, "guidance_interval")
+    low, high = config.default_sampling["guidance_interval"]
     low = low if fields.guidance_low is None else fields.guidance_low
     high = high if fields.guidance_high is None else fields.guidance_high
     if low > high:

@@ -3,7 +3,8 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class EMA:
@@ -17,5 +18,6 @@ class EMA:
     def update(self, model: nn.Module, step: int) -> None:
         """step: updates so far, this one not counted."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        averages, weights = list(self.model.parameters()), list(model.parameters())
-        torch._foreach_lerp_(averages, weights, 1 - decay)
+        averages: list[Tensor] = list(self.model.parameters())
+        weights: list[Tensor] = list(model.parameters())
+        get_ema_multi_avg_fn(decay)(averages, weights, step)

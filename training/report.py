@@ -1,6 +1,8 @@
 """What a run leaves for people to look at: a loss curve, sample grids."""
 
 import csv
+import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ LABEL_WIDTH = 28  # pixels beside each row of a grid
 class LossLog:
     """loss.csv, one row a step, and its plot. A resumed run first drops the rows beyond its step."""
 
-    FIELDS = ("step", "loss", "lr", "seconds")
+    FIELDS: tuple[str, ...] = ("step", "loss", "lr", "seconds")
 
     def __init__(self, path: Path, step: int):
         self.path, self.smoothed = path, float("nan")
@@ -83,26 +85,34 @@ def save_sample_grid(
     return path
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How images are sampled."""
+
+    sampler: str
+    steps: int
+    guidance: Guidance
+
+
+def sampling_of(
+    config: ModelConfig, *, sampler: str | None = None, steps: int | None = None, guidance: float | None = None
+) -> Sampling:
+    """What is given, else what the checkpoint says, else the project's defaults. guidance: its scale."""
+    given = {"sampler": sampler, "steps": steps, "guidance": guidance}
+    own = config.default_sampling | {name: value for name, value in given.items() if value is not None}
+    if not math.isfinite(own["guidance"]):
+        raise ValueError(f"guidance must be a finite number, got {own['guidance']}")
+    return Sampling(own["sampler"], own["steps"], Guidance(own["guidance"], *own["guidance_interval"]))
+
+
 def generate(
-    model: nn.Module,
-    config: ModelConfig,
-    labels: Tensor,
-    seeds: Tensor,
-    *,
-    sampler: str | None = None,
-    steps: int | None = None,
-    guidance: Guidance | None = None,
+    model: nn.Module, config: ModelConfig, labels: Tensor, seeds: Tensor, sampling: Sampling | None = None
 ) -> Tensor:
-    """Images [n, C, H, W] by the plain loop; what is not given is the checkpoint's default."""
-    defaults = {"sampler": "dpmpp_2m", "steps": 10, "guidance": 1.5} | config.sampling
-    table = build_table(
-        NoiseSchedule(config.schedule),
-        Prediction(config.prediction),
-        sampler or defaults["sampler"],
-        steps or defaults["steps"],
-    )
-    guidance = guidance or Guidance(defaults["guidance"], *defaults.get("guidance_interval", (0.0, 1.0)))
-    return sample(model, table, labels, seeds, config.image_shape, guidance=guidance, null_label=config.num_classes)
+    """Images [n, C, H, W] by the plain loop, by default sampled as the checkpoint says. labels, seeds: [n]."""
+    how = sampling or sampling_of(config)
+    table = build_table(NoiseSchedule(config.schedule), Prediction(config.prediction), how.sampler, how.steps)
+    shape, null_label = config.image_shape, config.num_classes
+    return sample(model, table, labels, seeds, shape, guidance=how.guidance, null_label=null_label)
 
 
 def draw_grid(path: Path, images: Tensor, row_names: list[str], columns: int, scale: int = 2) -> None:
@@ -118,6 +128,8 @@ def draw_grid(path: Path, images: Tensor, row_names: list[str], columns: int, sc
     draw = ImageDraw.Draw(canvas)
     for row, name in enumerate(row_names[:rows]):
         middle = int((row + 0.5) * height * scale)
-        draw.text((LABEL_WIDTH // 2, middle), name[:4], fill="black", anchor="mm", font_size=14)
+        draw.text(
+            (LABEL_WIDTH // 2, middle), name[:4], fill="black", anchor="mm", font_size=14 if len(name) < 3 else 10
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(path)

@@ -47,17 +47,18 @@ def load_state(folder: Path, model: nn.Module, ema: EMA, optimizer: torch.optim.
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-            metadata = file.metadata()
+            metadata = file.metadata() or {}
+        step, seconds = int(metadata["step"]), float(metadata["seconds"])
         model.load_state_dict(_under("model.", tensors))
         ema.model.load_state_dict(_under("ema.", tensors))
-    except (SafetensorError, OSError, RuntimeError) as error:
+    except (SafetensorError, OSError, RuntimeError, KeyError, ValueError) as error:
         raise StateError(f"{path} cannot be resumed: {error}. Choose another --out, or delete it") from error
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in _under("optimizer.", tensors).items():
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(metadata["step"]), float(metadata["seconds"])
+    return step, seconds
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

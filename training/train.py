@@ -19,6 +19,7 @@ from models.schedule import NUM_TIMESTEPS, NoiseSchedule, Prediction, sample_noi
 from training.config import TrainConfig
 from training.data import Data, load_data, to_float
 from training.ema import EMA
+from training.machine import describe_machine
 from training.report import LossLog, save_sample_grid
 from training.state import load_state, save_state
 
@@ -177,6 +178,8 @@ class Trainer:
             "images_seen": self.step * self.config.batch_size,
             "train_images": len(self.data.train),
             "seconds": round(self.seconds, 1),
+            "machine": describe_machine(),
+            "processes": self.world.size,
             "git_commit": git_commit(),
         }
 

@@ -162,7 +162,7 @@ def test_broken_config_files_are_named(_: str, damage: Callable[[Path], object],
     [
         ({"colour": "red"}, "colour"),
         ({"schedule": "sigmoid"}, "unknown noise schedule 'sigmoid': use one of flow, cosine, linear"),
-        ({"schedule": []}, "list"),
+        ({"schedule": []}, "schedule must be a str"),
         ({"prediction": "score"}, "unknown prediction 'score': use one of eps, v, x0, flow"),
         ({"class_names": []}, "class_names must be a list with one name a class"),
         ({"class_names": [1, 2]}, "class_names must be a list with one name a class"),
@@ -297,3 +297,23 @@ def test_weights_that_are_not_finite_are_refused(folder: Path) -> None:
     edit(folder, sha256="")
     with pytest.raises(CheckpointError, match="not finite"):
         load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"stepz": 3},
+        {"steps": 0},
+        {"steps": "ten"},
+        {"sampler": "heun"},
+        {"guidance": None},
+        {"guidance_interval": [1]},
+    ],
+    ids=str,
+)
+def test_impossible_defaults_are_refused_when_the_checkpoint_is_read(
+    sampling: dict[str, Any], folder: Path
+) -> None:
+    edit(folder, sampling=sampling)
+    with pytest.raises(CheckpointError, match="sampling"):
+        load_config(folder)

@@ -1,0 +1,219 @@
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from models.checkpoint import CheckpointError, ModelConfig, build_model, flops_per_image, parameter_count
+from training import compare as compare_module
+from training import judge as judge_module
+from training.compare import compare, step_times
+from training.comparison_page import claims, page, verdict
+from training.info import describe, model_info
+from training.machine import describe_machine
+from training.samples import GAP, HEADING, LABELS, MARGIN, TILE, draw_samples
+
+
+@pytest.fixture(scope="module")
+def figures() -> dict[str, Any]:
+    """A comparison in which the DiT is twice as fast and the UNet twice as good."""
+    distances = {"generated": 9.0, "sample_size": 500, "matched_generated": 8.0, "matched_real": 4.0}
+    neighbours = {"generated_mean": 10.1, "held_out_mean": 9.9, "suspicious": 0.004}
+    neighbours |= {"generated_first_percentile": 4.5, "held_out_first_percentile": 3.5}
+    evaluation = {
+        "images": 1000,
+        "sampling": {"sampler": "dpmpp_2m", "steps": 10, "guidance": {"scale": 1.5}},
+        "judge_accuracy": 0.988,
+        "class_accuracy": 0.986,
+        "accuracy_by_class": {str(k): 0.9 + k / 100 for k in range(10)},
+        "neighbours": neighbours,
+    }
+    model = {"arguments": {"hidden_dim": 384}, "parameters": 5_460_144, "seed_parameters": 21_537_072}
+    training = {"images_seen": 512_000, "seconds": 3200.0, "machine": "a machine"}
+    dit = model | {"gflop_per_row": 0.418, "training": training, "step_ms": {"1": 10.0, "8": 20.0}}
+    dit["evaluation"] = evaluation | {"frechet": distances | {"ratio": 2.0}}
+    unet = model | {"gflop_per_row": 1.055, "training": training | {"images_seen": 160_000}}
+    unet |= {"step_ms": {"1": 20.0, "8": 80.0}, "evaluation": evaluation | {"frechet": distances | {"ratio": 1.0}}}
+    return {"machine": "two cores", "judge": {}, "models": {"dit": dit, "unet": unet}}
+
+
+def row(text: str, name: str) -> list[str]:
+    lines = [line for line in text.splitlines() if line.startswith(f"| {name} |")]
+    assert len(lines) == 1, name
+    return [cell.strip() for cell in lines[0].strip("|").split("|")][1:]
+
+
+def test_the_page_states_the_figures(figures: dict[str, Any]) -> None:
+    text = page(figures)
+    assert row(text, "parameters") == ["5,460,144", "5,460,144"]
+    assert row(text, "GFLOP a forward row") == ["0.42", "1.05"]
+    assert row(text, "one forward, 8 rows") == ["20.0 ms", "80.0 ms"]
+    assert row(text, "training throughput") == ["160 images/s", "50 images/s"]
+    assert row(text, "training images seen") == ["512,000", "160,000"]
+    assert row(text, "class accuracy") == ["98.6%", "98.6%"]
+    assert row(text, "ratio of the two") == ["2.00", "1.00"]
+    assert row(text, "nearest training image, mean")[0] == "10.10 (held-out digits 9.90)"
+    assert "98.8% of 1,000 real digits" in " ".join(text.split())
+    assert "two cores" in text
+
+
+def test_the_page_says_when_a_run_recorded_nothing(figures: dict[str, Any]) -> None:
+    bare = copy.deepcopy(figures)
+    bare["models"]["dit"]["training"] = {}
+    text = page(bare)
+    assert row(text, "training throughput")[0] == "not recorded"
+    assert row(text, "training images seen")[0] == "not recorded"
+
+
+def test_every_claim_is_answered_from_the_figures(figures: dict[str, Any]) -> None:
+    dit, unet = figures["models"]["dit"], figures["models"]["unet"]
+    answers = {claim: (measured, answer) for claim, measured, answer in claims(dit, unet)}
+    assert "5.5 M" in answers["DIT has about 4M parameters"][0]
+    assert "21.5 M" in answers["DIT has about 4M parameters"][0]
+    assert answers["DiT is faster per step"][1] == "holds"
+    assert "2.0 times as long at 1 row, 4.0 times at 8 rows" in answers["DiT is faster per step"][0]
+    assert answers["DiT scales better with batch size"][1] == "holds"
+    assert answers["UNet gives better quality at small scale"][1] == "holds"
+    assert answers["UNet needs fewer training images"][1] == "holds for these runs"
+    swapped = {claim: answer for claim, _, answer in claims(unet, dit)}
+    assert swapped["DiT is faster per step"] == "does not hold"
+    assert swapped["UNet gives better quality at small scale"] == "does not hold"
+    assert swapped["UNet needs fewer training images"] == "not shown"
+
+
+@pytest.mark.parametrize(
+    ("ratios", "answer"),
+    [
+        ((1.5,), "holds"),
+        ((1.05,), "no clear difference"),
+        ((0.95,), "no clear difference"),
+        ((0.5,), "does not hold"),
+        ((1.5, 0.9), "no clear difference"),
+    ],
+)
+def test_a_verdict_needs_a_clear_difference(ratios: tuple[float, ...], answer: str) -> None:
+    assert verdict(*ratios) == answer
+
+
+def test_compare_measures_both_checkpoints(
+    checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge_module, "EPOCHS", 1)
+    monkeypatch.setattr(compare_module, "REPEATS", 1)
+    (checkpoints / "dit" / "loss.csv").write_text("step,loss,lr,seconds\n1,0.5,1e-3,0.1\n2,0.4,1e-3,0.2\n")
+    out = compare(checkpoints, tmp_path / "docs" / "comparison.md", images=20, judge_folder=tmp_path / "judge")
+    names = {p.name for p in out.parent.iterdir()}
+    pictures = {"samples.png", "neighbours-dit.png", "neighbours-unet.png"}
+    assert names == {"comparison.md", "comparison.json"} | pictures  # a curve needs both logs
+    raw = json.loads((out.parent / "comparison.json").read_text())
+    assert raw["judge"]["accuracy"] == raw["models"]["dit"]["evaluation"]["judge_accuracy"]
+    assert raw["models"]["dit"]["evaluation"]["images"] == 20
+    assert raw["models"]["unet"]["training"]["images_seen"] == 600
+    assert set(raw["models"]["unet"]["step_ms"]) == {"1", "8"}
+    assert out.read_text() == page(raw)
+
+    shutil.copy(checkpoints / "dit" / "loss.csv", checkpoints / "unet" / "loss.csv")
+    compare(checkpoints, out, images=20, judge_folder=tmp_path / "judge")
+    assert {p.name for p in out.parent.iterdir()} == names | {"loss.png"}
+
+
+def test_too_few_images_are_refused_before_the_judge_is_trained(checkpoints: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="images must be at least 20"):
+        compare(checkpoints, tmp_path / "comparison.md", images=5, judge_folder=tmp_path / "judge")
+    assert not (tmp_path / "judge").exists()
+
+
+def test_step_times_count_rows_not_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([9.0] * 4 + [0.001, 0.008, 0.003, 0.010, 0.002, 0.009])
+    monkeypatch.setattr(compare_module, "REPEATS", 3)
+    monkeypatch.setattr(compare_module, "time_forward", lambda model, shape, rows: next(seconds))
+    assert step_times({"dit": (torch.nn.Identity(), (3, 8, 8))}) == {"dit": {"1": 2.0, "8": 9.0}}
+
+
+@pytest.mark.parametrize(("model", "parameters"), [("dit", 21_537_072), ("unet", 44_361_539)])
+def test_info_sums_up_its_parts(model: str, parameters: int) -> None:
+    info = model_info(model, {})
+    assert info["parameters"] == parameters
+    assert sum(count for count, _ in info["parts"].values()) == parameters
+    assert sum(flops for _, flops in info["parts"].values()) == info["flops"]
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments"),
+    [
+        ("dit", {"hidden_dim": 64, "num_heads": 4, "patch_size": 2, "num_classes": 3}),
+        ("unet", {"base_channels": 16, "channel_multipliers": [1, 2], "image_channels": 1, "image_size": 64}),
+    ],
+    ids=["dit", "unet"],
+)
+def test_info_agrees_with_the_real_network(model: str, arguments: dict[str, Any]) -> None:
+    names = [str(i) for i in range(arguments.get("num_classes", 10))]
+    config = ModelConfig(model, arguments, class_names=names)
+    network, info = build_model(config), model_info(model, arguments)
+    assert info["parameters"] == parameter_count(network)
+    assert info["flops"] == flops_per_image(network, config.image_shape)
+
+
+def test_info_names_the_parts() -> None:
+    text = describe("dit", {"hidden_dim": 384})
+    parts = [line.split("  ")[0] for line in text.splitlines()[1:]]
+    assert {"attention projections", "attention products", "mlp", "modulation", "condition", "total"} <= set(parts)
+    dim = 384
+    mlp = 2 * (2 * 4 * dim * dim + 5 * dim)  # two blocks of two matrices with their biases
+    assert f"{mlp:,}" in next(line for line in text.splitlines() if line.startswith("mlp "))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"hidden_dim": 7}, "hidden_dim 7"),
+        ({"width": 7}, "width"),
+        ({"num_classes": "ten"}, "num_classes must be at least 1, got 'ten'"),
+        ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_info_refuses_impossible_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model_info("dit", arguments)
+
+
+def test_samples_stand_side_by_side(checkpoints: Path, tmp_path: Path) -> None:
+    out = draw_samples(checkpoints, tmp_path / "new" / "samples.png", ["dit", "unet"], columns=3, seed=4)
+    step, left = TILE + GAP, MARGIN + LABELS
+    width = left + 3 * step
+    with Image.open(out) as sheet:
+        assert sheet.size == (2 * width + MARGIN, 2 * MARGIN + HEADING + 10 * step)
+        top = MARGIN + HEADING + 9 * step
+        tiles = [sheet.crop((x, top, x + TILE, top + TILE)).tobytes() for x in (left, width + left)]
+        heading = sheet.crop((left, MARGIN, left + 100, MARGIN + 26))
+    assert tiles[0] != tiles[1]
+    assert all(len(set(tile)) > 10 for tile in tiles)  # pictures, not paper
+    alone = draw_samples(checkpoints, tmp_path / "alone.png", ["dit"], columns=3, seed=4)
+    with Image.open(alone) as sheet:
+        assert sheet.crop((left, top, left + TILE, top + TILE)).tobytes() == tiles[0]
+    assert len(heading.getcolors() or []) > 2  # ink
+    again = draw_samples(checkpoints, tmp_path / "again.png", ["dit", "unet"], columns=3, seed=4)
+    assert again.read_bytes() == out.read_bytes()
+    other = draw_samples(checkpoints, tmp_path / "other.png", ["dit", "unet"], columns=3, seed=5)
+    assert other.read_bytes() != out.read_bytes()
+
+
+@pytest.mark.parametrize("columns", [0, -1])
+def test_samples_need_a_column(columns: int, checkpoints: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="columns must be at least 1"):
+        draw_samples(checkpoints, tmp_path / "samples.png", ["dit"], columns=columns)
+
+
+def test_samples_need_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json does not exist"):
+        draw_samples(tmp_path, tmp_path / "samples.png", ["dit"])
+
+
+def test_the_machine_is_described() -> None:
+    assert f"{torch.get_num_threads()} torch threads" in describe_machine()
+    assert f"torch {torch.__version__}" in describe_machine()

@@ -1,0 +1,165 @@
+"""The comparison as a Markdown page: measured figures, and the claims of the seed document beside them."""
+
+from typing import Any
+
+CLEAR = 1.1  # figures closer than this ratio are called equal: timings and samples are noisy
+
+INTRODUCTION = """# DiT and UNet compared
+
+Written by `python run.py compare` from the checkpoints in this repository; the raw figures are in
+[comparison.json]({json}). Times were measured on {machine}, in float32, and hold for that machine.
+
+![samples](samples.png)
+"""
+
+NOTES = """
+**Class accuracy**: {images} generated images a model, classes balanced, sampled as the service samples by default,
+graded by a classifier that was trained on 1,000 digits no generator has seen. The classifier itself recognises
+{judge:.1%} of 1,000 real digits that are new to it. The bar is 98.5 %.
+
+**Frechet distance**: in the 64 features of that classifier. It grows as samples shrink, so the ratio compares
+like with like: {size} generated digits against {size} held-out ones, and {size} held-out digits against {size}
+others, each the mean of 20 class-balanced draws. 1 is perfect, the bar is 2.5.
+
+**Nearest training image**: L2 distance in pixels of -1..1, squares averaged over channels. A copy would lie at 0.
+"Suspicious" counts images closer to a training image than 99 % of real held-out digits are; 1 % is expected of
+a model that does not copy. The closest pairs: [DiT](neighbours-dit.png), [UNet](neighbours-unet.png).
+"""
+
+
+def page(figures: dict[str, Any]) -> str:
+    """figures: what compare.py writes as JSON."""
+    dit, unet = figures["models"]["dit"], figures["models"]["unet"]
+    evaluation = dit["evaluation"]
+    notes = NOTES.format(
+        images=evaluation["images"],
+        judge=evaluation["judge_accuracy"],
+        size=evaluation["frechet"]["sample_size"],
+    )
+    sections = [
+        INTRODUCTION.format(json="comparison.json", machine=figures["machine"]),
+        "## Measured\n",
+        table(("", "DiT", "UNet"), [(name, *values) for name, *values in measured_rows(dit, unet)]),
+        notes,
+        "## By class\n",
+        class_table(dit, unet),
+        "\n## Claims of the seed document\n",
+        table(("claim", "measured", "verdict"), claims(dit, unet)),
+    ]
+    return "\n".join(sections) + "\n"
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def measured_rows(dit: dict[str, Any], unet: dict[str, Any]) -> list[tuple[str, str, str]]:
+    rows = [
+        ("parameters", lambda m: f"{m['parameters']:,}"),
+        ("GFLOP a forward row", lambda m: f"{m['gflop_per_row']:.2f}"),
+        ("one forward, 1 row", lambda m: f"{m['step_ms']['1']:.1f} ms"),
+        ("one forward, 8 rows", lambda m: f"{m['step_ms']['8']:.1f} ms"),
+        ("training throughput", throughput),
+        ("training images seen", lambda m: fact(m, "images_seen", ",")),
+        ("training time", lambda m: f"{m['training'].get('seconds', 0) / 60:.0f} min"),
+        ("trained on", lambda m: m["training"].get("machine", "machine not recorded")),
+        ("sampling", sampling),
+        ("class accuracy", lambda m: f"{m['evaluation']['class_accuracy']:.1%}"),
+        ("Frechet distance, all images", lambda m: f"{m['evaluation']['frechet']['generated']:.2f}"),
+        ("Frechet distance, matched", lambda m: f"{m['evaluation']['frechet']['matched_generated']:.2f}"),
+        ("the same between real halves", lambda m: f"{m['evaluation']['frechet']['matched_real']:.2f}"),
+        ("ratio of the two", lambda m: f"{m['evaluation']['frechet']['ratio']:.2f}"),
+        ("nearest training image, mean", lambda m: neighbour(m, "mean")),
+        ("nearest training image, 1 % quantile", lambda m: neighbour(m, "first_percentile")),
+        ("suspicious", lambda m: f"{m['evaluation']['neighbours']['suspicious']:.1%}"),
+    ]
+    return [(name, cell(dit), cell(unet)) for name, cell in rows]
+
+
+def throughput(model: dict[str, Any]) -> str:
+    rate = images_per_second(model)
+    return f"{rate:.0f} images/s" if rate else "not recorded"
+
+
+def images_per_second(model: dict[str, Any]) -> float:
+    facts = model["training"]
+    return facts["images_seen"] / facts["seconds"] if facts.get("seconds") else 0.0
+
+
+def fact(model: dict[str, Any], name: str, form: str) -> str:
+    return format(model["training"][name], form) if name in model["training"] else "not recorded"
+
+
+def sampling(model: dict[str, Any]) -> str:
+    how = model["evaluation"]["sampling"]
+    return f"{how['sampler']}, {how['steps']} steps, guidance {how['guidance']['scale']:g}"
+
+
+def neighbour(model: dict[str, Any], figure: str) -> str:
+    distances = model["evaluation"]["neighbours"]
+    return f"{distances[f'generated_{figure}']:.2f} (held-out digits {distances[f'held_out_{figure}']:.2f})"
+
+
+def class_table(dit: dict[str, Any], unet: dict[str, Any]) -> str:
+    by_class = [m["evaluation"]["accuracy_by_class"] for m in (dit, unet)]
+    names = list(by_class[0])
+    rows = [
+        (title, *(f"{accuracy[name]:.0%}" for name in names))
+        for title, accuracy in zip(("DiT", "UNet"), by_class, strict=True)
+    ]
+    return table(("accuracy", *names), rows)
+
+
+def claims(dit: dict[str, Any], unet: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Claim, measurement, verdict."""
+    ratio = {rows: unet["step_ms"][rows] / dit["step_ms"][rows] for rows in ("1", "8")}
+    gain = {name: 8 * m["step_ms"]["1"] / m["step_ms"]["8"] for name, m in (("DiT", dit), ("UNet", unet))}
+    distance = [m["evaluation"]["frechet"]["ratio"] for m in (dit, unet)]
+    accuracy = [m["evaluation"]["class_accuracy"] for m in (dit, unet)]
+    return [
+        ("DIT has about 4M parameters", size(dit), "with smaller arguments than the document's"),
+        ("UNet has about 10M parameters", size(unet), "with smaller arguments than the document's"),
+        (
+            "DiT is faster per step",
+            f"a UNet forward takes {ratio['1']:.1f} times as long at 1 row, {ratio['8']:.1f} times at 8 rows",
+            verdict(min(ratio.values()), max(ratio.values())),
+        ),
+        (
+            "DiT scales better with batch size",
+            f"8 rows in one forward instead of 8 forwards: DiT {gain['DiT']:.1f} times the rows per second, "
+            f"UNet {gain['UNet']:.1f} times",
+            verdict(gain["DiT"] / gain["UNet"]),
+        ),
+        (
+            "UNet gives better quality at small scale",
+            f"Frechet ratio {distance[1]:.2f} against the DiT's {distance[0]:.2f}; class accuracy "
+            f"{accuracy[1]:.1%} against {accuracy[0]:.1%}",
+            verdict(distance[0] / distance[1]),
+        ),
+        (
+            "UNet needs fewer training images",
+            f"the figures above were reached after {fact(unet, 'images_seen', ',')} images by the UNet, "
+            f"{fact(dit, 'images_seen', ',')} by the DiT",
+            "holds for these runs" if fewer_images(dit, unet) and distance[1] <= distance[0] else "not shown",
+        ),
+    ]
+
+
+def size(model: dict[str, Any]) -> str:
+    arguments = ", ".join(f"{name}={value}" for name, value in model["arguments"].items())
+    return (
+        f"served ({arguments}): {model['parameters'] / 1e6:.1f} M; with the document's own arguments: "
+        f"{model['seed_parameters'] / 1e6:.1f} M"
+    )
+
+
+def verdict(*ratios: float) -> str:
+    """Whether a claim holds of which every ratio should exceed 1."""
+    if all(ratio > CLEAR for ratio in ratios):
+        return "holds"
+    return "does not hold" if all(ratio < 1 / CLEAR for ratio in ratios) else "no clear difference"
+
+
+def fewer_images(dit: dict[str, Any], unet: dict[str, Any]) -> bool:
+    return unet["training"].get("images_seen", 0) < dit["training"].get("images_seen", 0)

@@ -1,0 +1,89 @@
+"""The picture of both models side by side that `run.py sample` draws.
+
+Letters: R rows (classes), K columns, C x H x W the image.
+"""
+
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from models.checkpoint import load_checkpoint, parameter_count
+from training.data import to_uint8
+from training.report import Sampling, generate, sampling_of
+
+NAMES = {"dit": "DiT", "unet": "UNet"}
+INK, FAINT, PAPER = "#1f2328", "#656d76", "#ffffff"
+TILE = 56  # pixels of an image on the sheet
+GAP = 4  # between images
+MARGIN = 28
+HEADING = 64  # height above a panel
+LABELS = 48  # width left of a panel
+
+
+def draw_samples(
+    checkpoints: Path,
+    out: Path,
+    models: list[str],
+    *,
+    columns: int = 8,
+    seed: int = 0,
+    sampler: str | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+) -> Path:
+    """Sample every model under the same seeds and draw one panel a model, one row a class.
+
+    Raises:
+        CheckpointError: a checkpoint that cannot be read.
+        ValueError: fewer than one column, or sampling options that do not exist.
+    """
+    if columns < 1:
+        raise ValueError(f"columns must be at least 1, got {columns}")
+    panels = []
+    for name in models:
+        model, config = load_checkpoint(checkpoints / name)
+        how = sampling_of(config, sampler=sampler, steps=steps, guidance=guidance)
+        labels = torch.arange(config.num_classes).repeat_interleave(columns)
+        images = to_uint8(generate(model, config, labels, torch.arange(len(labels)) + seed, how))
+        title = NAMES.get(config.architecture, config.architecture)
+        panels.append(panel(images, title, subtitle(parameter_count(model), how), config.class_names, columns))
+    sheet = Image.new("RGB", (sum(p.width for p in panels) + MARGIN, max(p.height for p in panels)), PAPER)
+    left = 0
+    for part in panels:
+        sheet.paste(part, (left, 0))
+        left += part.width
+    out.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(out, optimize=True)
+    return out
+
+
+def panel(images: Tensor, title: str, line: str, names: list[str], columns: int) -> Image.Image:
+    """images: [R * K, C, H, W] uint8, row by row."""
+    step = TILE + GAP
+    left = MARGIN + LABELS
+    height = MARGIN + HEADING + len(names) * step + MARGIN
+    sheet = Image.new("RGB", (left + columns * step, height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((left, MARGIN), title, fill=INK, font_size=26, anchor="lt")
+    draw.text((left, MARGIN + 36), line, fill=FAINT, font_size=14, anchor="lt")
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        corner = left + column * step, MARGIN + HEADING + row * step
+        sheet.paste(tile(image), corner)
+    for row, name in enumerate(names):
+        middle = MARGIN + HEADING + row * step + TILE // 2
+        draw.text((left - 14, middle), name[:6], fill=FAINT, font_size=18 if len(name) < 3 else 12, anchor="rm")
+    return sheet
+
+
+def tile(image: Tensor) -> Image.Image:
+    """[C, H, W] uint8, enlarged to TILE."""
+    pixels = image.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
+    return Image.fromarray(pixels).resize((TILE, TILE), Image.Resampling.BICUBIC)
+
+
+def subtitle(parameters: int, how: Sampling) -> str:
+    scale = how.guidance.scale
+    return f"{parameters / 1e6:.1f} M parameters · {how.sampler}, {how.steps} steps, guidance {scale:g}"
