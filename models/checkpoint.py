@@ -7,18 +7,20 @@ this project. Any other class must be named by the operator (`package.module:Cla
 import copy
 import hashlib
 import importlib
+import inspect
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from models.dit_model import DIT
-from models.samplers import Guidance, build_table
+from models.samplers import build_table
 from models.schedule import NoiseSchedule, Prediction
 from models.unet import UNet
 
@@ -49,11 +51,14 @@ class ModelConfig:
     sampling: dict[str, Any] = field(default_factory=dict)  # what differs from DEFAULT_SAMPLING
     training: dict[str, Any] = field(default_factory=dict)  # facts: data, images seen, seconds, seed, commit
     sha256: str = ""  # of the weights file
+    shape: tuple[int, int, int] | None = None  # C, H, W, where the arguments do not tell
 
     def __post_init__(self) -> None:
         for name, kind in FIELD_TYPES.items():
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"{name} must be a {kind.__name__}, got {getattr(self, name)!r}")
+        if self.shape is not None and (len(self.shape) != 3 or not all(type(n) is int for n in self.shape)):
+            raise ValueError(f"shape must be three whole numbers, C, H, W, got {self.shape}")
         NoiseSchedule(self.schedule)
         if self.prediction not in list(Prediction):
             raise ValueError(f"unknown prediction {self.prediction!r}: use one of {', '.join(Prediction)}")
@@ -67,7 +72,10 @@ class ModelConfig:
         values = self.default_sampling
         try:
             low, high = values["guidance_interval"]
-            Guidance(float(values["guidance"]), float(low), float(high))
+            if not 0 <= low <= high <= 1 or not math.isfinite(values["guidance"]):
+                raise ValueError("guidance must be finite and guidance_interval lie in 0..1, low before high")
+            if type(values["steps"]) is not int:
+                raise ValueError("steps must be a whole number")
             schedule, prediction = NoiseSchedule(self.schedule), Prediction(self.prediction)
             build_table(schedule, prediction, values["sampler"], values["steps"])
         except (TypeError, ValueError) as error:
@@ -76,6 +84,9 @@ class ModelConfig:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """C, H, W."""
+        if self.shape is not None:
+            channels, height, width = self.shape
+            return channels, height, width
         size = self.arguments.get("image_size", 32)
         return self.arguments.get("image_channels", 3), size, size
 
@@ -106,11 +117,11 @@ def build_model(config: ModelConfig, architecture: str | None = None) -> nn.Modu
             "in the service's settings"
         )
     arguments = dict(config.arguments)
-    if name in ARCHITECTURES:
+    if "num_classes" in inspect.signature(cls).parameters:
         arguments.setdefault("num_classes", config.num_classes)
     try:
         model = cls(**arguments)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise CheckpointError(f"architecture {name!r} refuses its arguments: {error}") from error
     known = getattr(model, "num_classes", config.num_classes)
     if known != config.num_classes:
@@ -121,6 +132,9 @@ def build_model(config: ModelConfig, architecture: str | None = None) -> nn.Modu
 def save_checkpoint(folder: Path, model: nn.Module, config: ModelConfig) -> None:
     """Write weights in float16, whose 10 bits of mantissa keep trained weights better than bfloat16's 7.
 
+    Each file is replaced as a whole, the weights before the config that knows their SHA-256: a process killed in
+    between leaves a folder that is refused, never one that is wrong.
+
     Raises:
         CheckpointError: a weight beyond float16's range.
     """
@@ -128,9 +142,16 @@ def save_checkpoint(folder: Path, model: nn.Module, config: ModelConfig) -> None
     if not all(tensor.isfinite().all() for tensor in weights.values()):
         raise CheckpointError("a weight is not finite in float16")
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(weights, folder / WEIGHTS)
-    facts = asdict(config) | {"sha256": _sha256(folder / WEIGHTS)}
-    (folder / CONFIG).write_text(json.dumps(facts, indent=2) + "\n")
+    content = save(weights)  # written by hand below: save_file makes files that only their owner may read
+    facts = asdict(config) | {"sha256": hashlib.sha256(content).hexdigest()}
+    _replace_file(folder / WEIGHTS, content)
+    _replace_file(folder / CONFIG, (json.dumps(facts, indent=2) + "\n").encode())
+
+
+def _replace_file(path: Path, content: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
 
 
 def load_config(folder: Path) -> ModelConfig:

@@ -2,17 +2,13 @@
 
 import asyncio
 import logging
-import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
-from uuid import uuid4
 
 import torch
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from starlette.datastructures import MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models.checkpoint import parameter_count
 from models.samplers import SAMPLERS, build_table
@@ -25,13 +21,13 @@ from service.engine.runner import ModelRunner
 from service.engine.thread import EngineThread
 from service.generation import Generator
 from service.metrics import Metrics
+from service.middleware import BodyLimitMiddleware, RequestIdMiddleware
 from service.registry import load_runners, model_entries
 from service.routes import generate, ops
 from service.schemas import GenerateResponse, ModelInfo
 from service.settings import Settings
 
 T = TypeVar("T")
-CLIENT_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -72,9 +68,10 @@ def assemble(core: EngineCore, settings: Settings) -> FastAPI:
     app.state.describe = lambda: [_describe(name, core) for name in core.runners]
     app.include_router(generate.router)
     app.include_router(ops.router)
+    app.add_middleware(BodyLimitMiddleware)
     app.add_middleware(RequestIdMiddleware)
     errors.install(app)
-    _document(app)
+    _document(app, settings)
     return app
 
 
@@ -94,28 +91,6 @@ class LoopRelay:
 
 def _count_saved(metrics: Metrics) -> Callable[[Request], None]:
     return lambda request: metrics.saved.labels(request.params.model).inc(request.remaining_rows)
-
-
-class RequestIdMiddleware:
-    """Names every request; a client's own X-Request-Id is echoed when it is short and plain."""
-
-    def __init__(self, app: ASGIApp):
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        given = dict(scope["headers"]).get(b"x-request-id", b"")
-        request_id = given.decode() if CLIENT_REQUEST_ID.fullmatch(given) else uuid4().hex
-        scope["request_id"] = request_id
-
-        async def named(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
-            await send(message)
-
-        await self.app(scope, receive, named)
 
 
 def _info(runner: ModelRunner) -> dict[str, str]:
@@ -147,8 +122,8 @@ def _compiles(schedule: str, prediction: str, sampler: str) -> bool:
     return True
 
 
-def _document(app: FastAPI) -> None:
-    """OpenAPI with the schemas that answers refer to by hand: problems and the JSON form of /generate."""
+def _document(app: FastAPI, settings: Settings) -> None:
+    """OpenAPI with this service's bounds, and the schemas that answers name by hand: problems, JSON images."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -158,7 +133,19 @@ def _document(app: FastAPI) -> None:
                 own = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 components.update(own.pop("$defs", {}))
                 components[model.__name__] = own
+            _bound(schema, "steps", settings.max_steps)
+            _bound(schema, "n", settings.max_images)
             app.openapi_schema = schema
         return app.openapi_schema
 
     app.openapi = openapi
+
+
+def _bound(schema: dict[str, Any], field: str, maximum: int) -> None:
+    """Write the bound of a field of /generate into its query parameter and its body property."""
+    parameters = schema["paths"]["/generate"]["post"]["parameters"]
+    wanted = next(parameter["schema"] for parameter in parameters if parameter["name"] == field)
+    for place in (wanted, schema["components"]["schemas"]["GenerateFields"]["properties"][field]):
+        for kind in place.get("anyOf", [place]):
+            if kind.get("type") == "integer":
+                kind["maximum"] = maximum

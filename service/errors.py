@@ -3,6 +3,7 @@
 ServiceError             500
 ├── UnknownModel          404
 ├── NotAcceptable         406
+├── BodyTooLarge          413
 ├── InvalidRequest        422  names the fields
 ├── GenerationFailed      500  the model gave no finite image
 ├── QueueIsFull           503  with Retry-After
@@ -19,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from service.engine.request import EngineError, EngineStopped, QueueFull, RequestFailed
+from service.schemas import FIELD_NAMES
 
 MEDIA_TYPE = "application/problem+json"
 CLIENT_CLOSED_REQUEST = 499  # nginx's code; nobody is left to read it
@@ -58,6 +60,10 @@ class NotAcceptable(ServiceError):
     status, code, title = 406, "not-acceptable", "Not acceptable"
 
 
+class BodyTooLarge(ServiceError):
+    status, code, title = 413, "body-too-large", "Body too large"
+
+
 class InvalidRequest(ServiceError):
     status, code, title = 422, "invalid-request", "Invalid request"
 
@@ -78,7 +84,7 @@ class GenerationFailed(ServiceError):
     status, code, title = 500, "generation-failed", "Generation failed"
 
 
-PROBLEMS = (UnknownModel, NotAcceptable, InvalidRequest, GenerationFailed, QueueIsFull, Unavailable)
+PROBLEMS = (UnknownModel, NotAcceptable, BodyTooLarge, InvalidRequest, GenerationFailed, QueueIsFull, Unavailable)
 
 
 def from_engine(error: EngineError) -> ServiceError:
@@ -123,20 +129,36 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        problem = ServiceError(str(error.detail))
-        problem.status, problem.code, problem.title = error.status_code, "http-error", str(error.detail)
-        response = problem_response(request, problem)
+        response = problem_response(request, _from_http(error))
         response.headers.update(error.headers or {})
         return response
 
     @app.exception_handler(Exception)
     async def internal_error(request: Request, error: Exception) -> Response:
-        return problem_response(request, ServiceError("the service failed on this request"))
+        response = problem_response(request, ServiceError("the service failed on this request"))
+        response.headers["X-Request-Id"] = request.scope.get("request_id", "")  # outside of every middleware
+        return response
+
+
+def _from_http(error: HTTPException) -> ServiceError:
+    match error.status_code:
+        case 400:  # FastAPI's answer to a body that it cannot parse
+            return InvalidRequest.field("body", "not a JSON object in UTF-8")
+        case 413:
+            return BodyTooLarge(str(error.detail))
+    problem = ServiceError(str(error.detail))
+    problem.status, problem.code, problem.title = error.status_code, "http-error", str(error.detail)
+    return problem
 
 
 def _field_error(item: dict[str, Any]) -> FieldError:
     path = [str(part) for part in item["loc"] if part not in ("query", "body")]
-    return FieldError(field=".".join(path) or "body", message=item["msg"])
+    message = item["msg"]
+    if item["type"] == "extra_forbidden":
+        message = f"unknown field: use {', '.join(FIELD_NAMES)}"
+    elif item["type"] == "model_attributes_type":
+        message = "send a JSON object, with Content-Type: application/json"
+    return FieldError(field=".".join(path)[:80] or "body", message=message)
 
 
 def document(codes: tuple[type[ServiceError], ...] = PROBLEMS) -> dict[int | str, dict[str, Any]]:

@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 import time
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from kernels.philox import SEED_BITS, image_seed
@@ -45,7 +46,7 @@ class Generator:
         config = self.engine.configs.get(fields.model)
         if config is None:
             names = ", ".join(self.engine.configs)
-            raise UnknownModel(f"model: there is no model {fields.model!r}, only {names}")
+            raise UnknownModel(f"model: there is no model {fields.model[:40]!r}, only {names}")
         defaults = config.default_sampling
         steps, n = fields.steps or defaults["steps"], fields.n or 1
         _check_bound("steps", steps, self.settings.max_steps)
@@ -74,7 +75,8 @@ class Generator:
         """
         started = time.monotonic()
         try:
-            output = await anext(self.engine.generate(params))
+            async with aclosing(self.engine.generate(params)) as outputs:
+                output = await anext(outputs)
             encoding = time.monotonic()
             body = await asyncio.to_thread(self._encode, output, params, form, request_id, encoding)
         except EngineError as error:

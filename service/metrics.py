@@ -29,9 +29,7 @@ class Metrics:
         self.rejections = self._counter("rejections", "Refused requests by reason", "reason")
         self.images = self._counter("images", "Images generated")
         self.evaluations = self._counter("evaluations", "Model evaluations (forward rows)")
-        self.saved = self._counter(
-            "cancelled_evaluations_saved", "Evaluations spared by cancellation"
-        )
+        self.saved = self._counter("cancelled_evaluations_saved", "Evaluations spared by cancellation")
         for model in models:
             self._initialise(model)
 

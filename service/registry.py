@@ -6,6 +6,7 @@ import torch
 
 from models.checkpoint import CONFIG, CheckpointError, ModelConfig, build_model, load_checkpoint
 from service.engine.runner import ModelRunner
+from service.schemas import MAX_GUIDANCE
 from service.settings import ModelEntry, Settings, SettingsError
 
 MAX_ROWS = {"cpu": 16, "cuda": 128}  # row counts that warm-up tries when the operator sets no cap
@@ -24,8 +25,40 @@ def load_runners(settings: Settings) -> dict[str, ModelRunner]:
     runners = {}
     for name, entry in model_entries(settings).items():
         model, config = _load(name, entry)
+        check_defaults(name, config, settings)
         runners[name] = ModelRunner(model, config, device, dtype, slots)
+        try_out(name, runners[name])
     return runners
+
+
+def check_defaults(name: str, config: ModelConfig, settings: Settings) -> None:
+    """Defaults that this service would refuse from a client must not come from a checkpoint."""
+    steps, guidance = config.default_sampling["steps"], config.default_sampling["guidance"]
+    if steps > settings.max_steps or not 0 <= guidance <= MAX_GUIDANCE:
+        raise CheckpointError(
+            f"model {name}: default steps {steps} and guidance {guidance} are beyond DIFFUSION_MAX_STEPS "
+            f"{settings.max_steps} or 0..{MAX_GUIDANCE}"
+        )
+
+
+def try_out(name: str, runner: ModelRunner) -> None:
+    """One row through the network, so that a model that cannot be served stops the start.
+
+    Raises:
+        CheckpointError: it raises, or its output is no image of the input's shape.
+    """
+    shape = (1, *runner.config.image_shape)
+    if shape[1] not in (1, 3):
+        raise CheckpointError(f"model {name}: images of {shape[1]} channels cannot be encoded, only 1 or 3")
+    x = torch.zeros(shape, device=runner.device, dtype=runner.dtype)
+    t, y = torch.zeros(1, device=runner.device), torch.tensor([runner.config.num_classes], device=runner.device)
+    try:
+        with torch.inference_mode():
+            output = runner.model(x, t, y)
+    except Exception as error:  # somebody else's code may raise anything
+        raise CheckpointError(f"model {name}: forward(x, t, y) raised {type(error).__name__}: {error}") from error
+    if getattr(output, "shape", None) != shape:
+        raise CheckpointError(f"model {name}: forward(x, t, y) must return {shape} for x of that shape")
 
 
 def model_entries(settings: Settings) -> dict[str, ModelEntry]:

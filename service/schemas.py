@@ -12,6 +12,17 @@ MAX_SEED = (1 << SEED_BITS) - 1
 MAX_GUIDANCE = 20.0
 
 
+def _no_boolean(value: Any) -> Any:
+    """true would pass for the number 1."""
+    if isinstance(value, bool):
+        raise ValueError("a number, not a boolean")
+    return value
+
+
+Whole = Annotated[int | None, BeforeValidator(_no_boolean)]
+Number = Annotated[float | None, BeforeValidator(_no_boolean)]
+
+
 def _class_as_text(value: Any) -> Any:
     """JSON clients may send a class index as a number."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
@@ -26,20 +37,21 @@ class GenerateFields(BaseModel):
     class_: Annotated[str | None, BeforeValidator(_class_as_text)] = Field(
         None, alias="class", description="Class name or index. Required.", examples=["3"]
     )
-    steps: int | None = Field(None, ge=1, le=1000, description="Denoising steps; default: the model's.")
+    steps: Whole = Field(None, ge=1, le=1000, description="Denoising steps; default: the model's.")
     sampler: SAMPLER_NAMES | None = Field(None, description="Default: the model's.")
-    guidance: float | None = Field(
+    guidance: Number = Field(
         None, ge=0, le=MAX_GUIDANCE, allow_inf_nan=False, description="Guidance scale; 1 is off."
     )
-    guidance_low: float | None = Field(
+    guidance_low: Number = Field(
         None, ge=0, le=1, allow_inf_nan=False, description="Guide only from this noise time (0 clean) ..."
     )
-    guidance_high: float | None = Field(
-        None, ge=0, le=1, allow_inf_nan=False, description="... to this one (1 noise)."
-    )
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Default: random; X-Seed tells it.")
-    n: int | None = Field(None, ge=1, description="Images; pictures show several as a grid.")
+    guidance_high: Number = Field(None, ge=0, le=1, allow_inf_nan=False, description="... to this one (1 noise).")
+    seed: Whole = Field(None, ge=0, le=MAX_SEED, description="Default: random; X-Seed tells it.")
+    n: Whole = Field(None, ge=1, description="Images; pictures show several as a grid.")
     format: Format | None = Field(None, description="Default: by the Accept header, png without one.")
+
+
+FIELD_NAMES = [field.alias or name for name, field in GenerateFields.model_fields.items()]
 
 
 class Timings(BaseModel):

@@ -1,16 +1,34 @@
 """The process: settings, application, uvicorn, signals."""
 
+import math
 import signal
 import sys
+from types import FrameType
 
 import uvicorn
 
 from service.app import create_app
+from service.engine.thread import EngineThread
 from service.settings import load_settings
+
+ANSWER_SECONDS = 5  # for the last answers to leave, behind the engine's own limit
+
+
+class DrainingServer(uvicorn.Server):
+    """Tells the engine of the first signal: accepted work ends in answers, the rest in clear refusals."""
+
+    def __init__(self, config: uvicorn.Config, engine: EngineThread, drain_seconds: float):
+        super().__init__(config)
+        self._engine, self._drain_seconds = engine, drain_seconds
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._engine.request_stop(0.0 if self.should_exit else self._drain_seconds)
+        self.force_exit = self.should_exit  # the second signal does not wait
+        super().handle_exit(sig, frame)
 
 
 def serve(host: str, port: int) -> None:
-    """Serve until SIGTERM or SIGINT; open requests are finished first.
+    """Serve until SIGTERM or SIGINT; what was accepted is finished first, within DIFFUSION_DRAIN_SECONDS.
 
     Raises:
         SettingsError, CheckpointError: nothing has been started then.
@@ -22,10 +40,10 @@ def serve(host: str, port: int) -> None:
         host=host,
         port=port,
         log_level=settings.log_level,
-        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+        timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + ANSWER_SECONDS,
         server_header=False,
     )
     # uvicorn raises the signal again once it has shut down in good order: that is a success
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
-    uvicorn.Server(config).run()
+    DrainingServer(config, app.state.thread, settings.drain_seconds).run()

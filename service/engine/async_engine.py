@@ -1,7 +1,7 @@
 """The engine as the event loop sees it."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from itertools import count
 
@@ -22,7 +22,7 @@ class AsyncEngine:
         self._thread, self.configs = thread, configs
         self._ids = count()
 
-    async def generate(self, params: SamplingParams) -> AsyncIterator[RequestOutput]:
+    async def generate(self, params: SamplingParams) -> AsyncGenerator[RequestOutput]:
         """Run one request; yields its images when they are done.
 
         Leaving the iterator early, or being cancelled in it, aborts the request within one step.

@@ -1,13 +1,16 @@
 """The engine in one sitting: requests in, one denoising step at a time, answers out. Single-threaded."""
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from service.engine.policy import DeviceShare, pick
-from service.engine.request import ImageTask, Request
-from service.engine.runner import ModelRunner, StepResult
+from service.engine.request import ImageTask, QueueFull, Request
+from service.engine.runner import ModelRunner, StepResult, device_is_lost
 from service.engine.scheduler import Scheduler, SchedulerOutput
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,26 +57,30 @@ class EngineCore:
         self.weights = weights or {}
         self.shares: dict[str, DeviceShare] = {}
 
-    def warm_up(self, model: str) -> None:
-        """Make every row count of a model fast, and choose its row cap."""
+    def warm_up(self, model: str, on_progress: Callable[[], None] = lambda: None) -> None:
+        """Make every row count of a model fast, and choose its row cap; on_progress is called in between."""
         runner = self.runners[model]
-        cap = runner.warm_up(self.config.max_rows)
+        cap = runner.warm_up(self.config.max_rows, on_progress)
         scheduler = Scheduler(
             cap,
             self.config.max_requests,
             self.config.max_evaluations,
             seconds_per_row=lambda: runner.seconds(cap) / cap,
         )
-        share = DeviceShare(scheduler, runner.seconds(1), self.weights.get(model, 1.0))
-        self.shares[model] = share
+        self.shares[model] = DeviceShare(scheduler, self.weights.get(model, 1.0))
 
     @property
     def has_work(self) -> bool:
         return any(share.scheduler.has_work for share in self.shares.values())
 
     def add(self, request: Request) -> None:
-        """Raises QueueFull."""
-        self.shares[request.params.model].scheduler.add(request, self.clock())
+        """Raises QueueFull, with the time that the work of all models will take."""
+        scheduler = self.shares[request.params.model].scheduler
+        request.idle_seconds = self.runners[request.params.model].idle_seconds(request, scheduler.max_rows)
+        try:
+            scheduler.add(request, self.clock())
+        except QueueFull as error:
+            raise QueueFull(sum(share.scheduler.backlog_seconds for share in self.shares.values())) from error
 
     def abort(self, request_id: str) -> Request | None:
         aborted = (share.scheduler.abort(request_id, self.clock()) for share in self.shares.values())
@@ -95,12 +102,18 @@ class EngineCore:
         return share.scheduler.update(output, result.failed, now), _stats(model, output, now - started)
 
     def _execute(self, model: str, tasks: list[ImageTask]) -> StepResult:
-        """Run a step; when the model raises, run its images one by one so that only the guilty ones fail."""
+        """Run a step; when the model raises, run its images one by one so that only the guilty ones fail.
+
+        A lost device ends the engine instead: no later step could succeed.
+        """
         try:
             return self.runners[model].execute(tasks)
         except Exception as error:
-            if len(tasks) == 1:
-                return StepResult(failed={tasks[0]: f"the model raised {type(error).__name__}: {error}"})
+            if device_is_lost(error):
+                raise
+            logger.exception("model %s failed on a step of %d images", model, len(tasks))
+            if len(tasks) == 1:  # the text of the error may hold what clients must not see
+                return StepResult(failed={tasks[0]: f"the model raised {type(error).__name__}"})
         results = [self._execute(model, [task]) for task in tasks]
         images = {task: image for result in results for task, image in result.images.items()}
         return StepResult(images, {task: why for result in results for task, why in result.failed.items()})

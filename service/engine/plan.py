@@ -33,6 +33,6 @@ def _compile(schedule: str, prediction: str, sampler: str, num_steps: int, guida
     table = build_table(NoiseSchedule(schedule), Prediction(prediction), sampler, num_steps)
     timesteps = table.rows[:, T].astype(np.float32)
     coefficients = [step_coefficients(table, step, guidance) for step in range(num_steps)]
-    rows = tuple(1 + guidance.active(t) for t in timesteps.tolist())
+    rows = tuple(1 + guidance.active(t) for t in table.rows[:, T].tolist())  # float64, as step_coefficients asks
     remaining = tuple(accumulate(reversed(rows), initial=0))[::-1]
     return StepPlan(timesteps, np.array(coefficients, dtype=np.float32), rows, remaining)

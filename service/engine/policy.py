@@ -6,6 +6,7 @@ model that holds the request nearest to its target goes next, unless another one
 
 from dataclasses import dataclass
 
+from service.engine.request import Request
 from service.engine.scheduler import Scheduler
 
 TARGET_FACTOR = 3.0  # target latency over idle latency
@@ -17,23 +18,20 @@ class DeviceShare:
     """A model's claim on the device."""
 
     scheduler: Scheduler
-    seconds_per_row: float  # of a request that runs alone
     weight: float = 1.0
     virtual_time: float = 0.0  # device seconds used over weight
     was_busy: bool = False
 
     def relative_slack(self, now: float) -> float:
         """Least slack among the model's requests, in units of their idle latency."""
-        return min(
-            slack(request.arrived, request.total_rows, request.remaining_rows, self.seconds_per_row, now)
-            for request in self.scheduler.requests.values()
-        )
+        return min(slack(request, now) for request in self.scheduler.requests.values())
 
 
-def slack(arrived: float, total_rows: int, remaining_rows: int, seconds_per_row: float, now: float) -> float:
+def slack(request: Request, now: float) -> float:
     """(target - now - time still needed) / idle latency; negative when the target cannot be met."""
-    idle = total_rows * seconds_per_row
-    return (arrived + TARGET_FACTOR * idle - now - remaining_rows * seconds_per_row) / max(idle, 1e-9)
+    idle = max(request.idle_seconds, 1e-9)
+    needed = idle * request.remaining_rows / request.total_rows
+    return (request.arrived + TARGET_FACTOR * idle - now - needed) / idle
 
 
 def pick(shares: dict[str, DeviceShare], now: float) -> str | None:
@@ -50,8 +48,9 @@ def pick(shares: dict[str, DeviceShare], now: float) -> str | None:
 
 
 def _wake(shares: dict[str, DeviceShare], busy: dict[str, DeviceShare]) -> None:
-    """A model that was idle starts level with the busy ones: idle time earns no credit."""
-    level = min((share.virtual_time for share in busy.values() if share.was_busy), default=0.0)
+    """A model that was idle starts level with those that were not: idle time earns no credit and no debt."""
+    latest = max((share.virtual_time for share in shares.values()), default=0.0)
+    level = min((share.virtual_time for share in busy.values() if share.was_busy), default=latest)
     for name, share in shares.items():
         if name in busy and not share.was_busy:
             share.virtual_time = max(share.virtual_time, level)

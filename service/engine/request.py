@@ -76,6 +76,7 @@ class Request:
     request_id: str
     params: SamplingParams
     plan: Plan
+    idle_seconds: float = 0.0  # what it would take on an idle engine; its target is a multiple of that
     arrived: float = 0.0
     started: float = 0.0
     finished: float = 0.0

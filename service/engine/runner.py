@@ -5,6 +5,7 @@ Letters: n images of the step, R forward rows (n conditional ones, then one unco
 
 import time
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, cast
@@ -19,7 +20,8 @@ from service.engine.latents import LatentPool
 from service.engine.plan import StepPlan, compile_plan
 from service.engine.request import ImageTask, Request, SamplingParams
 
-WARM_UP_REPEATS = 3
+WARM_UP_REPEATS = 2
+ALL_COUNTS = 16  # every row count up to here is warmed up and measured, then steps of about a half
 KNEE = 0.8  # of the best throughput: rows beyond it add more latency than images
 
 
@@ -62,13 +64,14 @@ class ModelRunner:
         """Run one step of every task; their slots advance in place.
 
         Raises:
-            Exception: whatever the model raises; no slot has advanced then, so the step may be repeated.
+            Exception: whatever the model raises. No slot has advanced then, so the step may be repeated.
         """
         batch = self._gather(tasks)
         new = [row for row, task in enumerate(tasks) if task.step == 0]
         if new:
             self.pool.start(batch.indices[new, 0], batch.indices[new, 3])
-        output = self.model(self.pool.x[batch.row_slots], batch.timesteps, batch.labels)  # [R, C, H, W]
+        rows = self.pool.x[batch.row_slots].to(self.dtype)  # [R, C, H, W]
+        output = self.model(rows, batch.timesteps, batch.labels)  # [R, C, H, W]
         finite = sampler_step(self.pool.x, self.pool.history, output, batch.indices, batch.coefficients)
         return self._collect(tasks, finite.tolist())
 
@@ -106,32 +109,53 @@ class ModelRunner:
         pixels = self.pool.read(torch.tensor([cast(int, task.slot) for task in done], device=self.device))
         return StepResult(dict(zip(done, pixels, strict=True)), failed)
 
-    def warm_up(self, max_rows: int | None) -> int:
-        """Run every row count once more than it takes to be fast, measure, and choose the row cap.
+    def warm_up(self, max_rows: int | None, on_progress: Callable[[], None] = lambda: None) -> int:
+        """Run each row count until it is fast, keep its best time, and choose the row cap.
 
-        max_rows: the cap if the operator set one. Returns the cap.
+        max_rows: the cap if the operator set one. on_progress: called after each count. Returns the cap, which is
+        lower where the device has no memory for more.
         """
-        limit = max_rows or len(self.pool.x)
-        for rows in range(1, limit + 1):
-            self.step_seconds[rows] = min(self._time_step(rows) for _ in range(WARM_UP_REPEATS))
+        for rows in row_counts(max_rows or len(self.pool.x)):
+            try:
+                self.step_seconds[rows] = min(self._time_step(rows) for _ in range(WARM_UP_REPEATS))
+            except torch.OutOfMemoryError:
+                if rows <= 2:
+                    raise
+                max_rows = max_rows and max(self.step_seconds)
+                break
+            on_progress()
         return max_rows or knee(self.step_seconds)
 
     def _time_step(self, rows: int) -> float:
+        """Seconds of a step in the middle of its requests; the first and the last one are run, too."""
         tasks = self._rehearsal(rows)
-        started = time.monotonic()
-        self.execute(tasks)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.monotonic() - started
+        seconds = []
+        for step in range(3):
+            for task in tasks:
+                task.step = step
+            started = time.monotonic()
+            self.execute(tasks)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            seconds.append(time.monotonic() - started)
+        return seconds[1]
 
     def _rehearsal(self, rows: int) -> list[ImageTask]:
-        """Tasks that fill a step of `rows` rows, guided where possible, as real traffic has them."""
-        params = SamplingParams("", 0, 1, "ddpm", 1.5, (0.0, 1.0), seeds=(0,) * (rows // 2))
-        single = SamplingParams("", 0, 1, "ddpm", 1.0, (0.0, 1.0), seeds=(0,) * (rows % 2))
-        tasks = [task for p in (params, single) for task in Request("", p, compile_plan(self.config, p)).tasks]
+        """Tasks that fill a step of `rows` rows, guided where possible, with every kind of sampler."""
+        wanted = [("ddpm", 1.5, rows // 2), ("dpmpp_2m", 1.0, rows % 2)]
+        tasks = []
+        for sampler, guidance, images in wanted:
+            params = SamplingParams("", 0, 3, sampler, guidance, (0.0, 1.0), seeds=(0,) * images)
+            tasks += Request("", params, compile_plan(self.config, params)).tasks
         for slot, task in enumerate(tasks):
             task.slot = slot
         return tasks
+
+    def idle_seconds(self, request: Request, max_rows: int) -> float:
+        """What the request would take if it were alone; its images take turns where they do not fit together."""
+        images = len(request.tasks)
+        turns = [divmod(images * rows, max_rows) for rows in request.plan.rows]
+        return sum(full * self.seconds(max_rows) + (self.seconds(rest) if rest else 0.0) for full, rest in turns)
 
     def seconds(self, rows: int) -> float:
         """Measured time of a step of `rows` rows (of the next larger count that was measured)."""
@@ -149,3 +173,17 @@ def knee(step_seconds: dict[int, float]) -> int:
     throughput = {rows: rows / seconds for rows, seconds in step_seconds.items()}
     best = max(throughput.values())
     return max(2, min(rows for rows, value in throughput.items() if value >= KNEE * best))
+
+
+def row_counts(limit: int) -> list[int]:
+    """1, 2, 3, ... 16, 24, 32, 48, 64, 96, ... and the limit itself."""
+    counts = list(range(1, min(limit, ALL_COUNTS) + 1))
+    while counts[-1] < limit:
+        step = 1 << (counts[-1].bit_length() - 2)
+        counts.append(min(limit, counts[-1] + step))
+    return counts
+
+
+def device_is_lost(error: Exception) -> bool:
+    """A CUDA error other than a lack of memory poisons the context: nothing after it can succeed."""
+    return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)

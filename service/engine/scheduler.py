@@ -133,7 +133,7 @@ class Scheduler:
             if task.slot is not None and task.is_last_step:
                 self._release(task)
             task.step += 1
-        ended = {task.request for task in output.tasks}
+        ended = dict.fromkeys(task.request for task in output.tasks)  # in order of arrival
         for request in ended:
             if request.status is RequestStatus.RUNNING and len(request.images) == len(request.tasks):
                 self._end(request, RequestStatus.FINISHED, now)
@@ -141,8 +141,7 @@ class Scheduler:
 
     def abort(self, request_id: str, now: float) -> Request | None:
         """Forget a request at once, waiting or running; None if it is not here (any more)."""
-        request = self.requests.get(request_id)
-        if request is not None:
+        if (request := self.requests.get(request_id)) is not None:
             self._end(request, RequestStatus.ABORTED, now)
         return request
 

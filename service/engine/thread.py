@@ -24,6 +24,7 @@ from service.engine.request import (
 logger = logging.getLogger(__name__)
 
 IDLE_WAIT = 0.5  # seconds between heartbeats of an idle engine
+JOIN_SECONDS = 10.0  # for the step that is running when the engine is told to end
 
 Answer = RequestOutput | EngineError
 Deliver = Callable[[Answer], None]  # called in the engine thread; must not block or raise
@@ -86,11 +87,22 @@ class EngineThread:
         """Forget a request; harmless when it has already ended."""
         self._inbox.put(Abort(request_id))
 
-    def stop(self, drain_seconds: float) -> None:
-        """Finish what was accepted, for at most drain_seconds, then end the thread; returns when it has ended."""
+    def request_stop(self, drain_seconds: float) -> None:
+        """Not ready from now on; finish what was accepted, for at most drain_seconds, then end the thread.
+
+        May be called from a signal handler. A later call can only shorten the time.
+        """
         self._inbox.put(Stop(drain_seconds))
+
+    def join(self, timeout: float) -> None:
+        """Wait for the end; a forward that hangs is left behind."""
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(timeout)
+
+    def stop(self, drain_seconds: float) -> None:
+        """request_stop and join."""
+        self.request_stop(drain_seconds)
+        self.join(drain_seconds + JOIN_SECONDS)
 
     def _main(self) -> None:
         try:
@@ -100,6 +112,8 @@ class EngineThread:
                 self._step()
                 self.heartbeat = time.monotonic()
             reason = "the service is shutting down"
+        except EngineStopped as stopped:
+            reason = str(stopped)
         except BaseException as error:  # nothing may leave a client waiting
             logger.critical("the engine died", exc_info=True)
             reason = f"the engine died: {type(error).__name__}"
@@ -111,11 +125,17 @@ class EngineThread:
 
     def _warm_up(self) -> None:
         for model in self._core.runners:
-            self._core.warm_up(model)
-            self.heartbeat = time.monotonic()
+            self._core.warm_up(model, self._between_warm_ups)
             logger.info("model %s is warm: %d rows a step", model, self._core.shares[model].scheduler.max_rows)
         self.stats = self._core.stats()
         self.ready = True
+
+    def _between_warm_ups(self) -> None:
+        self.heartbeat = time.monotonic()
+        if not self._inbox.empty():
+            self._handle(self._inbox.get())
+        if self._stop_at is not None:
+            raise EngineStopped("stopped while warming up")
 
     def _finished(self) -> bool:
         if self._stop_at is None:
@@ -143,20 +163,21 @@ class EngineThread:
                 if request is not None:
                     self._on_abort(request)
             case Stop(drain_seconds):
-                self._stop_at = time.monotonic() + drain_seconds
+                stop_at = time.monotonic() + drain_seconds
+                self._stop_at = stop_at if self._stop_at is None else min(self._stop_at, stop_at)
                 self.ready = False
         self.stats = self._core.stats()
 
     def _add(self, request: Request, deliver: Deliver) -> None:
-        if self._stop_at is not None:
-            deliver(EngineStopped("the service is shutting down"))
+        if not self.ready:
+            warming = self._stop_at is None
+            deliver(EngineStopped(f"the service is {'not ready yet' if warming else 'shutting down'}"))
             return
+        self._deliver[request.request_id] = deliver  # before add: were it to raise, this one is answered, too
         try:
             self._core.add(request)
         except EngineError as error:
-            deliver(error)
-        else:
-            self._deliver[request.request_id] = deliver
+            self._deliver.pop(request.request_id)(error)
 
     def _step(self) -> None:
         ended, stats = self._core.step()
@@ -180,4 +201,5 @@ def _answer(request: Request) -> Answer:
     if request.status is RequestStatus.FAILED:
         return RequestFailed(request.error)
     images = [request.images[index] for index in range(len(request.tasks))]
+    request.images.clear()  # request and tasks refer to each other: pixels need not wait for the collector
     return RequestOutput(images, request.started - request.arrived, request.finished - request.started)

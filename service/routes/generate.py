@@ -53,37 +53,53 @@ def merge(query: GenerateFields, body: GenerateFields | None) -> GenerateFields:
     given = {} if body is None else body.model_dump(exclude_none=True, by_alias=True)
     for name, value in query.model_dump(exclude_none=True, by_alias=True).items():
         if given.setdefault(name, value) != value:
-            raise InvalidRequest.field(name, f"the query says {value!r}, the body {given[name]!r}")
+            raise InvalidRequest.field(name, f"the query says {value!r:.80}, the body {given[name]!r:.80}")
     return GenerateFields.model_validate(given)
 
 
 def negotiate(accept: str) -> str:
-    """The format for an Accept header (RFC 9110, section 12.5.1): the highest q wins, the first among equals.
+    """The format for an Accept header (RFC 9110, section 12.5.1).
+
+    A format's quality is that of the most specific range that holds it; the best one wins, and among equals the
+    one that the header names first, then the order of MEDIA_TYPES.
 
     Raises:
-        NotAcceptable: no format that the service has.
+        NotAcceptable: no format of the service has a quality above 0.
     """
-    wanted = sorted(_parse_accept(accept), key=lambda item: -item[1])
-    for kind, quality in wanted:
+    if not accept.strip():
+        return "png"
+    ranges = _parse_accept(accept)
+    best, quality = "", 0.0
+    for position in [*(kind for kind, _ in ranges), "*/*"]:
         for form, media_type in MEDIA_TYPES.items():
-            if quality > 0 and kind in (media_type, "*/*", media_type.split("/")[0] + "/*"):
-                return form
-    if wanted:
-        raise NotAcceptable(f"Accept: none of {accept[:200]!r}; this service has {', '.join(MEDIA_TYPES.values())}")
-    return "png"
+            if _holds(position, media_type) and (q := _quality(ranges, media_type)) > quality:
+                best, quality = form, q
+    if not best:
+        raise NotAcceptable(f"Accept: none of {accept!r:.200}; this service has {', '.join(MEDIA_TYPES.values())}")
+    return best
+
+
+def _holds(media_range: str, media_type: str) -> bool:
+    return media_range in (media_type, "*/*", media_type.split("/")[0] + "/*")
+
+
+def _quality(ranges: list[tuple[str, float]], media_type: str) -> float:
+    holding = [(kind.count("*"), -quality) for kind, quality in ranges if _holds(kind, media_type)]
+    return -min(holding)[1] if holding else 0.0
 
 
 def _parse_accept(accept: str) -> list[tuple[str, float]]:
-    items = []
+    """Media ranges and their q in 0..1; a q that is no number counts as 1."""
+    ranges = []
     for part in filter(None, (part.strip() for part in accept.split(","))):
-        kind, *parameters = (piece.strip() for piece in part.split(";"))
+        kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
         quality = 1.0
         for parameter in parameters:
             if parameter.startswith("q="):
                 with suppress(ValueError):
                     quality = float(parameter[2:])
-        items.append((kind.lower(), quality))
-    return items
+        ranges.append((kind, min(max(quality, 0.0), 1.0)))
+    return ranges
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T | None:

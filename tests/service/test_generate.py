@@ -2,7 +2,9 @@
 
 import base64
 import io
+import json
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,15 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from models.checkpoint import load_checkpoint
 from models.samplers import Guidance, build_table, sample
 from models.schedule import NoiseSchedule, Prediction
+from service.errors import NotAcceptable
+from service.images import MEDIA_TYPES
 from service.routes.generate import negotiate
 from service.schemas import MAX_SEED
 from tests.service.conftest import Running
@@ -130,6 +136,9 @@ def test_defaults_come_from_the_checkpoint_and_are_told(server: Running) -> None
 
 
 BAD: dict[str, tuple[dict[str, Any], int, str]] = {
+    "steps true": ({"steps": True}, 422, "steps"),
+    "guidance false": ({"guidance": False}, 422, "guidance"),
+    "class true": ({"class": True}, 422, "class"),
     "no model": ({"model": None}, 422, "model"),
     "unknown model": ({"model": "vae"}, 404, "model"),
     "no class": ({"class": None}, 422, "class"),
@@ -184,12 +193,64 @@ def test_a_field_twice_in_the_query(server: Running) -> None:
     assert (response.status_code, response.json()["errors"][0]["field"]) == (422, "class")
 
 
-@pytest.mark.parametrize(
-    "body", [b"{", b"[]", b"3", b"\xff\xfe", b'{"model": "dit", "class": "cat", "steps": 1e400}']
-)
+HUGE = b'{"n": 1' + b"0" * 5000 + b"}"
+BROKEN = [b"{", b"[]", b"3", b"\xff\xfe", b'{"model": "\xff"}', b"[" * 9999, b'{"steps": 1e400}', HUGE]
+
+
+@pytest.mark.parametrize("body", BROKEN, ids=[str(body[:20]) for body in BROKEN])
 def test_broken_bodies(server: Running, body: bytes) -> None:
     response = server.client.post("/generate", content=body, headers={"Content-Type": "application/json"})
     assert (response.status_code, response.headers["content-type"]) == (422, "application/problem+json")
+
+
+def test_a_body_without_its_content_type_says_what_to_send(server: Running) -> None:
+    response = server.client.post("/generate", content=b'{"model": "dit"}')
+    assert response.status_code == 422
+    assert "Content-Type: application/json" in response.json()["detail"]
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
+def test_a_large_body_is_cut_off(server: Running, chunked: bool) -> None:
+    pieces = [b'{"model": "'] + [b"x" * 10_000] * 100 + [b'"}']
+    content = iter(pieces) if chunked else b"".join(pieces)
+    response = server.client.post("/generate", content=content, headers={"Content-Type": "application/json"})
+    assert (response.status_code, response.json()["type"]) == (413, "urn:problem:body-too-large")
+    assert len(response.content) < 1000
+
+
+def test_an_unknown_field_is_told_the_known_ones(server: Running) -> None:
+    detail = generate(server, stepz=3).json()["detail"]
+    assert "steps" in detail
+    assert "guidance_low" in detail
+
+
+values = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.just([]) | st.just({})
+NAMES = ["model", "class", "steps", "sampler", "guidance", "seed", "n", "x"]
+fixture_is_shared = [HealthCheck.function_scoped_fixture]  # it is one server for all examples
+on_one_server = settings(max_examples=100, deadline=None, suppress_health_check=fixture_is_shared)
+
+
+@on_one_server
+@given(st.dictionaries(st.sampled_from(NAMES), values))
+def test_any_json_is_answered_with_an_image_or_a_problem(server: Running, fields: dict[str, Any]) -> None:
+    body = json.dumps({"model": "dit", "class": 0} | fields)  # NaN and infinities as Python writes them
+    response = server.client.post("/generate", content=body, headers={"Content-Type": "application/json"})
+    if response.status_code != 200:
+        assert response.status_code in (404, 422)
+        assert response.headers["content-type"] == "application/problem+json"
+        assert response.json()["detail"]
+
+
+@on_one_server
+@given(st.lists(st.tuples(st.sampled_from(NAMES), st.text(max_size=8)), max_size=6))
+def test_any_query_is_answered_with_an_image_or_a_problem(server: Running, query: list[tuple[str, str]]) -> None:
+    assert server.client.post("/generate", params=query).status_code in (200, 404, 422)
+
+
+@given(st.text(alphabet="abimge/*;,q=0.19 jpnw", max_size=40))
+def test_any_accept_header_is_negotiated_or_refused(accept: str) -> None:
+    with suppress(NotAcceptable):
+        assert negotiate(accept) in MEDIA_TYPES
 
 
 @pytest.mark.parametrize(
@@ -203,6 +264,10 @@ def test_broken_bodies(server: Running, body: bytes) -> None:
         ("application/json;q=0.5, image/jpeg;q=0.9", "jpeg"),
         ("text/html, application/xhtml+xml, image/webp, */*;q=0.8", "webp"),
         ("image/png;q=0, application/x-npy", "npy"),
+        ("image/png;q=0, */*", "webp"),
+        ("*/*;q=0.1, image/webp", "webp"),
+        ("IMAGE/JPEG; Q=0.2", "jpeg"),
+        ("image/*;q=0.5, application/json;q=0.5", "png"),
     ],
 )
 def test_negotiation(accept: str, form: str) -> None:

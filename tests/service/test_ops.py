@@ -137,11 +137,15 @@ def test_openapi_tells_the_truth(server: Running) -> None:
     assert set(answers["200"]["content"]) == {
         "image/png", "image/webp", "image/jpeg", "application/x-npy", "application/json",
     }  # fmt: skip
-    assert set(answers) == {"200", "404", "406", "422", "500", "503"}
+    assert set(answers) == {"200", "404", "406", "413", "422", "500", "503"}
     for status in ("404", "422", "503"):
         assert list(answers[status]["content"]) == ["application/problem+json"]
     assert "HTTPValidationError" not in str(schema)
     _assert_references_resolve(schema)
+    body = schema["components"]["schemas"]["GenerateFields"]["properties"]
+    parameters = {parameter["name"]: parameter["schema"] for parameter in operation["parameters"]}
+    for places in (body, parameters):
+        assert [places[name]["anyOf"][0]["maximum"] for name in ("steps", "n")] == [200, 16]
 
 
 def test_answers_match_their_schemas(server: Running) -> None:

@@ -68,3 +68,19 @@ def test_cuda_without_a_device() -> None:
 def test_dtype() -> None:
     assert choose_dtype("float16", torch.device("cpu")) is torch.float16
     assert choose_dtype("auto", torch.device("cpu")) in (torch.bfloat16, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"shape": [4, 8, 8]}, "4 channels"),
+        ({"shape": [3, 8, 9]}, "RuntimeError"),
+        ({"sampling": {"guidance": 99}}, "guidance 99"),
+        ({"sampling": {"steps": 300}}, "DIFFUSION_MAX_STEPS 250"),
+    ],
+)
+def test_a_model_that_cannot_be_served_stops_the_start(config: dict[str, Any], reason: str) -> None:
+    arguments = TINY["dit"] | {"image_channels": config.get("shape", [3])[0]}
+    entry = ModelEntry(config={"architecture": "dit", "arguments": arguments} | config)
+    with pytest.raises(CheckpointError, match=f"model x: .*{reason}"):
+        load_runners(Settings(models={"x": entry}, device="cpu"))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -35,10 +36,10 @@ def environment(**settings: Any) -> dict[str, str]:
 
 
 @contextmanager
-def serving(checkpoints: Path, log: IO[str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def serving(checkpoints: Path, log: IO[str], **changes: Any) -> Iterator[tuple[subprocess.Popen[str], str]]:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    settings = environment(checkpoints=checkpoints, device="cpu", max_rows=4)
+    settings = environment(checkpoints=checkpoints, device="cpu", max_rows=4, **changes)
     process = subprocess.Popen(command(port), cwd=ROOT, env=settings, stdout=log, stderr=log, text=True)
 
     def ready() -> bool:
@@ -72,6 +73,20 @@ def test_a_signal_ends_it_with_0_and_open_requests_are_answered(
         process.send_signal(number)
         client.join(timeout=60)
         assert answers == [200]
+        assert process.wait(timeout=30) == 0
+        log.seek(0)
+        assert "Traceback" not in log.read()
+
+
+def test_what_the_drain_limit_cuts_off_is_told_so(checkpoints: Path, tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w+") as log, serving(checkpoints, log, drain_seconds=0.2) as (process, url):
+        query = {"model": "unet", "class": "cat", "steps": 250, "n": 16}
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(httpx.post, f"{url}/generate", params=query, timeout=60)
+            wait_until(lambda: 'running_slots{model="unet"} 0.0' not in httpx.get(f"{url}/metrics").text)
+            process.send_signal(signal.SIGTERM)
+            assert answer.result().status_code == 503
+            assert answer.result().headers["content-type"] == "application/problem+json"
         assert process.wait(timeout=30) == 0
         log.seek(0)
         assert "Traceback" not in log.read()

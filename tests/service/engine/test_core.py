@@ -1,0 +1,154 @@
+"""EngineCore: the bookkeeping around a step."""
+
+import pytest
+
+from service.engine.core import EngineConfig, EngineCore, ModelStats
+from service.engine.request import QueueFull, Request, RequestStatus
+from service.engine.runner import ModelRunner, knee
+from tests.service.engine.tiny import (
+    Turnstile,
+    drive,
+    make_params,
+    make_request,
+    recording_runner,
+    tiny_config,
+    warm_core,
+)
+
+
+class Clock:
+    """Goes on by 2^-7 s at every look, which floats hold exactly."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 2**-7
+        return self.now
+
+
+def make_core(*models: str, weights: dict[str, float] | None = None, **bounds: int) -> EngineCore:
+    runners: dict[str, ModelRunner] = {model: recording_runner(Turnstile(), tiny_config()) for model in models}
+    core = EngineCore(runners, EngineConfig(6, **bounds), weights, Clock())
+    for model in models:
+        core.warm_up(model)
+    return core
+
+
+def steps_of(model: str, **changes: object) -> Request:
+    return make_request(make_params(model, **changes), tiny_config())
+
+
+def test_an_engine_without_work_does_nothing() -> None:
+    core = make_core("a")
+    assert not core.has_work
+    assert core.step() == ([], None)
+    assert core.stats() == {"a": ModelStats(0, 0, 0.0)}
+
+
+def test_a_request_goes_through_its_states() -> None:
+    core = make_core("a")
+    request = steps_of("a", num_steps=2, seeds=(1, 2))
+    core.add(request)
+    assert (request.status, core.stats()["a"].queue_depth) == (RequestStatus.WAITING, 1)
+    assert core.step()[0] == []
+    assert (request.status, core.stats()["a"].queue_depth) == (RequestStatus.RUNNING, 0)
+    assert core.stats()["a"].running_slots == 2
+    ended, stats = core.step()
+    assert ended == [request]
+    assert stats is not None
+    assert (stats.model, stats.num_rows) == ("a", 2)
+    assert stats.seconds > 0
+    assert request.status is RequestStatus.FINISHED
+    assert sorted(request.images) == [0, 1]
+    assert request.arrived < request.started < request.finished
+    assert core.stats()["a"] == ModelStats(0, 0, 0.0)
+    assert not core.has_work
+
+
+def test_the_backlog_is_in_seconds_of_full_steps() -> None:
+    core = make_core("a")
+    core.runners["a"].step_seconds = {1: 0.1, 6: 0.3}  # 0.05 s a row when full
+    core.add(steps_of("a", num_steps=10, guidance_scale=2.0, seeds=(1, 2)))
+    assert core.stats()["a"].backlog_seconds == pytest.approx(40 * 0.05)
+    core.step()
+    assert core.stats()["a"].backlog_seconds == pytest.approx(36 * 0.05)
+
+
+def test_bounds_are_a_models_own() -> None:
+    core = make_core("a", "b", max_requests=1)
+    core.add(steps_of("a"))
+    with pytest.raises(QueueFull) as refusal:
+        core.add(steps_of("a"))
+    assert refusal.value.retry_after > 0
+    core.add(steps_of("b"))
+
+
+def test_retry_after_counts_the_work_of_both_models() -> None:
+    core = make_core("a", "b", max_requests=1)
+    for model, seconds in (("a", 0.6), ("b", 6.0)):
+        core.runners[model].step_seconds = {6: seconds}
+        core.add(steps_of(model, num_steps=10))
+    with pytest.raises(QueueFull) as refusal:
+        core.add(steps_of("a"))
+    assert refusal.value.retry_after == pytest.approx(10 * 0.1 + 10 * 1.0)
+
+
+def test_an_accepted_request_knows_its_idle_latency() -> None:
+    core = make_core("a")
+    core.runners["a"].step_seconds = {1: 0.25}
+    request = steps_of("a", num_steps=10)
+    core.add(request)
+    assert request.idle_seconds == 2.5
+
+
+def test_abort_finds_the_model_by_itself() -> None:
+    core = make_core("a", "b")
+    first, second = steps_of("a"), steps_of("b", num_steps=5)
+    core.add(first)
+    core.add(second)
+    assert core.abort(second.request_id) is second
+    assert core.abort(second.request_id) is None
+    assert core.abort("nobody") is None
+    assert (second.status, second.remaining_rows) == (RequestStatus.ABORTED, 5)
+    assert drive(core, {0: []})[0] == [first]
+
+
+def test_both_models_come_to_an_end() -> None:
+    core = make_core("a", "b")
+    requests = [steps_of(model, num_steps=steps) for model in "ab" for steps in (1, 20)]
+    ended, steps = drive(core, {0: requests})
+    assert set(ended) == set(requests)
+    assert {step.model for step in steps} == {"a", "b"}
+    assert sum(step.num_rows for step in steps) == 2 * 21
+    assert len(steps) == 40  # a step has images of one model only, and a model's images share theirs
+
+
+def test_device_time_is_charged_over_the_weight() -> None:
+    """The clock gives each step 2^-7 s; slack aside, virtual times may differ by MAX_LAG and one step only."""
+    core = make_core("a", "b", weights={"b": 4.0})
+    for model in "ab":
+        core.add(steps_of(model, num_steps=1000))
+    used = {"a": 0.0, "b": 0.0}
+    for _ in range(900):
+        _, stats = core.step()
+        assert stats is not None
+        used[stats.model] += stats.seconds
+    assert core.shares["a"].virtual_time == used["a"]
+    assert core.shares["b"].virtual_time == used["b"] / 4
+
+
+def test_the_cap_is_measured_when_nobody_sets_it() -> None:
+    runner = recording_runner(Turnstile(), tiny_config(), num_slots=5)
+    core = EngineCore({"dit": runner}, EngineConfig())
+    core.warm_up("dit")
+    assert sorted(runner.step_seconds) == [1, 2, 3, 4, 5]
+    assert core.shares["dit"].scheduler.max_rows == knee(runner.step_seconds)
+
+
+def test_one_row_cap_serves_guided_images_too() -> None:
+    core = warm_core(recording_runner(Turnstile(), tiny_config()), max_rows=2)
+    requests = [make_request(make_params(guidance_scale=2.0, seeds=(1, 2, 3)))]
+    ended, steps = drive(core, {0: requests})
+    assert ended == requests
+    assert [step.num_rows for step in steps] == [2] * 12

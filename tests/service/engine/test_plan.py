@@ -1,0 +1,87 @@
+"""Plans against the sampler tables and guidance intervals that they are made of."""
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from models.checkpoint import ModelConfig
+from models.samplers import SAMPLERS, Guidance, T, build_table
+from models.schedule import NoiseSchedule, Prediction
+from service.engine.plan import compile_plan
+from tests.service.engine.tiny import make_params, tiny_config
+
+FLOW = tiny_config("dit")
+bounds = st.one_of(st.floats(0, 1), st.integers(0, 10).map(lambda tenth: tenth / 10))
+
+
+@settings(deadline=None)
+@given(num_steps=st.integers(1, 40), ends=st.tuples(bounds, bounds), scale=st.sampled_from([0.0, 1.0, 2.5]))
+@example(num_steps=3, ends=(0.0, 1 - 1 / 3), scale=2.5)  # the bound is a timestep that float32 rounds up
+@example(num_steps=10, ends=(0.1, 0.3), scale=2.5)  # float64 puts the steps at 0.1 and 0.3 just outside
+def test_a_row_is_spent_where_guidance_is_applied(num_steps: int, ends: tuple[float, float], scale: float) -> None:
+    low, high = sorted(ends)
+    plan = compile_plan(FLOW, make_params(num_steps=num_steps, guidance_scale=scale, guidance_interval=(low, high)))
+    table = build_table(NoiseSchedule("flow"), Prediction("x0"), "ddim", num_steps)
+    guided = [Guidance(scale, low, high).active(t) for t in table.rows[:, T].tolist()]
+    assert [rows == 2 for rows in plan.rows] == guided
+    assert set(plan.rows) <= {1, 2}
+    assert plan.coefficients[:, 0].tolist() == [scale if active else 1.0 for active in guided]
+    assert plan.remaining == tuple(sum(plan.rows[step:]) for step in range(num_steps + 1))
+
+
+@pytest.mark.parametrize(
+    ("scale", "interval", "rows"),
+    [
+        (1.0, (0.0, 1.0), (1, 1, 1, 1)),
+        (3.0, (0.0, 1.0), (2, 2, 2, 2)),
+        (3.0, (0.4, 0.8), (1, 2, 2, 1)),  # noise times 1, 3/4, 1/2, 1/4
+        (3.0, (0.5, 0.75), (1, 2, 2, 1)),
+        (3.0, (0.8, 0.9), (1, 1, 1, 1)),
+    ],
+    ids=["off", "on", "interval", "bounds-belong-to-it", "between-steps"],
+)
+def test_rows_of_four_steps(scale: float, interval: tuple[float, float], rows: tuple[int, ...]) -> None:
+    plan = compile_plan(FLOW, make_params(num_steps=4, guidance_scale=scale, guidance_interval=interval))
+    assert plan.rows == rows
+    assert plan.remaining[0] == sum(rows)
+    assert plan.remaining[-1] == 0
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_columns_are_the_tables(sampler: str) -> None:
+    plan = compile_plan(FLOW, make_params(num_steps=7, sampler=sampler, guidance_scale=2.0))
+    table = build_table(NoiseSchedule("flow"), Prediction("x0"), sampler, 7)
+    assert plan.coefficients.shape == (7, 8)
+    assert plan.coefficients.dtype == plan.timesteps.dtype == np.float32
+    np.testing.assert_array_equal(plan.timesteps, table.rows[:, T].astype(np.float32))
+    np.testing.assert_array_equal(plan.coefficients[:, 0], 2.0)
+    np.testing.assert_array_equal(plan.coefficients[:, 1:7], table.rows[:, 1:].astype(np.float32))
+    np.testing.assert_array_equal(plan.coefficients[:, 7], 0.0 if sampler == "ab2" else 1.0)  # clamp
+
+
+def test_equal_settings_share_a_plan() -> None:
+    plan = compile_plan(FLOW, make_params(class_label=1, seeds=(1,)))
+    assert compile_plan(FLOW, make_params(class_label=2, seeds=(3, 4))) is plan
+    others = make_params(num_steps=5), make_params(sampler="ddpm"), make_params(guidance_scale=2.0)
+    assert all(compile_plan(FLOW, params) is not plan for params in others)
+
+
+def test_models_of_another_kind_have_other_plans() -> None:
+    cosine = compile_plan(tiny_config("unet"), make_params())
+    assert not np.array_equal(cosine.coefficients, compile_plan(FLOW, make_params()).coefficients)
+
+
+@pytest.mark.parametrize(
+    ("process", "changes", "message"),
+    [
+        (("flow", "eps"), {}, "eps prediction says nothing about x0 at alpha = 0"),
+        (("cosine", "v"), {"sampler": "euler"}, "euler integrates the flow schedule"),
+        (("flow", "x0"), {"sampler": "heun"}, "unknown sampler 'heun'"),
+        (("flow", "x0"), {"num_steps": 0}, "steps must lie in"),
+    ],
+    ids=["eps-on-flow", "euler-without-flow", "sampler", "steps"],
+)
+def test_what_cannot_be_compiled_is_named(process: tuple[str, str], changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        compile_plan(ModelConfig("dit", {}, *process), make_params(**changes))

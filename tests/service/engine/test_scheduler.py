@@ -1,0 +1,183 @@
+"""The scheduler without a device: what it promises, case by case."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.engine.request import QueueFull, RequestStatus
+from service.engine.scheduler import Scheduler, SlotAllocator
+from tests.service.engine.rows import UNBOUNDED, make_request, make_scheduler, members, run_step
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_importing_the_scheduler_loads_no_torch_and_no_numpy() -> None:
+    program = "import sys, service.engine.scheduler; print(sorted({'torch', 'numpy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_first_come_first_served() -> None:
+    requests = [make_request(1, 1, 1) for _ in range(5)]
+    scheduler = make_scheduler(2, *requests)
+    ended = [request for now in range(9) for request in run_step(scheduler, now=float(now))]
+    assert ended == requests
+    assert [request.started for request in requests] == [0, 0, 3, 3, 6]
+    assert [request.finished for request in requests] == [2, 2, 5, 5, 8]
+
+
+def test_a_guided_head_of_the_queue_is_not_overtaken() -> None:
+    running, guided, small = make_request(1, 1), make_request(2), make_request(1)
+    scheduler = make_scheduler(2, running, guided, small)
+    assert members(scheduler) == [running]  # one row is free; the guided image needs two, and small waits its turn
+
+
+def test_a_short_request_joins_within_one_step_and_leaves_first() -> None:
+    long, short = make_request(*[1] * 50), make_request(1, 1)
+    scheduler = make_scheduler(4, long)
+    run_step(scheduler, now=1.0)
+    scheduler.add(short, now=1.5)
+    assert run_step(scheduler, now=2.0) == []
+    assert short.started == 2.0
+    assert run_step(scheduler, now=3.0) == [short]
+    assert (short.arrived, short.finished) == (1.5, 3.0)
+    assert long.status is RequestStatus.RUNNING
+    assert long.tasks[0].step == 3  # company did not hold it up
+
+
+def test_a_running_image_without_room_waits_one_step() -> None:
+    """Both start unguided and turn guided; three rows hold one guided image and a half."""
+    older, younger = make_request(1, 2), make_request(1, 2)
+    scheduler = make_scheduler(3, older, younger)
+    run_step(scheduler)
+    assert members(scheduler) == [older]
+    assert run_step(scheduler) == [older]
+    assert younger.tasks[0].slot is not None  # it keeps its slot and its step
+    assert younger.tasks[0].step == 1
+    assert run_step(scheduler) == [younger]
+
+
+def test_a_running_image_without_room_cannot_starve() -> None:
+    """Fresh one-row requests arrive at every step; the guided image still goes as soon as its elders are done."""
+    older, guided = make_request(1, 2, 2, 2), make_request(1, 2, 2)
+    scheduler = make_scheduler(3, older, guided)
+    ended = []
+    for step in range(6):
+        ended += run_step(scheduler, now=float(step))
+        scheduler.add(make_request(1), now=float(step))
+    assert older.finished == 3.0
+    assert guided.finished == 5.0
+    assert len(ended) > 4  # the newcomers used the odd row meanwhile
+
+
+def test_an_empty_queue_takes_a_request_larger_than_the_bound() -> None:
+    scheduler = Scheduler(2, max_requests=5, max_evaluations=10)
+    large = make_request(*[2] * 20)
+    scheduler.add(large, now=0.0)
+    with pytest.raises(QueueFull):
+        scheduler.add(make_request(1), now=0.0)
+    run_step(scheduler)  # the large one runs, and no longer stands in the queue
+    scheduler.add(make_request(*[1] * 10), now=0.0)
+    with pytest.raises(QueueFull):
+        scheduler.add(make_request(1), now=0.0)
+
+
+def test_the_queue_is_bounded_in_requests() -> None:
+    scheduler = Scheduler(2, max_requests=2, max_evaluations=UNBOUNDED)
+    for _ in range(2):
+        scheduler.add(make_request(1), now=0.0)
+    with pytest.raises(QueueFull):
+        scheduler.add(make_request(1), now=0.0)
+    run_step(scheduler)
+    scheduler.add(make_request(1), now=0.0)
+
+
+def test_retry_after_is_the_time_to_work_off_the_backlog() -> None:
+    scheduler = Scheduler(2, max_requests=1, max_evaluations=UNBOUNDED, seconds_per_row=lambda: 0.25)
+    scheduler.add(make_request(2, 2, 1, n=2), now=0.0)
+    run_step(scheduler)  # two of the ten rows are done
+    scheduler.add(make_request(1, 1), now=0.0)
+    with pytest.raises(QueueFull) as refusal:
+        scheduler.add(make_request(1), now=0.0)
+    assert refusal.value.retry_after == (10 - 2 + 2) * 0.25
+    assert math.isfinite(refusal.value.retry_after)
+
+
+def test_a_refused_request_leaves_no_trace() -> None:
+    scheduler = Scheduler(2, max_requests=1, max_evaluations=UNBOUNDED)
+    accepted, refused = make_request(1, 1), make_request(1)
+    scheduler.add(accepted, now=0.0)
+    with pytest.raises(QueueFull):
+        scheduler.add(refused, now=0.0)
+    assert scheduler.backlog_rows == 2
+    assert scheduler.abort(refused.request_id, now=0.0) is None
+    assert members(scheduler) == [accepted]
+
+
+def test_abort_is_idempotent() -> None:
+    waiting, running, finished = make_request(1), make_request(1, 1), make_request(1)
+    scheduler = make_scheduler(2, running, finished, waiting)
+    assert run_step(scheduler) == [finished]
+    assert scheduler.abort(finished.request_id, now=1.0) is None
+    for request in (waiting, running):
+        assert scheduler.abort(request.request_id, now=1.0) is request
+        assert scheduler.abort(request.request_id, now=2.0) is None
+        assert (request.status, request.finished) == (RequestStatus.ABORTED, 1.0)
+    assert finished.status is RequestStatus.FINISHED
+    assert scheduler.abort("nobody", now=1.0) is None
+    assert len(scheduler.slots) == 2
+
+
+def test_abort_of_a_half_started_request_frees_its_slots_and_its_places_in_the_queue() -> None:
+    many, other = make_request(1, 1, 1, n=5), make_request(1, 1)
+    scheduler = make_scheduler(3, many, other)
+    run_step(scheduler)
+    assert len(scheduler.waiting) == 2 + 1
+    assert scheduler.abort(many.request_id, now=1.0) is many
+    assert many.remaining_rows == 5 * 3 - 3  # what the abort has spared
+    assert list(scheduler.waiting) == other.tasks
+    assert len(scheduler.slots) == 3
+    assert members(scheduler) == [other]
+
+
+def test_a_failed_image_takes_its_request_along_and_nobody_else() -> None:
+    doomed, other = make_request(1, 1, n=3), make_request(1, 1)
+    scheduler = make_scheduler(3, doomed, other)  # the third image of doomed runs, other waits
+    assert run_step(scheduler, failed=[doomed.tasks[1]], now=7.0) == [doomed]
+    assert (doomed.status, doomed.error, doomed.finished) == (RequestStatus.FAILED, "broken", 7.0)
+    assert len(scheduler.slots) == 3
+    assert run_step(scheduler) == []
+    assert run_step(scheduler) == [other]
+    assert other.status is RequestStatus.FINISHED
+
+
+def test_two_failed_images_end_their_request_once() -> None:
+    doomed = make_request(1, 1, n=3)
+    scheduler = make_scheduler(3, doomed)
+    assert run_step(scheduler, failed=doomed.tasks[:2]) == [doomed]
+    assert not scheduler.has_work
+
+
+def test_requests_end_in_order_of_arrival_within_a_step() -> None:
+    requests = [make_request(1) for _ in range(30)]
+    scheduler = make_scheduler(30, *requests)
+    assert run_step(scheduler) == requests
+
+
+@pytest.mark.parametrize("slot", [-1, 2, 0], ids=["below", "above", "twice"])
+def test_a_slot_that_is_not_in_use_cannot_be_freed(slot: int) -> None:
+    slots = SlotAllocator(2)
+    taken = [slots.allocate(), slots.allocate()]
+    assert sorted(taken) == [0, 1]
+    slots.free(0)
+    with pytest.raises(ValueError, match=f"slot {slot} is not in use"):
+        slots.free(slot)
+    assert len(slots) == 1
+
+
+def test_a_cap_that_holds_no_guided_image_is_refused() -> None:
+    with pytest.raises(ValueError, match="max_rows must be at least 2"):
+        Scheduler(1, 1, 1)

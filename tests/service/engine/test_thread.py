@@ -1,0 +1,231 @@
+"""The engine thread: one answer for every request, whatever happens."""
+
+import random
+import threading
+import time
+
+import pytest
+
+from service.engine import thread as thread_module
+from service.engine.core import ModelStats
+from service.engine.request import EngineStopped, QueueFull, RequestFailed, RequestOutput
+from service.engine.thread import EngineThread
+from tests.service.engine.desk import Desk, make_core, running, stop
+from tests.service.engine.tiny import PATIENCE, Turnstile, wait_until
+
+
+def test_answers_are_images_and_times() -> None:
+    with running(make_core(Turnstile())) as desk:
+        answer = desk.answer(desk.send(seeds=(1, 2, 3)))
+    assert isinstance(answer, RequestOutput)
+    assert [image.shape for image in answer.images] == [(8, 8, 1)] * 3
+    assert answer.queue_seconds >= 0
+    assert answer.denoise_seconds > 0
+
+
+def test_images_are_in_the_order_of_their_seeds() -> None:
+    """Five one-row images of one request, of which the cap of four lets the last start late."""
+    with running(make_core(Turnstile())) as desk:
+        together = desk.answer(desk.send(seeds=(1, 2, 3, 4, 5)))
+        alone = [desk.answer(desk.send(seeds=(seed,))) for seed in (1, 2, 3, 4, 5)]
+    assert isinstance(together, RequestOutput)
+    for image, answer in zip(together.images, alone, strict=True):
+        assert isinstance(answer, RequestOutput)
+        assert (image == answer.images[0]).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_request_has_one_end_under_random_aborts(seed: int) -> None:
+    """Four clients send a hundred requests each and take back a third of them at any moment."""
+    aborted: list[str] = []
+    core = make_core(Turnstile(), max_requests=40)
+    with running(core, on_abort=lambda request: aborted.append(request.request_id)) as desk:
+
+        def client(number: int) -> None:
+            rng = random.Random(1000 * seed + number)
+            for _ in range(100):
+                name = desk.send(
+                    num_steps=rng.randint(1, 8),
+                    guidance_scale=rng.choice([1.0, 2.0]),
+                    seeds=tuple(range(rng.randint(1, 3))),
+                )
+                if rng.random() < 0.35:
+                    time.sleep(rng.choice([0.0, 0.0, 0.002]))
+                    desk.engine.abort(rng.choice(list(desk.answers)) if rng.random() < 0.3 else name)
+                    desk.engine.abort(name)
+
+        clients = [threading.Thread(target=client, args=(number,), daemon=True) for number in range(4)]
+        for thread in clients:
+            thread.start()
+        for thread in clients:
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+        stop(desk.engine, PATIENCE)
+        ends = {name: len(answers) + aborted.count(name) for name, answers in desk.answers.items()}
+    assert len(ends) == 400
+    assert set(ends.values()) == {1}
+    kinds = {type(answer) for answers in desk.answers.values() for answer in answers}
+    assert RequestOutput in kinds
+    assert kinds <= {RequestOutput, QueueFull}
+    assert aborted
+    assert len(core.shares["dit"].scheduler.slots) == 4
+
+
+def test_a_failing_request_is_answered_and_the_engine_lives() -> None:
+    class Moody(Turnstile):
+        def forward(self, x, t, y):
+            if (y == 7).any():
+                raise ArithmeticError("not a seven")
+            return super().forward(x, t, y)
+
+    with running(make_core(Moody())) as desk:
+        bad, good = desk.send(class_label=7), desk.send(class_label=1)
+        failure = desk.answer(bad)
+        assert isinstance(failure, RequestFailed)
+        assert str(failure) == "the model raised ArithmeticError"
+        assert isinstance(desk.answer(good), RequestOutput)
+        assert not desk.engine.dead
+
+
+def test_a_full_queue_is_an_answer() -> None:
+    model = Turnstile()
+    with running(make_core(model, max_requests=1)) as desk:
+        model.close()
+        desk.send(seeds=(1, 2, 3, 4))  # takes all slots
+        wait_until(lambda: len(model.rows) == 1)
+        desk.send()
+        refused = desk.send()
+        model.let_pass(1)
+        answer = desk.answer(refused)
+    assert isinstance(answer, QueueFull)
+    assert answer.retry_after > 0
+
+
+def test_stop_drains_what_was_accepted_and_refuses_the_rest() -> None:
+    model = Turnstile()
+    with running(make_core(model)) as desk:
+        model.close()
+        accepted = [desk.send(num_steps=1000) for _ in range(6)]  # four run, two wait
+        wait_until(lambda: len(model.rows) == 1)
+        stopping = threading.Thread(target=desk.engine.stop, args=(PATIENCE,), daemon=True)
+        stopping.start()
+        while desk.engine.ready:  # the command is handled between two steps
+            model.let_pass(1)
+            time.sleep(0.001)
+        late = desk.send()
+        model.let_pass(1)
+        refusal = desk.answer(late)
+        assert isinstance(refusal, EngineStopped)
+        assert str(refusal) == "the service is shutting down"
+        assert not any(desk.answers[name] for name in accepted)
+        model.open()
+        stopping.join(PATIENCE)
+        assert not stopping.is_alive()
+        assert all(isinstance(desk.answer(name), RequestOutput) for name in accepted)
+        assert isinstance(desk.answer(desk.send()), EngineStopped)
+
+
+def test_stop_without_patience_answers_what_is_open() -> None:
+    model = Turnstile()
+    with running(make_core(model)) as desk:
+        model.close()
+        names = [desk.send(num_steps=500) for _ in range(6)]
+        wait_until(lambda: len(model.rows) == 1)
+        model.open()
+        stop(desk.engine, 0.0)
+        answers = [desk.answer(name) for name in names]
+        assert [str(answer) for answer in answers] == ["the service is shutting down"] * 6
+        assert all(isinstance(answer, EngineStopped) for answer in answers)
+        assert len(model.rows) < 500
+
+
+def test_a_later_stop_can_only_shorten_the_time() -> None:
+    model = Turnstile()
+    with running(make_core(model)) as desk:
+        model.close()
+        name = desk.send(num_steps=500)
+        wait_until(lambda: len(model.rows) == 1)
+        for drain_seconds in (PATIENCE, 0.0, PATIENCE):
+            desk.engine.request_stop(drain_seconds)
+        model.open()
+        assert isinstance(desk.answer(name), EngineStopped)
+        assert len(model.rows) < 10
+
+
+def test_a_request_during_warm_up_is_refused_and_does_no_harm() -> None:
+    class Early(Turnstile):
+        def forward(self, x, t, y):
+            if not self.rows:
+                early.append(desk.send())
+            return super().forward(x, t, y)
+
+    early: list[str] = []
+    engine = EngineThread(make_core(Early()))
+    desk = Desk(engine)
+    engine.start()
+    wait_until(lambda: engine.ready or engine.dead)
+    assert str(desk.answer(early[0])) == "the service is not ready yet"
+    assert isinstance(desk.answer(desk.send()), RequestOutput)
+    stop(engine, 0.0)
+
+
+def test_stop_ends_a_warm_up() -> None:
+    class Slow(Turnstile):
+        def forward(self, x, t, y):
+            engine.request_stop(PATIENCE)
+            return super().forward(x, t, y)
+
+    model = Slow()
+    engine = EngineThread(make_core(model))
+    engine.start()
+    engine.join(PATIENCE)
+    assert engine.dead
+    assert not engine.ready
+    assert set(model.rows) == {1}  # it did not go on to two rows
+
+
+def test_an_idle_engine_shows_that_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(thread_module, "IDLE_WAIT", 0.01)
+    with running(make_core(Turnstile())) as desk:
+        for _ in range(3):
+            seen = desk.engine.heartbeat
+            wait_until(lambda seen=seen: desk.engine.heartbeat > seen)
+
+
+def test_an_engine_that_never_started_can_be_stopped() -> None:
+    EngineThread(make_core(Turnstile())).stop(0.0)
+
+
+def test_gauges_follow_the_work() -> None:
+    model = Turnstile()
+    with running(make_core(model)) as desk:
+        model.close()
+        names = [desk.send(num_steps=3, seeds=(1, 2, 3, 4))]
+        wait_until(lambda: len(model.rows) == 1)
+        names += [desk.send(num_steps=2) for _ in range(3)]
+        model.let_pass(1)
+        stats = desk.engine.stats["dit"]
+        assert (stats.running_slots, stats.queue_depth) == (4, 3)
+        assert stats.backlog_seconds > 0
+        model.open()
+        for name in names:
+            desk.answer(name)
+        wait_until(lambda: desk.engine.stats["dit"] == ModelStats(0, 0, 0.0))
+
+
+def test_a_short_request_joins_a_long_one_within_a_step_and_leaves_first() -> None:
+    model, steps = Turnstile(), []
+    with running(make_core(model), on_step=steps.append) as desk:
+        model.close()
+        long = desk.send(num_steps=200)
+        wait_until(lambda: len(model.rows) == 1)
+        model.let_pass(20)  # the 21st step is under way
+        short = desk.send(num_steps=3)
+        model.let_pass(4)
+        assert isinstance(desk.answer(short), RequestOutput)
+        assert desk.answers[long] == []
+        model.open()
+        desk.answer(long)
+        wait_until(lambda: len(steps) == 200)
+    assert desk.order == [short, long]
+    assert [step.num_rows for step in steps] == [1] * 21 + [2] * 3 + [1] * 176

@@ -1,0 +1,172 @@
+"""Tiny models, requests and the plain loop that the tests of the engine compare with.
+
+Letters: R forward rows, C x H x W the image.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.checkpoint import ModelConfig, build_model
+from models.samplers import Guidance, build_table, sample
+from models.schedule import NoiseSchedule, Prediction
+from service.engine.core import EngineConfig, EngineCore, StepStats
+from service.engine.plan import compile_plan
+from service.engine.request import ImageTask, Request, SamplingParams
+from service.engine.runner import ModelRunner, StepResult
+
+PATIENCE = 30.0  # seconds after which a test gives up waiting
+CPU = torch.device("cpu")
+_ids = count()
+
+SIZES: dict[str, dict[str, Any]] = {
+    "dit": {"image_size": 8, "image_channels": 1, "patch_size": 2, "hidden_dim": 32, "depth": 1, "num_heads": 4},
+    "unet": {"image_size": 8, "image_channels": 1, "base_channels": 8, "channel_multipliers": (1, 2)},
+}
+PROCESSES = {"dit": ("flow", "x0"), "unet": ("cosine", "v")}  # schedule and prediction
+
+
+def tiny_config(architecture: str = "dit") -> ModelConfig:
+    schedule, prediction = PROCESSES[architecture]
+    return ModelConfig(architecture, SIZES[architecture], schedule, prediction)
+
+
+def tiny_model(architecture: str = "dit") -> nn.Module:
+    """Random everywhere: a zero-initialised layer would hide what lies behind it."""
+    torch.manual_seed(0)
+    model = build_model(tiny_config(architecture))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.12)
+    return model.eval().requires_grad_(False)
+
+
+class Watched(nn.Module):
+    """Keeps the row count of every forward."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner, self.num_classes = inner, inner.num_classes
+        self.rows: list[int] = []
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        self.rows.append(len(x))
+        return self.inner(x, t, y)
+
+
+class Turnstile(nn.Module):
+    """A model that costs nothing; once closed, every forward waits for a permit."""
+
+    num_classes = 10
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closed = False
+        self.rows: list[int] = []  # of every forward that was entered
+        self._permits = threading.Semaphore(0)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        self.rows.append(len(x))
+        if self.closed and not self._permits.acquire(timeout=PATIENCE):
+            raise TimeoutError("the test never let this step pass")
+        return x / 2
+
+    def close(self) -> None:
+        self.rows.clear()
+        self.closed = True
+
+    def let_pass(self, steps: int) -> None:
+        """Let so many steps end, and return when the one behind them has been entered."""
+        entered = len(self.rows) + steps
+        self._permits.release(steps)
+        wait_until(lambda: len(self.rows) >= entered)
+
+    def open(self) -> None:
+        self.closed = False
+        self._permits.release(1_000)
+
+
+class RecordingRunner(ModelRunner):
+    """Keeps the latents of finished images, which the pool forgets with the next occupant of their slot."""
+
+    latents: dict[tuple[str, int], Tensor]  # [C, H, W] by request and index
+
+    def execute(self, tasks: list[ImageTask]) -> StepResult:
+        result = super().execute(tasks)
+        for task in result.images:
+            self.latents[task.request.request_id, task.index] = self.pool.x[task.slot].clone()
+        return result
+
+
+def recording_runner(model: nn.Module, config: ModelConfig, num_slots: int = 6) -> RecordingRunner:
+    runner = RecordingRunner(model, config, CPU, torch.float32, num_slots)
+    runner.latents = {}
+    return runner
+
+
+def make_params(model: str = "dit", **changes: Any) -> SamplingParams:
+    defaults = {"class_label": 1, "num_steps": 4, "sampler": "ddim", "guidance_scale": 1.0}
+    return SamplingParams(model, **{**defaults, "guidance_interval": (0.0, 1.0), "seeds": (5,), **changes})
+
+
+def make_request(params: SamplingParams, config: ModelConfig | None = None) -> Request:
+    plan = compile_plan(config or tiny_config(params.model), params)
+    return Request(f"request {next(_ids)}", params, plan)
+
+
+def warm_core(runner: ModelRunner, model: str = "dit", max_rows: int = 6, **bounds: int) -> EngineCore:
+    core = EngineCore({model: runner}, EngineConfig(max_rows, **bounds))
+    core.warm_up(model)
+    return core
+
+
+def drive(core: EngineCore, arrivals: dict[int, list[Request]]) -> tuple[list[Request], list[StepStats]]:
+    """Step until everything has ended; the requests in the order in which they did, and every step.
+
+    arrivals: requests by the number of the step before which they arrive.
+    """
+    ended, steps = [], []
+    for now in range(10_000):
+        for request in arrivals.get(now, ()):
+            core.add(request)
+        if not core.has_work and now >= max(arrivals):
+            return ended, steps
+        done, stats = core.step()
+        ended += done
+        steps += [stats] if stats else []
+    raise AssertionError("the engine does not come to an end")
+
+
+def solo(model: nn.Module, config: ModelConfig, params: SamplingParams, index: int = 0) -> Tensor:
+    """Latents [C, H, W] of one image by the plain loop."""
+    schedule, prediction = NoiseSchedule(config.schedule), Prediction(config.prediction)
+    table = build_table(schedule, prediction, params.sampler, params.num_steps)
+    labels, seeds = torch.tensor([params.class_label]), torch.tensor([params.seeds[index]])
+    guidance = Guidance(params.guidance_scale, *params.guidance_interval)
+    return sample(model, table, labels, seeds, config.image_shape, guidance=guidance)[0]
+
+
+def random_params(rng: random.Random, model: str, samplers: list[str]) -> SamplingParams:
+    low, high = sorted((rng.random(), rng.random()))
+    kind = rng.choice(["off", "on", "interval"])
+    return make_params(
+        model,
+        class_label=rng.randrange(10),
+        num_steps=rng.randint(1, 12),
+        sampler=rng.choice(samplers),
+        guidance_scale=1.0 if kind == "off" else rng.uniform(0.0, 4.0),
+        guidance_interval=(low, high) if kind == "interval" else (0.0, 1.0),
+        seeds=tuple(rng.getrandbits(53) for _ in range(rng.randint(1, 3))),
+    )
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.001)
