@@ -10,6 +10,7 @@ import importlib
 import inspect
 import json
 import math
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any

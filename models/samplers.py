@@ -226,7 +226,8 @@ class Guidance:
 
     def active(self, t: float) -> bool:
         """Whether the step at timestep t needs an unconditional row."""
-        return self.scale != 1 and self.low <= t / NUM_TIMESTEPS <= self.high
+        u = round(t / NUM_TIMESTEPS, 9)  # a step at u = 0.1 is really at 0.09999999999999998
+        return self.scale != 1 and self.low <= u <= self.high
 
 
 def step_coefficients(table: SamplerTable, step: int, guidance: Guidance) -> list[float]:

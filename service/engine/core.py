@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from service.engine.policy import DeviceShare, pick
 from service.engine.request import ImageTask, QueueFull, Request
-from service.engine.runner import ModelRunner, StepResult, device_is_lost
+from service.engine.runner import ModelFailed, ModelRunner, StepResult, device_is_lost
 from service.engine.scheduler import Scheduler, SchedulerOutput
 
 logger = logging.getLogger(__name__)
@@ -104,16 +104,16 @@ class EngineCore:
     def _execute(self, model: str, tasks: list[ImageTask]) -> StepResult:
         """Run a step; when the model raises, run its images one by one so that only the guilty ones fail.
 
-        A lost device ends the engine instead: no later step could succeed.
+        A lost device, or a failure behind the forward, ends the engine instead: no later step could be trusted.
         """
         try:
             return self.runners[model].execute(tasks)
-        except Exception as error:
-            if device_is_lost(error):
+        except ModelFailed as error:
+            if device_is_lost(error.__cause__):
                 raise
             logger.exception("model %s failed on a step of %d images", model, len(tasks))
             if len(tasks) == 1:  # the text of the error may hold what clients must not see
-                return StepResult(failed={tasks[0]: f"the model raised {type(error).__name__}"})
+                return StepResult(failed={tasks[0]: f"the model raised {error}"})
         results = [self._execute(model, [task]) for task in tasks]
         images = {task: image for result in results for task, image in result.images.items()}
         return StepResult(images, {task: why for result in results for task, why in result.failed.items()})

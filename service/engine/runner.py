@@ -25,6 +25,10 @@ ALL_COUNTS = 16  # every row count up to here is warmed up and measured, then st
 KNEE = 0.8  # of the best throughput: rows beyond it add more latency than images
 
 
+class ModelFailed(Exception):
+    """The network raised in its forward; the cause says what."""
+
+
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """What a step gave besides new latents."""
@@ -64,14 +68,17 @@ class ModelRunner:
         """Run one step of every task; their slots advance in place.
 
         Raises:
-            Exception: whatever the model raises. No slot has advanced then, so the step may be repeated.
+            ModelFailed: the model raised. No slot has advanced then, so the step may be repeated.
         """
         batch = self._gather(tasks)
         new = [row for row, task in enumerate(tasks) if task.step == 0]
         if new:
             self.pool.start(batch.indices[new, 0], batch.indices[new, 3])
         rows = self.pool.x[batch.row_slots].to(self.dtype)  # [R, C, H, W]
-        output = self.model(rows, batch.timesteps, batch.labels)  # [R, C, H, W]
+        try:
+            output = self.model(rows, batch.timesteps, batch.labels)  # [R, C, H, W]
+        except Exception as error:
+            raise ModelFailed(type(error).__name__) from error
         finite = sampler_step(self.pool.x, self.pool.history, output, batch.indices, batch.coefficients)
         return self._collect(tasks, finite.tolist())
 
@@ -118,8 +125,8 @@ class ModelRunner:
         for rows in row_counts(max_rows or len(self.pool.x)):
             try:
                 self.step_seconds[rows] = min(self._time_step(rows) for _ in range(WARM_UP_REPEATS))
-            except torch.OutOfMemoryError:
-                if rows <= 2:
+            except (torch.OutOfMemoryError, ModelFailed) as error:
+                if rows <= 2 or not isinstance(error.__cause__ or error, torch.OutOfMemoryError):
                     raise
                 max_rows = max_rows and max(self.step_seconds)
                 break
@@ -184,6 +191,6 @@ def row_counts(limit: int) -> list[int]:
     return counts
 
 
-def device_is_lost(error: Exception) -> bool:
+def device_is_lost(error: BaseException | None) -> bool:
     """A CUDA error other than a lack of memory poisons the context: nothing after it can succeed."""
     return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)

@@ -152,3 +152,12 @@ def test_one_row_cap_serves_guided_images_too() -> None:
     ended, steps = drive(core, {0: requests})
     assert ended == requests
     assert [step.num_rows for step in steps] == [2] * 12
+
+
+def test_a_failure_behind_the_forward_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The latents have advanced by then: a second try would advance them twice. The engine ends instead."""
+    core = make_core("a")
+    core.add(steps_of("a", num_steps=1))
+    monkeypatch.setattr(core.runners["a"].pool, "read", lambda slots: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        core.step()

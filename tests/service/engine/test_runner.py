@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.samplers import SAMPLERS
 from service.engine.request import ImageTask
-from service.engine.runner import WARM_UP_REPEATS, ModelRunner, knee, row_counts
+from service.engine.runner import WARM_UP_REPEATS, ModelFailed, ModelRunner, knee, row_counts
 from tests.service.engine.tiny import (
     CPU,
     Watched,
@@ -212,7 +212,7 @@ def test_warm_up_keeps_to_what_fits_into_memory(wanted: int | None) -> None:
 def test_warm_up_gives_up_where_no_guided_image_fits() -> None:
     model = Cramped()
     model.max_rows = 1
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(ModelFailed, match="OutOfMemoryError"):
         make_runner(model).warm_up(6)
 
 
