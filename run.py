@@ -1,6 +1,7 @@
 """Command line: serve | train | sample | compare | info. Parses, builds a config, calls one function."""
 
 import argparse
+import importlib.util
 import json
 import sys
 from dataclasses import fields
@@ -35,7 +36,7 @@ def add_serve(commands: Any) -> None:
     parser = commands.add_parser("serve", help="serve checkpoints over HTTP; settings come from the environment")
     parser.set_defaults(run=run_serve)
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--port", type=port, default=8000)
 
 
 def run_serve(arguments: argparse.Namespace) -> int:
@@ -64,6 +65,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     from training.config import PRESETS, TrainConfig
     from training.train import train
 
+    check_train_extra("train")
     given = {f.name: getattr(arguments, f.name) for f in fields(TrainConfig)}
     given = {name: value for name, value in given.items() if value is not None}
     print(train(TrainConfig(**(PRESETS[arguments.model] | given))))
@@ -103,8 +105,12 @@ def add_compare(commands: Any) -> None:
 def run_compare(arguments: argparse.Namespace) -> int:
     from training.compare import compare
 
-    print(compare(arguments.checkpoints, arguments.out, arguments.images, arguments.judge))
-    return 0
+    check_train_extra("compare")
+    misses = compare(arguments.checkpoints, arguments.out, arguments.images, arguments.judge)
+    print(arguments.out)
+    for miss in misses:
+        print(f"bar missed: {miss}", file=sys.stderr)
+    return 1 if misses else 0
 
 
 def add_info(commands: Any) -> None:
@@ -121,6 +127,19 @@ def run_info(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def check_train_extra(command: str) -> None:
+    """A run must not end at its last line for want of a plotting library."""
+    for name in ("matplotlib", "mlxtend", "scipy", "tqdm"):
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(f"{command} needs {name}: pip install -e '.[train]'")
+
+
+def port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"a port lies in 0..65535, not {text!r}")
+    return int(text)
+
+
 def boolean(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"true or false, not {text!r}")
@@ -128,7 +147,7 @@ def boolean(text: str) -> bool:
 
 
 KINDS: dict[Any, Any] = {
-    int: int, int | None: int, float: float, str: str, bool: boolean, Path: Path, Path | None: Path,
+    int: int, int | None: int, float: float, str: str, bool | None: boolean, Path: Path, Path | None: Path,
 }  # fmt: skip
 
 

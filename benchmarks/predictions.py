@@ -2,11 +2,12 @@
 
     python -m benchmarks.predictions --steps 400 --threads 1      # about 25 minutes on one core
 
-Run folders are kept under --out and continued when they exist. The answers stand in docs/experiments.md.
+Run folders are kept under --out; the same call continues them. The answers stand in docs/experiments.md.
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from training.config import PRESETS, TrainConfig
 from training.data import load_data
@@ -14,7 +15,7 @@ from training.evaluate import evaluate
 from training.judge import load_judge
 from training.train import train
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "x0, loss as velocity, flow": {"prediction": "x0", "schedule": "flow"},
     "velocity, flow": {"prediction": "flow", "schedule": "flow"},
     "v, cosine": {"prediction": "v", "schedule": "cosine"},
@@ -37,7 +38,7 @@ def main() -> None:
     for model in arguments.models:
         for name, variant in VARIANTS.items():
             folder = arguments.out / f"{model}-{variant['prediction']}-{variant['schedule']}"
-            changes = variant | {"steps": arguments.steps, "out": folder, "threads": arguments.threads}
+            changes: dict[str, Any] = variant | {"steps": arguments.steps, "out": folder, "threads": arguments.threads}
             train(TrainConfig(**(PRESETS[model] | {"model": model} | changes)))
             result = evaluate(folder, judge, data, arguments.images, sampler="ddim", steps=20, guidance=1.5)
             figures = f"{100 * result.class_accuracy:.1f} % | {result.frechet.generated:.1f}"

@@ -1,6 +1,7 @@
 """The command line, but for `serve`: what it writes, and how it refuses."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,47 @@ def test_info_prints_parameters_and_flops(capsys: pytest.CaptureFixture[str]) ->
     assert total == ["total", "11,119,523", "1,055.03"]
 
 
+@pytest.mark.parametrize("given", ["0", "65535"])
+def test_serve_takes_every_port(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.server.serve", lambda host, port: asked.append((host, port)))
+    asked: list[tuple[str, int]] = []
+    assert main(["serve", "--port", given]) == 0
+    assert asked == [("127.0.0.1", int(given))]
+
+
+@pytest.mark.parametrize(("misses", "code"), [([], 0), (["DiT: class accuracy 97.00 % (the bar is 98.5 %)"], 1)])
+def test_compare_fails_where_the_bar_is_missed(
+    misses: list[str], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("training.compare.compare", lambda *_: misses)
+    assert main(["compare", "--out", "page.md"]) == code
+    said = capsys.readouterr()
+    assert said.out == "page.md\n"
+    assert said.err.splitlines() == [f"bar missed: {miss}" for miss in misses]
+
+
+@pytest.mark.parametrize("module", ["matplotlib", "mlxtend", "scipy", "tqdm"])
+@pytest.mark.parametrize("command", ["train --model dit --steps 1", "compare"])
+def test_a_missing_extra_is_named_before_anything_is_done(
+    command: str, module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+    assert main(command.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: {command.split()[0]} needs {module}: pip install -e '.[train]'"
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_model_does_not_continue_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "run")
+    command = ["train", "--model", "dit", "--steps", "1", "--batch-size", "4", "--out", out, *TINY]
+    assert main(command) == 0
+    assert main([*command, "--lr", "0.5"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"error: {out}/state.safetensors belongs to another run: lr was 0.001, now 0.5")
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -71,6 +113,9 @@ def test_info_prints_parameters_and_flops(capsys: pytest.CaptureFixture[str]) ->
         ("train --model dit --autocast perhaps", "argument --autocast: true or false, not 'perhaps'"),
         ("train", "the following arguments are required: --model"),
         ("paint", "invalid choice: 'paint'"),
+        ("serve --port 99999", "argument --port: a port lies in 0..65535, not '99999'"),
+        ("serve --port=-1", "argument --port: a port lies in 0..65535, not '-1'"),
+        ("serve --port http", "argument --port: a port lies in 0..65535, not 'http'"),
     ],
 )
 def test_bad_input_ends_in_one_sentence(

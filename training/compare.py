@@ -12,7 +12,7 @@ from torch import nn
 
 from models.checkpoint import ModelConfig, load_checkpoint
 from models.schedule import NUM_TIMESTEPS
-from training.comparison_page import page
+from training.comparison_page import missed, page
 from training.data import Data, load_data
 from training.evaluate import grade, images_per_class, sample_balanced, save_neighbours_picture
 from training.info import model_info
@@ -26,11 +26,12 @@ ROWS = (1, 8)  # forward rows whose step time is measured
 REPEATS = 20
 
 
-def compare(checkpoints: Path, out: Path, images: int = 1000, judge_folder: Path = Path("runs/judge")) -> Path:
+def compare(checkpoints: Path, out: Path, images: int = 1000, judge_folder: Path = Path("runs/judge")) -> list[str]:
     """Measure checkpoints/dit and checkpoints/unet on the digits and write `out`, a Markdown page.
 
     Beside it: the raw figures as JSON, samples.png, the generated images nearest to training images, and loss.png
     where a loss.csv stands beside the checkpoints. The judge is trained where judge_folder does not hold one.
+    Returns a phrase for every bar that a model misses.
 
     Raises:
         CheckpointError: a checkpoint that cannot be read.
@@ -53,9 +54,10 @@ def compare(checkpoints: Path, out: Path, images: int = 1000, judge_folder: Path
     if all(path.is_file() for path in logs.values()):
         plot_losses(logs, folder / "loss.png")
     draw_samples(checkpoints, folder / "samples.png", list(MODELS))
+    figures["missed"] = missed(figures["models"])
     out.with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n")
     out.write_text(page(figures))
-    return out
+    return figures["missed"]
 
 
 def model_figures(

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+TITLES = {"dit": "DiT", "unet": "UNet"}
+CLASS_ACCURACY_BAR = 0.985  # at least
+FRECHET_RATIO_BAR = 2.5  # at most
 CLEAR = 1.1  # figures closer than this ratio are called equal: timings and samples are noisy
 
 INTRODUCTION = """# DiT and UNet compared
@@ -15,11 +18,11 @@ Written by `python run.py compare` from the checkpoints in this repository; the 
 NOTES = """
 **Class accuracy**: {images} generated images a model, classes balanced, sampled as the service samples by default,
 graded by a classifier that was trained on 1,000 digits no generator has seen. The classifier itself recognises
-{judge:.1%} of 1,000 real digits that are new to it. The bar is 98.5 %.
+{judge:.1%} of 1,000 real digits that are new to it. The bar is {accuracy_bar:.1f} %.
 
 **Frechet distance**: in the 64 features of that classifier. It grows as samples shrink, so the ratio compares
 like with like: {size} generated digits against {size} held-out ones, and {size} held-out digits against {size}
-others, each the mean of 20 class-balanced draws. 1 is perfect, the bar is 2.5.
+others, each the mean of 20 class-balanced draws. 1 is perfect, the bar is {ratio_bar:g}.
 
 **Nearest training image**: L2 distance in pixels of -1..1, squares averaged over channels. A copy would lie at 0.
 "Suspicious" counts images closer to a training image than 99 % of real held-out digits are; 1 % is expected of
@@ -35,11 +38,15 @@ def page(figures: dict[str, Any]) -> str:
         images=evaluation["images"],
         judge=evaluation["judge_accuracy"],
         size=evaluation["frechet"]["sample_size"],
+        accuracy_bar=100 * CLASS_ACCURACY_BAR,
+        ratio_bar=FRECHET_RATIO_BAR,
     )
+    misses = missed(figures["models"])
     sections = [
         INTRODUCTION.format(json="comparison.json", machine=figures["machine"]),
         "## Measured\n",
         table(("", "DiT", "UNet"), [(name, *values) for name, *values in measured_rows(dit, unet)]),
+        f"\n**Verdict**: {'the bar is missed: ' + '; '.join(misses) if misses else 'both models pass'}.",
         notes,
         "## By class\n",
         class_table(dit, unet),
@@ -47,6 +54,19 @@ def page(figures: dict[str, Any]) -> str:
         table(("claim", "measured", "verdict"), claims(dit, unet)),
     ]
     return "\n".join(sections) + "\n"
+
+
+def missed(models: dict[str, Any]) -> list[str]:
+    """One phrase for every bar that a model misses; models: figures by name."""
+    phrases = []
+    for name, model in models.items():
+        accuracy, ratio = model["evaluation"]["class_accuracy"], model["evaluation"]["frechet"]["ratio"]
+        if not accuracy >= CLASS_ACCURACY_BAR:  # a figure that is no number passes nothing
+            bar = f"the bar is {100 * CLASS_ACCURACY_BAR:.1f} %"
+            phrases.append(f"{TITLES[name]}: class accuracy {100 * accuracy:.2f} % ({bar})")
+        if not ratio <= FRECHET_RATIO_BAR:
+            phrases.append(f"{TITLES[name]}: Frechet ratio {ratio:.2f} (the bar is {FRECHET_RATIO_BAR:g})")
+    return phrases
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

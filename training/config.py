@@ -1,10 +1,12 @@
 """Everything a training run depends on."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from models.schedule import NoiseSchedule, Prediction
+
+CIRCUMSTANCES = {"out", "data_path", "threads", "checkpoint_every", "sample_every"}
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,15 @@ class TrainConfig:
     clip: float = 1.0  # gradient norm
     ema_decay: float = 0.999  # upper bound; the average is younger in the first steps
     label_dropout: float = 0.1  # share of images trained under the null class
-    autocast: bool = True  # bfloat16 matrix products; twice as fast here, see docs/experiments.md
+    autocast: bool | None = None  # bfloat16 matrix products; None: where the processor has them
     seed: int = 0
     threads: int | None = None  # CPU threads; None leaves torch's default
     checkpoint_every: int = 250  # steps between resumable states
     sample_every: int = 2000  # steps between sample grids
+
+    def recipe(self) -> dict[str, Any]:
+        """What the weights depend on: all but where the run lives and how often it saves."""
+        return {name: value for name, value in asdict(self).items() if name not in CIRCUMSTANCES}
 
     def __post_init__(self) -> None:
         NoiseSchedule(self.schedule)

@@ -4,6 +4,7 @@ Every loader returns three splits: `train` for the generators, `judge` for the c
 for the figures. No image stands in two of them.
 """
 
+import hashlib
 import io
 import pickle
 import tarfile
@@ -52,8 +53,12 @@ def load_data(name: str, path: Path | None = None, image_size: int = 32, channel
     """Load `digits`, `cifar10` or `folder` at one size.
 
     Raises:
-        DataError: unknown name, missing path, or unreadable content.
+        DataError: unknown name, missing path, unreadable content, or a size that no image has.
     """
+    if not isinstance(image_size, int) or image_size < 1:
+        raise DataError(f"image_size must be a whole number from 1, got {image_size!r}")
+    if channels not in (1, 3):
+        raise DataError(f"image_channels must be 1 or 3, got {channels!r}")
     if name == "digits":
         return load_digits(image_size, channels)
     if name not in ("cifar10", "folder"):
@@ -68,6 +73,13 @@ def load_data(name: str, path: Path | None = None, image_size: int = 32, channel
             f"{name} images are {tuple(data.train.images.shape[1:])}, not {channels}x{image_size}x{image_size}"
         )
     return data
+
+
+def fingerprint(split: Split) -> str:
+    """SHA-256 of the pixels and labels."""
+    digest = hashlib.sha256(split.images.numpy().tobytes())
+    digest.update(split.labels.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -124,12 +136,14 @@ def load_cifar10(path: Path) -> Data:
     wanted = {"batches.meta", "test_batch", *(f"data_batch_{i}" for i in range(1, 6))}
     if missing := wanted - batches.keys():
         raise DataError(f"{path} lacks {', '.join(sorted(missing))}")
-    train = [_cifar_split(path, name, batches[name]) for name in sorted(wanted) if name.startswith("data_batch")]
-    held_out = _cifar_split(path, "test_batch", batches["test_batch"])
-    names = [_text(name) for name in batches["batches.meta"]["label_names"]]
+    names = _class_names(path, batches["batches.meta"])
+    splits = {
+        name: _cifar_split(path, name, batches[name], len(names)) for name in sorted(wanted - {"batches.meta"})
+    }
+    held_out = splits.pop("test_batch")
     order = torch.argsort(held_out.labels, stable=True)
     return Data(
-        Split(torch.cat([s.images for s in train]), torch.cat([s.labels for s in train])),
+        Split(torch.cat([s.images for s in splits.values()]), torch.cat([s.labels for s in splits.values()])),
         held_out[order[0::2]],
         held_out[order[1::2]],
         names,
@@ -185,10 +199,20 @@ def _read_batch(name: str, content: bytes) -> dict[str, Any]:
         raise DataError(f"{name} is not a CIFAR-10 batch: {error}") from error
 
 
-def _cifar_split(path: Path, name: str, batch: dict[str, Any]) -> Split:
+def _class_names(path: Path, meta: dict[str, Any]) -> list[str]:
+    names = meta.get("label_names")
+    if not isinstance(names, list) or not names or not all(isinstance(name, (str, bytes)) for name in names):
+        raise DataError(f"{path}: batches.meta does not hold label_names")
+    return [_text(name) for name in names]
+
+
+def _cifar_split(path: Path, name: str, batch: dict[str, Any], classes: int) -> Split:
     data, labels = np.asarray(batch.get("data")), np.asarray(batch.get("labels"))
-    if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072 or labels.shape != data.shape[:1]:
+    pixels = data.dtype == np.uint8 and data.ndim == 2 and data.shape[1] == 3072 and len(data) > 0
+    if not pixels or labels.dtype.kind not in "iu" or labels.shape != data.shape[:1]:
         raise DataError(f"{path}: {name} does not hold [N, 3072] bytes and N labels")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise DataError(f"{path}: {name} holds labels {labels.min()} to {labels.max()} for {classes} classes")
     images = torch.from_numpy(data.copy()).view(-1, 3, 32, 32)
     return Split(images, torch.from_numpy(labels.astype(np.int64)))
 

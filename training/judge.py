@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from training.data import Data, Split, to_float
+from training.data import Data, Split, fingerprint, to_float
 from training.distort import distort
 
 FEATURES = 64
@@ -114,12 +114,6 @@ def read_card(folder: Path) -> dict[str, Any] | None:
         return card if card["sha256"] == _sha256(folder / WEIGHTS) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def fingerprint(split: Split) -> str:
-    digest = hashlib.sha256(split.images.numpy().tobytes())
-    digest.update(split.labels.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _sha256(path: Path) -> str:

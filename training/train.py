@@ -6,24 +6,35 @@ Letters: B batch of this process, C x H x W the image.
 import math
 import subprocess
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from models.checkpoint import ModelConfig, build_model, save_checkpoint
+from models.checkpoint import CheckpointError, ModelConfig, build_model, load_checkpoint, save_checkpoint
 from models.schedule import NUM_TIMESTEPS, NoiseSchedule, Prediction, sample_noise_times, training_loss
 from training.config import TrainConfig
-from training.data import Data, load_data, to_float
+from training.data import Data, fingerprint, load_data, to_float
 from training.ema import EMA
-from training.machine import describe_machine
+from training.machine import describe_machine, multiplies_bfloat16
+from training.processes import Processes
 from training.report import LossLog, save_sample_grid
 from training.state import load_state, save_state
 
 FINAL_LR = 0.02  # of the peak
+
+
+class TrainingDiverged(ValueError):
+    """Numbers that are no longer finite; the state on disk is from before."""
+
+    def __init__(self, step: int, reason: str):
+        super().__init__(
+            f"training diverged at step {step}: {reason}. Nothing of this step was saved. "
+            "Try a lower --lr, a longer --warmup or --autocast false, in another --out"
+        )
 
 
 def train(config: TrainConfig) -> Path:
@@ -33,6 +44,7 @@ def train(config: TrainConfig) -> Path:
 
     Raises:
         DataError, CheckpointError, StateError: bad input, named in the message.
+        TrainingDiverged: the loss or the weights are no longer finite.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -43,44 +55,18 @@ def train(config: TrainConfig) -> Path:
         world.leave()
 
 
-class Processes:
-    """This process among those of torchrun: nccl where there is CUDA, gloo elsewhere, none when started alone."""
-
-    def __init__(self, rank: int, size: int, device: torch.device):
-        self.rank, self.size, self.device = rank, size, device
-
-    @classmethod
-    def join(cls) -> "Processes":
-        cuda = torch.cuda.is_available()
-        if not dist.is_torchelastic_launched():
-            return cls(0, 1, torch.device("cuda" if cuda else "cpu"))
-        dist.init_process_group("nccl" if cuda else "gloo")
-        rank = dist.get_rank()
-        device = torch.device("cuda", rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
-        return cls(rank, dist.get_world_size(), device)
-
-    def leave(self) -> None:
-        if self.size > 1:
-            dist.destroy_process_group()
-
-    def share(self, batch_size: int) -> slice:
-        """This process's part of the global batch."""
-        if batch_size % self.size:
-            raise ValueError(f"batch_size {batch_size} is no multiple of the {self.size} processes")
-        part = batch_size // self.size
-        return slice(self.rank * part, (self.rank + 1) * part)
-
-
 class Trainer:
     """One run. Everything random in step k is a function of (seed, k): see draw_batch."""
 
     def __init__(self, config: TrainConfig, world: Processes):
-        self.config, self.world = config, world
+        self.autocast = multiplies_bfloat16(world.device) if config.autocast is None else config.autocast
+        self.config, self.world = replace(config, autocast=self.autocast), world
         channels, size = config.arguments.get("image_channels", 3), config.arguments.get("image_size", 32)
         self.data: Data = load_data(config.data, config.data_path, size, channels)
         self.model_config = ModelConfig(
             config.model, config.arguments, config.schedule, config.prediction, self.data.class_names
         )
+        self.train_sha256 = fingerprint(self.data.train)
         torch.manual_seed(config.seed)
         self.model = build_model(self.model_config).to(world.device)
         self.null_label = len(self.data.class_names)
@@ -90,7 +76,8 @@ class Trainer:
             self.model.parameters(), config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
         )
         config.out.mkdir(parents=True, exist_ok=True)
-        self.step, self.seconds = load_state(config.out, self.model, self.ema, self.optimizer)
+        self.step, self.seconds = load_state(config.out, self.model, self.ema, self.optimizer, self.identity())
+        world.agree(self.step)
         self.network: nn.Module = DistributedDataParallel(self.model) if world.size > 1 else self.model
 
     def run(self) -> Path:
@@ -110,6 +97,8 @@ class Trainer:
                     progress.set_postfix(loss=f"{log.smoothed:.4f}", refresh=False)
                     self.save_if_due()
         if log:
+            if not self.exported():
+                self.export()
             log.plot(f"{self.config.model}, {self.config.data}")
         return self.config.out
 
@@ -119,7 +108,10 @@ class Trainer:
             group["lr"] = self.learning_rate(self.step)
         loss = self.loss()
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip, foreach=True)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip, foreach=True)
+        # The norm is the same in all processes, and the sum waits for the device once.
+        if not math.isfinite(loss.detach() + norm):
+            raise TrainingDiverged(self.step + 1, f"the loss is {loss:g}, the norm of its gradient {norm:g}")
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.update(self.model, self.step)
@@ -129,7 +121,7 @@ class Trainer:
     def loss(self) -> Tensor:
         x0, labels, u, eps = self.draw_batch(self.step)
         alpha, sigma = self.schedule.rows(u)
-        with torch.autocast(x0.device.type, torch.bfloat16, enabled=self.config.autocast):
+        with torch.autocast(x0.device.type, torch.bfloat16, enabled=self.autocast):
             output = self.network(alpha * x0 + sigma * eps, u * NUM_TIMESTEPS, labels)  # [B, C, H, W]
         return training_loss(self.prediction, self.schedule, output, x0, eps, u)
 
@@ -162,18 +154,36 @@ class Trainer:
         """Resumable state, exported checkpoint and sample grid; called by process 0 only."""
         config, last = self.config, self.step == self.config.steps
         if last or self.step % config.checkpoint_every == 0:
-            save_state(config.out, self.model, self.ema, self.optimizer, self.step, self.seconds)
-            save_checkpoint(config.out, self.ema.model, replace(self.model_config, training=self.facts()))
+            self.export()
+            progress = {"step": self.step, "seconds": self.seconds, "recipe": self.identity()}
+            save_state(config.out, self.model, self.ema, self.optimizer, **progress)
         if last or self.step % config.sample_every == 0:
             path = config.out / "samples" / f"{self.step:06d}.png"
             save_sample_grid(path, self.ema.model, self.model_config, columns=8)
 
+    def export(self) -> None:
+        """The average as a checkpoint; before the state, which must not be replaced by one that has no export."""
+        try:
+            save_checkpoint(self.config.out, self.ema.model, replace(self.model_config, training=self.facts()))
+        except CheckpointError as error:
+            raise TrainingDiverged(self.step, str(error)) from error
+
+    def exported(self) -> bool:
+        """Whether the checkpoint of this step lies in config.out, whole."""
+        try:
+            _, config = load_checkpoint(self.config.out)
+        except CheckpointError:
+            return False
+        return config.training.get("steps") == self.step
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this run from another one."""
+        return self.config.recipe() | {"train_sha256": self.train_sha256}
+
     def facts(self) -> dict[str, object]:
-        recipe = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self.config).items()}
-        for path in ("out", "data_path", "threads"):  # where it ran, not what it is
-            recipe.pop(path)
         return {
-            "recipe": recipe,
+            "recipe": self.config.recipe(),
+            "train_sha256": self.train_sha256,
             "steps": self.step,
             "images_seen": self.step * self.config.batch_size,
             "train_images": len(self.data.train),

@@ -12,7 +12,7 @@ from models.checkpoint import CheckpointError, ModelConfig, build_model, flops_p
 from training import compare as compare_module
 from training import judge as judge_module
 from training.compare import compare, step_times
-from training.comparison_page import claims, page, verdict
+from training.comparison_page import claims, missed, page, verdict
 from training.info import describe, model_info
 from training.machine import describe_machine
 from training.samples import GAP, HEADING, LABELS, MARGIN, TILE, draw_samples
@@ -69,6 +69,35 @@ def test_the_page_says_when_a_run_recorded_nothing(figures: dict[str, Any]) -> N
     assert row(text, "training images seen")[0] == "not recorded"
 
 
+@pytest.mark.parametrize(
+    ("model", "accuracy", "ratio", "expected"),
+    [
+        ("dit", 0.985, 2.5, []),
+        ("dit", 0.984, 2.5, ["DiT: class accuracy 98.40 % (the bar is 98.5 %)"]),
+        ("unet", 0.985, 2.51, ["UNet: Frechet ratio 2.51 (the bar is 2.5)"]),
+        (
+            "unet",
+            0.5,
+            float("nan"),
+            ["UNet: class accuracy 50.00 % (the bar is 98.5 %)", "UNet: Frechet ratio nan"],
+        ),
+    ],
+    ids=["on-the-bar", "accuracy", "ratio", "both"],
+)
+def test_a_missed_bar_is_named(
+    model: str, accuracy: float, ratio: float, expected: list[str], figures: dict[str, Any]
+) -> None:
+    changed = copy.deepcopy(figures)
+    evaluation = changed["models"][model]["evaluation"]
+    evaluation["class_accuracy"], evaluation["frechet"]["ratio"] = accuracy, ratio
+    misses = missed(changed["models"])
+    assert [m[: len(e)] for m, e in zip(misses, expected, strict=True)] == expected
+    verdicts = [line for line in page(changed).splitlines() if line.startswith("**Verdict**")]
+    assert verdicts == [
+        f"**Verdict**: {'the bar is missed: ' + '; '.join(misses) if misses else 'both models pass'}."
+    ]
+
+
 def test_every_claim_is_answered_from_the_figures(figures: dict[str, Any]) -> None:
     dit, unet = figures["models"]["dit"], figures["models"]["unet"]
     answers = {claim: (measured, answer) for claim, measured, answer in claims(dit, unet)}
@@ -105,7 +134,8 @@ def test_compare_measures_both_checkpoints(
     monkeypatch.setattr(judge_module, "EPOCHS", 1)
     monkeypatch.setattr(compare_module, "REPEATS", 1)
     (checkpoints / "dit" / "loss.csv").write_text("step,loss,lr,seconds\n1,0.5,1e-3,0.1\n2,0.4,1e-3,0.2\n")
-    out = compare(checkpoints, tmp_path / "docs" / "comparison.md", images=20, judge_folder=tmp_path / "judge")
+    out = tmp_path / "docs" / "comparison.md"
+    misses = compare(checkpoints, out, images=20, judge_folder=tmp_path / "judge")
     names = {p.name for p in out.parent.iterdir()}
     pictures = {"samples.png", "neighbours-dit.png", "neighbours-unet.png"}
     assert names == {"comparison.md", "comparison.json"} | pictures  # a curve needs both logs
@@ -115,6 +145,8 @@ def test_compare_measures_both_checkpoints(
     assert raw["models"]["unet"]["training"]["images_seen"] == 600
     assert set(raw["models"]["unet"]["step_ms"]) == {"1", "8"}
     assert out.read_text() == page(raw)
+    assert misses == raw["missed"] == missed(raw["models"])
+    assert {miss.split()[0] for miss in misses} == {"DiT:", "UNet:"}  # networks that were never trained
 
     shutil.copy(checkpoints / "dit" / "loss.csv", checkpoints / "unet" / "loss.csv")
     compare(checkpoints, out, images=20, judge_folder=tmp_path / "judge")

@@ -16,8 +16,9 @@ from torch import Tensor
 from models.checkpoint import load_checkpoint
 from training.config import TrainConfig
 from training.data import Data
+from training.processes import Processes
 from training.state import STATE
-from training.train import FINAL_LR, Processes, Trainer, batch_indices, train
+from training.train import FINAL_LR, Trainer, batch_indices, train
 
 ROOT = Path(__file__).resolve().parents[2]
 ALONE = Processes(0, 1, torch.device("cpu"))
