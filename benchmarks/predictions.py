@@ -38,7 +38,11 @@ def main() -> None:
     for model in arguments.models:
         for name, variant in VARIANTS.items():
             folder = arguments.out / f"{model}-{variant['prediction']}-{variant['schedule']}"
-            changes: dict[str, Any] = variant | {"steps": arguments.steps, "out": folder, "threads": arguments.threads}
+            changes: dict[str, Any] = variant | {
+                "steps": arguments.steps,
+                "out": folder,
+                "threads": arguments.threads,
+            }
             train(TrainConfig(**(PRESETS[model] | {"model": model} | changes)))
             result = evaluate(folder, judge, data, arguments.images, sampler="ddim", steps=20, guidance=1.5)
             figures = f"{100 * result.class_accuracy:.1f} % | {result.frechet.generated:.1f}"
