@@ -131,7 +131,7 @@ def check_train_extra(command: str) -> None:
     """A run must not end at its last line for want of a plotting library."""
     for name in ("matplotlib", "mlxtend", "scipy", "tqdm"):
         if importlib.util.find_spec(name) is None:
-            raise ValueError(f"{command} needs {name}: pip install -e '.[train]'")
+            raise ValueError(f"{command} needs {name}: pip install -c constraints.txt -e '.[train]'")
 
 
 def port(text: str) -> int:

@@ -10,13 +10,14 @@ import torch
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from models.checkpoint import parameter_count
+from models.checkpoint import ModelConfig, parameter_count
 from models.samplers import SAMPLERS, build_table
 from models.schedule import NoiseSchedule, Prediction
 from service import errors, images
 from service.engine.async_engine import AsyncEngine
 from service.engine.core import EngineConfig, EngineCore
-from service.engine.request import Request
+from service.engine.plan import compile_plan
+from service.engine.request import Request, SamplingParams
 from service.engine.runner import ModelRunner
 from service.engine.thread import EngineThread
 from service.generation import Generator
@@ -56,8 +57,7 @@ def assemble(core: EngineCore, settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         relay.loop = asyncio.get_running_loop()
-        for form in ("png", "webp", "jpeg"):  # Pillow loads its encoders at first use
-            images.encode([torch.zeros(32, 32, 3, dtype=torch.uint8).numpy()], form)
+        await asyncio.to_thread(_rehearse, configs)
         thread.start()
         yield
         await asyncio.to_thread(thread.stop, 0.0)  # the server has already waited for its open requests
@@ -73,6 +73,17 @@ def assemble(core: EngineCore, settings: Settings) -> FastAPI:
     errors.install(app)
     _document(app, settings)
     return app
+
+
+def _rehearse(configs: dict[str, ModelConfig]) -> None:
+    """What the first request would otherwise pay for: default plans, Pillow's encoders, a worker thread."""
+    for name, config in configs.items():
+        values = config.default_sampling
+        interval = tuple(values["guidance_interval"])
+        params = SamplingParams(name, 0, values["steps"], values["sampler"], values["guidance"], interval, (0,))
+        compile_plan(config, params)
+    for form in ("png", "webp", "jpeg"):
+        images.encode([torch.zeros(32, 32, 3, dtype=torch.uint8).numpy()], form)
 
 
 class LoopRelay:

@@ -153,8 +153,10 @@ def _from_http(error: HTTPException) -> ServiceError:
 
 def _field_error(item: dict[str, Any]) -> FieldError:
     path = [str(part) for part in item["loc"] if part not in ("query", "body")]
-    message = item["msg"]
-    if item["type"] == "extra_forbidden":
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "json_invalid":
+        path, message = [], f"not valid JSON: {item['ctx']['error']}"
+    elif item["type"] == "extra_forbidden":
         message = f"unknown field: use {', '.join(FIELD_NAMES)}"
     elif item["type"] == "model_attributes_type":
         message = "send a JSON object, with Content-Type: application/json"

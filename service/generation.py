@@ -12,7 +12,7 @@ from service import images
 from service.engine.async_engine import AsyncEngine
 from service.engine.plan import compile_plan
 from service.engine.request import EngineError, QueueFull, RequestFailed, RequestOutput, SamplingParams
-from service.errors import InvalidRequest, UnknownModel, from_engine
+from service.errors import FieldError, InvalidRequest, UnknownModel, from_engine
 from service.metrics import Metrics
 from service.schemas import GeneratedImage, GenerateFields, GenerateResponse, Timings
 from service.settings import Settings
@@ -46,7 +46,8 @@ class Generator:
         config = self.engine.configs.get(fields.model)
         if config is None:
             names = ", ".join(self.engine.configs)
-            raise UnknownModel(f"model: there is no model {fields.model[:40]!r}, only {names}")
+            message = f"there is no model {fields.model[:40]!r}, only {names}"
+            raise UnknownModel(f"model: {message}", [FieldError(field="model", message=message)])
         defaults = config.default_sampling
         steps, n = fields.steps or defaults["steps"], fields.n or 1
         _check_bound("steps", steps, self.settings.max_steps)
@@ -129,7 +130,7 @@ def _interval(config: ModelConfig, fields: GenerateFields) -> tuple[float, float
     high = high if fields.guidance_high is None else fields.guidance_high
     if low > high:
         raise InvalidRequest.field("guidance_low", f"{low} is above guidance_high {high}")
-    return low, high
+    return float(low), float(high)
 
 
 def _check_bound(name: str, value: int, bound: int) -> None:

@@ -25,7 +25,9 @@ Number = Annotated[float | None, BeforeValidator(_no_boolean)]
 
 def _class_as_text(value: Any) -> Any:
     """JSON clients may send a class index as a number."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(value, bool | float | list | dict):
+        raise ValueError("a class name or an index")
+    return str(value) if isinstance(value, int) else value
 
 
 class GenerateFields(BaseModel):

@@ -20,11 +20,15 @@ class DrainingServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, engine: EngineThread, drain_seconds: float):
         super().__init__(config)
         self._engine, self._drain_seconds = engine, drain_seconds
+        self._signals = 0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._engine.request_stop(0.0 if self.should_exit else self._drain_seconds)
-        self.force_exit = self.should_exit  # the second signal does not wait
-        super().handle_exit(sig, frame)
+        """Drain at the first signal, refuse what is left at the second, leave at once at the third."""
+        self._signals += 1
+        self._engine.request_stop(self._drain_seconds if self._signals == 1 else 0.0)
+        if self._signals != 2:
+            super().handle_exit(sig, frame)
+        self.force_exit = self._signals > 2
 
 
 def serve(host: str, port: int) -> None:

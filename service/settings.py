@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError as SettingsSourceError
 
 PREFIX = "DIFFUSION_"
 
@@ -67,5 +68,5 @@ def load_settings() -> Settings:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise SettingsError(f"setting {PREFIX}{where.upper()}: {first['msg']}") from error
-    except ValueError as error:  # a nested setting that is no JSON
-        raise SettingsError(f"{error}: {error.__cause__}") from error
+    except SettingsSourceError as error:  # a nested setting that is no JSON
+        raise SettingsError(f"a setting is not valid JSON: {error.__cause__}; check {PREFIX}MODELS") from error

@@ -14,6 +14,7 @@ router = APIRouter()
 UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": Health, "description": "Not so"}}
 
 
+@router.head("/livez", include_in_schema=False)
 @router.get("/livez", response_model=Health, responses=UNAVAILABLE, summary="Does the engine's loop turn?")
 async def livez(request: Request) -> Response:
     """503 means: restart this process. A full queue or a slow start never turns it red."""
@@ -26,6 +27,7 @@ async def livez(request: Request) -> Response:
     return _health("")
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", response_model=Health, responses=UNAVAILABLE, summary="Are all models loaded and warm?")
 async def readyz(request: Request) -> Response:
     thread: EngineThread = request.app.state.thread

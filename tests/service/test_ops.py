@@ -90,6 +90,7 @@ def test_healthy(server: Running) -> None:
     for path in ("/livez", "/readyz"):
         response = server.client.get(path)
         assert (response.status_code, response.json()["status"]) == (200, "ok")
+        assert server.client.head(path).status_code == 200
 
 
 def test_not_ready_before_warm_up(checkpoints: Path) -> None:

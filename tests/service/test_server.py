@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -78,16 +79,21 @@ def test_a_signal_ends_it_with_0_and_open_requests_are_answered(
         assert "Traceback" not in log.read()
 
 
-def test_what_the_drain_limit_cuts_off_is_told_so(checkpoints: Path, tmp_path: Path) -> None:
-    with (tmp_path / "log").open("w+") as log, serving(checkpoints, log, drain_seconds=0.2) as (process, url):
-        query = {"model": "unet", "class": "cat", "steps": 250, "n": 16}
-        with ThreadPoolExecutor(1) as pool:
+@pytest.mark.parametrize(("drain_seconds", "signals"), [(0.2, 1), (60, 2)], ids=["limit", "second signal"])
+def test_what_the_drain_cuts_off_is_told_so(
+    checkpoints: Path, tmp_path: Path, drain_seconds: float, signals: int
+) -> None:
+    with (tmp_path / "log").open("w+") as log, ThreadPoolExecutor(1) as pool:
+        with serving(checkpoints, log, drain_seconds=drain_seconds) as (process, url):
+            query = {"model": "unet", "class": "cat", "steps": 250, "n": 16}
             answer = pool.submit(httpx.post, f"{url}/generate", params=query, timeout=60)
             wait_until(lambda: 'running_slots{model="unet"} 0.0' not in httpx.get(f"{url}/metrics").text)
-            process.send_signal(signal.SIGTERM)
+            for _ in range(signals):
+                process.send_signal(signal.SIGTERM)
+                time.sleep(0.1)  # two at once would be one
             assert answer.result().status_code == 503
             assert answer.result().headers["content-type"] == "application/problem+json"
-        assert process.wait(timeout=30) == 0
+            assert process.wait(timeout=30) == 0
         log.seek(0)
         assert "Traceback" not in log.read()
 
