@@ -7,6 +7,7 @@ mathematics, depth times fewer launches.
 Letters: B batch, N tokens, D hidden width, P patch, C x S x S the image.
 """
 
+import math
 from collections.abc import Iterable
 from typing import cast
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels import attention, gated_residual_layer_norm, layer_norm
-from models.layers import ConditionEmbedder, check, check_common, sinusoidal_embedding
+from models.layers import ConditionEmbedder, check, check_whole, sinusoidal_embedding
 
 
 class DITBlock(nn.Module):
@@ -66,7 +67,7 @@ class DIT(nn.Module):
     ):
         super().__init__()
         num_kv_heads = max(1, num_heads // 4) if num_kv_heads is None else num_kv_heads
-        check_common(image_size, image_channels, num_classes)
+        check_whole(image_size=image_size, image_channels=image_channels, num_classes=num_classes)
         _check_dit(image_size, patch_size, hidden_dim, depth, num_heads, num_kv_heads, mlp_ratio)
         self.image_size, self.image_channels, self.num_classes = image_size, image_channels, num_classes
         self.patch_size, self.hidden_dim, self.depth = patch_size, hidden_dim, depth
@@ -138,19 +139,21 @@ def _check_dit(
     num_kv_heads: int,
     mlp_ratio: float,
 ) -> None:
-    check(patch_size >= 1, f"patch_size must be at least 1, got {patch_size}")
+    check_whole(patch_size=patch_size, hidden_dim=hidden_dim, depth=depth)
+    check_whole(num_heads=num_heads, num_kv_heads=num_kv_heads)
     check(
         image_size % patch_size == 0,
         f"image_size {image_size} is no multiple of patch_size {patch_size}: change one of them",
     )
-    check(depth >= 1, f"depth must be at least 1 block, got {depth}")
-    check(num_heads >= 1, f"num_heads must be at least 1, got {num_heads}")
     check(
-        hidden_dim >= 1 and hidden_dim % num_heads == 0,
+        hidden_dim % num_heads == 0,
         f"hidden_dim {hidden_dim} does not divide into num_heads {num_heads}: make it a multiple of {num_heads}",
     )
     check(
-        1 <= num_kv_heads <= num_heads and num_heads % num_kv_heads == 0,
+        num_heads % num_kv_heads == 0,
         f"num_kv_heads {num_kv_heads} must divide num_heads {num_heads}",
     )
-    check(mlp_ratio > 0, f"mlp_ratio must be positive, got {mlp_ratio}")
+    check(
+        math.isfinite(mlp_ratio) and hidden_dim * mlp_ratio >= 1,
+        f"mlp_ratio {mlp_ratio} leaves the MLP no width: make it positive, 4 is usual",
+    )

@@ -47,7 +47,7 @@ def check(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def check_common(image_size: int, image_channels: int, num_classes: int) -> None:
-    check(image_size >= 1, f"image_size must be a positive number of pixels, got {image_size}")
-    check(image_channels >= 1, f"image_channels must be at least 1, got {image_channels}")
-    check(num_classes >= 1, f"num_classes must be at least 1, got {num_classes}")
+def check_whole(**sizes: object) -> None:
+    """Every size must be a whole number from 1; bool and float do not count, whatever their value."""
+    for name, value in sizes.items():
+        check(type(value) is int and value >= 1, f"{name} must be a whole number from 1, got {value!r}")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels import group_norm
-from models.layers import ConditionEmbedder, check, check_common
+from models.layers import ConditionEmbedder, check, check_whole
 
 CHANNELS_PER_GROUP = 16  # 16 channels of 16 bits are one 32-byte sector of GPU memory
 
@@ -79,7 +79,7 @@ class UNet(nn.Module):
         condition_dim: int | None = None,
     ):
         super().__init__()
-        check_common(image_size, image_channels, num_classes)
+        check_whole(image_size=image_size, image_channels=image_channels, num_classes=num_classes)
         _check_unet(image_size, base_channels, channel_multipliers, num_res_blocks, num_mid_blocks, condition_dim)
         self.image_size, self.image_channels, self.num_classes = image_size, image_channels, num_classes
         widths = [base_channels * m for m in channel_multipliers]  # full resolution first
@@ -148,9 +148,9 @@ def _check_unet(
     num_mid_blocks: int,
     condition_dim: int | None,
 ) -> None:
-    check(base_channels >= 1, f"base_channels must be at least 1, got {base_channels}")
+    check_whole(base_channels=base_channels, num_res_blocks=num_res_blocks)
     check(
-        len(channel_multipliers) >= 1 and all(m >= 1 for m in channel_multipliers),
+        len(channel_multipliers) >= 1 and all(type(m) is int and m >= 1 for m in channel_multipliers),
         f"channel_multipliers must be positive whole numbers, one a resolution, got {channel_multipliers}",
     )
     factor = 2 ** (len(channel_multipliers) - 1)
@@ -159,6 +159,9 @@ def _check_unet(
         f"image_size {image_size} cannot be halved {len(channel_multipliers) - 1} times: make it a multiple of "
         f"{factor} or use fewer channel_multipliers",
     )
-    check(num_res_blocks >= 1, f"num_res_blocks must be at least 1, got {num_res_blocks}")
-    check(num_mid_blocks >= 0, f"num_mid_blocks must not be negative, got {num_mid_blocks}")
-    check(condition_dim is None or condition_dim >= 1, f"condition_dim must be at least 1, got {condition_dim}")
+    check(
+        type(num_mid_blocks) is int and num_mid_blocks >= 0,
+        f"num_mid_blocks must be a whole number from 0, got {num_mid_blocks!r}",
+    )
+    if condition_dim is not None:
+        check_whole(condition_dim=condition_dim)
