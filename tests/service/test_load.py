@@ -15,7 +15,8 @@ from torch import nn
 from models.dit_model import DIT
 from service.app import create_app
 from service.settings import ModelEntry, Settings
-from tests.service.conftest import CLASS_NAMES, TINY, Running, running, tiny_settings, wait_until
+from tests.checkpoints import CLASS_NAMES, TINY
+from tests.service.conftest import Running, running, tiny_settings, wait_until
 from tests.service.test_generate import difference, pixels
 
 LONG = {"model": "dit", "class": "cat", "steps": 200, "guidance": 2}

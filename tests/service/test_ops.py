@@ -9,7 +9,8 @@ import jsonschema
 from service.app import create_app
 from service.engine.thread import EngineThread
 from service.metrics import OUTCOMES
-from tests.service.conftest import Running, running, tiny_settings, wait_until, write_checkpoint
+from tests.checkpoints import write_checkpoint
+from tests.service.conftest import Running, running, tiny_settings, wait_until
 
 HISTOGRAMS = [
     "diffusion_request_duration_seconds",

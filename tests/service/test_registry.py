@@ -7,7 +7,8 @@ import torch
 from models.checkpoint import CheckpointError
 from service.registry import choose_device, choose_dtype, load_runners, model_entries
 from service.settings import ModelEntry, Settings, SettingsError
-from tests.service.conftest import TINY, tiny_settings, write_checkpoint
+from tests.checkpoints import TINY, write_checkpoint
+from tests.service.conftest import tiny_settings
 
 
 def test_every_checkpoint_in_the_folder_is_a_model(checkpoints: Path) -> None:
