@@ -1,6 +1,7 @@
 """POST /generate."""
 
 import asyncio
+import json
 from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Annotated, Any, TypeVar
@@ -37,7 +38,10 @@ async def generate(
 ) -> Response:
     """Sample images of one class. Fields come in the query, in a JSON body, or in both as long as they agree."""
     generator: Generator = request.app.state.generator
-    _refuse_repeats(request)
+    _refuse_repeats([name for name, _ in request.query_params.multi_items()], "query")
+    if body is not None:  # parsed once more, because pydantic sees only the last of two equal keys
+        pairs = json.loads(await request.body(), object_pairs_hook=lambda pairs: pairs)
+        _refuse_repeats([name for name, _ in pairs], "body")
     fields = merge(query, body)
     form = fields.format or negotiate(request.headers.get("accept", ""))
     params = generator.resolve(fields)
@@ -70,9 +74,9 @@ def negotiate(accept: str) -> str:
         return "png"
     ranges = _parse_accept(accept)
     best, quality = "", 0.0
-    for position in [*(kind for kind, _ in ranges), "*/*"]:
+    for named in [*(kind for kind, _ in ranges), "*/*"]:
         for form, media_type in MEDIA_TYPES.items():
-            if _holds(position, media_type) and (q := _quality(ranges, media_type)) > quality:
+            if _holds(named, media_type) and (q := _quality(ranges, media_type)) > quality:
                 best, quality = form, q
     if not best:
         raise NotAcceptable(f"Accept: none of {accept!r:.200}; this service has {', '.join(MEDIA_TYPES.values())}")
@@ -119,11 +123,10 @@ async def _disconnected(request: Request) -> None:
         continue
 
 
-def _refuse_repeats(request: Request) -> None:
-    names = [name for name, _ in request.query_params.multi_items()]
+def _refuse_repeats(names: list[str], place: str) -> None:
     for name in names:
         if names.count(name) > 1:
-            raise InvalidRequest.field(name, "given more than once in the query")
+            raise InvalidRequest.field(name, f"given more than once in the {place}")
 
 
 def _headers(generated: Generated) -> dict[str, str]:

@@ -204,6 +204,12 @@ def test_broken_bodies(server: Running, body: bytes) -> None:
     assert response.json()["errors"][0]["field"] in ("body", "steps")
 
 
+def test_a_field_twice_in_the_body(server: Running) -> None:
+    content = b'{"model": "dit", "class": 0, "class": 1}'
+    response = server.client.post("/generate", content=content, headers={"Content-Type": "application/json"})
+    assert (response.status_code, response.json()["errors"][0]["field"]) == (422, "class")
+
+
 def test_a_body_without_its_content_type_says_what_to_send(server: Running) -> None:
     response = server.client.post("/generate", content=b'{"model": "dit"}')
     assert response.status_code == 422
