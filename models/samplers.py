@@ -272,3 +272,8 @@ def sample(
         row = torch.tensor(step_coefficients(table, step, guidance), device=device)
         sampler_step(x, history, output, indices, row.expand(n, -1))
     return x
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Samples in -1..1 (clamped) to bytes 0..255."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

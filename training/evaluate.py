@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from models.checkpoint import ModelConfig, load_checkpoint
-from training.data import Data, Split, to_float, to_uint8
+from models.samplers import to_uint8
+from training.data import Data, Split, to_float
 from training.judge import Judge
 from training.report import Sampling, draw_grid, generate, sampling_of
 

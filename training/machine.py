@@ -15,13 +15,6 @@ def describe_machine() -> str:
     return ", ".join([*parts, f"torch {torch.__version__}"])
 
 
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware has bfloat16 matrix products: twice as fast there, slower where they are emulated."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-
-
 def processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []

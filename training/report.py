@@ -11,9 +11,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from models.checkpoint import ModelConfig
-from models.samplers import Guidance, build_table, sample
+from models.samplers import Guidance, build_table, sample, to_uint8
 from models.schedule import NoiseSchedule, Prediction
-from training.data import to_uint8
 
 SMOOTHING = 0.99
 LABEL_WIDTH = 28  # pixels beside each row of a grid

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from models.checkpoint import CheckpointError, ModelConfig, build_model, load_checkpoint, save_checkpoint
+from models.precision import multiplies_bfloat16
 from models.schedule import NUM_TIMESTEPS, NoiseSchedule, Prediction, sample_noise_times, training_loss
 from training.config import TrainConfig
 from training.data import Data, fingerprint, load_data, to_float
 from training.ema import EMA
-from training.machine import describe_machine, multiplies_bfloat16
+from training.machine import describe_machine
 from training.processes import Processes
 from training.report import LossLog, save_sample_grid
 from training.state import load_state, save_state

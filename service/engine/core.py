@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from service.engine.policy import DeviceShare, pick
 from service.engine.request import ImageTask, QueueFull, Request
 from service.engine.runner import ModelFailed, ModelRunner, StepResult, device_is_lost
-from service.engine.scheduler import Scheduler, SchedulerOutput
+from service.engine.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,8 @@ class EngineCore:
             task.request.images[task.index] = image
         now = self.clock()
         share.virtual_time += (now - started) / share.weight
-        return share.scheduler.update(output, result.failed, now), _stats(model, output, now - started)
+        ended = share.scheduler.update(output, result.failed, now)
+        return ended, StepStats(model, now - started, output.num_rows)
 
     def _execute(self, model: str, tasks: list[ImageTask]) -> StepResult:
         """Run a step; when the model raises, run its images one by one so that only the guilty ones fail.
@@ -125,7 +126,3 @@ class EngineCore:
             model: ModelStats(scheduler.num_waiting, len(scheduler.running), scheduler.backlog_seconds)
             for model, scheduler in schedulers.items()
         }
-
-
-def _stats(model: str, output: SchedulerOutput, seconds: float) -> StepStats:
-    return StepStats(model, seconds, output.num_rows)

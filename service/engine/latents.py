@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels.philox import normal
+from models.samplers import to_uint8
 
 
 class LatentPool:
@@ -24,5 +25,4 @@ class LatentPool:
 
     def read(self, slots: Tensor) -> np.ndarray:
         """Finished images of slots [n], clamped and rounded: [n, H, W, C] uint8 in host memory."""
-        pixels = (self.x[slots].clamp(-1, 1) + 1) * 127.5
-        return pixels.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        return to_uint8(self.x[slots]).permute(0, 2, 3, 1).cpu().numpy()

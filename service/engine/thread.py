@@ -76,12 +76,9 @@ class EngineThread:
 
     def add(self, request: Request, deliver: Deliver) -> None:
         """Hand over a request; deliver is called exactly once unless the request is aborted first."""
-        if self.dead:
-            deliver(EngineStopped("the engine has stopped"))
-        else:
-            self._inbox.put(Add(request, deliver))
-            if self.dead:  # it died in between and may never look into its inbox again
-                self._refuse_inbox()
+        self._inbox.put(Add(request, deliver))
+        if self.dead:  # it may never look into its inbox again
+            self._refuse_inbox()
 
     def abort(self, request_id: str) -> None:
         """Forget a request; harmless when it has already ended."""

@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from training.data import Data, DataError, Split, fingerprint, load_data, split_by_class, to_float, to_uint8
+from models.samplers import to_uint8
+from training.data import Data, DataError, Split, fingerprint, load_data, split_by_class, to_float
 
 
 def all_images(data: Data) -> list[bytes]:
