@@ -4,7 +4,6 @@ Nothing here executes what it reads: weights are safetensors, and a config may o
 this project. Any other class must be named by the operator (`package.module:Class`), never by a file.
 """
 
-import copy
 import hashlib
 import importlib
 import inspect
@@ -15,7 +14,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
@@ -221,14 +219,3 @@ def _sha256(path: Path) -> str:
 
 def parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def flops_per_image(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
-    """FLOPs of one forward row (a multiply-add counts two), by torch's own counter; no memory is touched."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    meta = copy.deepcopy(model).to("meta")
-    inputs = torch.empty(1, *image_shape, device="meta"), torch.empty(1, device="meta")
-    with FlopCounterMode(display=False) as counter:
-        meta(*inputs, torch.zeros(1, dtype=torch.long, device="meta"))
-    return counter.get_total_flops()

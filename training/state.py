@@ -58,7 +58,8 @@ def load_state(
         return 0, 0.0
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
             metadata = file.metadata() or {}
         step, seconds = int(metadata["step"]), float(metadata["seconds"])
         known = json.loads(metadata.get("recipe", "{}"))

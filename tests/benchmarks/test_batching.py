@@ -19,37 +19,31 @@ class Recorder(ModelRunner):
     """Keeps what took part in every step of the trace."""
 
     steps: list[list[tuple[str, int, Hashable, Hashable]]]
+    images: dict[str, np.ndarray]
 
     def execute(self, tasks: list[ImageTask]) -> StepResult:
         taking_part = [(t.request.request_id, t.step, full_key(t), step_key(t)) for t in tasks]
         if taking_part[0][0]:  # warm-up has no request ids
             self.steps.append(taking_part)
-        return super().execute(tasks)
+        result = super().execute(tasks)
+        self.images |= {task.request.request_id: image for task, image in result.images.items()}
+        return result
 
 
 @pytest.fixture
 def runner(checkpoints: Path) -> Recorder:
     model, config = load_checkpoint(checkpoints / "dit")
     recorder = Recorder(model, config, torch.device("cpu"), torch.float32, MAX_ROWS)
-    recorder.steps = []
+    recorder.steps, recorder.images = [], {}
     return recorder
 
 
 def images_of(runner: Recorder, name: str) -> list[np.ndarray]:
     trace = make_trace(runner, REQUESTS, seed=3)
-    kept: dict[str, np.ndarray] = {}
-    execute = runner.execute
-
-    def keeping(tasks: list[ImageTask]) -> StepResult:
-        result = execute(tasks)
-        kept.update({task.request.request_id: image for task, image in result.images.items()})
-        return result
-
-    runner.execute = keeping  # type: ignore[method-assign]
     _, latencies, rows = replay(runner, STRATEGIES[name], trace, np.zeros(len(trace)), MAX_ROWS)
     assert len(latencies) == len(trace)
     assert 1 <= rows <= MAX_ROWS
-    return [kept[request.request_id] for request in trace]
+    return [runner.images[request.request_id] for request in trace]
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

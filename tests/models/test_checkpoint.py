@@ -13,12 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from models import DIT, UNet
 from models.checkpoint import (
     CheckpointError,
     ModelConfig,
     build_model,
-    flops_per_image,
     load_checkpoint,
     load_config,
     save_checkpoint,
@@ -247,25 +245,6 @@ def test_image_shape_and_classes_of_a_config() -> None:
     assert build_model(UNET_CONFIG).num_classes == 2
 
 
-def test_flops_of_a_small_dit_by_hand() -> None:
-    """Multiply-adds count two. N = 4 tokens of 3 * 4 * 4 = 48 numbers, D = 16, two heads of 8, one kv head."""
-    N, D, patch, qkv, mlp = 4, 16, 48, (2 + 2 * 1) * 8, 64
-    tokens = N * (patch * D + D * qkv + D * D + 2 * D * mlp + D * patch)
-    attention = 2 * 2 * N * N * 8  # scores and weighted sum, two heads
-    condition = 256 * D + D * D + D * (6 + 2) * D  # time embedding, modulation
-    assert flops_per_image(DIT(**DIT_ARGUMENTS), (3, 8, 8)) == 2 * (tokens + attention + condition)
-
-
-def test_flops_of_a_convolution_by_hand() -> None:
-    """Three 3x3 convolutions of the smallest UNet: in, two in a block down, and so on; all on 4 x 4 pixels."""
-    model = UNet(4, 1, 2, (1,), 1, 1, num_mid_blocks=0, condition_dim=3)
-    convolutions = (
-        16 * 9 * (1 * 2 + 2 * (2 * 2) + 4 * 2 + 2 * 2 + 2 * 1) + 16 * 4 * 2
-    )  # the last: 1x1 of the way up
-    condition = 256 * 3 + 3 * 3 + 3 * 2 * (2 + 2)
-    assert flops_per_image(model, (1, 4, 4)) == 2 * (convolutions + condition)
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -282,12 +261,6 @@ def test_fields_of_the_wrong_type_are_named(changes: dict[str, Any], folder: Pat
     with pytest.raises(CheckpointError, match=next(iter(changes))) as caught:
         load_checkpoint(folder)
     assert str(folder / "config.json") in str(caught.value)
-
-
-def test_counting_flops_leaves_the_model_as_it_was() -> None:
-    model = build_model(DIT_CONFIG)
-    flops_per_image(model, (3, 8, 8))
-    assert {p.device.type for p in model.parameters()} == {"cpu"}
 
 
 def test_weights_that_are_not_finite_are_refused(folder: Path) -> None:

@@ -171,7 +171,8 @@ def test_bad_input_names_the_field(
     server: Running, change: dict[str, Any], status: int, field: str, place: str
 ) -> None:
     fields = {k: v for k, v in ({"model": "dit", "class": "cat"} | change).items() if v is not None}
-    response = server.client.request("POST", "/generate", **{place: fields})  # type: ignore[arg-type]
+    sent = {"params": fields, "json": None} if place == "params" else {"params": None, "json": fields}
+    response = server.client.post("/generate", **sent)
     problem = response.json()
     assert (response.status_code, response.headers["content-type"]) == (status, "application/problem+json")
     assert problem["status"] == status

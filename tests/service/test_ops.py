@@ -5,6 +5,7 @@ from pathlib import Path
 
 import httpx
 import jsonschema
+import pytest
 
 from service.app import create_app
 from service.engine.thread import EngineThread
@@ -109,7 +110,9 @@ def test_not_ready_before_warm_up(checkpoints: Path) -> None:
     assert refused.headers["Retry-After"] == "1"
 
 
-def test_a_dead_engine_turns_liveness_red_and_answers_everyone(checkpoints: Path) -> None:
+def test_a_dead_engine_turns_liveness_red_and_answers_everyone(
+    checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     app = create_app(tiny_settings(checkpoints))
     thread: EngineThread = app.state.thread
     with running(app) as live:
@@ -117,7 +120,7 @@ def test_a_dead_engine_turns_liveness_red_and_answers_everyone(checkpoints: Path
         def broken() -> None:
             raise RuntimeError("the device is gone")
 
-        thread._core.step = broken  # type: ignore[method-assign,assignment]
+        monkeypatch.setattr(thread._core, "step", broken)
         refused = live.client.post("/generate?model=dit&class=0")
         assert refused.status_code == 503
         wait_until(lambda: live.client.get("/livez").status_code == 503)

@@ -57,4 +57,4 @@ def test_a_misspelt_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        Settings().max_rows = 3  # type: ignore[misc]
+        Settings().__setattr__("max_rows", 3)

@@ -22,14 +22,17 @@ class Python2Pickler(pickle._Pickler):
     """Writes what Python 2 wrote under protocol 2: every string as bytes, truth values as integers."""
 
     dispatch: ClassVar[dict[type, Any]] = dict(pickle._Pickler.dispatch)
+    write: Callable[[bytes], Any]  # the stubs of pickle leave these three out
+    memoize: Callable[[Any], None]
+    save: Callable[[Any], None]
 
     def save_string(self, obj: str | bytes) -> None:
         text = obj.encode("latin1") if isinstance(obj, str) else obj
-        self.write(pickle.BINSTRING + len(text).to_bytes(4, "little") + text)  # type: ignore[attr-defined]
-        self.memoize(obj)  # type: ignore[attr-defined]
+        self.write(pickle.BINSTRING + len(text).to_bytes(4, "little") + text)
+        self.memoize(obj)
 
     def save_truth(self, obj: bool) -> None:
-        self.save(int(obj))  # type: ignore[attr-defined]
+        self.save(int(obj))
 
     dispatch[str] = dispatch[bytes] = save_string
     dispatch[bool] = save_truth

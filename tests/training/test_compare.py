@@ -8,12 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from models.checkpoint import CheckpointError, ModelConfig, build_model, flops_per_image, parameter_count
+from models.checkpoint import CheckpointError
 from training import compare as compare_module
 from training import judge as judge_module
 from training.compare import compare, step_times
 from training.comparison_page import claims, missed, page, verdict
-from training.info import describe, model_info
 from training.machine import describe_machine
 from training.samples import GAP, HEADING, LABELS, MARGIN, TILE, draw_samples
 
@@ -164,54 +163,6 @@ def test_step_times_count_rows_not_warm_up(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(compare_module, "REPEATS", 3)
     monkeypatch.setattr(compare_module, "time_forward", lambda model, shape, rows: next(seconds))
     assert step_times({"dit": (torch.nn.Identity(), (3, 8, 8))}) == {"dit": {"1": 2.0, "8": 9.0}}
-
-
-@pytest.mark.parametrize(("model", "parameters"), [("dit", 21_537_072), ("unet", 44_361_539)])
-def test_info_sums_up_its_parts(model: str, parameters: int) -> None:
-    info = model_info(model, {})
-    assert info["parameters"] == parameters
-    assert sum(count for count, _ in info["parts"].values()) == parameters
-    assert sum(flops for _, flops in info["parts"].values()) == info["flops"]
-
-
-@pytest.mark.parametrize(
-    ("model", "arguments"),
-    [
-        ("dit", {"hidden_dim": 64, "num_heads": 4, "patch_size": 2, "num_classes": 3}),
-        ("unet", {"base_channels": 16, "channel_multipliers": [1, 2], "image_channels": 1, "image_size": 64}),
-    ],
-    ids=["dit", "unet"],
-)
-def test_info_agrees_with_the_real_network(model: str, arguments: dict[str, Any]) -> None:
-    names = [str(i) for i in range(arguments.get("num_classes", 10))]
-    config = ModelConfig(model, arguments, class_names=names)
-    network, info = build_model(config), model_info(model, arguments)
-    assert info["parameters"] == parameter_count(network)
-    assert info["flops"] == flops_per_image(network, config.image_shape)
-
-
-def test_info_names_the_parts() -> None:
-    text = describe("dit", {"hidden_dim": 384})
-    parts = [line.split("  ")[0] for line in text.splitlines()[1:]]
-    assert {"attention projections", "attention products", "mlp", "modulation", "condition", "total"} <= set(parts)
-    dim = 384
-    mlp = 2 * (2 * 4 * dim * dim + 5 * dim)  # two blocks of two matrices with their biases
-    assert f"{mlp:,}" in next(line for line in text.splitlines() if line.startswith("mlp "))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"hidden_dim": 7}, "hidden_dim 7"),
-        ({"width": 7}, "width"),
-        ({"num_classes": "ten"}, "num_classes must be at least 1, got 'ten'"),
-        ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
-def test_info_refuses_impossible_arguments(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        model_info("dit", arguments)
 
 
 def test_samples_stand_side_by_side(checkpoints: Path, tmp_path: Path) -> None:
