@@ -3,8 +3,14 @@
 Letters: B batch, N tokens, D width. adaLN: Peebles & Xie 2022 (arXiv:2212.09748), section 3.2.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from kernels.backend import tl, triton, use_triton, width_tiles
+
+ROWS = 4  # tokens a program, one a warp: sums stay inside a warp, no shared memory, no barrier
+WIDE = 2048  # beyond this width a token takes a program of its own, with all its warps
 
 
 def layer_norm_reference(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-6) -> Tensor:
@@ -14,10 +20,114 @@ def layer_norm_reference(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1
 
 
 def gated_residual_layer_norm_reference(
-    x: Tensor, y: Tensor, gate: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-6
+    x: Tensor, y: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float = 1e-6
 ) -> tuple[Tensor, Tensor]:
-    x = x + gate[:, None] * y  # [B, N, D]
+    x = x + (y if gate is None else gate[:, None] * y)  # [B, N, D]
     return x, layer_norm_reference(x, scale, shift, eps)
+
+
+@triton.jit
+def _layer_norm_kernel(
+    x,  # [rows, D], rows = B * N
+    y,  # [y_rows, D] or None; row r joins row r % y_rows
+    gate,  # [B, D] by gate_stride, or None
+    scale,  # [B, D] by scale_stride
+    shift,
+    stream,  # [rows, D] or None: x + gate * y
+    out,  # [rows, D]
+    rows,
+    tokens,
+    y_rows,
+    gate_stride,
+    scale_stride,
+    shift_stride,
+    D: tl.constexpr,
+    MAIN: tl.constexpr,
+    TAIL: tl.constexpr,
+    ROWS: tl.constexpr,
+    EPS: tl.constexpr,
+):
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]  # [ROWS, 1]
+    column = tl.arange(0, MAIN)[None, :]  # [1, MAIN]
+    image = (row // tokens).to(tl.int64)
+    here = (row < rows) & (column < D)
+    main = _joined(x, y, gate, stream, row, image, column, here, y_rows, gate_stride, D)  # [ROWS, MAIN]
+    total = tl.sum(main, axis=1, keep_dims=True)
+    if TAIL > 0:
+        tail_column = MAIN + tl.arange(0, TAIL)[None, :]
+        tail_here = (row < rows) & (tail_column < D)
+        tail = _joined(x, y, gate, stream, row, image, tail_column, tail_here, y_rows, gate_stride, D)
+        total += tl.sum(tail, axis=1, keep_dims=True)
+
+    # The second pass runs over registers: E[x^2] - E[x]^2 would lose the variance of a mean far from zero.
+    mean = total / D
+    main = tl.where(column < D, main - mean, 0.0)
+    squares = tl.sum(main * main, axis=1, keep_dims=True)
+    if TAIL > 0:
+        tail = tl.where(tail_column < D, tail - mean, 0.0)
+        squares += tl.sum(tail * tail, axis=1, keep_dims=True)
+    rstd = tl.rsqrt(squares / D + EPS)
+
+    _modulate(main * rstd, scale, shift, out, row, image, column, here, scale_stride, shift_stride, D)
+    if TAIL > 0:
+        _modulate(tail * rstd, scale, shift, out, row, image, tail_column, tail_here, scale_stride, shift_stride, D)
+
+
+@triton.jit
+def _joined(x, y, gate, stream, row, image, column, here, y_rows, gate_stride, D: tl.constexpr):
+    """x [+ gate * y] of one tile in float32; writes it to the residual stream where there is one."""
+    at = row.to(tl.int64) * D + column
+    value = tl.load(x + at, mask=here, other=0.0).to(tl.float32)
+    if y is not None:
+        joined = tl.load(y + (row % y_rows).to(tl.int64) * D + column, mask=here, other=0.0).to(tl.float32)
+        if gate is not None:
+            joined *= tl.load(gate + image * gate_stride + column, mask=here, other=0.0).to(tl.float32)
+        value += joined
+        tl.store(stream + at, value.to(stream.dtype.element_ty), mask=here)
+    return value
+
+
+@triton.jit
+def _modulate(normed, scale, shift, out, row, image, column, here, scale_stride, shift_stride, D: tl.constexpr):
+    factor = 1.0 + tl.load(scale + image * scale_stride + column, mask=here, other=0.0).to(tl.float32)
+    offset = tl.load(shift + image * shift_stride + column, mask=here, other=0.0).to(tl.float32)
+    tl.store(out + row.to(tl.int64) * D + column, (normed * factor + offset).to(out.dtype.element_ty), mask=here)
+
+
+def _launch(
+    x: Tensor, y: Tensor | None, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Modulation rows may be slices of one wide tensor: they are read by their row stride, never copied."""
+    B, N, D = x.shape
+    x, y = x.contiguous(), None if y is None else y.contiguous()
+    gate, scale, shift = (t if t is None or t.stride(1) == 1 else t.contiguous() for t in (gate, scale, shift))
+    assert scale is not None and shift is not None
+    out = torch.empty_like(x)
+    stream = torch.empty_like(x) if y is not None else x
+    rows = ROWS if D <= WIDE else 1
+    main, tail = width_tiles(D)
+    _layer_norm_kernel[(triton.cdiv(B * N, rows),)](
+        x,
+        y,
+        gate,
+        scale,
+        shift,
+        stream if y is not None else None,
+        out,
+        B * N,
+        N,
+        1 if y is None else y.shape[0] * N,
+        0 if gate is None else gate.stride(0),
+        scale.stride(0),
+        shift.stride(0),
+        D=D,
+        MAIN=main,
+        TAIL=tail,
+        ROWS=rows,
+        EPS=eps,
+        num_warps=4,
+    )
+    return stream, out
 
 
 def layer_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-6) -> Tensor:
@@ -34,17 +144,21 @@ def layer_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-6) -> Te
         ValueError: shapes do not match.
     """
     _check(x, scale, shift)
+    if use_triton(x, scale, shift):
+        return _launch(x, None, None, scale, shift, eps)[1]
     return layer_norm_reference(x, scale, shift, eps)
 
 
 def gated_residual_layer_norm(
-    x: Tensor, y: Tensor, gate: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-6
+    x: Tensor, y: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float = 1e-6
 ) -> tuple[Tensor, Tensor]:
     """x' = x + gate * y and LayerNorm(x') * (1 + scale) + shift, the seam between two halves of a DiT block.
 
     Args:
-        x, y: [B, N, D], the residual stream and the branch that joins it.
-        gate, scale, shift: [B, D].
+        x: [B, N, D], the residual stream.
+        y: [B, N, D] or [1, N, D], the branch that joins it.
+        gate: [B, D]; None joins y as it is (position embeddings).
+        scale, shift: [B, D].
 
     Returns:
         (x', modulated), both [B, N, D].
@@ -52,9 +166,11 @@ def gated_residual_layer_norm(
     Raises:
         ValueError: shapes do not match.
     """
-    _check(x, gate, scale, shift)
-    if x.shape != y.shape:
+    _check(x, scale, shift, *([] if gate is None else [gate]))
+    if x.shape[1:] != y.shape[1:] or y.shape[0] not in (1, x.shape[0]):
         raise ValueError(f"x {tuple(x.shape)} and y {tuple(y.shape)} differ")
+    if use_triton(x, y, gate, scale, shift):
+        return _launch(x, y, gate, scale, shift, eps)
     return gated_residual_layer_norm_reference(x, y, gate, scale, shift, eps)
 
 
