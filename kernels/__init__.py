@@ -1,8 +1,17 @@
 """The operations on the hot path. Each file: plain torch reference first, then what makes it fast."""
 
 from kernels.attention import attention
+from kernels.embedding import label_silu, sinusoidal_embedding
 from kernels.group_norm import group_norm
 from kernels.layer_norm import gated_residual_layer_norm, layer_norm
 from kernels.sampler_step import sampler_step
 
-__all__ = ["attention", "gated_residual_layer_norm", "group_norm", "layer_norm", "sampler_step"]
+__all__ = [
+    "attention",
+    "gated_residual_layer_norm",
+    "group_norm",
+    "label_silu",
+    "layer_norm",
+    "sampler_step",
+    "sinusoidal_embedding",
+]

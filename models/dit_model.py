@@ -14,8 +14,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from kernels import attention, gated_residual_layer_norm, layer_norm
-from models.layers import ConditionEmbedder, check, check_whole, sinusoidal_embedding
+from kernels import attention, gated_residual_layer_norm, sinusoidal_embedding
+from models.layers import ConditionEmbedder, check, check_whole
 
 
 class DITBlock(nn.Module):
@@ -110,11 +110,12 @@ class DIT(nn.Module):
         Returns [B, C, S, S] in the dtype of the weights.
         """
         weight = self.patch_embed.weight
-        condition = nn.functional.silu(self.condition(t, y))  # [B, D]
-        modulation = self.modulation(condition).view(-1, 6 * self.depth + 2, self.hidden_dim).unbind(1)
-        x = self.patch_embed(self.patchify(x.to(weight.dtype))) + self.positions.to(weight.dtype)  # [B, N, D]
+        modulation = self.modulation(self.condition(t, y))  # [B, (6 * depth + 2) * D]
+        modulation = modulation.view(-1, 6 * self.depth + 2, self.hidden_dim).unbind(1)
+        patches = self.patch_embed(self.patchify(x.to(weight.dtype)))  # [B, N, D]
+        positions = self.positions[None].to(weight.dtype)  # [1, N, D]
 
-        h = layer_norm(x, scale=modulation[1], shift=modulation[0])
+        x, h = gated_residual_layer_norm(patches, positions, None, scale=modulation[1], shift=modulation[0])
         for i, block in enumerate(cast("Iterable[DITBlock]", self.blocks)):
             _, _, gate_attention, shift_mlp, scale_mlp, gate_mlp = modulation[6 * i : 6 * i + 6]
             x, h = gated_residual_layer_norm(x, block.attend(h), gate_attention, scale_mlp, shift_mlp)

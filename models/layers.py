@@ -1,28 +1,15 @@
-"""Embedders that both networks share.
+"""What both networks share: the condition, and how a size is refused.
 
 Letters: B batch, D width.
 """
 
-import math
-
-import torch
 from torch import Tensor, nn
 
-
-def sinusoidal_embedding(positions: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """Sines and cosines of geometric frequencies (Vaswani et al. 2017, section 3.5), float32.
-
-    positions: [B], fractional allowed. Returns [B, dim]; an odd dim is filled with a zero.
-    """
-    half = dim // 2
-    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=positions.device) / half)
-    angles = positions.float()[:, None] * frequencies  # [B, half]
-    embedding = torch.cat([angles.cos(), angles.sin()], dim=1)
-    return nn.functional.pad(embedding, (0, dim - 2 * half))
+from kernels import label_silu, sinusoidal_embedding
 
 
 class ConditionEmbedder(nn.Module):
-    """Timestep and class label to one vector.
+    """Timestep and class label to one vector, silu(time(t) + label[y]).
 
     The class table starts at std 0.5: at the usual 0.02 the time signal drowns it and a short training run
     ignores the class (11.5 % instead of 62.7 % class accuracy after 12,800 images).
@@ -36,9 +23,11 @@ class ConditionEmbedder(nn.Module):
         nn.init.normal_(self.label.weight, std=0.5)
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        """t: [B] timesteps on the 0..1000 scale, y: [B] labels. Returns [B, D]."""
-        frequencies = sinusoidal_embedding(t, self.frequency_dim)
-        return self.time(frequencies.to(self.label.weight.dtype)) + self.label(y)
+        """t: [B] timesteps on the 0..1000 scale, y: [B] labels. Returns [B, D], behind the SiLU that adaLN and
+        FiLM share.
+        """
+        waves = sinusoidal_embedding(t, self.frequency_dim, self.label.weight.dtype)
+        return label_silu(self.time(waves), self.label.weight, y)
 
 
 def check(condition: bool, message: str) -> None:

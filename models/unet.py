@@ -107,7 +107,7 @@ class UNet(nn.Module):
         x: [B, C, S, S]; t: [B] timesteps on the 0..1000 scale, integer or fractional; y: [B] labels.
         Returns [B, C, S, S] in the dtype of the weights.
         """
-        film = self.film(nn.functional.silu(self.condition(t, y)))  # [B, 2 * sum(film_widths)]
+        film = self.film(self.condition(t, y))  # [B, 2 * sum(film_widths)]
         scale_and_shift = iter(film.split([w for width in self.film_widths for w in (width, width)], dim=1))
 
         def run(blocks: nn.Module, h: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ def test_forward_is_the_block_of_the_paper() -> None:
     model = small(depth=3)
     awake(model)
     x, t, y = inputs(2, 2, 8, 3)
-    condition = nn.functional.silu(model.condition(t, y))
+    condition = model.condition(t, y)
     rows = model.modulation(condition).unflatten(1, (-1, 1, model.hidden_dim)).unbind(1)  # 6 a block, then 2
     norm = lambda h: nn.functional.layer_norm(h, h.shape[-1:], eps=1e-6)
     h = model.patch_embed(model.patchify(x)) + model.positions

@@ -156,7 +156,7 @@ def test_film_comes_in_the_order_of_the_blocks(mid: int) -> None:
     """Each block takes its own stretch of the one product: first its scale, then its shift."""
     model = awake_small(channel_multipliers=(1, 2, 3), num_mid_blocks=mid)
     _, t, y = inputs(2, 2, 8, 3)
-    film = model.film(nn.functional.silu(model.condition(t, y)))
+    film = model.film(model.condition(t, y))
     met = film_of(model)
     assert [block.out_channels for block, _, _ in met] == model.film_widths
     assert len(met) == 2 * 3 * 2 + mid
