@@ -6,8 +6,15 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    import triton
     import triton.language as tl
+
+    class triton:  # its own types know no launch options: kernel[grid](..., num_warps=4) would be an error
+        @staticmethod
+        def jit(fn: Any) -> Any: ...
+        @staticmethod
+        def cdiv(x: int, y: int) -> int: ...
+        @staticmethod
+        def next_power_of_2(n: int) -> int: ...
 else:
     try:
         import triton

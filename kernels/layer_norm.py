@@ -99,7 +99,8 @@ def _launch(
 ) -> tuple[Tensor, Tensor]:
     """Modulation rows may be slices of one wide tensor: they are read by their row stride, never copied."""
     B, N, D = x.shape
-    x, y = x.contiguous(), None if y is None else y.contiguous()
+    x = x.contiguous()
+    y = None if y is None else y.contiguous()
     gate, scale, shift = (t if t is None or t.stride(1) == 1 else t.contiguous() for t in (gate, scale, shift))
     assert scale is not None and shift is not None
     out = torch.empty_like(x)

@@ -113,7 +113,7 @@ class DIT(nn.Module):
         modulation = self.modulation(self.condition(t, y))  # [B, (6 * depth + 2) * D]
         modulation = modulation.view(-1, 6 * self.depth + 2, self.hidden_dim).unbind(1)
         patches = self.patch_embed(self.patchify(x.to(weight.dtype)))  # [B, N, D]
-        positions = self.positions[None].to(weight.dtype)  # [1, N, D]
+        positions = cast(Tensor, self.positions)[None].to(weight.dtype)  # [1, N, D]
 
         x, h = gated_residual_layer_norm(patches, positions, None, scale=modulation[1], shift=modulation[0])
         for i, block in enumerate(cast("Iterable[DITBlock]", self.blocks)):

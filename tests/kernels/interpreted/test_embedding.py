@@ -1,4 +1,4 @@
-"""The embedding kernels by the interpreter; inputs, formulas and bounds are those of tests/kernels/test_embedding.py."""
+"""The embedding kernels by the interpreter; formulas and bounds: tests/kernels/test_embedding.py."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The LayerNorm kernel by the interpreter; inputs, formula and bounds are those of tests/kernels/test_layer_norm.py."""
+"""The LayerNorm kernel by the interpreter; formula and bounds: tests/kernels/test_layer_norm.py."""
 
 import pytest
 import torch
@@ -19,16 +19,17 @@ SHAPES = pytest.mark.parametrize(
 )
 
 
-def modulated_by(rows: list[Tensor]) -> list[Tensor]:
+def sliced(*rows: Tensor) -> tuple[Tensor, ...]:
     """The same numbers as slices of one wide tensor, as the modulation of all blocks comes out of one product."""
-    return list(torch.stack(rows, dim=1).unbind(1))
+    return torch.stack(rows, dim=1).unbind(1)
 
 
 @DTYPES
 @SHAPES
 def test_layer_norm_equals_the_formula(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     x, _, _, scale, shift = inputs(shape, dtype)
-    out = layer_norm(x, *modulated_by([scale, shift]))
+    sliced_scale, sliced_shift = sliced(scale, shift)
+    out = layer_norm(x, sliced_scale, sliced_shift)
     torch.testing.assert_close(out.double(), formula(x, scale, shift), rtol=0, atol=bound(dtype, x, scale))
 
 
@@ -39,8 +40,8 @@ def test_residual_equals_the_formula(shape: tuple[int, int, int], dtype: torch.d
     x, y, gate, scale, shift = inputs(shape, dtype)
     y = y if gated else y[:1]
     expected = x.double() + (gate.double()[:, None] * y.double() if gated else y.double())
-    rows = modulated_by([gate, scale, shift])
-    stream, out = gated_residual_layer_norm(x, y, rows[0] if gated else None, *rows[1:])
+    sliced_gate, sliced_scale, sliced_shift = sliced(gate, scale, shift)
+    stream, out = gated_residual_layer_norm(x, y, sliced_gate if gated else None, sliced_scale, sliced_shift)
     # product and sum in float32, rounded once to the dtype
     torch.testing.assert_close(stream.double(), expected, rtol=0, atol=16 * (ROUNDING[dtype] + 2.0**-23))
     # the norm sees the sum before it is rounded
