@@ -6,12 +6,5 @@ from kernels.group_norm import group_norm
 from kernels.layer_norm import gated_residual_layer_norm, layer_norm
 from kernels.sampler_step import sampler_step
 
-__all__ = [
-    "attention",
-    "gated_residual_layer_norm",
-    "group_norm",
-    "label_silu",
-    "layer_norm",
-    "sampler_step",
-    "sinusoidal_embedding",
-]
+__all__ = ["attention", "gated_residual_layer_norm", "group_norm", "label_silu", "layer_norm"]
+__all__ += ["sampler_step", "sinusoidal_embedding"]

@@ -94,6 +94,10 @@ def _modulate(normed, scale, shift, out, row, image, column, here, scale_stride,
     tl.store(out + row.to(tl.int64) * D + column, (normed * factor + offset).to(out.dtype.element_ty), mask=here)
 
 
+def _packed_rows(rows: Tensor) -> Tensor:
+    return rows if rows.stride(1) == 1 else rows.contiguous()
+
+
 def _launch(
     x: Tensor, y: Tensor | None, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
@@ -101,8 +105,8 @@ def _launch(
     B, N, D = x.shape
     x = x.contiguous()
     y = None if y is None else y.contiguous()
-    gate, scale, shift = (t if t is None or t.stride(1) == 1 else t.contiguous() for t in (gate, scale, shift))
-    assert scale is not None and shift is not None
+    scale, shift = _packed_rows(scale), _packed_rows(shift)
+    gate = None if gate is None else _packed_rows(gate)
     out = torch.empty_like(x)
     stream = torch.empty_like(x) if y is not None else x
     rows = ROWS if D <= WIDE else 1

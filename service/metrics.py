@@ -29,6 +29,7 @@ class Metrics:
         self.rejections = self._counter("rejections", "Refused requests by reason", "reason")
         self.images = self._counter("images", "Images generated")
         self.evaluations = self._counter("evaluations", "Model evaluations (forward rows)")
+        self.padding = self._counter("padding_rows", "Forward rows that only filled a CUDA graph")
         self.saved = self._counter("cancelled_evaluations_saved", "Evaluations spared by cancellation")
         for model in models:
             self._initialise(model)
@@ -41,7 +42,7 @@ class Metrics:
 
     def _initialise(self, model: str) -> None:
         per_model = (self.request_seconds, self.queue_seconds, self.denoise_seconds, self.step_seconds)
-        for metric in (*per_model, self.step_rows, self.images, self.evaluations, self.saved):
+        for metric in (*per_model, self.step_rows, self.images, self.evaluations, self.padding, self.saved):
             metric.labels(model)
         for outcome in OUTCOMES:
             self.requests.labels(model, outcome)
@@ -52,6 +53,7 @@ class Metrics:
         self.step_seconds.labels(stats.model).observe(stats.seconds)
         self.step_rows.labels(stats.model).observe(stats.num_rows)
         self.evaluations.labels(stats.model).inc(stats.num_rows)
+        self.padding.labels(stats.model).inc(stats.num_padding_rows)
 
     def observe_answer(self, model: str, images: int, queue: float, denoise: float, total: float) -> None:
         """A request that was answered with images; durations in seconds."""

@@ -6,6 +6,7 @@ import torch
 
 from models.checkpoint import CONFIG, CheckpointError, ModelConfig, build_model, load_checkpoint
 from models.precision import multiplies_bfloat16
+from service.engine.graphs import CudaDevice, GraphRunner
 from service.engine.runner import ModelRunner
 from service.schemas import MAX_GUIDANCE
 from service.settings import ModelEntry, Settings, SettingsError
@@ -23,11 +24,15 @@ def load_runners(settings: Settings) -> dict[str, ModelRunner]:
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
     slots = settings.max_rows or MAX_ROWS[device.type]
+    graph_device = CudaDevice(device) if device.type == "cuda" and settings.cuda_graphs else None
     runners = {}
     for name, entry in model_entries(settings).items():
         model, config = _load(name, entry)
         check_defaults(name, config, settings)
-        runners[name] = ModelRunner(model, config, device, dtype, slots)
+        arguments = (model, config, device, dtype, slots)
+        runners[name] = (
+            GraphRunner(*arguments, graph_device=graph_device) if graph_device else ModelRunner(*arguments)
+        )
         try_out(name, runners[name])
     return runners
 

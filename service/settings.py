@@ -41,6 +41,7 @@ class Settings(BaseSettings):
     models: dict[str, ModelEntry] = {}  # served instead of checkpoints, by name
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the weights
+    cuda_graphs: bool = True  # replay steps as CUDA graphs; false for a network that cannot be captured
     threads: int | None = Field(default=None, ge=1)  # CPU threads of the engine
     max_rows: int | None = Field(default=None, ge=2, le=4096)  # forward rows a step; default: measured
     max_requests: int = Field(default=256, ge=1)  # waiting requests a model

@@ -2,13 +2,15 @@
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from service.engine.policy import DeviceShare, pick
 from service.engine.request import ImageTask, QueueFull, Request
 from service.engine.runner import ModelFailed, ModelRunner, StepResult, device_is_lost
-from service.engine.scheduler import Scheduler
+from service.engine.scheduler import Scheduler, SchedulerOutput
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,17 @@ class StepStats:
     model: str
     seconds: float
     num_rows: int
+    num_padding_rows: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A step on the device."""
+
+    model: str
+    output: SchedulerOutput
+    collect: Callable[[], StepResult]
+    started: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +69,8 @@ class EngineCore:
         self.runners, self.config, self.clock = runners, config, clock
         self.weights = weights or {}
         self.shares: dict[str, DeviceShare] = {}
+        self._on_device: deque[Launch] = deque()
+        self._last_collected = 0.0
 
     def warm_up(self, model: str, on_progress: Callable[[], None] = lambda: None) -> None:
         """Make every row count of a model fast, and choose its row cap; on_progress is called in between."""
@@ -71,7 +86,7 @@ class EngineCore:
 
     @property
     def has_work(self) -> bool:
-        return any(share.scheduler.has_work for share in self.shares.values())
+        return bool(self._on_device) or any(share.scheduler.requests for share in self.shares.values())
 
     def add(self, request: Request) -> None:
         """Raises QueueFull, with the time that the work of all models will take."""
@@ -87,37 +102,56 @@ class EngineCore:
         return next((request for request in aborted if request), None)
 
     def step(self) -> tuple[list[Request], StepStats | None]:
-        """One step of one model; returns the requests it ended."""
-        started = self.clock()
-        model = pick(self.shares, started)
+        """Launch a step of one model, then collect the oldest one; returns the requests it ended.
+
+        Where the host runs ahead of the device, the step just launched stays there and nothing may be collected.
+        """
+        launched = self._launch()
+        if launched:
+            self._on_device.append(launched)
+        ahead = self.runners[launched.model].steps_ahead if launched else 0
+        return self._collect(self._on_device.popleft()) if len(self._on_device) > ahead else ([], None)
+
+    def _launch(self) -> Launch | None:
+        now = self.clock()
+        model = pick(self.shares, now)
         if model is None:
-            return [], None
-        share = self.shares[model]
-        output = share.scheduler.schedule(started)
-        result = self._execute(model, output.tasks)
+            return None
+        scheduler = self.shares[model].scheduler
+        output = scheduler.schedule(now)
+        launch = Launch(model, output, self._start(model, output.tasks), now)
+        scheduler.advance(output)
+        return launch
+
+    def _collect(self, launch: Launch) -> tuple[list[Request], StepStats]:
+        result = launch.collect()
         for task, image in result.images.items():
             task.request.images[task.index] = image
-        now = self.clock()
-        share.virtual_time += (now - started) / share.weight
-        ended = share.scheduler.update(output, result.failed, now)
-        return ended, StepStats(model, now - started, output.num_rows)
+        now, share = self.clock(), self.shares[launch.model]
+        seconds = now - max(launch.started, self._last_collected)  # the device was busy with the step before
+        self._last_collected = now
+        share.virtual_time += seconds / share.weight
+        ended = share.scheduler.end(launch.output, result.failed, now)
+        rows = launch.output.num_rows
+        return ended, StepStats(launch.model, seconds, rows, self.runners[launch.model].padded(rows) - rows)
 
-    def _execute(self, model: str, tasks: list[ImageTask]) -> StepResult:
-        """Run a step; when the model raises, run its images one by one so that only the guilty ones fail.
+    def _start(self, model: str, tasks: list[ImageTask]) -> Callable[[], StepResult]:
+        """Launch a step; when the model raises, run its images one by one so that only the guilty ones fail.
 
         A lost device, or a failure behind the forward, ends the engine instead: no later step could be trusted.
         """
         try:
-            return self.runners[model].execute(tasks)
+            return self.runners[model].launch(tasks).collect
         except ModelFailed as error:
             if device_is_lost(error.__cause__):
                 raise
             logger.exception("model %s failed on a step of %d images", model, len(tasks))
             if len(tasks) == 1:  # the text of the error may hold what clients must not see
-                return StepResult(failed={tasks[0]: f"the model raised {error}"})
-        results = [self._execute(model, [task]) for task in tasks]
+                return partial(StepResult, failed={tasks[0]: f"the model raised {error}"})
+        results = [self._start(model, [task])() for task in tasks]
         images = {task: image for result in results for task, image in result.images.items()}
-        return StepResult(images, {task: why for result in results for task, why in result.failed.items()})
+        failed = {task: why for result in results for task, why in result.failed.items()}
+        return partial(StepResult, images, failed)
 
     def stats(self) -> dict[str, ModelStats]:
         """What the gauges show, by model."""

@@ -3,26 +3,27 @@
 Letters: S slots, C x H x W the image, n images.
 """
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.philox import normal
 from models.samplers import to_uint8
 
 
 class LatentPool:
-    """x and the sampler's history, float32 whatever the dtype of the weights; a slot never moves."""
+    """x and the sampler's history, float32 whatever the dtype of the weights; a slot never moves.
+
+    Behind the S slots lies a scratch one, which belongs to no image and takes what padding writes.
+    """
 
     def __init__(self, num_slots: int, image_shape: tuple[int, int, int], device: torch.device):
-        self.x = torch.zeros(num_slots, *image_shape, device=device)  # [S, C, H, W]
-        self.history = torch.zeros_like(self.x)  # [S, C, H, W]
+        self.scratch_slot = num_slots
+        self.x = torch.zeros(num_slots + 1, *image_shape, device=device)  # [S + 1, C, H, W]
+        self.history = torch.zeros_like(self.x)  # [S + 1, C, H, W]
 
-    def start(self, slots: Tensor, seeds: Tensor) -> None:
-        """Fill slots with the initial latents of their seeds; both [n] int64."""
-        noise = normal(seeds, torch.zeros_like(seeds), self.x[0].numel())  # [n, C*H*W]
-        self.x[slots] = noise.view(-1, *self.x.shape[1:])
+    def __len__(self) -> int:
+        """Slots for images."""
+        return self.scratch_slot
 
-    def read(self, slots: Tensor) -> np.ndarray:
-        """Finished images of slots [n], clamped and rounded: [n, H, W, C] uint8 in host memory."""
-        return to_uint8(self.x[slots]).permute(0, 2, 3, 1).cpu().numpy()
+    def read(self, slots: Tensor) -> Tensor:
+        """Finished images of slots [n], clamped and rounded: [n, H, W, C] uint8 on the device."""
+        return to_uint8(self.x[slots]).permute(0, 2, 3, 1)

@@ -23,8 +23,8 @@ class DeviceShare:
     was_busy: bool = False
 
     def relative_slack(self, now: float) -> float:
-        """Least slack among the model's requests, in units of their idle latency."""
-        return min(slack(request, now) for request in self.scheduler.requests.values())
+        """Least slack among the requests that need another step, in units of their idle latency."""
+        return min(slack(r, now) for r in self.scheduler.requests.values() if r.remaining_rows)
 
 
 def slack(request: Request, now: float) -> float:
@@ -35,7 +35,7 @@ def slack(request: Request, now: float) -> float:
 
 
 def pick(shares: dict[str, DeviceShare], now: float) -> str | None:
-    """The model that runs next, None if none has work."""
+    """The model that runs next, None if none has a step to launch."""
     busy = {name: share for name, share in shares.items() if share.scheduler.has_work}
     _wake(shares, busy)
     if len(busy) <= 1:

@@ -1,5 +1,6 @@
 """One step on the device: gather rows, forward, sampler step, read what is finished.
 
+This is the plain runner, one launch at a time; service/engine/graphs.py replays the same step as a CUDA graph.
 Letters: n images of the step, R forward rows (n conditional ones, then one unconditional per guided image).
 """
 
@@ -7,18 +8,19 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import count
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kernels.sampler_step import NUM_INDICES, sampler_step
+from kernels.gather_rows import gather_rows
+from kernels.sampler_step import sampler_step
 from models.checkpoint import ModelConfig
 from service.engine.latents import LatentPool
-from service.engine.plan import StepPlan, compile_plan
+from service.engine.plan import compile_plan
 from service.engine.request import ImageTask, Request, SamplingParams
+from service.engine.step_block import BYTES_PER_ROW, StepBlock, pack
 
 WARM_UP_REPEATS = 2
 ALL_COUNTS = 16  # every row count up to here is warmed up and measured, then steps of about a half
@@ -37,15 +39,31 @@ class StepResult:
     failed: dict[ImageTask, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class StepBatch:
-    """The host's part of a step, as tensors on the device."""
+class LaunchedStep:
+    """A step on its way through the device; tasks may advance before it is collected.
 
-    row_slots: Tensor  # [R] int64
-    timesteps: Tensor  # [R] float32
-    labels: Tensor  # [R] int64
-    indices: Tensor  # [n, 5] int64, see kernels.sampler_step
-    coefficients: Tensor  # [n, 8] float32
+    Args:
+        finite: [n or more] bool on the host, valid after wait().
+        pixels: [finished images, H, W, C] uint8 on the host, likewise.
+    """
+
+    def __init__(
+        self, tasks: list[ImageTask], finite: Tensor, pixels: Tensor, wait: Callable[[], None] = lambda: None
+    ):
+        self._finite, self._pixels, self._wait = finite, pixels, wait
+        self._tasks = {task: task.step for task in tasks}
+        self._finished = [task for task in tasks if task.is_last_step]
+
+    def collect(self) -> StepResult:
+        """Waits for the device."""
+        self._wait()
+        failed = {
+            task: f"the model gave a non-finite image at step {step + 1}"
+            for (task, step), finite in zip(self._tasks.items(), self._finite.tolist(), strict=False)
+            if not finite
+        }
+        images = dict(zip(self._finished, self._pixels.numpy(), strict=True))
+        return StepResult({task: image for task, image in images.items() if task not in failed}, failed)
 
 
 class ModelRunner:
@@ -55,66 +73,53 @@ class ModelRunner:
         num_slots: images that may run at once; the largest row count that warm_up will try.
     """
 
+    steps_ahead = 0  # steps that the host may launch before it collects the oldest one
+
     def __init__(
         self, model: nn.Module, config: ModelConfig, device: torch.device, dtype: torch.dtype, num_slots: int
     ):
         self.config, self.device, self.dtype = config, device, dtype
         self.model = model.to(device, dtype).eval()
+        self.memory_format = preferred_format(self.model, device)
+        for weight in (p for p in self.model.parameters() if p.dim() == 4):
+            weight.data = weight.data.contiguous(memory_format=self.memory_format)
         self.pool = LatentPool(num_slots, config.image_shape, device)
         self.step_seconds: dict[int, float] = {}  # measured by warm_up, by row count
 
-    @torch.inference_mode()
     def execute(self, tasks: list[ImageTask]) -> StepResult:
-        """Run one step of every task; their slots advance in place.
+        """Run one step of every task to its end; see launch."""
+        return self.launch(tasks).collect()
+
+    @torch.inference_mode()
+    def launch(self, tasks: list[ImageTask]) -> LaunchedStep:
+        """Start one step of every task; their slots advance in place.
 
         Raises:
             ModelFailed: the model raised. No slot has advanced then, so the step may be repeated.
         """
-        batch = self._gather(tasks)
-        new = [row for row, task in enumerate(tasks) if task.step == 0]
-        if new:
-            self.pool.start(batch.indices[new, 0], batch.indices[new, 3])
-        rows = self.pool.x[batch.row_slots].to(self.dtype)  # [R, C, H, W]
+        rows = sum(task.rows for task in tasks)
+        block = StepBlock(torch.empty(rows * BYTES_PER_ROW, dtype=torch.uint8), rows, len(tasks))
+        pack(block, tasks, self.config.num_classes, self.pool.scratch_slot)
+        block = StepBlock(block.bytes.to(self.device), rows, len(tasks))
+        finite = self.advance(block)
+        finished = sum(task.is_last_step for task in tasks)
+        return LaunchedStep(tasks, finite.cpu(), self.pool.read(block.finished[:finished]).cpu())
+
+    def padded(self, rows: int) -> int:
+        """Rows that a step of `rows` rows really runs."""
+        return rows
+
+    def advance(self, block: StepBlock) -> Tensor:
+        """The device's part of a step; returns a flag an image, whether all its numbers are finite."""
+        rows = gather_rows(self.pool.x, block.rows, self.dtype, self.memory_format)  # [R, C, H, W]
         try:
-            output = self.model(rows, batch.timesteps, batch.labels)  # [R, C, H, W]
+            output = self.model(rows, block.timesteps, block.labels)  # [R, C, H, W]
         except Exception as error:
             raise ModelFailed(type(error).__name__) from error
-        finite = sampler_step(self.pool.x, self.pool.history, output, batch.indices, batch.coefficients)
-        return self._collect(tasks, finite.tolist())
+        return sampler_step(self.pool.x, self.pool.history, output, block.indices, block.coefficients)
 
-    def _gather(self, tasks: list[ImageTask]) -> StepBatch:
-        plans = [cast(StepPlan, task.request.plan) for task in tasks]
-        indices = np.empty((len(tasks), NUM_INDICES), dtype=np.int64)  # [n, 5]
-        uncond_row = count(len(tasks))
-        for i, task in enumerate(tasks):
-            slot = cast(int, task.slot)
-            indices[i] = slot, i, next(uncond_row) if task.rows == 2 else i, task.seed, task.step + 1
-        coefficients = np.stack([p.coefficients[t.step] for p, t in zip(plans, tasks, strict=True)])
-        timesteps = np.array([p.timesteps[t.step] for p, t in zip(plans, tasks, strict=True)])
-        labels = np.array([task.request.params.class_label for task in tasks])
-
-        guided = np.array([i for i, task in enumerate(tasks) if task.rows == 2], dtype=np.int64)
-        rows = np.concatenate([np.arange(len(tasks)), guided])  # image of each forward row
-        row_labels = labels[rows]
-        row_labels[len(tasks) :] = self.config.num_classes  # the null class
-        return StepBatch(
-            *(self._put(a) for a in (indices[rows, 0], timesteps[rows], row_labels, indices, coefficients))
-        )
-
-    def _put(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
-
-    def _collect(self, tasks: list[ImageTask], finite: list[bool]) -> StepResult:
-        failed = {
-            task: f"the model gave a non-finite image at step {task.step + 1}"
-            for task, ok in zip(tasks, finite, strict=True)
-            if not ok
-        }
-        done = [task for task in tasks if task.is_last_step and task not in failed]
-        if not done:
-            return StepResult(failed=failed)
-        pixels = self.pool.read(torch.tensor([cast(int, task.slot) for task in done], device=self.device))
-        return StepResult(dict(zip(done, pixels, strict=True)), failed)
+    def prepare(self, rows: int) -> None:
+        """Whatever makes later steps of `rows` rows fast; called once a row count, the largest first."""
 
     def warm_up(self, max_rows: int | None, on_progress: Callable[[], None] = lambda: None) -> int:
         """Run each row count until it is fast, keep its best time, and choose the row cap.
@@ -122,16 +127,16 @@ class ModelRunner:
         max_rows: the cap if the operator set one. on_progress: called after each count. Returns the cap, which is
         lower where the device has no memory for more.
         """
-        for rows in row_counts(max_rows or len(self.pool.x)):
+        self.step_seconds.clear()
+        for rows in reversed(row_counts(max_rows or len(self.pool))):
             try:
+                self.prepare(rows)
                 self.step_seconds[rows] = min(self._time_step(rows) for _ in range(WARM_UP_REPEATS))
             except (torch.OutOfMemoryError, ModelFailed) as error:
                 if rows <= 2 or not isinstance(error.__cause__ or error, torch.OutOfMemoryError):
                     raise
-                max_rows = max_rows and max(self.step_seconds)
-                break
             on_progress()
-        return max_rows or knee(self.step_seconds)
+        return max(self.step_seconds) if max_rows else knee(self.step_seconds)
 
     def _time_step(self, rows: int) -> float:
         """Seconds of a step in the middle of its requests; the first and the last one are run, too."""
@@ -142,8 +147,6 @@ class ModelRunner:
                 task.step = step
             started = time.monotonic()
             self.execute(tasks)
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
             seconds.append(time.monotonic() - started)
         return seconds[1]
 
@@ -173,6 +176,12 @@ class ModelRunner:
 
     def describe(self) -> dict[str, Any]:
         return {"device": str(self.device), "dtype": str(self.dtype).removeprefix("torch.")}
+
+
+def preferred_format(model: nn.Module, device: torch.device) -> torch.memory_format:
+    """Convolutions on tensor cores want their channels side by side; on a CPU the usual order is as fast."""
+    convolutional = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    return torch.channels_last if convolutional and device.type == "cuda" else torch.contiguous_format
 
 
 def knee(step_seconds: dict[int, float]) -> int:

@@ -1,7 +1,6 @@
 """Which images take part in the next step of one model: first come, first served, joined at every step.
 
-There is no compatibility key. Steps, sampler, guidance and seed are data of a row, so any images may share a
-forward; the one limit is the number of rows.
+There is no compatibility key: steps, sampler, guidance and seed are data of a row. The one limit is their number.
 """
 
 from collections import deque
@@ -67,7 +66,8 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.requests)
+        """Whether an image is left to launch; requests may have others on the device."""
+        return bool(self.running or self.waiting)
 
     @property
     def num_waiting(self) -> int:
@@ -120,24 +120,24 @@ class Scheduler:
             task.request.status, task.request.started = RequestStatus.RUNNING, now
         return task
 
-    def update(self, output: SchedulerOutput, failed: dict[ImageTask, str], now: float) -> list[Request]:
-        """Advance the images of a step that was run; returns the requests it ended.
-
-        failed: images that cannot go on, with the reason; they take their request with them.
-        """
-        for task, reason in failed.items():
-            if task.request.request_id in self.requests:
-                self._end(task.request, RequestStatus.FAILED, now)
-                task.request.error = reason
+    def advance(self, output: SchedulerOutput) -> None:
+        """Count a launched step: its images are a step further, and finished ones leave their slots."""
         for task in output.tasks:
-            if task.slot is not None and task.is_last_step:
+            if task.is_last_step:
                 self._release(task)
             task.step += 1
-        ended = dict.fromkeys(task.request for task in output.tasks)  # in order of arrival
-        for request in ended:
-            if request.status is RequestStatus.RUNNING and len(request.images) == len(request.tasks):
-                self._end(request, RequestStatus.FINISHED, now)
-        return [request for request in ended if request.request_id not in self.requests]
+
+    def end(self, output: SchedulerOutput, failed: dict[ImageTask, str], now: float) -> list[Request]:
+        """Take the results of a launched step; returns the requests it ended. A failed image ends its request."""
+        ended = []
+        for request, task in ((task.request, task) for task in output.tasks):
+            if request.status is not RequestStatus.RUNNING:
+                continue  # ended by another of its images, or while the step was on the device
+            request.error = failed.get(task, "")
+            if request.error or len(request.images) == len(request.tasks):
+                self._end(request, RequestStatus.FAILED if request.error else RequestStatus.FINISHED, now)
+                ended.append(request)
+        return ended
 
     def abort(self, request_id: str, now: float) -> Request | None:
         """Forget a request at once, waiting or running; None if it is not here (any more)."""

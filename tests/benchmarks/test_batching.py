@@ -10,7 +10,7 @@ import torch
 from benchmarks.batching import STRATEGIES, full_key, make_trace, replay, step_key
 from models.checkpoint import load_checkpoint
 from service.engine.request import ImageTask
-from service.engine.runner import ModelRunner, StepResult
+from service.engine.runner import LaunchedStep, ModelRunner
 
 MAX_ROWS, REQUESTS = 6, 60
 
@@ -19,22 +19,19 @@ class Recorder(ModelRunner):
     """Keeps what took part in every step of the trace."""
 
     steps: list[list[tuple[str, int, Hashable, Hashable]]]
-    images: dict[str, np.ndarray]
 
-    def execute(self, tasks: list[ImageTask]) -> StepResult:
+    def launch(self, tasks: list[ImageTask]) -> LaunchedStep:
         taking_part = [(t.request.request_id, t.step, full_key(t), step_key(t)) for t in tasks]
         if taking_part[0][0]:  # warm-up has no request ids
             self.steps.append(taking_part)
-        result = super().execute(tasks)
-        self.images |= {task.request.request_id: image for task, image in result.images.items()}
-        return result
+        return super().launch(tasks)
 
 
 @pytest.fixture
 def runner(checkpoints: Path) -> Recorder:
     model, config = load_checkpoint(checkpoints / "dit")
     recorder = Recorder(model, config, torch.device("cpu"), torch.float32, MAX_ROWS)
-    recorder.steps, recorder.images = [], {}
+    recorder.steps = []
     return recorder
 
 
@@ -43,7 +40,7 @@ def images_of(runner: Recorder, name: str) -> list[np.ndarray]:
     _, latencies, rows = replay(runner, STRATEGIES[name], trace, np.zeros(len(trace)), MAX_ROWS)
     assert len(latencies) == len(trace)
     assert 1 <= rows <= MAX_ROWS
-    return [runner.images[request.request_id] for request in trace]
+    return [request.images[0] for request in trace]
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

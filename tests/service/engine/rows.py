@@ -35,11 +35,12 @@ def make_scheduler(max_rows: int = 4, *requests: Request) -> Scheduler:
 def finish_step(
     scheduler: Scheduler, output: SchedulerOutput, failed: Sequence[ImageTask] = (), now: float = 0.0
 ) -> list[Request]:
-    """What the runner and the core do between schedule and update."""
+    """What the runner and the core do after schedule."""
     for task in output.tasks:
         if task.is_last_step and task not in failed:
             task.request.images[task.index] = f"image {task.index}"
-    return scheduler.update(output, dict.fromkeys(failed, "broken"), now)
+    scheduler.advance(output)
+    return scheduler.end(output, dict.fromkeys(failed, "broken"), now)
 
 
 def run_step(scheduler: Scheduler, failed: Sequence[ImageTask] = (), now: float = 0.0) -> list[Request]:

@@ -186,9 +186,9 @@ def test_warm_up_runs_every_row_count() -> None:
     """Three steps each time: a first one, one in between, a last one."""
     model, progress = Watched(tiny_model()), []
     runner = make_runner(model)
-    assert runner.warm_up(5, lambda: progress.append(max(runner.step_seconds))) == 5
+    assert runner.warm_up(5, lambda: progress.append(min(runner.step_seconds))) == 5
     assert sorted(model.rows) == sorted([1, 2, 3, 4, 5] * WARM_UP_REPEATS * 3)
-    assert progress == [1, 2, 3, 4, 5]
+    assert progress == [5, 4, 3, 2, 1]
     assert all(seconds > 0 for seconds in runner.step_seconds.values())
 
 

@@ -181,7 +181,7 @@ def test_stop_ends_a_warm_up() -> None:
     engine.join(PATIENCE)
     assert engine.dead
     assert not engine.ready
-    assert set(model.rows) == {1}  # it did not go on to two rows
+    assert set(model.rows) == {4}  # it did not go on to three rows
 
 
 def test_an_idle_engine_shows_that_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:

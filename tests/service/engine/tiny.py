@@ -19,7 +19,7 @@ from models.schedule import NoiseSchedule, Prediction
 from service.engine.core import EngineConfig, EngineCore, StepStats
 from service.engine.plan import compile_plan
 from service.engine.request import ImageTask, Request, SamplingParams
-from service.engine.runner import ModelRunner, StepResult
+from service.engine.runner import LaunchedStep, ModelRunner
 
 PATIENCE = 30.0  # seconds after which a test gives up waiting
 CPU = torch.device("cpu")
@@ -96,11 +96,12 @@ class RecordingRunner(ModelRunner):
 
     latents: dict[tuple[str, int], Tensor]  # [C, H, W] by request and index
 
-    def execute(self, tasks: list[ImageTask]) -> StepResult:
-        result = super().execute(tasks)
-        for task in result.images:
-            self.latents[task.request.request_id, task.index] = self.pool.x[task.slot].clone()
-        return result
+    def launch(self, tasks: list[ImageTask]) -> LaunchedStep:
+        launched = super().launch(tasks)
+        for task in tasks:
+            if task.is_last_step:
+                self.latents[task.request.request_id, task.index] = self.pool.x[task.slot].clone()
+        return launched
 
 
 def recording_runner(model: nn.Module, config: ModelConfig, num_slots: int = 6) -> RecordingRunner:

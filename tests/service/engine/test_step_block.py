@@ -1,0 +1,73 @@
+"""The block of a step: what the kernels look up, and the padding behind it."""
+
+import pytest
+import torch
+
+from service.engine.step_block import BYTES_PER_ROW, StepBlock, pack
+from tests.service.engine.tiny import make_params, make_request
+
+NULL, SCRATCH = 10, 77
+
+
+def packed(num_rows: int, num_images: int, rubbish: int = 255) -> StepBlock:
+    """A guided image in the middle of its steps, a plain one at its first and last, a guided one at its first."""
+    buffer = torch.full((BYTES_PER_ROW * 8,), rubbish, dtype=torch.uint8)
+    block = StepBlock(buffer, num_rows, num_images)
+    requests = [
+        make_request(make_params(class_label=4, num_steps=4, guidance_scale=2.0, seeds=(2**53 - 1,))),
+        make_request(make_params(class_label=5, num_steps=1, seeds=(6,))),
+        make_request(make_params(class_label=6, num_steps=5, guidance_scale=3.0, seeds=(7,))),
+    ]
+    tasks = [request.tasks[0] for request in requests]
+    tasks[0].step = 2
+    for task, slot in zip(tasks, (3, 0, 9), strict=True):
+        task.slot = slot
+    pack(block, tasks, NULL, SCRATCH)
+    return block
+
+
+def test_rows_are_the_images_and_then_the_unconditional_ones() -> None:
+    block = packed(5, 3)
+    seed = 2**53 - 1
+    assert block.rows.tolist() == [[3, seed, 0], [0, 6, 1], [9, 7, 1], [3, seed, 0], [9, 7, 1]]
+    assert block.labels.tolist() == [4, 5, 6, NULL, NULL]
+    assert block.timesteps.tolist() == [500, 1000, 1000, 500, 1000]
+
+
+def test_images_know_their_rows_slot_and_noise() -> None:
+    block = packed(5, 3)
+    assert block.indices.tolist() == [[3, 0, 3, 2**53 - 1, 3], [0, 1, 1, 6, 1], [9, 2, 4, 7, 1]]
+    assert block.coefficients[:, 0].tolist() == [2, 1, 3]  # guidance scales
+    assert block.finished.tolist() == [0, SCRATCH, SCRATCH]
+
+
+@pytest.mark.parametrize("rubbish", [0, 255])
+def test_what_is_left_over_is_harmless_padding(rubbish: int) -> None:
+    small, block = packed(5, 3), packed(8, 8, rubbish)
+    assert torch.equal(block.rows[:5], small.rows)
+    assert torch.equal(block.indices[:3], small.indices)
+    assert torch.equal(block.coefficients[:3], small.coefficients)
+    assert block.rows[5:].tolist() == [[SCRATCH, 0, 0]] * 3
+    assert block.labels[5:].tolist() == [NULL] * 3
+    assert block.timesteps[5:].tolist() == [0.0] * 3
+    assert block.indices[3:].tolist() == [[SCRATCH, 0, 0, 0, 0]] * 5
+    assert not block.coefficients[3:].any()
+    assert block.finished.tolist() == [0] + [SCRATCH] * 7
+
+
+def test_a_block_of_nobody_is_all_padding() -> None:
+    block = StepBlock(torch.zeros(BYTES_PER_ROW * 2, dtype=torch.uint8), 2, 2)
+    pack(block, [], NULL, SCRATCH)
+    assert block.rows.tolist() == [[SCRATCH, 0, 0]] * 2
+    assert block.finished.tolist() == [SCRATCH] * 2
+
+
+def test_one_copy_carries_everything() -> None:
+    block = packed(8, 8)
+    buffer = torch.empty(BYTES_PER_ROW * 8, dtype=torch.uint8)
+    copy = StepBlock(buffer, 8, 8)
+    copy.bytes.copy_(block.bytes)
+    for name in ("rows", "labels", "timesteps", "indices", "coefficients", "finished"):
+        assert torch.equal(getattr(copy, name), getattr(block, name)), name
+        assert getattr(copy, name).is_contiguous()
+    assert len(block.bytes) == BYTES_PER_ROW * 8
