@@ -1,10 +1,20 @@
 """Non-causal grouped-query attention that reads the fused qkv projection as it lies in memory.
 
 Letters: B batch, N tokens, H query heads, K key/value heads, G = H / K query heads per kv head, D head dim.
-Grouped-query attention: Ainslie et al. 2023 (arXiv:2305.13245).
+Grouped-query attention: Ainslie et al. 2023 (arXiv:2305.13245). Online softmax: Milakov & Gimelshein 2018
+(arXiv:1805.02867), tiled as in Dao et al. 2022 (arXiv:2205.14135).
 """
 
+import math
+
+import torch
 from torch import Tensor
+
+from kernels.backend import tl, triton, use_triton, width_tiles
+
+KEYS = 64  # a pass; up to so many tokens there is one, which keeps a head's keys and values in one tile
+PROGRAMS = 132  # fewer leave multiprocessors of a large GPU idle; then each takes fewer queries
+MAX_HEAD_DIM = 128
 
 
 def attention_reference(qkv: Tensor, num_heads: int, num_kv_heads: int) -> Tensor:
@@ -25,8 +35,153 @@ def attention_reference(qkv: Tensor, num_heads: int, num_kv_heads: int) -> Tenso
     return out.permute(0, 3, 1, 2, 4).reshape(B, N, H * D)
 
 
+@triton.jit
+def _attention_kernel(
+    qkv,  # [B, N, (H + 2K) * D]
+    out,  # [B, N, H * D]
+    N: tl.constexpr,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    MAIN: tl.constexpr,  # head dim as main and tail tile
+    TAIL: tl.constexpr,
+    QUERIES: tl.constexpr,  # rows of a program
+    KEYS: tl.constexpr,  # columns of a pass; all of them where KEYS >= N
+    SCALE: tl.constexpr,  # log2(e) / sqrt(D): exp2 is the hardware's exponential
+    PRECISION: tl.constexpr,
+):
+    query = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)  # [QUERIES]
+    head = tl.program_id(1)
+    image = tl.program_id(2).to(tl.int64)
+    WIDTH: tl.constexpr = (H + 2 * K) * D
+    rows = qkv + image * N * WIDTH
+    kv_head = H + head // (H // K)  # the value head lies K heads behind it
+
+    q, q_tail = _tiles(rows + head * D, query, WIDTH, N, D, MAIN, TAIL)  # [QUERIES, MAIN], [QUERIES, TAIL]
+    if KEYS >= N:
+        key = tl.arange(0, KEYS)
+        k, k_tail = _tiles(rows + kv_head * D, key, WIDTH, N, D, MAIN, TAIL)
+        v, v_tail = _tiles(rows + (kv_head + K) * D, key, WIDTH, N, D, MAIN, TAIL)
+        scores = _scores(q, q_tail, k, k_tail, key, N, KEYS, TAIL, SCALE, PRECISION)
+        weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
+        total = tl.sum(weights, 1)
+        weights = weights.to(v.dtype)
+        result = tl.dot(weights, v, input_precision=PRECISION)
+        result_tail = tl.dot(weights, v_tail, input_precision=PRECISION) if TAIL > 0 else result
+    else:
+        largest = tl.full([QUERIES], float("-inf"), tl.float32)
+        total = tl.zeros([QUERIES], tl.float32)
+        result = tl.zeros([QUERIES, MAIN], tl.float32)
+        result_tail = tl.zeros([QUERIES, TAIL if TAIL > 0 else MAIN], tl.float32)
+        for start in range(0, N, KEYS):
+            key = start + tl.arange(0, KEYS)
+            k, k_tail = _tiles(rows + kv_head * D, key, WIDTH, N, D, MAIN, TAIL)
+            v, v_tail = _tiles(rows + (kv_head + K) * D, key, WIDTH, N, D, MAIN, TAIL)
+            scores = _scores(q, q_tail, k, k_tail, key, N, KEYS, TAIL, SCALE, PRECISION)
+            grown = tl.maximum(largest, tl.max(scores, 1))
+            shrink = tl.exp2(largest - grown)  # what was summed under the smaller maximum
+            weights = tl.exp2(scores - grown[:, None])
+            total = total * shrink + tl.sum(weights, 1)
+            weights = weights.to(v.dtype)
+            result = tl.dot(weights, v, result * shrink[:, None], input_precision=PRECISION)
+            if TAIL > 0:
+                result_tail = tl.dot(weights, v_tail, result_tail * shrink[:, None], input_precision=PRECISION)
+            largest = grown
+
+    at = out + image * N * H * D + head * D
+    _store(at, query, 0, result / total[:, None], H * D, N, D, MAIN)
+    if TAIL > 0:
+        _store(at, query, MAIN, result_tail / total[:, None], H * D, N, D, TAIL)
+
+
+@triton.jit
+def _tiles(
+    head, token, WIDTH: tl.constexpr, N: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr
+):
+    """One head's rows of the given tokens; zero where there is no token or no column."""
+    column = tl.arange(0, MAIN)[None, :]
+    at = head + token[:, None] * WIDTH
+    main = tl.load(at + column, mask=(token[:, None] < N) & (column < D), other=0.0)
+    tail = main
+    if TAIL > 0:
+        column = MAIN + tl.arange(0, TAIL)[None, :]
+        tail = tl.load(at + column, mask=(token[:, None] < N) & (column < D), other=0.0)
+    return main, tail
+
+
+@triton.jit
+def _scores(
+    q,
+    q_tail,
+    k,
+    k_tail,
+    key,
+    N: tl.constexpr,
+    KEYS: tl.constexpr,
+    TAIL: tl.constexpr,
+    SCALE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    if TAIL > 0:
+        scores = tl.dot(q_tail, tl.trans(k_tail), scores, input_precision=PRECISION)
+    scores *= SCALE
+    if N % KEYS != 0:
+        scores = tl.where(key[None, :] < N, scores, float("-inf"))
+    return scores
+
+
+@triton.jit
+def _store(
+    head,
+    token,
+    FIRST: tl.constexpr,
+    tile,
+    WIDTH: tl.constexpr,
+    N: tl.constexpr,
+    D: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    column = FIRST + tl.arange(0, COLUMNS)[None, :]
+    here = (token[:, None] < N) & (column < D)
+    tl.store(head + token[:, None] * WIDTH + column, tile.to(head.dtype.element_ty), mask=here)
+
+
+def _launch(qkv: Tensor, num_heads: int, num_kv_heads: int, head_dim: int) -> Tensor:
+    B, N, _ = qkv.shape
+    out = torch.empty(B, N, num_heads * head_dim, dtype=qkv.dtype, device=qkv.device)
+    queries, warps = _tile_rows(B * num_heads, N, head_dim, qkv.dtype)
+    main, tail = width_tiles(head_dim, smallest=16)  # the least that tensor cores take
+    _attention_kernel[(triton.cdiv(N, queries), num_heads, B)](
+        qkv.contiguous(),
+        out,
+        N=N,
+        H=num_heads,
+        K=num_kv_heads,
+        D=head_dim,
+        MAIN=main,
+        TAIL=tail,
+        QUERIES=queries,
+        KEYS=KEYS,
+        SCALE=math.log2(math.e) * head_dim**-0.5,
+        PRECISION="ieee",  # float32 products stay float32; 16-bit ones know no other way
+        num_warps=warps,
+        num_stages=2,
+    )
+    return out
+
+
+def _tile_rows(heads: int, tokens: int, head_dim: int, dtype: torch.dtype) -> tuple[int, int]:
+    """Queries of a program and its warps: what fits into registers, with 16 bytes a thread in every access."""
+    if dtype == torch.float32:
+        return 32, (8 if head_dim > 64 else 4)
+    return (64, 4) if heads * triton.cdiv(tokens, 64) >= PROGRAMS else (16, 2)
+
+
 def attention(qkv: Tensor, num_heads: int, num_kv_heads: int) -> Tensor:
     """Attention over one packed projection.
+
+    The kernel takes head dims that are multiples of 8 up to 128; others run the reference everywhere.
 
     Args:
         qkv: [B, N, (H + 2K) * D], query heads first, then keys, then values; query head h reads the keys
@@ -45,4 +200,7 @@ def attention(qkv: Tensor, num_heads: int, num_kv_heads: int) -> Tensor:
         raise ValueError(
             f"qkv of shape {tuple(qkv.shape)} does not hold {num_heads} query and 2 x {num_kv_heads} kv heads"
         )
+    head_dim = width // (num_heads + 2 * num_kv_heads)
+    if use_triton(qkv) and head_dim % 8 == 0 and head_dim <= MAX_HEAD_DIM:
+        return _launch(qkv, num_heads, num_kv_heads, head_dim)
     return attention_reference(qkv, num_heads, num_kv_heads)

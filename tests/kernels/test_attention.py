@@ -68,3 +68,14 @@ def test_reads_a_strided_projection() -> None:
 def test_refuses_shapes_that_hold_no_heads(shape: tuple[int, ...], H: int, K: int) -> None:
     with pytest.raises(ValueError, match=rf"does not hold {H} query and 2 x {K} kv heads"):
         attention(torch.zeros(shape), H, K)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
+@pytest.mark.parametrize("shape", [(64, 64, 8, 2, 96), (1, 64, 8, 2, 96), (32, 49, 8, 2, 48), (1, 300, 4, 2, 40)])
+def test_kernel_on_a_gpu(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    B, N, H, K, D = shape
+    qkv = torch.randn(B, N, (H + 2 * K) * D, generator=torch.Generator().manual_seed(N)).to(dtype)
+    bound = float(qkv.double().abs().max()) * (ROUNDING[dtype] + 2.0**-21)
+    out = attention(qkv.cuda(), H, K).cpu()
+    torch.testing.assert_close(out.double(), formula(qkv, H, K), rtol=0, atol=bound)
