@@ -32,7 +32,9 @@ else:
 
         triton = tl = _Absent()
 
-__all__ = ["tl", "triton", "use_triton", "width_tiles"]
+philox: Any = tl.philox  # Triton's own types say that it never returns
+
+__all__ = ["image_layout", "philox", "tl", "triton", "use_triton", "width_tiles"]
 
 TRITON_DEVICES = {"cuda"}  # tools that compile, count or interpret kernels without a GPU add "cpu" or "meta"
 
@@ -43,6 +45,18 @@ def use_triton(*tensors: Tensor | None) -> bool:
     if given[0].device.type not in TRITON_DEVICES:
         return False
     return not (torch.is_grad_enabled() and any(t.requires_grad for t in given))
+
+
+def image_layout(images: Tensor) -> torch.memory_format:
+    """How [B, C, H, W] lies in memory: contiguous_format or channels_last; a kernel walks it in that order.
+
+    Raises:
+        ValueError: neither, as of a slice.
+    """
+    for layout in (torch.contiguous_format, torch.channels_last):
+        if images.is_contiguous(memory_format=layout):
+            return layout
+    raise ValueError(f"images {tuple(images.shape)} with strides {images.stride()} are no whole tensor")
 
 
 def width_tiles(width: int, smallest: int = 1) -> tuple[int, int]:

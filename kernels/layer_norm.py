@@ -10,6 +10,7 @@ from torch import Tensor
 from kernels.backend import tl, triton, use_triton, width_tiles
 
 ROWS = 4  # tokens a program, one a warp: sums stay inside a warp, no shared memory, no barrier
+MAX_REGISTERS = 64  # half of a multiprocessor's warps stay resident
 WIDE = 2048  # beyond this width a token takes a program of its own, with all its warps
 
 
@@ -109,7 +110,7 @@ def _launch(
     gate = None if gate is None else _packed_rows(gate)
     out = torch.empty_like(x)
     stream = torch.empty_like(x) if y is not None else x
-    rows = ROWS if D <= WIDE else 1
+    rows = ROWS * 2 // x.element_size() if D <= WIDE else 1
     main, tail = width_tiles(D)
     _layer_norm_kernel[(triton.cdiv(B * N, rows),)](
         x,
@@ -131,6 +132,7 @@ def _launch(
         ROWS=rows,
         EPS=eps,
         num_warps=4,
+        maxnreg=MAX_REGISTERS,
     )
     return stream, out
 

@@ -13,6 +13,9 @@ import math
 import torch
 from torch import Tensor
 
+from kernels.backend import philox, tl, triton
+from kernels.trigonometry import cos_turns
+
 ROUNDS = 10
 MULTIPLIER_A, MULTIPLIER_B = 0xD2511F53, 0xCD9E8D57
 WEYL_A, WEYL_B = 0x9E3779B9, 0xBB67AE85
@@ -83,3 +86,11 @@ def _uniform(word: Tensor) -> Tensor:
     """Triton's uint_to_uniform_float: fold the sign of the int32 away, scale to [0, 1)."""
     folded = torch.where(word >= 1 << 31, MASK - word, word)
     return folded.float() * 4.6566127342e-10
+
+
+@triton.jit
+def normal_noise(seed, step, element):
+    """normal() inside a kernel: seed and step are scalars, element is a tile of int32."""
+    a, b, _, _ = philox(seed, element, step.to(tl.int32), 0, 0)
+    u, v = tl.uint_to_uniform_float(a), tl.uint_to_uniform_float(b)
+    return tl.sqrt(-2.0 * tl.log(tl.maximum(u, 1e-7))) * cos_turns(v)

@@ -22,7 +22,7 @@ class Launch:
     kernel: JITFunction
     grid: tuple[int, ...]
     arguments: dict[str, Any]  # every parameter of the kernel by name, tensors as they were passed
-    options: dict[str, Any]  # num_warps, num_stages
+    options: dict[str, Any]  # num_warps, num_stages, maxnreg
 
     @property
     def name(self) -> str:
@@ -35,7 +35,7 @@ def recorded_launches() -> Iterator[list[Launch]]:
     launches: list[Launch] = []
 
     def record(kernel: JITFunction, *args: Any, grid: tuple[int, ...], warmup: bool, **kwargs: Any) -> None:
-        options = {name: kwargs.pop(name) for name in ("num_warps", "num_stages") if name in kwargs}
+        options = {name: kwargs.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in kwargs}
         bound = kernel.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         launches.append(Launch(kernel, grid, dict(bound.arguments), options))

@@ -15,9 +15,16 @@ class LatentPool:
     Behind the S slots lies a scratch one, which belongs to no image and takes what padding writes.
     """
 
-    def __init__(self, num_slots: int, image_shape: tuple[int, int, int], device: torch.device):
+    def __init__(
+        self,
+        num_slots: int,
+        image_shape: tuple[int, int, int],
+        device: torch.device,
+        layout: torch.memory_format = torch.contiguous_format,
+    ):
         self.scratch_slot = num_slots
-        self.x = torch.zeros(num_slots + 1, *image_shape, device=device)  # [S + 1, C, H, W]
+        zeros = torch.zeros(num_slots + 1, *image_shape, device=device)
+        self.x = zeros.contiguous(memory_format=layout)  # [S + 1, C, H, W], laid out as the network likes it
         self.history = torch.zeros_like(self.x)  # [S + 1, C, H, W]
 
     def __len__(self) -> int:

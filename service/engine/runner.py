@@ -80,10 +80,10 @@ class ModelRunner:
     ):
         self.config, self.device, self.dtype = config, device, dtype
         self.model = model.to(device, dtype).eval()
-        self.memory_format = preferred_format(self.model, device)
+        layout = preferred_layout(self.model, device)
         for weight in (p for p in self.model.parameters() if p.dim() == 4):
-            weight.data = weight.data.contiguous(memory_format=self.memory_format)
-        self.pool = LatentPool(num_slots, config.image_shape, device)
+            weight.data = weight.data.contiguous(memory_format=layout)
+        self.pool = LatentPool(num_slots, config.image_shape, device, layout)
         self.step_seconds: dict[int, float] = {}  # measured by warm_up, by row count
 
     def execute(self, tasks: list[ImageTask]) -> StepResult:
@@ -111,7 +111,7 @@ class ModelRunner:
 
     def advance(self, block: StepBlock) -> Tensor:
         """The device's part of a step; returns a flag an image, whether all its numbers are finite."""
-        rows = gather_rows(self.pool.x, block.rows, self.dtype, self.memory_format)  # [R, C, H, W]
+        rows = gather_rows(self.pool.x, block.rows, self.dtype)  # [R, C, H, W]
         try:
             output = self.model(rows, block.timesteps, block.labels)  # [R, C, H, W]
         except Exception as error:
@@ -178,7 +178,7 @@ class ModelRunner:
         return {"device": str(self.device), "dtype": str(self.dtype).removeprefix("torch.")}
 
 
-def preferred_format(model: nn.Module, device: torch.device) -> torch.memory_format:
+def preferred_layout(model: nn.Module, device: torch.device) -> torch.memory_format:
     """Convolutions on tensor cores want their channels side by side; on a CPU the usual order is as fast."""
     convolutional = any(isinstance(module, nn.Conv2d) for module in model.modules())
     return torch.channels_last if convolutional and device.type == "cuda" else torch.contiguous_format

@@ -59,6 +59,17 @@ def test_mixed_batch_equals_a_loop_over_images(dtype: torch.dtype) -> None:
     assert finite.tolist() == [True] * 8
 
 
+@pytest.mark.parametrize("of_output", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_layouts_agree(of_output: torch.memory_format) -> None:
+    """Where a number lies in memory changes nothing, its noise included."""
+    x, history, output, indices, coefficients = mixed_batch()
+    other_x, other_history = (t.clone(memory_format=torch.channels_last) for t in (x, history))
+    sampler_step(x, history, output, indices, coefficients)
+    sampler_step(other_x, other_history, output.contiguous(memory_format=of_output), indices, coefficients)
+    assert torch.equal(other_x, x)
+    assert torch.equal(other_history, history)
+
+
 def test_untouched_slots_stay_bitwise() -> None:
     x, history, output, indices, coefficients = mixed_batch()
     x[4], history[6] = torch.nan, torch.inf  # whatever a freed slot holds stays there and hurts nobody
@@ -128,3 +139,20 @@ def test_wrong_blocks_and_state_are_refused() -> None:
         sampler_step(x.half(), history, output, indices, coefficients)
     with pytest.raises(ValueError, match="float32, got torch.float32 and torch.float64"):
         sampler_step(x, history.double(), output, indices, coefficients)
+    with pytest.raises(ValueError, match="x and history must lie alike"):
+        sampler_step(x, history.contiguous(memory_format=torch.channels_last), output, indices, coefficients)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_kernel_on_a_gpu(layout: torch.memory_format, dtype: torch.dtype) -> None:
+    x, history, output, indices, coefficients = mixed_batch()
+    output = output.to(dtype)
+    expected_x, expected_history = x.double(), history.double()
+    loop(expected_x, expected_history, output, indices, coefficients.double())
+    x, history, output = (t.contiguous(memory_format=layout).cuda() for t in (x, history, output))
+    finite = sampler_step(x, history, output, indices.cuda(), coefficients.cuda())
+    torch.testing.assert_close(x.cpu().double(), expected_x, rtol=0, atol=100 * 10 * 2.0**-24)
+    torch.testing.assert_close(history.cpu().double(), expected_history, rtol=0, atol=100 * 10 * 2.0**-24)
+    assert finite.tolist() == [True] * 8
