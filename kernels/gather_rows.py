@@ -8,10 +8,11 @@ from torch import Tensor
 
 from kernels.backend import image_layout, tl, triton, use_triton
 from kernels.philox import normal, normal_noise
+from kernels.vector import store_wide
 
 SLOT, SEED, FRESH = range(3)  # columns of the block that the host writes each step
 NUM_ROW_INDICES = 3
-BLOCK = 1024  # elements of a program of 4 warps: 8 a thread, 16 bytes of a 16-bit dtype
+BLOCK = 1024  # elements of a program of 4 warps
 
 
 def gather_rows_reference(x: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
@@ -47,7 +48,7 @@ def _gather_rows_kernel(
         tl.store(latent, value, mask=here)  # both rows of a guided image write the same numbers
     else:
         value = tl.load(latent, mask=here, other=0.0)
-    tl.store(out + row * E + place, value.to(out.dtype.element_ty), mask=here)
+    store_wide(out + row * E, tl.program_id(1) * BLOCK, E, value, BLOCK)
 
 
 def _launch(x: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:

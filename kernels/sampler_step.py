@@ -14,13 +14,14 @@ from torch import Tensor
 
 from kernels.backend import image_layout, tl, triton, use_triton
 from kernels.philox import normal, normal_noise
+from kernels.vector import load_wide
 
 # Columns of the two coefficient blocks that the host writes each step.
 SLOT, COND_ROW, UNCOND_ROW, SEED, NOISE_STEP = range(5)
 W, P, Q, A, B, C, S, CLAMP = range(8)
 NUM_INDICES, NUM_COEFFICIENTS = 5, 8
 MAX_REGISTERS = 64  # half of a multiprocessor's warps stay resident
-BLOCK = 1024  # elements a pass: 8 a thread, 16 bytes of a 16-bit output
+BLOCK = 1024  # elements a pass
 
 
 def sampler_step_reference(
@@ -85,9 +86,9 @@ def _sampler_step_kernel(
             element = (place % C) * (E // C) + place // C if CHANNELS_LAST else place
             fresh = s * normal_noise(seed, noise_step, element)
         latent = tl.load(x + slot * E + place, mask=here, other=0.0)
-        cond = tl.load(output + cond_row * E + place, mask=here, other=0.0).to(tl.float32)
         # What a row does not use is not read: it costs bandwidth, and may hold NaN.
-        uncond = tl.load(output + uncond_row * E + place, mask=here & guided, other=0.0).to(tl.float32)
+        cond = load_wide(output + cond_row * E, start, E, True, BLOCK)
+        uncond = load_wide(output + uncond_row * E, start, E, guided, BLOCK)
         previous = tl.load(history + slot * E + place, mask=here & remembers, other=0.0)
         denoised = p * latent + q * tl.where(guided, uncond + w * (cond - uncond), cond)
         sound &= tl.abs(denoised) < float("inf")  # NaN is not below infinity either
