@@ -1,11 +1,18 @@
 """GroupNorm, then optional FiLM, then optional SiLU: the UNet's most frequent chain as one operation.
 
-Letters: B batch, C channels, H x W pixels. GroupNorm: Wu & He 2018 (arXiv:1803.08494);
+Letters: B batch, C channels, H x W pixels, G groups. GroupNorm: Wu & He 2018 (arXiv:1803.08494);
 FiLM: Perez et al. 2017 (arXiv:1709.07871), here as (1 + scale) * y + shift.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from kernels.backend import tl, triton, use_triton
+from kernels.join import Sum, load_sum
+
+ONE_PROGRAM = 16_384  # elements of a group that one program keeps in registers: 64 a thread
+CHUNK = 4096  # elements of a program where a group is larger
 
 
 def group_norm_reference(
@@ -26,8 +33,157 @@ def group_norm_reference(
     return F.silu(y) if silu else y
 
 
+@triton.jit
+def _group_norm_kernel(
+    x,  # [B, H * W, C] in memory, as all images here; for x, y and their biases see load_sum
+    y,
+    x_bias,
+    y_bias,
+    weight,  # [C]
+    bias,
+    scale,  # [B, C] by scale_stride, or None with shift
+    shift,
+    stream,  # the sum, or None where nobody needs it
+    out,
+    partial,  # [B, G, chunks, 2] mean and M2 (sum of squared deviations), or None: one program a group
+    scale_stride,
+    shift_stride,
+    HW: tl.constexpr,
+    C: tl.constexpr,
+    CPG: tl.constexpr,  # channels a group
+    PIXELS: tl.constexpr,  # of a program
+    CHANNELS: tl.constexpr,
+    CHUNKS: tl.constexpr,  # chunks of a group, rounded up to a power of two
+    SILU: tl.constexpr,
+    EPS: tl.constexpr,
+):
+    group, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    pixel = (tl.program_id(0) * PIXELS + tl.arange(0, PIXELS))[:, None]
+    in_group = tl.arange(0, CHANNELS)[None, :] < CPG
+    channel = group * CPG + tl.arange(0, CHANNELS)[None, :]
+    here = (pixel < HW) & in_group
+    at = image * HW * C + pixel.to(tl.int64) * C + channel
+    value = load_sum(x, y, x_bias, y_bias, at, channel, here, in_group)
+    if stream is not None:
+        tl.store(stream + at, value.to(stream.dtype.element_ty), mask=here)
+    if partial is None:
+        mean, squares = _statistics(value, here, HW * CPG)
+    else:
+        mean, squares = _merged(partial, image * tl.num_programs(1) + group, HW, CPG, PIXELS, CHUNKS)
+
+    factor = tl.load(weight + channel, mask=in_group, other=0.0).to(tl.float32)
+    offset = tl.load(bias + channel, mask=in_group, other=0.0).to(tl.float32)
+    if scale is not None:
+        film = 1.0 + tl.load(scale + image * scale_stride + channel, mask=in_group, other=0.0).to(tl.float32)
+        added = tl.load(shift + image * shift_stride + channel, mask=in_group, other=0.0).to(tl.float32)
+        factor, offset = factor * film, offset * film + added
+    value = (value - mean) * (tl.rsqrt(squares / (HW * CPG) + EPS) * factor) + offset
+    if SILU:
+        value *= tl.sigmoid(value)
+    tl.store(out + at, value.to(out.dtype.element_ty), mask=here)
+
+
+@triton.jit
+def _statistics_kernel(
+    x,
+    y,
+    x_bias,
+    y_bias,
+    partial,
+    HW: tl.constexpr,
+    C: tl.constexpr,
+    CPG: tl.constexpr,
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Mean and M2 of one chunk of a group, for groups that do not fit into one program."""
+    chunk, group, image = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    pixel = (chunk * PIXELS + tl.arange(0, PIXELS))[:, None]
+    in_group = tl.arange(0, CHANNELS)[None, :] < CPG
+    channel = group * CPG + tl.arange(0, CHANNELS)[None, :]
+    here = (pixel < HW) & in_group
+    at = image * HW * C + pixel.to(tl.int64) * C + channel
+    value = load_sum(x, y, x_bias, y_bias, at, channel, here, in_group)
+    mean, squares = _statistics(value, here, tl.minimum(HW - chunk * PIXELS, PIXELS) * CPG)
+    to = partial + ((image * tl.num_programs(1) + group) * tl.num_programs(0) + chunk) * 2
+    tl.store(to, mean)
+    tl.store(to + 1, squares)
+
+
+@triton.jit
+def _statistics(value, here, count):
+    """Mean and M2. The second pass runs over registers: E[x^2] - E[x]^2 would lose the variance of a mean far
+    from zero.
+    """
+    mean = tl.sum(tl.where(here, value, 0.0)) / count
+    centred = tl.where(here, value - mean, 0.0)
+    return mean, tl.sum(centred * centred)
+
+
+@triton.jit
+def _merged(partial, group, HW: tl.constexpr, CPG: tl.constexpr, PIXELS: tl.constexpr, CHUNKS: tl.constexpr):
+    """Mean and M2 of a group from those of its chunks (Chan et al. 1979, equation 2.1)."""
+    chunks: tl.constexpr = (HW + PIXELS - 1) // PIXELS
+    chunk = tl.arange(0, CHUNKS)
+    at = partial + (group * chunks + chunk) * 2
+    count = tl.where(chunk < chunks, tl.minimum(HW - chunk * PIXELS, PIXELS) * CPG, 0).to(tl.float32)
+    means = tl.load(at, mask=chunk < chunks, other=0.0)
+    squares = tl.load(at + 1, mask=chunk < chunks, other=0.0)
+    mean = tl.sum(means * count) / (HW * CPG)
+    return mean, tl.sum(squares + count * (means - mean) * (means - mean))
+
+
+def _launch(
+    total: Sum,
+    num_groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    film: tuple[Tensor, Tensor] | None,
+    silu: bool,
+    eps: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    total = total.channels_last()
+    B, C, H, W = total.x.shape
+    out = torch.empty_like(total.x)
+    stream = torch.empty_like(total.x) if keep else None
+    scale, shift = (None, None) if film is None else (_packed_rows(film[0]), _packed_rows(film[1]))
+    channels = triton.next_power_of_2(C // num_groups)
+    whole = triton.next_power_of_2(H * W) * channels <= ONE_PROGRAM
+    pixels = triton.next_power_of_2(H * W) if whole else max(1, CHUNK // channels)
+    chunks = triton.cdiv(H * W, pixels)
+    sizes = {"HW": H * W, "C": C, "CPG": C // num_groups, "PIXELS": pixels, "CHANNELS": channels}
+    warps = min(4 * out.element_size(), max(1, pixels * channels // 1024))
+    partial = None
+    if not whole:
+        partial = torch.empty(B, num_groups, chunks, 2, device=out.device)
+        _statistics_kernel[(chunks, num_groups, B)](*total, partial, **sizes, num_warps=warps)
+    _group_norm_kernel[(chunks, num_groups, B)](
+        *total,
+        weight,
+        bias,
+        scale,
+        shift,
+        stream,
+        out,
+        partial,
+        0 if scale is None else scale.stride(0),
+        0 if shift is None else shift.stride(0),
+        **sizes,
+        CHUNKS=triton.next_power_of_2(chunks),
+        SILU=silu,
+        EPS=eps,
+        num_warps=warps,
+    )
+    return total.x if stream is None else stream, out
+
+
+def _packed_rows(rows: Tensor) -> Tensor:
+    return rows if rows.stride(1) == 1 else rows.contiguous()
+
+
 def group_norm(
-    x: Tensor,
+    x: Tensor | Sum,
     num_groups: int,
     weight: Tensor,
     bias: Tensor,
@@ -40,19 +196,52 @@ def group_norm(
     """GroupNorm [-> FiLM] [-> SiLU].
 
     Args:
-        x: [B, C, H, W].
+        x: [B, C, H, W], or a Sum of that shape.
         num_groups: divides C.
         weight, bias: [C], the affine of the norm.
         scale, shift: [B, C], both or neither.
 
     Returns:
-        [B, C, H, W] in the dtype of x.
+        [B, C, H, W] in the dtype of x; channels_last on a GPU.
 
     Raises:
         ValueError: C is no multiple of num_groups, or only one of scale and shift is given.
     """
-    if x.shape[1] % num_groups:
-        raise ValueError(f"{x.shape[1]} channels do not divide into {num_groups} groups")
-    if (scale is None) != (shift is None):
-        raise ValueError("scale and shift go together")
-    return group_norm_reference(x, num_groups, weight, bias, scale, shift, silu=silu, eps=eps)
+    total = x if isinstance(x, Sum) else Sum(x)
+    film = _check(total, num_groups, scale, shift)
+    if use_triton(*total, weight, bias, scale, shift):
+        return _launch(total, num_groups, weight, bias, film, silu, eps, keep=False)[1]
+    return group_norm_reference(total.compute(), num_groups, weight, bias, scale, shift, silu=silu, eps=eps)
+
+
+def residual_group_norm(
+    total: Sum,
+    num_groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    silu: bool = True,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """The sum itself and its GroupNorm [-> SiLU], for a branch that joins the stream before the next one leaves it.
+
+    Arguments and errors as of group_norm. Returns two tensors [B, C, H, W]; the first is total.x itself where there
+    is nothing to add.
+    """
+    _check(total, num_groups, None, None)
+    if use_triton(*total, weight, bias):
+        return _launch(total, num_groups, weight, bias, None, silu, eps, keep=not total.is_plain)
+    stream = total.compute()
+    return stream, group_norm_reference(stream, num_groups, weight, bias, silu=silu, eps=eps)
+
+
+def _check(total: Sum, num_groups: int, scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    if total.x.shape[1] % num_groups:
+        raise ValueError(f"{total.x.shape[1]} channels do not divide into {num_groups} groups")
+    if total.y is not None and total.y.shape != total.x.shape:
+        raise ValueError(f"x {tuple(total.x.shape)} and y {tuple(total.y.shape)} differ")
+    if scale is None or shift is None:
+        if scale is not shift:
+            raise ValueError("scale and shift go together")
+        return None
+    return scale, shift

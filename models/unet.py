@@ -4,6 +4,9 @@ After Ho et al. 2020 (arXiv:2006.11239) and Dhariwal & Nichol 2021 (arXiv:2105.0
 behind the second norm, zero-initialised last convolution of a block, one skip connection per level. The FiLM
 parameters of every block come out of one matrix product.
 
+A residual block returns its sum uncomputed, and a convolution may leave its bias behind: the norm or the join that
+follows adds them up on its way.
+
 Letters: B batch, C channels, H x W pixels, D width of the condition.
 """
 
@@ -12,7 +15,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from kernels import group_norm
+from kernels import Sum, group_norm, join, residual_group_norm
+from kernels.backend import use_triton
 from models.layers import ConditionEmbedder, check, check_whole
 
 CHANNELS_PER_GROUP = 16  # 16 channels of 16 bits are one 32-byte sector of GPU memory
@@ -28,8 +32,12 @@ class GroupNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+    def forward(self, x: Sum, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         return group_norm(x, self.num_groups, self.weight, self.bias, scale, shift, silu=True)
+
+    def of_stream(self, x: Sum) -> tuple[Tensor, Tensor]:
+        """The sum itself, and its norm."""
+        return residual_group_norm(x, self.num_groups, self.weight, self.bias, silu=True)
 
 
 class ResBlock(nn.Module):
@@ -41,13 +49,18 @@ class ResBlock(nn.Module):
         self.norm1, self.conv1 = GroupNorm(in_channels), conv3x3(in_channels, out_channels)
         self.norm2, self.conv2 = GroupNorm(out_channels), conv3x3(out_channels, out_channels)
         same = in_channels == out_channels
-        self.skip = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, kernel_size=1)
+        self.skip: nn.Identity | nn.Conv2d = (
+            nn.Identity() if same else nn.Conv2d(in_channels, out_channels, kernel_size=1)
+        )
         nn.init.zeros_(self.conv2.weight)  # a block starts close to the identity
 
-    def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    def forward(self, x: Sum, scale: Tensor, shift: Tensor) -> Sum:
         """x: [B, C_in, H, W]; scale, shift: [B, C_out]. Returns [B, C_out, H, W]."""
-        h = self.conv1(self.norm1(x))
-        return self.skip(x) + self.conv2(self.norm2(h, scale, shift))
+        stream, h = self.norm1.of_stream(x)
+        h = self.norm2(convolve(self.conv1, h), scale, shift)
+        branch = convolve(self.conv2, h)
+        skip = Sum(stream) if isinstance(self.skip, nn.Identity) else convolve(self.skip, stream)
+        return Sum(skip.x, branch.x, skip.x_bias, branch.x_bias)
 
 
 class UNet(nn.Module):
@@ -110,24 +123,31 @@ class UNet(nn.Module):
         film = self.film(self.condition(t, y))  # [B, 2 * sum(film_widths)]
         scale_and_shift = iter(film.split([w for width in self.film_widths for w in (width, width)], dim=1))
 
-        def run(blocks: nn.Module, h: Tensor) -> Tensor:
+        def run(blocks: nn.Module, h: Sum) -> Sum:
             for block in blocks.children():
                 h = block(h, next(scale_and_shift), next(scale_and_shift))
             return h
 
-        h = self.conv_in(x.to(self.conv_in.weight.dtype))  # [B, base, S, S]
+        h = convolve(self.conv_in, x.to(self.conv_in.weight.dtype))  # [B, base, S, S]
         skips = []
         for level, blocks in enumerate(self.down):
-            h = run(blocks, h)
-            skips.append(h)
-            if level < len(self.downsample):
-                h = self.downsample[level](h)  # [B, C, H/2, W/2]
+            skips.append(join(run(blocks, h)))
+            last = level == len(self.downsample)
+            h = Sum(skips[-1]) if last else convolve(self.downsample[level], skips[-1])  # [B, C, H/2, W/2]
         h = run(self.mid, h)
         for level, blocks in enumerate(self.up):
-            h = run(blocks, torch.cat([h, skips.pop()], dim=1))
+            h = run(blocks, Sum(join(h, beside=skips.pop())))
             if level < len(self.upsample):
-                h = self.upsample[level](nn.functional.interpolate(h, scale_factor=2, mode="nearest"))
+                h = convolve(self.upsample[level], join(h, upsample=2))
         return self.conv_out(self.norm_out(h))
+
+
+def convolve(conv: nn.Module, x: Tensor) -> Sum:
+    """A convolution; its bias waits for the next kernel where adding it would be a launch of its own."""
+    assert isinstance(conv, nn.Conv2d)
+    if not use_triton(x, conv.weight):
+        return Sum(conv(x))
+    return Sum(nn.functional.conv2d(x, conv.weight, None, conv.stride, conv.padding), x_bias=conv.bias)
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:

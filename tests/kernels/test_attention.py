@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from kernels import attention
+from kernels.recorder import recorded_launches
 
 # The relative size of one rounding.
 ROUNDING = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -68,6 +69,23 @@ def test_reads_a_strided_projection() -> None:
 def test_refuses_shapes_that_hold_no_heads(shape: tuple[int, ...], H: int, K: int) -> None:
     with pytest.raises(ValueError, match=rf"does not hold {H} query and 2 x {K} kv heads"):
         attention(torch.zeros(shape), H, K)
+
+
+@pytest.mark.parametrize("head_dim", [4, 12, 136], ids=str)
+def test_other_head_dims_run_the_reference(head_dim: int) -> None:
+    qkv = torch.randn(1, 5, 3 * head_dim, generator=torch.Generator().manual_seed(0))
+    with recorded_launches() as launches:
+        out = attention(qkv, 1, 1)
+    assert launches == []
+    torch.testing.assert_close(out.double(), formula(qkv, 1, 1), rtol=0, atol=1e-5)
+
+
+def test_small_batches_take_small_tiles() -> None:
+    """So that a large GPU has a program for every multiprocessor."""
+    with recorded_launches() as launches:
+        for batch in (1, 16, 17):
+            attention(torch.empty(batch, 64, 12 * 96, device="meta", dtype=torch.bfloat16), 8, 2)
+    assert [launch.grid for launch in launches] == [(4, 8, 1), (4, 8, 16), (1, 8, 17)]
 
 
 @pytest.mark.gpu

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import group_norm
+from kernels import Sum, group_norm, residual_group_norm
+from kernels.recorder import recorded_launches
 
 ROUNDING = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 
@@ -38,6 +39,16 @@ def inputs(shape: tuple[int, int, int, int], dtype: torch.dtype) -> tuple[Tensor
     return x.to(dtype), *(row.to(dtype) for row in rows)
 
 
+def bound(dtype: torch.dtype, scale: Tensor, weight: Tensor) -> float:
+    """Norm, scale, shift and SiLU each round once in the dtype.
+
+    The largest intermediate result is the norm's output, up to 5, times weight and scale; no pixel is the largest
+    in all of them, so two roundings of that size bound the error. Statistics in float32 add a few of its roundings.
+    """
+    size = 5 * float((1 + scale.double().abs()).max() * weight.double().abs().max() + 1)
+    return size * (2 * ROUNDING[dtype] + 2.0**-22)
+
+
 @pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
 @pytest.mark.parametrize("silu", [True, False], ids=["silu", "linear"])
 @pytest.mark.parametrize("film", [True, False], ids=["film", "plain"])
@@ -58,11 +69,7 @@ def test_equals_the_formula(
     modulation = (scale, shift) if film else ()
     out = group_norm(x, num_groups, weight, bias, *modulation, silu=silu)
     assert out.dtype == dtype
-    # Norm, scale, shift and SiLU each round once in the dtype. The largest intermediate result is the norm's
-    # output, up to 5, times weight and scale; no pixel is the largest in all of them, so two roundings of that
-    # size bound the error. Statistics in float32 add a few of float32's roundings.
-    size = 5 * float((1 + scale.double().abs()).max() * weight.double().abs().max() + 1)
-    torch.testing.assert_close(out.double(), expected, rtol=0, atol=size * (2 * ROUNDING[dtype] + 2.0**-22))
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=bound(dtype, scale, weight))
 
 
 def test_statistics_of_an_offset_image_survive_float16() -> None:
@@ -91,3 +98,43 @@ def test_refuses_half_a_film() -> None:
         group_norm(x, 2, row, row, scale=film)
     with pytest.raises(ValueError, match="scale and shift go together"):
         group_norm(x, 2, row, row, shift=film)
+
+
+def test_refuses_branches_that_differ() -> None:
+    x, row = torch.zeros(1, 4, 2, 2), torch.zeros(4)
+    with pytest.raises(ValueError, match=r"x \(1, 4, 2, 2\) and y \(1, 4, 2, 1\) differ"):
+        group_norm(Sum(x, x[..., :1]), 2, row, row)
+
+
+def test_residual_gives_the_sum_and_its_norm() -> None:
+    x, weight, bias, scale, _ = inputs((2, 32, 4, 4), torch.float32)
+    total = Sum(x, x / 3, bias, weight)
+    stream, out = residual_group_norm(total, 2, weight, bias)
+    expected = x.double() * 4 / 3 + (bias + weight).double().view(1, -1, 1, 1)
+    torch.testing.assert_close(stream.double(), expected, rtol=0, atol=32 * 3 * 2.0**-24)  # three sums below 32
+    normed = formula(stream, 2, weight, bias, None, True)
+    torch.testing.assert_close(out.double(), normed, rtol=0, atol=bound(torch.float32, scale, weight))
+
+
+def launches(x: Tensor, num_groups: int) -> list[str]:
+    weight = torch.ones(x.shape[1], device="meta")
+    with torch.no_grad(), recorded_launches() as recorded:
+        group_norm(x, num_groups, weight, weight)
+    return [launch.name for launch in recorded]
+
+
+def test_only_large_groups_take_two_launches() -> None:
+    assert launches(torch.empty(1, 64, 32, 32, device="meta"), 4) == ["group_norm_kernel"]
+    assert launches(torch.empty(1, 64, 33, 32, device="meta"), 4) == ["statistics_kernel", "group_norm_kernel"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
+@pytest.mark.parametrize("shape", [(64, 64, 32, 32), (2, 1024, 4, 4), (1, 35, 3, 11), (1, 64, 64, 64)], ids=str)
+def test_kernel_on_a_gpu(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    x, weight, bias, scale, shift = inputs(shape, dtype)
+    groups = max(1, shape[1] // 16)
+    groups = groups if shape[1] % groups == 0 else 5
+    expected = formula(x, groups, weight, bias, (scale, shift), True)
+    out = group_norm(x.cuda(), groups, weight.cuda(), bias.cuda(), scale.cuda(), shift.cuda()).cpu()
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=bound(dtype, scale, weight))

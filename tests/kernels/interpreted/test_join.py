@@ -1,0 +1,36 @@
+"""The tests of tests/kernels/test_join.py with the kernel by the interpreter, and the UNet that is made of it."""
+
+import pytest
+import torch
+
+from kernels import backend
+from models.unet import UNet
+from tests.kernels import test_join as plain
+from tests.models.networks import awake, inputs
+
+test_equals_the_formula = plain.test_equals_the_formula
+test_nothing_to_do_is_no_copy = plain.test_nothing_to_do_is_no_copy
+
+
+@pytest.mark.parametrize("channels", [1, 3, 64, 100])
+def test_any_width(channels: int) -> None:
+    plain.check(plain.total_of("all", (1, channels, 5, 3), torch.float32), 7, 1, torch.float32)
+
+
+def small_unet() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return awake(UNet(8, 2, 16, (1, 2), 1, num_classes=3))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_the_unet_of_kernels_is_the_unet_of_references(
+    layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, (x, t, y) = small_unet(), inputs(2, 2, 8, 3)
+    monkeypatch.setattr(backend, "TRITON_DEVICES", set())
+    expected = model(x, t, y)
+    monkeypatch.undo()
+    out = model(x.contiguous(memory_format=layout), t, y)
+    assert not torch.equal(out, expected)  # other code
+    # float32 sums in another order, through ten blocks of activations around 10
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
