@@ -175,7 +175,9 @@ def _tile_rows(heads: int, tokens: int, head_dim: int, dtype: torch.dtype) -> tu
     """Queries of a program and its warps: what fits into registers, with 16 bytes a thread in every access."""
     if dtype == torch.float32:
         return 32, (8 if head_dim > 64 else 4)
-    return (64, 4) if heads * triton.cdiv(tokens, 64) >= PROGRAMS else (16, 2)
+    if heads * triton.cdiv(tokens, 64) >= PROGRAMS:
+        return 64, 4
+    return 16, (2 if head_dim > 64 else 1)
 
 
 def attention(qkv: Tensor, num_heads: int, num_kv_heads: int) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from kernels import Sum, group_norm, residual_group_norm
-from kernels.recorder import recorded_launches
+from kernels.inspection.recorder import recorded_launches
 
 ROUNDING = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 

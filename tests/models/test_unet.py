@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels import Sum
-from kernels.recorder import recorded_launches
+from kernels.inspection.recorder import recorded_launches
 from models import UNet
 from models.checkpoint import parameter_count
 from models.unet import GroupNorm, ResBlock

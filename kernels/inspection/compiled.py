@@ -10,7 +10,6 @@ import subprocess
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from kernels.recorder import Launch
+from kernels.inspection.recorder import Launch
 
 ARCHITECTURES = (80, 89, 90, 100)
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -44,8 +43,18 @@ class Facts:
     tcgen05: int
     loads: dict[int, int]
     stores: dict[int, int]
+    async_copies: int
     double: bool  # float64 anywhere: a Python float that was not made constexpr
     occupancy: float  # share of the multiprocessor's warps, as registers and shared memory allow
+
+    @property
+    def widest_load(self) -> int:
+        return max(self.loads)
+
+    @property
+    def narrow_accesses(self) -> int:
+        """Loads and stores of less than 16 bytes a thread: single numbers that a kernel looks up, one hopes."""
+        return sum(count for kind in (self.loads, self.stores) for width, count in kind.items() if width < 16)
 
     @property
     def spills(self) -> bool:
@@ -80,6 +89,7 @@ def facts(launch: Launch, architecture: int) -> Facts:
         tcgen05=ptx.count("tcgen05.mma"),
         loads=accesses(ptx, "ld"),
         stores=accesses(ptx, "st"),
+        async_copies=len(ASYNC_COPY.findall(ptx)),
         double=".f64" in ptx,
         occupancy=occupancy(registers, shared, warps, architecture),
     )
@@ -121,8 +131,3 @@ def occupancy(registers: int, shared: int, warps: int, architecture: int) -> flo
     most = WARPS_PER_SM[architecture]
     blocks = min(most // warps, BLOCKS_PER_SM[architecture], by_registers, by_shared)
     return blocks * warps / most
-
-
-@cache
-def cached_facts(launch: Launch, architecture: int) -> Facts:
-    return facts(launch, architecture)

@@ -1,0 +1,1 @@
+"""What would be launched and what the compiler makes of it; needs Triton, but no GPU."""

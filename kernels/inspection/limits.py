@@ -1,0 +1,63 @@
+"""What a compiled kernel must keep to; a limit that breaks is a kernel that got slower before anybody ran it."""
+
+from collections.abc import Iterator
+
+import torch
+
+from kernels.inspection.compiled import Facts
+from kernels.inspection.served import Case
+
+NORM_REGISTERS, STREAM_REGISTERS = 128, 64  # GroupNorm keeps its group in registers; the others stream
+ATTENTION_REGISTERS = {80: 168, 89: 168, 90: 112, 100: 112}
+# Single numbers that a program looks up in the step's block or leaves there; all else moves 16 bytes a thread.
+LOOKUPS = {
+    "sampler_step_kernel": 5 + 8 + 1,  # indices, coefficients, flag
+    "gather_rows_kernel": 3,
+    "label_silu_kernel": 1,
+    "sinusoidal_embedding_kernel": 1,
+}
+MMA_64X64X96 = 96  # 64 x 64 scores over 96 columns and back, in m16n8k16 products of 4 warps; padding makes 128
+
+
+def broken_limits(case: Case, architecture: int, found: Facts) -> Iterator[str]:
+    """One sentence a broken limit."""
+    if found.spills:
+        yield f"spills: {found.stack} bytes of stack, {found.local_accesses} local accesses"
+    if found.double:
+        yield "computes in float64"
+    lookups = LOOKUPS.get(case.launch.name, 0) + 2 * (case.launch.arguments.get("partial") is not None)
+    if found.narrow_accesses > lookups:
+        yield f"{found.narrow_accesses} accesses below 16 bytes a thread, {lookups} of them are lookups"
+    limits = _attention if case.launch.name == "attention_kernel" else _pointwise
+    yield from limits(case, architecture, found)
+
+
+def _pointwise(case: Case, architecture: int, found: Facts) -> Iterator[str]:
+    norm = case.launch.name in ("group_norm_kernel", "statistics_kernel")
+    most = NORM_REGISTERS if norm else STREAM_REGISTERS
+    if found.registers > most:
+        yield f"{found.registers} registers, {most} are allowed"
+    if found.occupancy < 0.25 and architecture != 89:
+        yield f"occupancy {found.occupancy:.0%}, 25 % is the least"
+
+
+def _attention(case: Case, architecture: int, found: Facts) -> Iterator[str]:
+    one_pass = case.launch.arguments["KEYS"] >= case.launch.arguments["N"]
+    half = case.dtype != torch.float32
+    if found.shared > (48 if one_pass and half else 100) * 1024:
+        yield f"{found.shared} bytes of shared memory"
+    if one_pass != (found.async_copies == 0):
+        yield f"{found.async_copies} asynchronous copies, which belong to the loop over keys"
+    if not half:
+        return
+    large = case.launch.arguments["QUERIES"] == 64
+    if one_pass and found.registers > ATTENTION_REGISTERS[architecture] + 16 * (not large):
+        yield f"{found.registers} registers, {ATTENTION_REGISTERS[architecture]} are allowed"
+    if one_pass and found.occupancy < (0.18 if architecture < 90 else 0.25):
+        yield f"occupancy {found.occupancy:.0%}"
+    if large and architecture == 90 and not found.wgmma:
+        yield "no warpgroup products"
+    if large and architecture == 80 and case.launch.arguments["D"] == 96 and found.mma != MMA_64X64X96:
+        yield f"{found.mma} products a tile, {MMA_64X64X96} are needed"
+    if not (found.mma or found.wgmma or found.tcgen05):
+        yield "no tensor cores"

@@ -1,0 +1,143 @@
+"""The launches that a service makes, by name: what the compile table shows and its tests bound.
+
+Every case calls the public function with tensors on meta, which have shapes and no memory, and the recorder writes
+down the launch. tests/models/test_served.py holds the list against the networks themselves.
+
+Letters: B images or rows of a forward, N tokens, D width, C channels, H x W pixels.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels.attention import attention
+from kernels.embedding import label_silu, sinusoidal_embedding
+from kernels.gather_rows import NUM_ROW_INDICES, gather_rows
+from kernels.group_norm import group_norm, residual_group_norm
+from kernels.inspection.recorder import Launch, recorded_launches
+from kernels.join import Sum, join
+from kernels.layer_norm import gated_residual_layer_norm
+from kernels.sampler_step import NUM_COEFFICIENTS, NUM_INDICES, sampler_step
+
+BATCH = 64
+NORM_SHAPES = [(64, 32), (192, 32), (128, 16), (384, 16), (256, 8), (768, 8), (512, 4), (1024, 4)]  # C, H = W
+GROUP = 16  # channels a group
+
+
+@dataclass(frozen=True)
+class Case:
+    """A launch and the bytes that it cannot avoid: every input read once, every output written once."""
+
+    name: str
+    launch: Launch
+    dtype: torch.dtype
+    minimum_bytes: int
+    moved_bytes: int  # what its programs ask for together; caches serve what exceeds the minimum
+
+
+def meta(*shape: int, dtype: torch.dtype) -> Tensor:
+    tensor = torch.empty(shape, dtype=dtype, device="meta")
+    return tensor.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else tensor
+
+
+def record(
+    name: str, dtype: torch.dtype, run: Callable[[], object], minimum: int, again: int = 0
+) -> Iterator[Case]:
+    """again: bytes that more than one program reads."""
+    with torch.no_grad(), recorded_launches() as launches:
+        run()
+    for launch in launches:
+        needed = minimum // 2 if launch.name == "statistics_kernel" else minimum  # it reads what the other writes
+        yield Case(name, launch, dtype, needed, needed + again)
+
+
+def served(dtype: torch.dtype) -> Iterator[Case]:
+    """All cases in one dtype of the weights."""
+    yield from attention_cases(dtype)
+    yield from layer_norm_cases(dtype)
+    yield from group_norm_cases(dtype)
+    yield from join_cases(dtype)
+    yield from step_cases(dtype)
+
+
+def attention_cases(dtype: torch.dtype) -> Iterator[Case]:
+    """Both sizes of DIT; few images take small tiles; 1,024 tokens are a 128 x 128 image."""
+    H, K, size = 8, 2, dtype.itemsize
+    for B, N, D in [(BATCH, 64, 96), (1, 64, 96), (BATCH, 64, 48), (1, 64, 48), (4, 1024, 96)]:
+        qkv = meta(B, N, (H + 2 * K) * D, dtype=dtype)
+        name = f"{N} tokens x {D}, {B} image{'s' * (B > 1)}"
+        minimum = (qkv.numel() + B * N * H * D) * size
+        (case,) = record(name, dtype, lambda qkv=qkv: attention(qkv, H, K), minimum)
+        programs = case.launch.grid[0] * H * B
+        yield Case(name, case.launch, dtype, minimum, minimum + (programs - K * B) * 2 * N * D * size)
+
+
+def layer_norm_cases(dtype: torch.dtype) -> Iterator[Case]:
+    for D in (768, 384):
+        tokens, positions = meta(BATCH, 64, D, dtype=dtype), meta(1, 64, D, dtype=dtype)
+        gate, scale, shift = meta(BATCH, 6, D, dtype=dtype).unbind(1)[:3]
+        image, row = tokens.numel() * dtype.itemsize, BATCH * D * dtype.itemsize
+        for name, y, rows in ((f"gated residual {D}", tokens, 3), (f"positions {D}", positions, 2)):
+            arguments = (tokens, y, gate if rows == 3 else None, scale, shift)
+            minimum = 3 * image + y.numel() * dtype.itemsize + rows * row
+            # every token reads the rows of its image, and every image the positions
+            again = rows * (image - row) + (image - y.numel() * dtype.itemsize)
+            yield from record(name, dtype, lambda a=arguments: gated_residual_layer_norm(*a), minimum, again)
+
+
+def group_norm_cases(dtype: torch.dtype) -> Iterator[Case]:
+    """What the UNet of 64 base channels meets; 64 x 64 pixels do not fit into one program."""
+    for C, H in [*NORM_SHAPES, (64, 64)]:
+        x, row, film = meta(BATCH, C, H, H, dtype=dtype), meta(C, dtype=dtype), meta(BATCH, 2 * C, dtype=dtype)
+        image, name = x.numel() * dtype.itemsize, f"{C} x {H} x {H}"
+        residual, behind_conv = Sum(x, x, row, row), Sum(x, x_bias=row)
+        groups = C // GROUP
+        vectors = 4 * C * dtype.itemsize
+        yield from record(
+            f"residual {name}",
+            dtype,
+            lambda a=(residual, groups, row): residual_group_norm(*a, a[2]),
+            4 * image + vectors,
+        )
+        yield from record(
+            f"FiLM {name}",
+            dtype,
+            lambda a=(behind_conv, groups, row, row, film[:, :C], film[:, C:]): group_norm(*a),
+            2 * image + vectors + film.numel() * dtype.itemsize,
+        )
+
+
+def join_cases(dtype: torch.dtype) -> Iterator[Case]:
+    for C in (128, 32):
+        x, row = meta(BATCH, C, 16, 16, dtype=dtype), meta(C, dtype=dtype)
+        total, image = Sum(x, x, row, row), x.numel() * dtype.itemsize
+        yield from record(f"sum of {C}", dtype, lambda s=total: join(s), 3 * image)
+        yield from record(f"upsampled {C}", dtype, lambda s=total: join(s, upsample=2), 6 * image, 6 * image)
+        yield from record(f"{C} beside a skip", dtype, lambda s=total, skip=x: join(s, beside=skip), 5 * image)
+
+
+def step_cases(dtype: torch.dtype) -> Iterator[Case]:
+    """What a step has around its forward; half of the images are guided."""
+    images = 2 * BATCH // 3
+    rows, block = meta(BATCH, NUM_ROW_INDICES, dtype=torch.int64), meta(images, NUM_INDICES, dtype=torch.int64)
+    coefficients = meta(images, NUM_COEFFICIENTS, dtype=torch.float32)
+    for shape in ((3, 32, 32), (1, 32, 32)):
+        x, output = meta(BATCH + 1, *shape, dtype=torch.float32), meta(BATCH, *shape, dtype=dtype)
+        E, name = shape[0] * shape[1] * shape[2], " x ".join(map(str, shape))
+        yield from record(
+            f"{name}", dtype, lambda a=(x, rows): gather_rows(*a, dtype), BATCH * E * (4 + dtype.itemsize)
+        )
+        arguments = (x, x, output, block, coefficients)
+        minimum = images * E * 16 + BATCH * E * dtype.itemsize
+        yield from record(f"{name}", dtype, lambda a=arguments: sampler_step(*a), minimum)
+    times, labels = meta(BATCH, dtype=torch.float32), meta(BATCH, dtype=torch.int64)
+    yield from record(
+        "256 waves", dtype, lambda: sinusoidal_embedding(times, 256, dtype), BATCH * 256 * dtype.itemsize
+    )
+    for D in (768, 384, 256, 128):
+        arguments = (meta(BATCH, D, dtype=dtype), meta(11, D, dtype=dtype), labels)
+        yield from record(
+            f"condition {D}", dtype, lambda a=arguments: label_silu(*a), 2 * BATCH * D * dtype.itemsize
+        )
