@@ -72,8 +72,8 @@ def _join_kernel(
     y_bias,
     beside,  # [B, H * UPSAMPLE, W * UPSAMPLE, BESIDE] or None
     out,  # [B, H * UPSAMPLE, W * UPSAMPLE, C + BESIDE]
-    pixels,  # of out, of all images
-    WIDTH: tl.constexpr,  # of out
+    pixels,  # of x, of all images
+    WIDTH: tl.constexpr,  # of x
     C: tl.constexpr,
     BESIDE: tl.constexpr,
     UPSAMPLE: tl.constexpr,
@@ -82,19 +82,19 @@ def _join_kernel(
 ):
     pixel = (tl.program_id(0) * PIXELS + tl.arange(0, PIXELS))[:, None]
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
-    source = pixel
-    if UPSAMPLE > 1:  # row and column of the image that all rows of all images make up
-        row, column = pixel // WIDTH, pixel % WIDTH
-        source = row // UPSAMPLE * (WIDTH // UPSAMPLE) + column // UPSAMPLE
-    ours = channel < C
-    at = source.to(tl.int64) * C + channel
-    value = load_sum(x, y, x_bias, y_bias, at, channel, (pixel < pixels) & ours, ours)
-    if beside is not None:
-        theirs = (pixel < pixels) & (channel >= C) & (channel < C + BESIDE)
-        other = tl.load(beside + pixel.to(tl.int64) * BESIDE + channel - C, mask=theirs, other=0.0)
-        value = tl.where(ours, value, other.to(tl.float32))
-    to = out + pixel.to(tl.int64) * (C + BESIDE) + channel
-    tl.store(to, value.to(out.dtype.element_ty), mask=(pixel < pixels) & (channel < C + BESIDE))
+    here, ours = pixel < pixels, channel < C
+    total = load_sum(x, y, x_bias, y_bias, pixel.to(tl.int64) * C + channel, channel, here & ours, ours)
+    row, column = pixel // WIDTH, pixel % WIDTH  # a row of the image that all images make up
+    theirs = here & (channel >= C) & (channel < C + BESIDE)
+    for corner in range(UPSAMPLE * UPSAMPLE):
+        to_row, to_column = row * UPSAMPLE + corner // UPSAMPLE, column * UPSAMPLE + corner % UPSAMPLE
+        target = to_row.to(tl.int64) * (WIDTH * UPSAMPLE) + to_column
+        value = total
+        if beside is not None:
+            other = tl.load(beside + target * BESIDE + channel - C, mask=theirs, other=0.0)
+            value = tl.where(ours, total, other.to(tl.float32))
+        to = out + target * (C + BESIDE) + channel
+        tl.store(to, value.to(out.dtype.element_ty), mask=here & (channel < C + BESIDE))
 
 
 def _launch(total: Sum, beside: Tensor | None, upsample: int) -> Tensor:
@@ -109,13 +109,13 @@ def _launch(total: Sum, beside: Tensor | None, upsample: int) -> Tensor:
         memory_format=torch.channels_last,
     )
     channels = min(64, triton.next_power_of_2(width))
-    pixels, rows = B * H * W * upsample**2, ELEMENTS // channels
+    pixels, rows = B * H * W, ELEMENTS // channels
     _join_kernel[(triton.cdiv(pixels, rows), triton.cdiv(width, channels))](
         *total,
         beside,
         out,
         pixels,
-        WIDTH=W * upsample,
+        WIDTH=W,
         C=C,
         BESIDE=width - C,
         UPSAMPLE=upsample,

@@ -114,7 +114,7 @@ def join_cases(dtype: torch.dtype) -> Iterator[Case]:
         x, row = meta(BATCH, C, 16, 16, dtype=dtype), meta(C, dtype=dtype)
         total, image = Sum(x, x, row, row), x.numel() * dtype.itemsize
         yield from record(f"sum of {C}", dtype, lambda s=total: join(s), 3 * image)
-        yield from record(f"upsampled {C}", dtype, lambda s=total: join(s, upsample=2), 6 * image, 6 * image)
+        yield from record(f"upsampled {C}", dtype, lambda s=total: join(s, upsample=2), 6 * image)
         yield from record(f"{C} beside a skip", dtype, lambda s=total, skip=x: join(s, beside=skip), 5 * image)
 
 
