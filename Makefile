@@ -8,11 +8,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help serve test lint format clean
+.PHONY: help serve test test-gpu lint format clean
 
 help:
 	@echo 'make serve    run the service on http://$(HOST):$(PORT) (HOST=, PORT=)'
 	@echo 'make test     lint, then run the tests'
+	@echo 'make test-gpu the tests that need a CUDA device, then the kernels timed on it'
 	@echo 'make lint     ruff, pyright, import-linter'
 	@echo 'make format   rewrite the code the way the linter wants it'
 	@echo 'make clean    remove .venv, build leftovers and caches; runs/ and data/ stay'
@@ -22,6 +23,11 @@ serve: $(VENV)/.runtime
 
 test: lint
 	$(BIN)/python -m pytest
+
+# Where there is no GPU, both say so and nothing fails.
+test-gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m benchmarks.kernels
 
 # The variable stops pyright from asking the network for a newer release of itself.
 lint: $(VENV)/.dev

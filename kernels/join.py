@@ -87,7 +87,8 @@ def _join_kernel(
     row, column = pixel // WIDTH, pixel % WIDTH  # a row of the image that all images make up
     theirs = here & (channel >= C) & (channel < C + BESIDE)
     for corner in range(UPSAMPLE * UPSAMPLE):
-        to_row, to_column = row * UPSAMPLE + corner // UPSAMPLE, column * UPSAMPLE + corner % UPSAMPLE
+        down = corner // UPSAMPLE
+        to_row, to_column = row * UPSAMPLE + down, column * UPSAMPLE + corner - down * UPSAMPLE
         target = to_row.to(tl.int64) * (WIDTH * UPSAMPLE) + to_column
         value = total
         if beside is not None:

@@ -85,3 +85,18 @@ def test_modulation_of_the_wrong_shape_is_refused() -> None:
         gated_residual_layer_norm(x, x, row[:, :7], row, row)
     with pytest.raises(ValueError, match="differ"):
         gated_residual_layer_norm(x, x[:, :2], row, row, row)
+
+
+@pytest.mark.gpu
+@DTYPES
+@SHAPES
+def test_kernel_on_a_gpu(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    x, y, gate, scale, shift = inputs(shape, dtype)
+    stream, out = gated_residual_layer_norm(*(t.cuda() for t in (x, y, gate, scale, shift)))
+    expected = x.double() + gate.double().unsqueeze(1) * y.double()
+    # as for the reference, but the kernel's norm sees the sum before it is rounded
+    size = float(expected.abs().max() + 1)
+    torch.testing.assert_close(stream.cpu().double(), expected, rtol=0, atol=2 * ROUNDING[dtype] * size)
+    torch.testing.assert_close(
+        out.cpu().double(), formula(expected, scale, shift), rtol=0, atol=bound(dtype, stream.cpu(), scale)
+    )

@@ -1,0 +1,135 @@
+"""The least time that a step can take on an H100, computed from the real modules; nothing here was timed.
+
+python -m benchmarks.roofline > docs/roofline.md
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from benchmarks.launches import count_step, image_shape, networks
+from training.info import flops_by_part
+
+ROWS = (1, 8, 32, 64, 128)
+# NVIDIA H100 SXM data sheet: dense bfloat16 products, memory bandwidth.
+FLOPS_PER_SECOND, BYTES_PER_SECOND = 989.4e12, 3.35e12
+# Assumptions: what one launch costs the host when Python starts it, and the device when a CUDA graph replays it.
+PYTHON_LAUNCH, GRAPH_LAUNCH = 6e-6, 2e-6
+
+
+@dataclass(frozen=True)
+class Floor:
+    """One model at one row count; seconds."""
+
+    rows: int
+    flops: float
+    least_bytes: int  # weights once, latents and history in and out
+    moved_bytes: int  # every operand of every launch, as if no cache kept anything
+    graph_launches: int
+    python_launches: int
+
+    @property
+    def compute(self) -> float:
+        return self.flops / FLOPS_PER_SECOND
+
+    @property
+    def memory(self) -> float:
+        return self.moved_bytes / BYTES_PER_SECOND
+
+    @property
+    def device(self) -> float:
+        """Products and memory can overlap perfectly, and caches keep everything that is used twice."""
+        return max(self.compute, self.least_bytes / BYTES_PER_SECOND)
+
+    @property
+    def replayed(self) -> float:
+        return max(self.device, self.graph_launches * GRAPH_LAUNCH)
+
+    @property
+    def from_python(self) -> float:
+        return max(self.device, self.python_launches * PYTHON_LAUNCH)
+
+
+def floors(model: nn.Module) -> list[Floor]:
+    """model: float32 on the CPU; the floors are those of bfloat16 weights."""
+    shape = image_shape(model)
+    launches = {fused: sum(count_step(model, 2, fused).launches.values()) for fused in (False, True)}
+    model = model.to(torch.device("meta"), torch.bfloat16)
+    flops = flops_by_part(model, shape).total()
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    latents = 4 * 4 * shape[0] * shape[1] * shape[2]  # x and history in float32, read and written
+    return [
+        Floor(
+            rows,
+            rows * flops,
+            weights + rows * latents,
+            count_step(model, rows, fused=True, device="meta").bytes,
+            launches[True],
+            launches[False],
+        )
+        for rows in ROWS
+    ]
+
+
+def crossing(rows: list[Floor], launches: float) -> str:
+    """The row count at which the device needs as long as the launches, by interpolation of its floor."""
+    for a, b in zip(rows, rows[1:], strict=False):
+        if a.device <= launches < b.device:
+            return f"{a.rows + (b.rows - a.rows) * (launches - a.device) / (b.device - a.device):.0f}"
+    return f"less than {rows[0].rows}" if launches < rows[0].device else f"more than {rows[-1].rows}"
+
+
+def section(name: str, model: nn.Module) -> str:
+    rows = floors(model)
+    lines = [
+        f"## {name}\n",
+        "| rows | GFLOP | least MB | moved MB | products | memory, no cache | replayed as a graph | from Python |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for f in rows:
+        times = " | ".join(f"{1e6 * t:,.0f} us" for t in (f.compute, f.memory, f.replayed, f.from_python))
+        sizes = f"{f.flops / 1e9:,.1f} | {f.least_bytes / 1e6:,.1f} | {f.moved_bytes / 1e6:,.1f}"
+        lines.append(f"| {f.rows} | {sizes} | {times} |")
+    first = rows[0]
+    graph, python = first.graph_launches * GRAPH_LAUNCH, first.python_launches * PYTHON_LAUNCH
+    lines.append(
+        f"\n{first.graph_launches} launches fused and replayed ({1e6 * graph:.0f} us), {first.python_launches} "
+        f"plain ones from Python ({1e6 * python:,.0f} us).\nLaunches dominate below {crossing(rows, graph)} rows "
+        f"when they are replayed, below {crossing(rows, python)} when Python starts them.\n"
+    )
+    return "\n".join(lines)
+
+
+INTRODUCTION = f"""# Roofline
+
+**No GPU time was measured for this page.** It is arithmetic on what the modules do, with data sheet numbers of
+one H100 SXM ({FLOPS_PER_SECOND / 1e12:.0f} TFLOP/s in bfloat16, {BYTES_PER_SECOND / 1e12:.2f} TB/s) and two
+assumptions: a launch costs {1e6 * PYTHON_LAUNCH:.0f} us of the host when Python starts it, and
+{1e6 * GRAPH_LAUNCH:.0f} us of the device when a CUDA graph replays it. Real products reach 50 to 70 % of the data
+sheet and small convolutions less, so all of these are floors: a step cannot be faster, and will be slower.
+
+A row is one model evaluation; a guided image costs two. *Least* is every weight once, and latents and history in
+and out. *Moved* adds up the operands of all launches, as if no cache kept anything between them. The last two
+columns are floors of a whole step: the larger of products, least bytes and launches.
+
+`python -m benchmarks.roofline > docs/roofline.md` writes this page.
+"""
+
+CONCLUSION = """## What follows
+
+- At few rows a step costs its launches, not its arithmetic: fusion and graphs come before faster products.
+- Weights are read once a step, whoever is in it: more rows are nearly free until products take over. That is what
+  batching over steps without a compatibility key is for: it fills steps that a key would leave half empty.
+- Attention is a few percent of the FLOPs at 64 tokens. Its kernel matters because nothing has to be copied around
+  it.
+"""
+
+
+def page() -> str:
+    sections = [section(name, model) for name, model in networks().items()]
+    return "\n".join([INTRODUCTION, *sections, CONCLUSION])
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -1,0 +1,27 @@
+"""The networks with their kernels on a GPU against the same networks on the CPU."""
+
+import pytest
+import torch
+from torch import nn
+
+from models import DIT, UNet
+from tests.models.networks import awake, inputs
+
+NETWORKS = {
+    "dit": lambda: DIT(image_size=16, hidden_dim=192, num_heads=4, num_classes=3),
+    "unet": lambda: UNet(image_size=16, base_channels=32, channel_multipliers=(1, 2), num_classes=3),
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_on_a_gpu(name: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model: nn.Module = awake(NETWORKS[name]())
+    x, t, y = inputs(5, 3, 16, 3)
+    expected = model(x, t, y)
+    out = model.to("cuda", dtype)(x.cuda(), t.cuda(), y.cuda()).float().cpu()
+    # a handful of roundings a layer, through up to 20 layers; TF32 is off by default
+    tolerance = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}[dtype]
+    assert (out - expected).norm() < tolerance * expected.norm()
