@@ -133,11 +133,19 @@ def _merged(partial, group, HW: tl.constexpr, CPG: tl.constexpr, PIXELS: tl.cons
     return mean, tl.sum(squares + count * (means - mean) * (means - mean))
 
 
+def _tiles(channels: int, num_groups: int, pixels: int) -> dict[str, int]:
+    """Constants of both kernels: a whole group a program where it fits into registers, else chunks of it."""
+    per_group = channels // num_groups
+    lanes = triton.next_power_of_2(per_group)
+    rows = triton.next_power_of_2(pixels)
+    rows = rows if rows * lanes <= ONE_PROGRAM else max(1, CHUNK // lanes)
+    return {"HW": pixels, "C": channels, "CPG": per_group, "PIXELS": rows, "CHANNELS": lanes}
+
+
 def _launch(
     total: Sum,
     num_groups: int,
-    weight: Tensor,
-    bias: Tensor,
+    affine: tuple[Tensor, Tensor],
     film: tuple[Tensor, Tensor] | None,
     silu: bool,
     eps: float,
@@ -148,20 +156,16 @@ def _launch(
     out = torch.empty_like(total.x)
     stream = torch.empty_like(total.x) if keep else None
     scale, shift = (None, None) if film is None else (_packed_rows(film[0]), _packed_rows(film[1]))
-    channels = triton.next_power_of_2(C // num_groups)
-    whole = triton.next_power_of_2(H * W) * channels <= ONE_PROGRAM
-    pixels = triton.next_power_of_2(H * W) if whole else max(1, CHUNK // channels)
-    chunks = triton.cdiv(H * W, pixels)
-    sizes = {"HW": H * W, "C": C, "CPG": C // num_groups, "PIXELS": pixels, "CHANNELS": channels}
-    warps = min(4 * out.element_size(), max(1, pixels * channels // 1024))
-    partial = None
-    if not whole:
+    tiles = _tiles(C, num_groups, H * W)
+    chunks = triton.cdiv(H * W, tiles["PIXELS"])
+    warps = min(4 * out.element_size(), max(1, tiles["PIXELS"] * tiles["CHANNELS"] // 1024))
+    grid, partial = (chunks, num_groups, B), None
+    if chunks > 1:
         partial = torch.empty(B, num_groups, chunks, 2, device=out.device)
-        _statistics_kernel[(chunks, num_groups, B)](*total, partial, **sizes, num_warps=warps)
-    _group_norm_kernel[(chunks, num_groups, B)](
+        _statistics_kernel[grid](*total, partial, **tiles, num_warps=warps)
+    _group_norm_kernel[grid](
         *total,
-        weight,
-        bias,
+        *affine,
         scale,
         shift,
         stream,
@@ -169,7 +173,7 @@ def _launch(
         partial,
         0 if scale is None else scale.stride(0),
         0 if shift is None else shift.stride(0),
-        **sizes,
+        **tiles,
         CHUNKS=triton.next_power_of_2(chunks),
         SILU=silu,
         EPS=eps,
@@ -210,7 +214,7 @@ def group_norm(
     total = x if isinstance(x, Sum) else Sum(x)
     film = _check(total, num_groups, scale, shift)
     if use_triton(*total, weight, bias, scale, shift):
-        return _launch(total, num_groups, weight, bias, film, silu, eps, keep=False)[1]
+        return _launch(total, num_groups, (weight, bias), film, silu, eps, keep=False)[1]
     return group_norm_reference(total.compute(), num_groups, weight, bias, scale, shift, silu=silu, eps=eps)
 
 
@@ -230,7 +234,7 @@ def residual_group_norm(
     """
     _check(total, num_groups, None, None)
     if use_triton(*total, weight, bias):
-        return _launch(total, num_groups, weight, bias, None, silu, eps, keep=not total.is_plain)
+        return _launch(total, num_groups, (weight, bias), None, silu, eps, keep=not total.is_plain)
     stream = total.compute()
     return stream, group_norm_reference(stream, num_groups, weight, bias, silu=silu, eps=eps)
 
