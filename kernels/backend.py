@@ -50,12 +50,15 @@ def use_triton(*tensors: Tensor | None) -> bool:
 def image_layout(images: Tensor) -> torch.memory_format:
     """How [B, C, H, W] lies in memory: contiguous_format or channels_last; a kernel walks it in that order.
 
+    One channel fits both descriptions; its stride then tells what a convolution will take it for.
+
     Raises:
         ValueError: neither, as of a slice.
     """
-    for layout in (torch.contiguous_format, torch.channels_last):
-        if images.is_contiguous(memory_format=layout):
-            return layout
+    if images.stride(1) == 1 and images.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    if images.is_contiguous():
+        return torch.contiguous_format
     raise ValueError(f"images {tuple(images.shape)} with strides {images.stride()} are no whole tensor")
 
 

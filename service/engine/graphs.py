@@ -9,7 +9,7 @@ ModelRunner is its reference.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,6 +58,15 @@ class CudaDevice:
         return copies, arrived.synchronize
 
 
+class CapturedStep(NamedTuple):
+    """The graph of one row bucket, with the places that it reads and writes."""
+
+    replay: Callable[[], None]
+    finite: Tensor
+    block: StepBlock
+    host_blocks: list[StepBlock]
+
+
 class GraphRunner(ModelRunner):
     """A ModelRunner that replays captured steps.
 
@@ -69,37 +78,36 @@ class GraphRunner(ModelRunner):
 
     def __init__(self, *args: Any, graph_device: CudaDevice):
         super().__init__(*args)
-        self._graphs: dict[int, tuple[Callable[[], None], Tensor]] = {}  # replay and finite flags by row bucket
+        self._graphs: dict[int, CapturedStep] = {}  # by row bucket
         self._graph_device = graph_device
         size = BYTES_PER_ROW * len(self.pool)
-        self._block = torch.zeros(size, dtype=torch.uint8, device=self.device)
+        self._buffer = torch.zeros(size, dtype=torch.uint8, device=self.device)
         # Two, because the copy out of the last step's buffer may still be under way.
-        self._host_blocks = [graph_device.host_buffer(size) for _ in range(self.steps_ahead + 1)]
+        self._host_buffers = [graph_device.host_buffer(size) for _ in range(self.steps_ahead + 1)]
+        self._turn = 0
 
     def padded(self, rows: int) -> int:
         return min((bucket for bucket in self._graphs if bucket >= rows), default=rows)
 
     @torch.inference_mode()
     def prepare(self, rows: int) -> None:
-        self._send([], rows)
-        block = StepBlock(self._block, rows, rows)
-        self._graphs[rows] = self._graph_device.capture(lambda: self.advance(block))
+        block, *host = (StepBlock(buffer, rows, rows) for buffer in (self._buffer, *self._host_buffers))
+        self._send([], block, host)
+        replay, finite = self._graph_device.capture(lambda: self.advance(block))
+        self._graphs[rows] = CapturedStep(replay, finite, block, host)
 
     @torch.inference_mode()
     def launch(self, tasks: list[ImageTask]) -> LaunchedStep:
-        bucket = self.padded(sum(task.rows for task in tasks))
-        block = self._send(tasks, bucket)
-        replay, finite = self._graphs[bucket]
-        replay()
+        step = self._graphs[self.padded(sum(task.rows for task in tasks))]
+        self._send(tasks, step.block, step.host_blocks)
+        step.replay()
         finished = sum(task.is_last_step for task in tasks)
-        (flags, pixels), wait = self._graph_device.fetch(finite, self.pool.read(block.finished[:finished]))
-        return LaunchedStep(tasks, flags, pixels, wait)
+        leaving = [step.finite, *([self.pool.read(step.block.finished[:finished])] if finished else [])]
+        (flags, *pixels), wait = self._graph_device.fetch(*leaving)
+        return LaunchedStep(tasks, flags, *pixels, wait=wait)
 
-    def _send(self, tasks: list[ImageTask], bucket: int) -> StepBlock:
+    def _send(self, tasks: list[ImageTask], block: StepBlock, host_blocks: list[StepBlock]) -> None:
         """One asynchronous copy of the step's block to its fixed place on the device."""
-        self._host_blocks.reverse()
-        host = StepBlock(self._host_blocks[0], bucket, bucket)
-        pack(host, tasks, self.config.num_classes, self.pool.scratch_slot)
-        block = StepBlock(self._block, bucket, bucket)
-        block.bytes.copy_(host.bytes, non_blocking=True)
-        return block
+        self._turn = (self._turn + 1) % len(host_blocks)
+        pack(host_blocks[self._turn], tasks, self.config.num_classes, self.pool.scratch_slot)
+        block.bytes.copy_(host_blocks[self._turn].bytes, non_blocking=True)

@@ -23,8 +23,8 @@ class LatentPool:
         layout: torch.memory_format = torch.contiguous_format,
     ):
         self.scratch_slot = num_slots
-        zeros = torch.zeros(num_slots + 1, *image_shape, device=device)
-        self.x = zeros.contiguous(memory_format=layout)  # [S + 1, C, H, W], laid out as the network likes it
+        shape = (num_slots + 1, *image_shape)  # [S + 1, C, H, W], laid out as the network likes it
+        self.x = torch.empty(shape, device=device, memory_format=layout).zero_()
         self.history = torch.zeros_like(self.x)  # [S + 1, C, H, W]
 
     def __len__(self) -> int:

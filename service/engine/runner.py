@@ -44,11 +44,15 @@ class LaunchedStep:
 
     Args:
         finite: [n or more] bool on the host, valid after wait().
-        pixels: [finished images, H, W, C] uint8 on the host, likewise.
+        pixels: [finished images, H, W, C] uint8 on the host, likewise; None if there are none.
     """
 
     def __init__(
-        self, tasks: list[ImageTask], finite: Tensor, pixels: Tensor, wait: Callable[[], None] = lambda: None
+        self,
+        tasks: list[ImageTask],
+        finite: Tensor,
+        pixels: Tensor | None = None,
+        wait: Callable[[], None] = lambda: None,
     ):
         self._finite, self._pixels, self._wait = finite, pixels, wait
         self._tasks = {task: task.step for task in tasks}
@@ -62,7 +66,8 @@ class LaunchedStep:
             for (task, step), finite in zip(self._tasks.items(), self._finite.tolist(), strict=False)
             if not finite
         }
-        images = dict(zip(self._finished, self._pixels.numpy(), strict=True))
+        pixels = [] if self._pixels is None else self._pixels.numpy()
+        images = dict(zip(self._finished, pixels, strict=True))
         return StepResult({task: image for task, image in images.items() if task not in failed}, failed)
 
 
@@ -103,7 +108,8 @@ class ModelRunner:
         block = StepBlock(block.bytes.to(self.device), rows, len(tasks))
         finite = self.advance(block)
         finished = sum(task.is_last_step for task in tasks)
-        return LaunchedStep(tasks, finite.cpu(), self.pool.read(block.finished[:finished]).cpu())
+        pixels = self.pool.read(block.finished[:finished]).cpu() if finished else None
+        return LaunchedStep(tasks, finite.cpu(), pixels)
 
     def padded(self, rows: int) -> int:
         """Rows that a step of `rows` rows really runs."""

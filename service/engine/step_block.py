@@ -45,27 +45,26 @@ def pack(block: StepBlock, tasks: list[ImageTask], null_label: int, scratch_slot
     rows of the scratch slot, and images there whose coefficients are all zero.
     """
     n = len(tasks)
-    plans = [cast(StepPlan, task.request.plan) for task in tasks]
-    guided = [i for i, task in enumerate(tasks) if task.rows == 2]
-    order = [*range(n), *guided]  # image of each forward row
+    numbers = np.frombuffer(b"".join([cast(StepPlan, t.request.plan).numbers[t.step] for t in tasks]), np.float32)
+    timesteps, coefficients = np.split(numbers.reshape(n, 1 + NUM_COEFFICIENTS), [1], axis=1)
+    facts = [(t.slot, t.seed, t.step, t.request.params.class_label, t.rows, t.is_last_step) for t in tasks]
+    slot, seed, step, label, rows, ends = np.array(facts, dtype=np.int64).reshape(n, 6).T
+    guided = np.flatnonzero(rows == 2)
+    order = np.concatenate([np.arange(n), guided])  # image of each forward row
     R = len(order)
 
-    images = np.array([(cast(int, t.slot), t.seed, t.step == 0) for t in tasks], dtype=np.int64).reshape(n, 3)
-    rows = block.rows.numpy()
-    rows[:R], rows[R:] = images[order], (scratch_slot, 0, 0)
-    labels, timesteps = block.labels.numpy(), block.timesteps.numpy()
-    labels[:n], labels[n:] = [t.request.params.class_label for t in tasks], null_label
-    steps = [p.timesteps[t.step] for p, t in zip(plans, tasks, strict=True)]
-    timesteps[:R], timesteps[R:] = np.array(steps, dtype=np.float32)[order], 0
+    block_rows, block_labels, block_timesteps = block.rows.numpy(), block.labels.numpy(), block.timesteps.numpy()
+    block_rows[:R] = np.stack([slot, seed, step == 0], axis=1)[order]
+    block_labels[:n], block_labels[n:] = label, null_label
+    block_timesteps[:R] = timesteps[order, 0]
+    block_rows[R:], block_timesteps[R:] = (scratch_slot, 0, 0), 0
 
     uncond_row = np.arange(n)
     uncond_row[guided] = np.arange(n, R)
-    indices, coefficients = block.indices.numpy(), block.coefficients.numpy()
-    indices[n:], coefficients[n:] = (scratch_slot, 0, 0, 0, 0), 0
-    for i, (plan, task) in enumerate(zip(plans, tasks, strict=True)):
-        indices[i] = cast(int, task.slot), i, uncond_row[i], task.seed, task.step + 1
-        coefficients[i] = plan.coefficients[task.step]
+    indices, block_coefficients = block.indices.numpy(), block.coefficients.numpy()
+    indices[:n] = np.stack([slot, np.arange(n), uncond_row, seed, step + 1], axis=1)
+    block_coefficients[:n] = coefficients
+    indices[n:], block_coefficients[n:] = (scratch_slot, 0, 0, 0, 0), 0
 
-    finished = [cast(int, task.slot) for task in tasks if task.is_last_step]
-    block.finished[: len(finished)] = torch.tensor(finished, dtype=torch.int64)
-    block.finished[len(finished) :] = scratch_slot
+    finished, done = block.finished.numpy(), slot[ends == 1]
+    finished[: len(done)], finished[len(done) :] = done, scratch_slot

@@ -17,6 +17,7 @@ SHAPES = pytest.mark.parametrize(
         pytest.param(1, 77, 2, 1, 40, id="two-passes"),
         pytest.param(1, 130, 2, 2, 104, id="three-passes"),
         pytest.param(1, 128, 1, 1, 128, id="whole-passes"),
+        pytest.param(1, 320, 1, 1, 16, id="five-passes"),
     ],
 )
 
