@@ -19,6 +19,7 @@ from service.engine.core import EngineConfig, EngineCore
 from service.engine.plan import compile_plan
 from service.engine.request import Request, SamplingParams
 from service.engine.runner import ModelRunner
+from service.engine.simulated import SimulatedRunner
 from service.engine.thread import EngineThread
 from service.generation import Generator
 from service.metrics import Metrics
@@ -64,7 +65,8 @@ def assemble(core: EngineCore, settings: Settings) -> FastAPI:
 
     app = FastAPI(title="Step-batched diffusion service", version="0.1.0", lifespan=lifespan)
     app.state.thread = thread
-    app.state.generator = Generator(AsyncEngine(thread, configs), metrics, settings)
+    simulated = frozenset(name for name, runner in core.runners.items() if isinstance(runner, SimulatedRunner))
+    app.state.generator = Generator(AsyncEngine(thread, configs), metrics, settings, simulated)
     app.state.describe = lambda: [_describe(name, core) for name in core.runners]
     app.include_router(generate.router)
     app.include_router(ops.router)

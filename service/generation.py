@@ -25,6 +25,7 @@ class Generated:
     body: bytes
     params: SamplingParams
     timings: Timings
+    simulated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Generator:
     engine: AsyncEngine
     metrics: Metrics
     settings: Settings
+    simulated: frozenset[str] = frozenset()  # models that only take time
 
     def resolve(self, fields: GenerateFields) -> SamplingParams:
         """Check the fields against the model and fill in its defaults.
@@ -92,7 +94,7 @@ class Generator:
         now = time.monotonic()
         timings = _timings(output, now - encoding)
         self.metrics.observe_answer(params.model, len(output.images), timings.queue, timings.denoise, now - started)
-        return Generated(body, params, timings)
+        return Generated(body, params, timings, params.model in self.simulated)
 
     def _count_error(self, model: str, error: EngineError) -> None:
         if isinstance(error, RequestFailed):

@@ -1,15 +1,19 @@
 """From settings to loaded models."""
 
+import logging
 from pathlib import Path
 
 import torch
 
-from models.checkpoint import CONFIG, CheckpointError, ModelConfig, build_model, load_checkpoint
+from models.checkpoint import CONFIG, CheckpointError, ModelConfig, build_model, load_checkpoint, load_config
 from models.precision import multiplies_bfloat16
 from service.engine.graphs import CudaDevice, GraphRunner
 from service.engine.runner import ModelRunner
+from service.engine.simulated import SimulatedRunner, StepCost
 from service.schemas import MAX_GUIDANCE
 from service.settings import ModelEntry, Settings, SettingsError
+
+logger = logging.getLogger(__name__)
 
 MAX_ROWS = {"cpu": 16, "cuda": 128}  # row counts that warm-up tries when the operator sets no cap
 
@@ -25,8 +29,11 @@ def load_runners(settings: Settings) -> dict[str, ModelRunner]:
     dtype = choose_dtype(settings.dtype, device)
     slots = settings.max_rows or MAX_ROWS[device.type]
     graph_device = CudaDevice(device) if device.type == "cuda" and settings.cuda_graphs else None
-    runners = {}
+    runners: dict[str, ModelRunner] = {}
     for name, entry in model_entries(settings).items():
+        if entry.simulate is not None:
+            runners[name] = _simulated(name, entry, settings)
+            continue
         model, config = _load(name, entry)
         check_defaults(name, config, settings)
         arguments = (model, config, device, dtype, slots)
@@ -80,11 +87,29 @@ def model_entries(settings: Settings) -> dict[str, ModelEntry]:
     return {folder.name: ModelEntry(checkpoint=folder) for folder in folders}
 
 
+def _simulated(name: str, entry: ModelEntry, settings: Settings) -> SimulatedRunner:
+    assert entry.simulate is not None
+    config = _config(name, entry)
+    check_defaults(name, config, settings)
+    logger.warning("model %s is SIMULATED: it takes time and draws stripes", name)
+    return SimulatedRunner(config, StepCost(**entry.simulate.model_dump()), settings.max_rows or MAX_ROWS["cuda"])
+
+
+def _config(name: str, entry: ModelEntry) -> ModelConfig:
+    """What the entry says about a model, without its weights."""
+    try:
+        if entry.checkpoint is not None:
+            return load_config(Path(entry.checkpoint))
+        return ModelConfig(**{"architecture": "", "arguments": {}} | (entry.config or {}))
+    except (CheckpointError, TypeError, ValueError) as error:
+        raise CheckpointError(f"model {name}: {error}") from error
+
+
 def _load(name: str, entry: ModelEntry) -> tuple[torch.nn.Module, ModelConfig]:
     try:
         if entry.checkpoint is not None:
             return load_checkpoint(Path(entry.checkpoint), entry.architecture)
-        config = ModelConfig(**{"architecture": "", "arguments": {}} | (entry.config or {}))
+        config = _config(name, entry)
         return build_model(config, entry.architecture).eval().requires_grad_(False), config
     except (CheckpointError, TypeError, ValueError) as error:
         raise CheckpointError(f"model {name}: {error}") from error

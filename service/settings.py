@@ -15,6 +15,21 @@ class SettingsError(ValueError):
     """Settings that cannot be used, in one sentence."""
 
 
+class Simulation(BaseModel):
+    """A step of B rows costs t0_ms + t1_ms * B, and nothing is computed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    t0_ms: float = Field(ge=0, allow_inf_nan=False)
+    t1_ms: float = Field(ge=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _takes_time(self) -> "Simulation":
+        if self.t0_ms + self.t1_ms <= 0:
+            raise ValueError("a simulated step must take time: give t0_ms or t1_ms above 0")
+        return self
+
+
 class ModelEntry(BaseModel):
     """Where one served model comes from."""
 
@@ -23,6 +38,7 @@ class ModelEntry(BaseModel):
     checkpoint: Path | None = None  # folder with model.safetensors and config.json
     architecture: str | None = None  # package.module:Class; overrides the checkpoint's own
     config: dict[str, Any] | None = None  # instead of a checkpoint: ModelConfig fields, with fresh weights
+    simulate: Simulation | None = None  # instead of the network; the checkpoint or config still names the classes
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)  # share of the device under load
 
     @model_validator(mode="after")

@@ -25,6 +25,7 @@ ANSWER = {
     "headers": {
         "X-Seed": {"description": "Seed of each image, comma separated", "schema": {"type": "string"}},
         "X-Request-Id": {"description": "The service's name of this request", "schema": {"type": "string"}},
+        "X-Simulated": {"description": "true: no model drew this", "schema": {"type": "string"}},
         "Server-Timing": {"description": "queue, denoise and encode in ms", "schema": {"type": "string"}},
     },
 }
@@ -131,7 +132,8 @@ def _refuse_repeats(names: list[str], place: str) -> None:
 
 def _headers(generated: Generated) -> dict[str, str]:
     timings = generated.timings.model_dump()
-    return {
+    simulated = {"X-Simulated": "true"} if generated.simulated else {}
+    return simulated | {
         "X-Seed": ",".join(str(seed) for seed in generated.params.seeds),
         "Server-Timing": ", ".join(f"{name};dur={1000 * value:.3f}" for name, value in timings.items()),
         "Cache-Control": "no-store",
