@@ -11,7 +11,9 @@ from torch import Tensor
 from kernels.backend import tl, triton, use_triton
 from kernels.join import Sum, load_sum
 
-ONE_PROGRAM = 16_384  # elements of a group that one program keeps in registers: 64 a thread
+# Elements of a group that one program keeps in registers, 64 a thread. A single image has too few groups to fill a
+# GPU; splitting those as well would double the launches, which cost more than its norms take.
+ONE_PROGRAM = 16_384
 CHUNK = 4096  # elements of a program where a group is larger
 
 

@@ -75,5 +75,22 @@ def test_a_mean_far_from_zero_keeps_its_variance() -> None:
 
 def test_nothing_to_add_leaves_the_stream_as_it_is() -> None:
     x, weight, bias, *_ = inputs((1, 32, 4, 4), torch.float32)
+    x = x.contiguous(memory_format=torch.channels_last)
     stream, _ = residual_group_norm(Sum(x), 2, weight, bias)
-    assert stream.data_ptr() == x.contiguous(memory_format=torch.channels_last).data_ptr() or torch.equal(stream, x)
+    assert stream is x
+
+
+@pytest.mark.usefixtures("split")
+def test_eps_keeps_a_constant_image_finite() -> None:
+    row = torch.full((16,), 0.25)
+    out = group_norm(torch.full((1, 16, 4, 4), 5.0), 1, torch.ones(16), row, silu=False)
+    # the mean may be off by float32's 5e-7, over the root of eps
+    torch.testing.assert_close(out, torch.full((1, 16, 4, 4), 0.25), rtol=0, atol=5e-7 / 1e-5**0.5)
+
+
+def test_film_of_any_layout() -> None:
+    """A kernel reads the numbers of a row side by side; columns of a transposed tensor are copied first."""
+    x, weight, bias, scale, shift = inputs((2, 32, 4, 4), torch.float32)
+    expected = formula(x, 2, weight, bias, (scale, shift), True)
+    out = group_norm(x, 2, weight, bias, scale.t().contiguous().t(), shift.t().contiguous().t())
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=bound(torch.float32, scale, weight))
