@@ -7,6 +7,8 @@ ServiceError             500
 ├── InvalidRequest        422  names the fields
 ├── GenerationFailed      500  the model gave no finite image
 ├── QueueIsFull           503  with Retry-After
+├── DeadlineUnreachable   503  with Retry-After
+├── DeadlinePassed        504
 └── Unavailable           503  with Retry-After: warming up, shutting down, or dead
 """
 
@@ -19,6 +21,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from service.engine import request
 from service.engine.request import EngineError, EngineStopped, QueueFull, RequestFailed
 from service.schemas import FIELD_NAMES
 
@@ -80,11 +83,22 @@ class Unavailable(ServiceError):
     status, code, title = 503, "unavailable", "Unavailable"
 
 
+class DeadlineUnreachable(ServiceError):
+    status, code, title = 503, "deadline-unreachable", "Deadline unreachable"
+
+
+class DeadlinePassed(ServiceError):
+    status, code, title = 504, "deadline-passed", "Deadline passed"
+
+
 class GenerationFailed(ServiceError):
     status, code, title = 500, "generation-failed", "Generation failed"
 
 
-PROBLEMS = (UnknownModel, NotAcceptable, BodyTooLarge, InvalidRequest, GenerationFailed, QueueIsFull, Unavailable)
+PROBLEMS = (
+    UnknownModel, NotAcceptable, BodyTooLarge, InvalidRequest, GenerationFailed, QueueIsFull, DeadlineUnreachable,
+    Unavailable, DeadlinePassed,
+)  # fmt: skip
 
 
 def from_engine(error: EngineError) -> ServiceError:
@@ -92,6 +106,10 @@ def from_engine(error: EngineError) -> ServiceError:
     match error:
         case QueueFull(retry_after=seconds):
             return QueueIsFull("the queue is full: try again later", retry_after=seconds)
+        case request.DeadlineUnreachable(retry_after=seconds):
+            return DeadlineUnreachable(f"deadline_ms: {error}", retry_after=seconds)
+        case request.DeadlinePassed():
+            return DeadlinePassed(f"deadline_ms: {error}; work on the request has stopped")
         case EngineStopped():
             return Unavailable(f"{error}: try again later", retry_after=1)
         case RequestFailed():
@@ -99,8 +117,8 @@ def from_engine(error: EngineError) -> ServiceError:
     return ServiceError(str(error))
 
 
-def problem_response(request: Request, error: ServiceError) -> Response:
-    request_id = request.scope.get("request_id", "")
+def problem_response(http: Request, error: ServiceError) -> Response:
+    request_id = http.scope.get("request_id", "")
     problem = Problem(
         type=f"urn:problem:{error.code}",
         title=error.title,

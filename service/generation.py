@@ -11,7 +11,15 @@ from models.checkpoint import ModelConfig
 from service import images
 from service.engine.async_engine import AsyncEngine
 from service.engine.plan import compile_plan
-from service.engine.request import EngineError, QueueFull, RequestFailed, RequestOutput, SamplingParams
+from service.engine.request import (
+    DeadlinePassed,
+    DeadlineUnreachable,
+    EngineError,
+    QueueFull,
+    RequestFailed,
+    RequestOutput,
+    SamplingParams,
+)
 from service.errors import FieldError, InvalidRequest, UnknownModel, from_engine
 from service.metrics import Metrics
 from service.schemas import GeneratedImage, GenerateFields, GenerateResponse, Timings
@@ -70,7 +78,9 @@ class Generator:
             raise InvalidRequest.field("sampler", str(error)) from error
         return params
 
-    async def generate(self, params: SamplingParams, form: str, request_id: str) -> Generated:
+    async def generate(
+        self, params: SamplingParams, form: str, request_id: str, deadline_seconds: float | None = None
+    ) -> Generated:
         """Run a request to its encoded answer, and count it.
 
         Raises:
@@ -78,7 +88,7 @@ class Generator:
         """
         started = time.monotonic()
         try:
-            async with aclosing(self.engine.generate(params)) as outputs:
+            async with aclosing(self.engine.generate(params, deadline_seconds)) as outputs:
                 output = await anext(outputs)
             encoding = time.monotonic()
             body = await asyncio.to_thread(self._encode, output, params, form, request_id, encoding)
@@ -97,10 +107,12 @@ class Generator:
         return Generated(body, params, timings, params.model in self.simulated)
 
     def _count_error(self, model: str, error: EngineError) -> None:
-        if isinstance(error, RequestFailed):
-            self.metrics.requests.labels(model, "error").inc()
+        if isinstance(error, RequestFailed | DeadlinePassed):
+            outcome = "error" if isinstance(error, RequestFailed) else "expired"
+            self.metrics.requests.labels(model, outcome).inc()
         else:
-            self.metrics.reject(model, "queue_full" if isinstance(error, QueueFull) else "unavailable")
+            reasons = {QueueFull: "queue_full", DeadlineUnreachable: "deadline"}
+            self.metrics.reject(model, reasons.get(type(error), "unavailable"))
 
     def _encode(
         self, output: RequestOutput, params: SamplingParams, form: str, request_id: str, started: float

@@ -50,6 +50,12 @@ class GenerateFields(BaseModel):
     guidance_high: Number = Field(None, ge=0, le=1, allow_inf_nan=False, description="... to this one (1 noise).")
     seed: Whole = Field(None, ge=0, le=MAX_SEED, description="Default: random; X-Seed tells it.")
     n: Whole = Field(None, ge=1, description="Images; pictures show several as a grid.")
+    deadline_ms: Whole = Field(
+        None,
+        ge=1,
+        le=3_600_000,
+        description="To the last step. 503 if it cannot be met, 504 if it was not.",
+    )
     format: Format | None = Field(None, description="Default: by the Accept header, png without one.")
 
 

@@ -22,19 +22,21 @@ class AsyncEngine:
         self._thread, self.configs = thread, configs
         self._ids = count()
 
-    async def generate(self, params: SamplingParams) -> AsyncGenerator[RequestOutput]:
-        """Run one request; yields its images when they are done.
+    async def generate(
+        self, params: SamplingParams, deadline_seconds: float | None = None
+    ) -> AsyncGenerator[RequestOutput]:
+        """Run one request; yields its images when they are done, within deadline_seconds if they are given.
 
         Leaving the iterator early, or being cancelled in it, aborts the request within one step.
 
         Raises:
-            QueueFull, RequestFailed, EngineStopped: see service.engine.request.
+            QueueFull, DeadlineUnreachable, DeadlinePassed, RequestFailed, EngineStopped: see request.py.
             ValueError: the model has no such sampler.
         """
         if not self._thread.ready:
             raise EngineStopped("the service is not ready")
         plan = compile_plan(self.configs[params.model], params)
-        request = Request(str(next(self._ids)), params, plan)
+        request = Request(str(next(self._ids)), params, plan, deadline_seconds)
         loop, answers = asyncio.get_running_loop(), asyncio.Queue[Answer]()
 
         def deliver(answer: Answer) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from service.engine.policy import DeviceShare, pick
-from service.engine.request import ImageTask, QueueFull, Request
-from service.engine.runner import ModelFailed, ModelRunner, StepResult, device_is_lost
+from service.engine.request import DeadlineUnreachable, ImageTask, QueueFull, Request
+from service.engine.runner import ModelFailed, ModelRunner, OutOfMemory, StepResult, device_is_lost
 from service.engine.scheduler import Scheduler, SchedulerOutput
 
 logger = logging.getLogger(__name__)
@@ -89,31 +89,42 @@ class EngineCore:
         return bool(self._on_device) or any(share.scheduler.requests for share in self.shares.values())
 
     def add(self, request: Request) -> None:
-        """Raises QueueFull, with the time that the work of all models will take."""
+        """Raises DeadlineUnreachable, or QueueFull with the time that the work of all models will take."""
         scheduler = self.shares[request.params.model].scheduler
         request.idle_seconds = self.runners[request.params.model].idle_seconds(request, scheduler.max_rows)
+        self._check_deadline(request, scheduler)
         try:
             scheduler.add(request, self.clock())
         except QueueFull as error:
             raise QueueFull(sum(share.scheduler.backlog_seconds for share in self.shares.values())) from error
+
+    def _check_deadline(self, request: Request, scheduler: Scheduler) -> None:
+        """First come, first served: what is queued before it starts first, and then it needs its idle latency."""
+        needed = scheduler.queued_rows * scheduler.seconds_per_row() + request.idle_seconds
+        if request.deadline_seconds is not None and needed > request.deadline_seconds:
+            raise DeadlineUnreachable(needed, max(needed - request.deadline_seconds, scheduler.backlog_seconds))
 
     def abort(self, request_id: str) -> Request | None:
         aborted = (share.scheduler.abort(request_id, self.clock()) for share in self.shares.values())
         return next((request for request in aborted if request), None)
 
     def step(self) -> tuple[list[Request], StepStats | None]:
-        """Launch a step of one model, then collect the oldest one; returns the requests it ended.
+        """End what is too late, launch a step of one model, and collect the oldest one; returns what ended.
 
         Where the host runs ahead of the device, the step just launched stays there and nothing may be collected.
         """
-        launched = self._launch()
+        now = self.clock()
+        expired = [request for share in self.shares.values() for request in share.scheduler.expire(now)]
+        launched = self._launch(now)
         if launched:
             self._on_device.append(launched)
         ahead = self.runners[launched.model].steps_ahead if launched else 0
-        return self._collect(self._on_device.popleft()) if len(self._on_device) > ahead else ([], None)
+        if len(self._on_device) <= ahead:
+            return expired, None
+        ended, stats = self._collect(self._on_device.popleft())
+        return expired + ended, stats
 
-    def _launch(self) -> Launch | None:
-        now = self.clock()
+    def _launch(self, now: float) -> Launch | None:
         model = pick(self.shares, now)
         if model is None:
             return None
@@ -146,12 +157,22 @@ class EngineCore:
             if device_is_lost(error.__cause__):
                 raise
             logger.exception("model %s failed on a step of %d images", model, len(tasks))
+            if isinstance(error.__cause__, OutOfMemory):
+                self._lower_cap(model, sum(task.rows for task in tasks))
             if len(tasks) == 1:  # the text of the error may hold what clients must not see
                 return partial(StepResult, failed={tasks[0]: f"the model raised {error}"})
         results = [self._start(model, [task])() for task in tasks]
         images = {task: image for result in results for task, image in result.images.items()}
         failed = {task: why for result in results for task, why in result.failed.items()}
         return partial(StepResult, images, failed)
+
+    def _lower_cap(self, model: str, rows: int) -> None:
+        """Half of what did not fit; a guided image needs two rows."""
+        scheduler = self.shares[model].scheduler
+        scheduler.max_rows = max(2, min(scheduler.max_rows, rows // 2))
+        logger.warning(
+            "model %s has no memory for %d rows: at most %d from now on", model, rows, scheduler.max_rows
+        )
 
     def stats(self) -> dict[str, ModelStats]:
         """What the gauges show, by model."""

@@ -1,5 +1,6 @@
 """The nouns of the engine: what a client asked for, and what became of it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -39,6 +40,7 @@ class RequestStatus(StrEnum):
     FINISHED = "finished"
     ABORTED = "aborted"
     FAILED = "failed"
+    EXPIRED = "expired"
 
 
 @dataclass(slots=True, eq=False)
@@ -76,6 +78,7 @@ class Request:
     request_id: str
     params: SamplingParams
     plan: Plan
+    deadline_seconds: float | None = None  # after its arrival; it is worth nothing later
     idle_seconds: float = 0.0  # what it would take on an idle engine; its target is a multiple of that
     arrived: float = 0.0
     started: float = 0.0
@@ -91,6 +94,11 @@ class Request:
     @property
     def remaining_rows(self) -> int:
         return sum(task.remaining_rows for task in self.tasks)
+
+    @property
+    def deadline(self) -> float:
+        """On the engine's clock; infinity where there is none."""
+        return math.inf if self.deadline_seconds is None else self.arrived + self.deadline_seconds
 
     @property
     def total_rows(self) -> int:
@@ -116,6 +124,18 @@ class QueueFull(EngineError):
     def __init__(self, retry_after: float):
         super().__init__("the queue is full")
         self.retry_after = retry_after
+
+
+class DeadlineUnreachable(EngineError):
+    """Refused at once, because the answer would come too late; retry_after as of QueueFull."""
+
+    def __init__(self, needed: float, retry_after: float):
+        super().__init__(f"the deadline cannot be met: about {1000 * needed:.0f} ms are needed")
+        self.retry_after = retry_after
+
+
+class DeadlinePassed(EngineError):
+    """Accepted, but the deadline passed before the images were done; work on it has stopped."""
 
 
 class RequestFailed(EngineError):

@@ -24,6 +24,7 @@ from service.engine.step_block import BYTES_PER_ROW, StepBlock, pack
 
 WARM_UP_REPEATS = 2
 ALL_COUNTS = 16  # every row count up to here is warmed up and measured, then steps of about a half
+OutOfMemory = torch.OutOfMemoryError
 KNEE = 0.8  # of the best throughput: rows beyond it add more latency than images
 
 
@@ -138,8 +139,8 @@ class ModelRunner:
             try:
                 self.prepare(rows)
                 self.step_seconds[rows] = min(self._time_step(rows) for _ in range(WARM_UP_REPEATS))
-            except (torch.OutOfMemoryError, ModelFailed) as error:
-                if rows <= 2 or not isinstance(error.__cause__ or error, torch.OutOfMemoryError):
+            except (OutOfMemory, ModelFailed) as error:
+                if rows <= 2 or not isinstance(error.__cause__ or error, OutOfMemory):
                     raise
             on_progress()
         return max(self.step_seconds) if max_rows else knee(self.step_seconds)
@@ -208,4 +209,4 @@ def row_counts(limit: int) -> list[int]:
 
 def device_is_lost(error: BaseException | None) -> bool:
     """A CUDA error other than a lack of memory poisons the context: nothing after it can succeed."""
-    return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
+    return isinstance(error, torch.AcceleratorError) and not isinstance(error, OutOfMemory)

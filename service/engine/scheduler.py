@@ -8,26 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from service.engine.request import ImageTask, QueueFull, Request, RequestStatus
-
-
-class SlotAllocator:
-    """Free-list over the latent pool's slots."""
-
-    def __init__(self, num_slots: int):
-        self.num_slots = num_slots
-        self._free = list(range(num_slots - 1, -1, -1))
-
-    def __len__(self) -> int:
-        """Free slots."""
-        return len(self._free)
-
-    def allocate(self) -> int:
-        return self._free.pop()
-
-    def free(self, slot: int) -> None:
-        if not 0 <= slot < self.num_slots or slot in self._free:
-            raise ValueError(f"slot {slot} is not in use")
-        self._free.append(slot)
+from service.engine.slots import SlotAllocator
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +39,7 @@ class Scheduler:
         if max_rows < 2:
             raise ValueError(f"max_rows must be at least 2 (one guided image), got {max_rows}")
         self.max_rows, self.max_requests, self.max_evaluations = max_rows, max_requests, max_evaluations
-        self._seconds_per_row = seconds_per_row
+        self.seconds_per_row = seconds_per_row
         self.slots = SlotAllocator(max_rows)  # an image needs at least one row
         self.waiting: deque[ImageTask] = deque()
         self.running: list[ImageTask] = []  # in order of arrival
@@ -75,13 +56,18 @@ class Scheduler:
         return sum(request.status is RequestStatus.WAITING for request in self.requests.values())
 
     @property
+    def queued_rows(self) -> int:
+        """Evaluations of images that have not started."""
+        return sum(task.remaining_rows for task in self.waiting)
+
+    @property
     def backlog_rows(self) -> int:
         """Evaluations that accepted requests still need."""
         return sum(request.remaining_rows for request in self.requests.values())
 
     @property
     def backlog_seconds(self) -> float:
-        return self.backlog_rows * self._seconds_per_row()
+        return self.backlog_rows * self.seconds_per_row()
 
     def add(self, request: Request, now: float) -> None:
         """Queue a request.
@@ -89,8 +75,7 @@ class Scheduler:
         Raises:
             QueueFull: either bound would be passed. An empty queue takes a request of any size.
         """
-        queued = sum(task.remaining_rows for task in self.waiting)
-        too_much = queued + request.remaining_rows > self.max_evaluations
+        too_much = self.queued_rows + request.remaining_rows > self.max_evaluations
         if self.num_waiting >= self.max_requests or (self.waiting and too_much):
             raise QueueFull(self.backlog_seconds)
         request.arrived = now
@@ -138,6 +123,13 @@ class Scheduler:
                 self._end(request, RequestStatus.FAILED if request.error else RequestStatus.FINISHED, now)
                 ended.append(request)
         return ended
+
+    def expire(self, now: float) -> list[Request]:
+        """End the requests whose deadline has passed, waiting or running; returns them."""
+        late = [request for request in self.requests.values() if request.deadline <= now]
+        for request in late:
+            self._end(request, RequestStatus.EXPIRED, now)
+        return late
 
     def abort(self, request_id: str, now: float) -> Request | None:
         """Forget a request at once, waiting or running; None if it is not here (any more)."""

@@ -13,6 +13,7 @@ from queue import Empty, SimpleQueue
 
 from service.engine.core import EngineCore, ModelStats, StepStats
 from service.engine.request import (
+    DeadlinePassed,
     EngineError,
     EngineStopped,
     Request,
@@ -64,10 +65,12 @@ class EngineThread:
         self._inbox: SimpleQueue[Add | Abort | Stop] = SimpleQueue()
         self._deliver: dict[str, Deliver] = {}  # open requests; touched by the engine thread only
         self._stop_at: float | None = None
+        self.on_death: Callable[[], None] = lambda: None  # called in the engine thread, behind the last answer
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
         # read by other threads, replaced whole by the engine thread
         self.ready = False
         self.dead = False
+        self.died = False  # by itself, and not because it was told to
         self.heartbeat = time.monotonic()
         self.stats: dict[str, ModelStats] = {}
 
@@ -113,12 +116,14 @@ class EngineThread:
             reason = str(stopped)
         except BaseException as error:  # nothing may leave a client waiting
             logger.critical("the engine died", exc_info=True)
-            reason = f"the engine died: {type(error).__name__}"
+            reason, self.died = f"the engine died: {type(error).__name__}", True
         self.ready, self.dead = False, True
         self._refuse_inbox()
         for deliver in self._deliver.values():
             deliver(EngineStopped(reason))
         self._deliver.clear()
+        if self.died:
+            self.on_death()
 
     def _warm_up(self) -> None:
         for model in self._core.runners:
@@ -197,6 +202,8 @@ class EngineThread:
 def _answer(request: Request) -> Answer:
     if request.status is RequestStatus.FAILED:
         return RequestFailed(request.error)
+    if request.status is RequestStatus.EXPIRED:
+        return DeadlinePassed("the deadline has passed")
     images = [request.images[index] for index in range(len(request.tasks))]
     request.images.clear()  # request and tasks refer to each other: pixels need not wait for the collector
     return RequestOutput(images, request.started - request.arrived, request.finished - request.started)

@@ -47,7 +47,8 @@ async def generate(
     form = fields.format or negotiate(request.headers.get("accept", ""))
     params = generator.resolve(fields)
     request_id = request.scope["request_id"]
-    generated = await unless_disconnected(request, generator.generate(params, form, request_id))
+    deadline = None if fields.deadline_ms is None else fields.deadline_ms / 1000
+    generated = await unless_disconnected(request, generator.generate(params, form, request_id, deadline))
     if generated is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     return Response(generated.body, headers=_headers(generated), media_type=MEDIA_TYPES[form])

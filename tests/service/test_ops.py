@@ -142,7 +142,7 @@ def test_openapi_tells_the_truth(server: Running) -> None:
     assert set(answers["200"]["content"]) == {
         "image/png", "image/webp", "image/jpeg", "application/x-npy", "application/json",
     }  # fmt: skip
-    assert set(answers) == {"200", "404", "406", "413", "422", "500", "503"}
+    assert set(answers) == {"200", "404", "406", "413", "422", "500", "503", "504"}
     for status in ("404", "422", "503"):
         assert list(answers[status]["content"]) == ["application/problem+json"]
     assert "HTTPValidationError" not in str(schema)

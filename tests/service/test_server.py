@@ -1,5 +1,6 @@
 """`python run.py serve` as a process: start, signals, exit codes, broken configuration."""
 
+import json
 import os
 import signal
 import socket
@@ -15,7 +16,11 @@ from typing import IO, Any
 
 import httpx
 import pytest
+import torch
 
+from models.dit_model import DIT
+from service.server import ENGINE_DIED
+from tests.checkpoints import CLASS_NAMES, TINY
 from tests.service.conftest import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -111,3 +116,29 @@ def test_broken_configuration_is_one_sentence(tmp_path: Path) -> None:
         assert ended.stderr.startswith("error: ")
         assert reason in ended.stderr
         assert ended.stderr.count("\n") == 1
+
+
+class Mortal(DIT):
+    """Loses its device when class 1 is asked for."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if (y == 1).any():
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+        return super().forward(x, t, y)
+
+
+def test_a_dead_engine_tells_its_clients_and_ends_the_process(tmp_path: Path) -> None:
+    config = {"arguments": TINY["dit"] | {"num_classes": 3}, "class_names": CLASS_NAMES}
+    models = json.dumps({"dit": {"architecture": f"{__name__}:Mortal", "config": config}})
+    with (tmp_path / "log").open("w+") as log, ThreadPoolExecutor(2) as pool:
+        with serving(tmp_path, log, models=models) as (process, url):
+            query = {"model": "dit", "class": 0, "steps": 250, "guidance": 1}
+            open_one = pool.submit(httpx.post, f"{url}/generate", params=query, timeout=60)
+            wait_until(lambda: 'running_slots{model="dit"} 0.0' not in httpx.get(f"{url}/metrics").text)
+            fatal = pool.submit(httpx.post, f"{url}/generate", params=query | {"class": 1}, timeout=60)
+            for answer in (open_one.result(), fatal.result()):
+                assert answer.status_code == 503
+                assert "the engine died: ModelFailed" in answer.json()["detail"]
+            assert process.wait(timeout=30) == ENGINE_DIED
+        log.seek(0)
+        assert "the engine died" in log.read()

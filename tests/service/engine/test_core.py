@@ -1,6 +1,8 @@
 """EngineCore: the bookkeeping around a step."""
 
 import pytest
+import torch
+from torch import Tensor
 
 from service.engine.core import EngineConfig, EngineCore, ModelStats
 from service.engine.request import QueueFull, Request, RequestStatus
@@ -161,3 +163,38 @@ def test_a_failure_behind_the_forward_is_not_repeated(monkeypatch: pytest.Monkey
     monkeypatch.setattr(core.runners["a"].pool, "read", lambda slots: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         core.step()
+
+
+class Crowded(Turnstile):
+    """Has no memory for more than `room` rows."""
+
+    room = 6
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        if len(x) > self.room:
+            raise torch.OutOfMemoryError("no room")
+        return super().forward(x, t, y)
+
+
+def test_out_of_memory_lowers_the_row_cap_and_loses_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    model = Crowded()
+    core = warm_core(recording_runner(model, tiny_config()), max_rows=6)
+    model.room = 3
+    requests = [steps_of("dit", num_steps=3) for _ in range(6)]
+    ended, steps = drive(core, {0: requests})
+    assert sorted(ended, key=id) == sorted(requests, key=id)
+    assert {request.status for request in requests} == {RequestStatus.FINISHED}
+    assert core.shares["dit"].scheduler.max_rows == 3
+    assert [step.num_rows for step in steps][1:] == [3] * 4  # the first step was run image by image
+    assert "no memory for 6 rows: at most 3 from now on" in caplog.text
+
+
+def test_the_row_cap_always_holds_a_guided_image() -> None:
+    model = Crowded()
+    core = warm_core(recording_runner(model, tiny_config()), max_rows=6)
+    model.room = 1
+    request = steps_of("dit", guidance_scale=2.0)
+    ended, _ = drive(core, {0: [request]})
+    assert ended == [request]
+    assert request.status is RequestStatus.FAILED
+    assert core.shares["dit"].scheduler.max_rows == 2

@@ -1,0 +1,121 @@
+"""Deadlines at admission, in the queue and between steps.
+
+The clock moves only when the test says so; every step costs a second.
+"""
+
+import pytest
+from torch import Tensor, nn
+
+from service.engine.core import EngineConfig, EngineCore
+from service.engine.request import DeadlineUnreachable, Request, RequestStatus
+from tests.service.engine.tiny import make_params, make_request, recording_runner, tiny_config
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Ticking(nn.Module):
+    """A network that takes a second a step, whatever its rows."""
+
+    num_classes = 10
+
+    def __init__(self, clock: Clock):
+        super().__init__()
+        self.clock = clock
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        self.clock.now += 1.0
+        return x / 2
+
+
+def make_core(max_rows: int = 2) -> tuple[EngineCore, Clock]:
+    clock = Clock()
+    runner = recording_runner(Ticking(clock), tiny_config())
+    core = EngineCore({"dit": runner}, EngineConfig(max_rows), clock=clock)
+    core.warm_up("dit")
+    runner.step_seconds = dict.fromkeys(range(1, max_rows + 1), 1.0)
+    clock.now = 0.0
+    return core, clock
+
+
+def within(seconds: float | None, steps: int = 4, images: int = 1) -> Request:
+    request = make_request(make_params(num_steps=steps, seeds=tuple(range(images))))
+    request.deadline_seconds = seconds
+    return request
+
+
+def run(core: EngineCore) -> list[Request]:
+    ended = []
+    while core.has_work:
+        ended += core.step()[0]
+    return ended
+
+
+def test_a_deadline_that_can_be_met_is_met() -> None:
+    core, _ = make_core()
+    request = within(4.0)
+    core.add(request)
+    assert run(core) == [request]
+    assert request.status is RequestStatus.FINISHED
+
+
+@pytest.mark.parametrize("seconds", [3.9, 0.001])
+def test_less_than_the_idle_latency_is_refused_at_once(seconds: float) -> None:
+    core, _ = make_core()
+    with pytest.raises(DeadlineUnreachable, match="about 4000 ms are needed") as refusal:
+        core.add(within(seconds))
+    assert refusal.value.retry_after > 0
+    assert not core.has_work
+
+
+def test_what_is_queued_before_it_counts() -> None:
+    """Two images run; two more wait for 8 evaluations, half a second each at two rows a step."""
+    core, _ = make_core()
+    core.add(within(None, images=2))
+    core.step()
+    core.add(within(None, images=2))
+    core.add(within(8.1))  # 4 s of queue, 4 s of its own
+    with pytest.raises(DeadlineUnreachable, match="about 10000 ms"):  # the one before is in the queue now, too
+        core.add(within(9.9))
+
+
+def test_it_leaves_the_queue_when_it_is_too_late() -> None:
+    core, clock = make_core()
+    first, late = within(None, steps=10, images=2), within(9.0, steps=2)
+    core.add(first)
+    core.step()
+    core.add(late)
+    clock.now += 9.0
+    ended, _ = core.step()
+    assert ended == [late]
+    assert (late.status, late.remaining_rows) == (RequestStatus.EXPIRED, 2)
+    assert run(core) == [first]
+
+
+def test_work_stops_between_two_steps_and_its_slot_is_free() -> None:
+    core, clock = make_core()
+    late, stays = within(5.0, steps=5), within(None, steps=6)
+    core.add(late)
+    core.add(stays)
+    core.step()
+    clock.now += 4.5  # the device was busy with something else
+    ended, stats = core.step()
+    assert ended == [late]
+    assert late.tasks[0].slot is None
+    assert late.remaining_rows == 4
+    assert stats is not None
+    assert stats.num_rows == 1
+    assert run(core) == [stays]
+
+
+def test_no_deadline_is_no_limit() -> None:
+    core, clock = make_core()
+    request = within(None)
+    core.add(request)
+    clock.now += 1e9
+    assert run(core) == [request]
+    assert request.status is RequestStatus.FINISHED

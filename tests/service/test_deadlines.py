@@ -1,0 +1,69 @@
+"""deadline_ms over a real socket, with a model that is slow and one that is simulated."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.app import create_app
+from service.settings import ModelEntry, Settings
+from tests.service.conftest import Running, running, wait_until
+
+STEPS = 20  # of 10 ms each on the simulated device
+
+
+@pytest.fixture(scope="module")
+def live(checkpoints: Path) -> Iterator[Running]:
+    """Ten milliseconds a step, two rows at most."""
+    cost = {"t0_ms": 10, "t1_ms": 0}
+    entry = ModelEntry.model_validate({"checkpoint": checkpoints / "dit", "simulate": cost})
+    with running(create_app(Settings(models={"dit": entry}, device="cpu", max_rows=2))) as server:
+        yield server
+
+
+def ask(live: Running, **fields: int | str) -> httpx.Response:
+    query = {"model": "dit", "class": 1, "steps": STEPS, "guidance": 1, **fields}
+    return httpx.post(f"{live.url}/generate", params=query, timeout=60)
+
+
+def test_a_deadline_with_room_is_met(live: Running) -> None:
+    assert ask(live, deadline_ms=30_000).status_code == 200
+
+
+def test_one_that_cannot_be_met_is_refused_at_once(live: Running) -> None:
+    before = live.metric("diffusion_rejections_total", model="dit", reason="deadline")
+    started = time.monotonic()
+    answer = ask(live, deadline_ms=100)  # the steps alone take 200 ms
+    assert answer.status_code == 503
+    assert time.monotonic() - started < 30  # it did not wait for anything
+    problem = answer.json()
+    assert problem["type"] == "urn:problem:deadline-unreachable"
+    assert problem["detail"].startswith("deadline_ms: the deadline cannot be met: about ")
+    assert 1 <= int(answer.headers["retry-after"]) < 60
+    assert live.metric("diffusion_rejections_total", model="dit", reason="deadline") == before + 1
+
+
+def test_one_that_passes_between_two_steps_is_504_and_its_work_stops(live: Running) -> None:
+    """Two others, admitted at the same time, take the rows; this one's estimate did not know of them."""
+    with ThreadPoolExecutor(4) as pool:
+        long = [pool.submit(ask, live, steps=100) for _ in range(2)]
+        wait_until(lambda: live.metric("diffusion_running_slots", model="dit") == 2)
+        answer = ask(live, deadline_ms=400)  # 200 ms of its own, but nobody leaves for a second
+        assert answer.status_code == 504, answer.text
+        problem = answer.json()
+        assert problem["type"] == "urn:problem:deadline-passed"
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert [response.result().status_code for response in long] == [200, 200]
+    assert live.metric("diffusion_requests_total", model="dit", outcome="expired") >= 1
+    wait_until(lambda: live.metric("diffusion_running_slots", model="dit") == 0)
+    assert live.metric("diffusion_queue_depth", model="dit") == 0
+
+
+@pytest.mark.parametrize("value", [0, -5, 3_600_001, "soon", 1.5])
+def test_what_is_no_deadline_names_the_field(live: Running, value: int | str) -> None:
+    answer = ask(live, deadline_ms=value)
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["field"] == "deadline_ms"
