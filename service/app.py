@@ -66,7 +66,7 @@ def assemble(core: EngineCore, settings: Settings) -> FastAPI:
     app = FastAPI(title="Step-batched diffusion service", version="0.1.0", lifespan=lifespan)
     app.state.thread = thread
     simulated = frozenset(name for name, runner in core.runners.items() if isinstance(runner, SimulatedRunner))
-    app.state.generator = Generator(AsyncEngine(thread, configs), metrics, settings, simulated)
+    app.state.generator = Generator(AsyncEngine(thread, configs), metrics, settings, core, simulated)
     app.state.describe = lambda: [_describe(name, core) for name in core.runners]
     app.include_router(generate.router)
     app.include_router(ops.router)
@@ -122,6 +122,7 @@ def _describe(name: str, core: EngineCore) -> ModelInfo:
         samplers=[sampler for sampler in SAMPLERS if _compiles(config.schedule, config.prediction, sampler)],
         defaults=config.default_sampling,
         max_rows=share.scheduler.max_rows if share else None,
+        deterministic=core.repeats_itself.get(name),
         weights_sha256=config.sha256,
         **runner.describe(),
     )

@@ -5,11 +5,15 @@ import secrets
 import time
 from contextlib import aclosing
 from dataclasses import dataclass
+from hashlib import sha256
+
+import torch
 
 from kernels.philox import SEED_BITS, image_seed
 from models.checkpoint import ModelConfig
 from service import images
 from service.engine.async_engine import AsyncEngine
+from service.engine.core import EngineCore
 from service.engine.plan import compile_plan
 from service.engine.request import (
     DeadlinePassed,
@@ -43,6 +47,7 @@ class Generator:
     engine: AsyncEngine
     metrics: Metrics
     settings: Settings
+    core: EngineCore  # to look at what its warm-up found
     simulated: frozenset[str] = frozenset()  # models that only take time
 
     def resolve(self, fields: GenerateFields) -> SamplingParams:
@@ -71,12 +76,22 @@ class Generator:
             guidance_scale=defaults["guidance"] if fields.guidance is None else fields.guidance,
             guidance_interval=_interval(config, fields),
             seeds=tuple(image_seed(seed, index) for index in range(n)),
+            deterministic=bool(fields.deterministic),
         )
+        if params.deterministic and self.core.repeats_itself.get(params.model) is False:
+            message = "this machine does not repeat itself bit by bit, as a check at start-up showed"
+            raise InvalidRequest.field("deterministic", message)
         try:
             compile_plan(config, params)
         except ValueError as error:
             raise InvalidRequest.field("sampler", str(error)) from error
         return params
+
+    def etag(self, params: SamplingParams, form: str) -> str:
+        """Names the bytes of a deterministic answer: they depend on nothing else."""
+        runner = self.core.runners[params.model]
+        facts = (runner.config.sha256, runner.describe(), runner.fixed_rows, torch.__version__, params, form)
+        return f'"{sha256(repr(facts).encode()).hexdigest()[:32]}"'
 
     async def generate(
         self, params: SamplingParams, form: str, request_id: str, deadline_seconds: float | None = None

@@ -50,6 +50,9 @@ class GenerateFields(BaseModel):
     guidance_high: Number = Field(None, ge=0, le=1, allow_inf_nan=False, description="... to this one (1 noise).")
     seed: Whole = Field(None, ge=0, le=MAX_SEED, description="Default: random; X-Seed tells it.")
     n: Whole = Field(None, ge=1, description="Images; pictures show several as a grid.")
+    deterministic: bool | None = Field(
+        None, description="The same bytes in any company, at the price of full steps; with a seed also an ETag."
+    )
     deadline_ms: Whole = Field(
         None,
         ge=1,
@@ -105,6 +108,7 @@ class ModelInfo(BaseModel):
     device: str
     dtype: str
     max_rows: int | None
+    deterministic: bool | None  # whether the deterministic mode works here; null until the model is warm
     weights_sha256: str
 
 

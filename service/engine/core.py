@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from service.engine.policy import DeviceShare, pick
+from service.engine.repetition import find_fixed_rows
 from service.engine.request import DeadlineUnreachable, ImageTask, QueueFull, Request
 from service.engine.runner import ModelFailed, ModelRunner, OutOfMemory, StepResult, device_is_lost
 from service.engine.scheduler import Scheduler, SchedulerOutput
@@ -42,6 +43,7 @@ class Launch:
     output: SchedulerOutput
     collect: Callable[[], StepResult]
     started: float
+    num_padding_rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class EngineCore:
         self.runners, self.config, self.clock = runners, config, clock
         self.weights = weights or {}
         self.shares: dict[str, DeviceShare] = {}
+        self.repeats_itself: dict[str, bool] = {}  # whether the deterministic mode works here, by model
         self._on_device: deque[Launch] = deque()
         self._last_collected = 0.0
 
@@ -76,6 +79,7 @@ class EngineCore:
         """Make every row count of a model fast, and choose its row cap; on_progress is called in between."""
         runner = self.runners[model]
         cap = runner.warm_up(self.config.max_rows, on_progress)
+        self.repeats_itself[model] = find_fixed_rows(runner, cap) is not None
         scheduler = Scheduler(
             cap,
             self.config.max_requests,
@@ -130,7 +134,8 @@ class EngineCore:
             return None
         scheduler = self.shares[model].scheduler
         output = scheduler.schedule(now)
-        launch = Launch(model, output, self._start(model, output.tasks), now)
+        padding = self.runners[model].step_rows(output.tasks) - output.num_rows
+        launch = Launch(model, output, self._start(model, output.tasks), now, padding)
         scheduler.advance(output)
         return launch
 
@@ -143,8 +148,7 @@ class EngineCore:
         self._last_collected = now
         share.virtual_time += seconds / share.weight
         ended = share.scheduler.end(launch.output, result.failed, now)
-        rows = launch.output.num_rows
-        return ended, StepStats(launch.model, seconds, rows, self.runners[launch.model].padded(rows) - rows)
+        return ended, StepStats(launch.model, seconds, launch.output.num_rows, launch.num_padding_rows)
 
     def _start(self, model: str, tasks: list[ImageTask]) -> Callable[[], StepResult]:
         """Launch a step; when the model raises, run its images one by one so that only the guilty ones fail.
@@ -170,6 +174,7 @@ class EngineCore:
         """Half of what did not fit; a guided image needs two rows."""
         scheduler = self.shares[model].scheduler
         scheduler.max_rows = max(2, min(scheduler.max_rows, rows // 2))
+        self.runners[model].fixed_rows = min(self.runners[model].fixed_rows, scheduler.max_rows)
         logger.warning(
             "model %s has no memory for %d rows: at most %d from now on", model, rows, scheduler.max_rows
         )

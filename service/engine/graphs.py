@@ -86,6 +86,9 @@ class GraphRunner(ModelRunner):
         self._host_buffers = [graph_device.host_buffer(size) for _ in range(self.steps_ahead + 1)]
         self._turn = 0
 
+    def runs(self, rows: int) -> bool:
+        return rows <= max(self._graphs)
+
     def padded(self, rows: int) -> int:
         return min((bucket for bucket in self._graphs if bucket >= rows), default=rows)
 
@@ -98,7 +101,7 @@ class GraphRunner(ModelRunner):
 
     @torch.inference_mode()
     def launch(self, tasks: list[ImageTask]) -> LaunchedStep:
-        step = self._graphs[self.padded(sum(task.rows for task in tasks))]
+        step = self._graphs[self.step_rows(tasks)]
         self._send(tasks, step.block, step.host_blocks)
         step.replay()
         finished = sum(task.is_last_step for task in tasks)

@@ -18,6 +18,7 @@ class SamplingParams:
     guidance_scale: float  # 1 is off
     guidance_interval: tuple[float, float]  # in noise time, 0 clean .. 1 noise
     seeds: tuple[int, ...]  # one an image
+    deterministic: bool = False  # the same bytes in any company, for the price of full steps
 
 
 class Plan(Protocol):

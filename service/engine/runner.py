@@ -91,6 +91,7 @@ class ModelRunner:
             weight.data = weight.data.contiguous(memory_format=layout)
         self.pool = LatentPool(num_slots, config.image_shape, device, layout)
         self.step_seconds: dict[int, float] = {}  # measured by warm_up, by row count
+        self.fixed_rows = num_slots  # of every step with a deterministic image
 
     def execute(self, tasks: list[ImageTask]) -> StepResult:
         """Run one step of every task to its end; see launch."""
@@ -103,7 +104,7 @@ class ModelRunner:
         Raises:
             ModelFailed: the model raised. No slot has advanced then, so the step may be repeated.
         """
-        rows = sum(task.rows for task in tasks)
+        rows = self.step_rows(tasks)
         block = StepBlock(torch.empty(rows * BYTES_PER_ROW, dtype=torch.uint8), rows, len(tasks))
         pack(block, tasks, self.config.num_classes, self.pool.scratch_slot)
         block = StepBlock(block.bytes.to(self.device), rows, len(tasks))
@@ -112,8 +113,18 @@ class ModelRunner:
         pixels = self.pool.read(block.finished[:finished]).cpu() if finished else None
         return LaunchedStep(tasks, finite.cpu(), pixels)
 
+    def step_rows(self, tasks: list[ImageTask]) -> int:
+        """Rows that a step really runs; see service/engine/repetition.py for deterministic images."""
+        rows = sum(task.rows for task in tasks)
+        deterministic = any(task.request.params.deterministic for task in tasks)
+        return self.padded(max(rows, self.fixed_rows) if deterministic else rows)
+
+    def runs(self, rows: int) -> bool:
+        """Whether steps of so many rows are possible."""
+        return True
+
     def padded(self, rows: int) -> int:
-        """Rows that a step of `rows` rows really runs."""
+        """The least row count from `rows` on that the device runs."""
         return rows
 
     def advance(self, block: StepBlock) -> Tensor:
@@ -170,6 +181,9 @@ class ModelRunner:
 
     def idle_seconds(self, request: Request, max_rows: int) -> float:
         """What the request would take if it were alone; its images take turns where they do not fit together."""
+        if request.params.deterministic:
+            full_steps = -(-len(request.tasks) * max(request.plan.rows) // max_rows) * len(request.plan.rows)
+            return full_steps * self.seconds(self.fixed_rows)
         images = len(request.tasks)
         turns = [divmod(images * rows, max_rows) for rows in request.plan.rows]
         return sum(full * self.seconds(max_rows) + (self.seconds(rest) if rest else 0.0) for full, rest in turns)

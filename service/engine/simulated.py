@@ -39,7 +39,7 @@ class SimulatedRunner(ModelRunner):
         self._picture = torch.from_numpy(stripes(config.image_shape))
 
     def launch(self, tasks: list[ImageTask]) -> LaunchedStep:
-        ends = time.monotonic() + self.cost.seconds(sum(task.rows for task in tasks))
+        ends = time.monotonic() + self.cost.seconds(self.step_rows(tasks))
         finished = sum(task.is_last_step for task in tasks)
         pixels = self._picture.expand(finished, -1, -1, -1).clone() if finished else None
         return LaunchedStep(tasks, torch.ones(len(tasks), dtype=torch.bool), pixels, lambda: sleep_until(ends))

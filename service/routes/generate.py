@@ -47,11 +47,17 @@ async def generate(
     form = fields.format or negotiate(request.headers.get("accept", ""))
     params = generator.resolve(fields)
     request_id = request.scope["request_id"]
+    etag = (
+        generator.etag(params, form) if fields.deterministic and fields.seed is not None and form != "json" else ""
+    )
+    if etag and etag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers={"ETag": etag})
     deadline = None if fields.deadline_ms is None else fields.deadline_ms / 1000
     generated = await unless_disconnected(request, generator.generate(params, form, request_id, deadline))
     if generated is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    return Response(generated.body, headers=_headers(generated), media_type=MEDIA_TYPES[form])
+    headers = _headers(generated) | ({"ETag": etag, "Cache-Control": "no-cache"} if etag else {})
+    return Response(generated.body, headers=headers, media_type=MEDIA_TYPES[form])
 
 
 def merge(query: GenerateFields, body: GenerateFields | None) -> GenerateFields:
