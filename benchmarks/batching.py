@@ -121,7 +121,8 @@ def replay(
         if not core.has_work:
             time.sleep(max(0.0, arrivals[pending] - now))
             continue
-        ended, stats = core.step()
+        progress = core.step()
+        ended, stats = progress.ended, progress.stats
         rows += [stats.num_rows] if stats else []
         done = time.monotonic() - started
         latencies += [done - arrivals[int(request.request_id)] for request in ended]

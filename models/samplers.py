@@ -35,6 +35,7 @@ class SamplerTable:
     """One row a step; compiled by build_table."""
 
     rows: np.ndarray  # [num_steps, 7] float64: t, p, q, a, b, c, s
+    look: np.ndarray  # [num_steps, 2] float64: look[i] @ (x, d) after step i shows the denoised image so far
     clamp: bool  # whether d is clamped to [-1, 1]
 
     def __len__(self) -> int:
@@ -75,8 +76,10 @@ def build_table(
     rows[:, [P, Q]] = pq if sampler != "ab2" else [grid.to_velocity(i, *pair) for i, pair in enumerate(pq)]
     for i in range(num_steps):
         rows[i, [A, B, C, S]] = SAMPLERS[sampler](grid, i, eta)
-    rows.setflags(write=False)  # shared by every request with these settings
-    return SamplerTable(rows, clamp and sampler != "ab2")
+    look = grid.look(sampler)
+    for shared in (rows, look):  # by every request with these settings
+        shared.setflags(write=False)
+    return SamplerTable(rows, look, clamp and sampler != "ab2")
 
 
 def _check_table(schedule: NoiseSchedule, sampler: str, num_steps: int, spacing: str, eta: float | None) -> None:
@@ -117,6 +120,17 @@ class Grid:
     def velocity_time(self, i: int) -> float:
         """The variable in which dx/dtau is the velocity: u for flow, the angle of (alpha, sigma) for VP."""
         return float(self.u[i] if self.schedule.is_flow else np.arctan2(self.sigma[i], self.alpha[i]))
+
+    def look(self, sampler: str) -> np.ndarray:
+        """SamplerTable.look: d is the denoised image, but for ab2 it is the velocity v. From that x - u v (flow) or
+        alpha x - sigma v (VP) makes one, at the state behind the step. The last state is the image itself.
+        """
+        look = np.tile([0.0, 1.0], (len(self.u) - 1, 1))
+        if sampler == "ab2":
+            pair = (np.ones_like(self.u), -self.u) if self.schedule.is_flow else (self.alpha, -self.sigma)
+            look = np.stack(pair, axis=1)[1:]
+        look[-1] = 1.0, 0.0
+        return look
 
     def to_velocity(self, i: int, p: float, q: float) -> tuple[float, float]:
         """(p, q) of the velocity from those of x0: (x - x0) / u for flow, (alpha x - x0) / sigma for VP."""

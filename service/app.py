@@ -13,7 +13,7 @@ from fastapi.openapi.utils import get_openapi
 from models.checkpoint import ModelConfig, parameter_count
 from models.samplers import SAMPLERS, build_table
 from models.schedule import NoiseSchedule, Prediction
-from service import errors, images
+from service import dialects, images
 from service.engine.async_engine import AsyncEngine
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.plan import compile_plan
@@ -72,7 +72,7 @@ def assemble(core: EngineCore, settings: Settings) -> FastAPI:
     app.include_router(ops.router)
     app.add_middleware(BodyLimitMiddleware)
     app.add_middleware(RequestIdMiddleware)
-    errors.install(app)
+    dialects.install(app)
     _document(app, settings)
     return app
 
@@ -143,7 +143,7 @@ def _document(app: FastAPI, settings: Settings) -> None:
         if app.openapi_schema is None:
             schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
             components = schema.setdefault("components", {}).setdefault("schemas", {})
-            for model in (errors.Problem, GenerateResponse):
+            for model in (dialects.Problem, dialects.OpenAIError, dialects.InferenceError, GenerateResponse):
                 own = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 components.update(own.pop("$defs", {}))
                 components[model.__name__] = own

@@ -1,31 +1,31 @@
-"""Everything that can go wrong in a request, and how HTTP says it (RFC 9457, application/problem+json).
+"""Everything that can go wrong in a request: one table, said in three dialects (service/dialects.py).
 
-ServiceError             500
-├── UnknownModel          404
-├── NotAcceptable         406
-├── BodyTooLarge          413
-├── InvalidRequest        422  names the fields
-├── GenerationFailed      500  the model gave no finite image
-├── QueueIsFull           503  with Retry-After
-├── DeadlineUnreachable   503  with Retry-After
-├── DeadlinePassed        504
-└── Unavailable           503  with Retry-After: warming up, shutting down, or dead
+error                 own API and OpenAI's   Open Inference    OpenAI's type
+ServiceError          500                    500               server_error
+├── Unauthorized       401                    401               authentication_error
+├── NotFound           404                    404               invalid_request_error
+├── UnknownModel       404                    404               invalid_request_error
+├── NotAcceptable      406                    406               invalid_request_error
+├── RequestTimeout     408                    408               invalid_request_error
+├── BodyTooLarge       413                    413               invalid_request_error
+├── UriTooLong         414                    414               invalid_request_error
+├── InvalidRequest     422 (OpenAI's 400)     400               invalid_request_error, names the field
+├── QuotaExceeded      429                    429               rate_limit_error, with Retry-After
+├── HeadersTooLarge    431                    431               invalid_request_error
+├── GenerationFailed   500                    500               server_error, the model gave no finite image
+├── QueueIsFull        503                    503               server_error, with Retry-After
+├── DeadlineUnreachable 503                   503               server_error, with Retry-After
+├── Unavailable        503                    503               server_error, with Retry-After
+└── DeadlinePassed     504                    504               server_error
 """
 
 import math
-from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
-from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response
 
 from service.engine import request
 from service.engine.request import EngineError, EngineStopped, QueueFull, RequestFailed
-from service.schemas import FIELD_NAMES
 
-MEDIA_TYPE = "application/problem+json"
 CLIENT_CLOSED_REQUEST = 499  # nginx's code; nobody is left to read it
 
 
@@ -34,45 +34,86 @@ class FieldError(BaseModel):
     message: str
 
 
-class Problem(BaseModel):
-    """RFC 9457."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    request_id: str
-    retry_after_seconds: int | None = None
-    errors: list[FieldError] = []
-
-
 class ServiceError(Exception):
+    """An answer other than the one that was asked for.
+
+    Args:
+        detail: one sentence for the client.
+        errors: what is wrong with which field.
+        retry_after: seconds after which the same request may succeed.
+    """
+
     status, code, title = 500, "internal-error", "Internal error"
+    protocol_status = 0  # of the OpenAI and Open Inference dialects, where it is another one
+    openai_type = "server_error"
 
     def __init__(self, detail: str, errors: list[FieldError] | None = None, retry_after: float | None = None):
         super().__init__(detail)
         self.detail, self.errors = detail, errors or []
         self.retry_after = None if retry_after is None else max(1, math.ceil(retry_after))  # whole seconds
 
+    def headers(self) -> dict[str, str]:
+        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
 
-class UnknownModel(ServiceError):
+
+class ClientError(ServiceError):
+    """The client can do something about it."""
+
+    openai_type = "invalid_request_error"
+
+
+class Unauthorized(ClientError):
+    status, code, title = 401, "unauthorized", "Unauthorized"
+    openai_type = "authentication_error"
+
+    def headers(self) -> dict[str, str]:
+        return {"WWW-Authenticate": "Bearer"}
+
+
+class NotFound(ClientError):
+    status, code, title = 404, "not-found", "Not Found"
+
+
+class UnknownModel(ClientError):
     status, code, title = 404, "unknown-model", "Unknown model"
 
 
-class NotAcceptable(ServiceError):
+class NotAcceptable(ClientError):
     status, code, title = 406, "not-acceptable", "Not acceptable"
 
 
-class BodyTooLarge(ServiceError):
+class RequestTimeout(ClientError):
+    status, code, title = 408, "request-timeout", "Request timeout"
+
+
+class BodyTooLarge(ClientError):
     status, code, title = 413, "body-too-large", "Body too large"
 
 
-class InvalidRequest(ServiceError):
+class UriTooLong(ClientError):
+    status, code, title = 414, "uri-too-long", "URI too long"
+
+
+class InvalidRequest(ClientError):
     status, code, title = 422, "invalid-request", "Invalid request"
+    protocol_status = 400
 
     @classmethod
     def field(cls, field: str, message: str) -> "InvalidRequest":
         return cls(f"{field}: {message}", [FieldError(field=field, message=message)])
+
+    @classmethod
+    def of(cls, errors: list[FieldError]) -> "InvalidRequest":
+        return cls("; ".join(f"{error.field}: {error.message}" for error in errors), errors)
+
+
+class QuotaExceeded(ClientError):
+    status, code, title = 429, "quota-exceeded", "Quota exceeded"
+    openai_type = "rate_limit_error"
+
+
+class HeadersTooLarge(ClientError):
+    status, code, title = 431, "headers-too-large", "Request header fields too large"
 
 
 class QueueIsFull(ServiceError):
@@ -96,8 +137,8 @@ class GenerationFailed(ServiceError):
 
 
 PROBLEMS = (
-    UnknownModel, NotAcceptable, BodyTooLarge, InvalidRequest, GenerationFailed, QueueIsFull, DeadlineUnreachable,
-    Unavailable, DeadlinePassed,
+    Unauthorized, UnknownModel, NotAcceptable, RequestTimeout, BodyTooLarge, UriTooLong, InvalidRequest,
+    QuotaExceeded, HeadersTooLarge, GenerationFailed, QueueIsFull, DeadlineUnreachable, Unavailable, DeadlinePassed,
 )  # fmt: skip
 
 
@@ -115,76 +156,3 @@ def from_engine(error: EngineError) -> ServiceError:
         case RequestFailed():
             return GenerationFailed(str(error))
     return ServiceError(str(error))
-
-
-def problem_response(http: Request, error: ServiceError) -> Response:
-    request_id = http.scope.get("request_id", "")
-    problem = Problem(
-        type=f"urn:problem:{error.code}",
-        title=error.title,
-        status=error.status,
-        detail=error.detail,
-        request_id=request_id,
-        retry_after_seconds=error.retry_after,
-        errors=error.errors,
-    )
-    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
-    return JSONResponse(problem.model_dump(exclude_none=True), error.status, headers, MEDIA_TYPE)
-
-
-def install(app: FastAPI) -> None:
-    """Answer every error of the application as a problem."""
-
-    @app.exception_handler(ServiceError)
-    async def service_error(request: Request, error: ServiceError) -> Response:
-        return problem_response(request, error)
-
-    @app.exception_handler(RequestValidationError)
-    async def validation_error(request: Request, error: RequestValidationError) -> Response:
-        fields = [_field_error(item) for item in error.errors()]
-        detail = "; ".join(f"{item.field}: {item.message}" for item in fields)
-        return problem_response(request, InvalidRequest(detail, fields))
-
-    @app.exception_handler(HTTPException)
-    async def http_error(request: Request, error: HTTPException) -> Response:
-        response = problem_response(request, _from_http(error))
-        response.headers.update(error.headers or {})
-        return response
-
-    @app.exception_handler(Exception)
-    async def internal_error(request: Request, error: Exception) -> Response:
-        response = problem_response(request, ServiceError("the service failed on this request"))
-        response.headers["X-Request-Id"] = request.scope.get("request_id", "")  # outside of every middleware
-        return response
-
-
-def _from_http(error: HTTPException) -> ServiceError:
-    match error.status_code:
-        case 400:  # FastAPI's answer to a body that it cannot parse
-            return InvalidRequest.field("body", "not a JSON object in UTF-8")
-        case 413:
-            return BodyTooLarge(str(error.detail))
-    problem = ServiceError(str(error.detail))
-    problem.status, problem.code, problem.title = error.status_code, "http-error", str(error.detail)
-    return problem
-
-
-def _field_error(item: dict[str, Any]) -> FieldError:
-    path = [str(part) for part in item["loc"] if part not in ("query", "body")]
-    message = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "json_invalid":
-        path, message = [], f"not valid JSON: {item['ctx']['error']}"
-    elif item["type"] == "extra_forbidden":
-        message = f"unknown field: use {', '.join(FIELD_NAMES)}"
-    elif item["type"] == "model_attributes_type":
-        message = "send a JSON object, with Content-Type: application/json"
-    return FieldError(field=".".join(path)[:80] or "body", message=message)
-
-
-def document(codes: tuple[type[ServiceError], ...] = PROBLEMS) -> dict[int | str, dict[str, Any]]:
-    """The OpenAPI `responses` of a route that may answer these problems."""
-    schema = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    titles: dict[int | str, list[str]] = {}
-    for error in codes:
-        titles.setdefault(error.status, []).append(error.title)
-    return {status: {"description": " or ".join(names), "content": schema} for status, names in titles.items()}

@@ -1,17 +1,19 @@
-"""From the fields of a request to SamplingParams, and from images to an answer."""
+"""From the fields of a request to SamplingParams, and from a request to its encoded pictures."""
 
 import asyncio
 import secrets
 import time
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Generic, TypeVar
 
+import numpy as np
 import torch
 
 from kernels.philox import SEED_BITS, image_seed
 from models.checkpoint import ModelConfig
-from service import images
 from service.engine.async_engine import AsyncEngine
 from service.engine.core import EngineCore
 from service.engine.plan import compile_plan
@@ -19,6 +21,7 @@ from service.engine.request import (
     DeadlinePassed,
     DeadlineUnreachable,
     EngineError,
+    Preview,
     QueueFull,
     RequestFailed,
     RequestOutput,
@@ -26,15 +29,27 @@ from service.engine.request import (
 )
 from service.errors import FieldError, InvalidRequest, UnknownModel, from_engine
 from service.metrics import Metrics
-from service.schemas import GeneratedImage, GenerateFields, GenerateResponse, Timings
+from service.schemas import GenerateFields, Timings
 from service.settings import Settings
+
+T = TypeVar("T")
+Encode = Callable[[list[np.ndarray]], T]  # images [H, W, C] uint8 to whatever an API sends; runs in a worker thread
 
 
 @dataclass(frozen=True, slots=True)
-class Generated:
-    """A finished request with its encoded body."""
+class Shown(Generic[T]):
+    """A preview, encoded."""
 
-    body: bytes
+    result: T
+    index: int  # of the image in its request
+    step: int  # steps done
+
+
+@dataclass(frozen=True, slots=True)
+class Generated(Generic[T]):
+    """A finished request, encoded."""
+
+    result: T
     params: SamplingParams
     timings: Timings
     simulated: bool = False
@@ -50,32 +65,39 @@ class Generator:
     core: EngineCore  # to look at what its warm-up found
     simulated: frozenset[str] = frozenset()  # models that only take time
 
-    def resolve(self, fields: GenerateFields) -> SamplingParams:
+    def config(self, model: str | None) -> ModelConfig:
+        """Raises InvalidRequest where no model is named, UnknownModel where there is none of that name."""
+        names = ", ".join(self.engine.configs)
+        if model is None:
+            raise InvalidRequest.field("model", f"required: one of {names}")
+        if (config := self.engine.configs.get(model)) is None:
+            message = f"there is no model {model[:40]!r}, only {names}"
+            raise UnknownModel(f"model: {message}", [FieldError(field="model", message=message)])
+        return config
+
+    def resolve(self, fields: GenerateFields, seeds: tuple[int, ...] = ()) -> SamplingParams:
         """Check the fields against the model and fill in its defaults.
+
+        Args:
+            seeds: one an image, instead of those that follow from fields.seed and fields.n.
 
         Raises:
             UnknownModel, InvalidRequest: what is wrong, and what is allowed.
         """
-        if fields.model is None:
-            raise InvalidRequest.field("model", f"required: one of {', '.join(self.engine.configs)}")
-        config = self.engine.configs.get(fields.model)
-        if config is None:
-            names = ", ".join(self.engine.configs)
-            message = f"there is no model {fields.model[:40]!r}, only {names}"
-            raise UnknownModel(f"model: {message}", [FieldError(field="model", message=message)])
+        config = self.config(fields.model)
         defaults = config.default_sampling
-        steps, n = fields.steps or defaults["steps"], fields.n or 1
+        steps, n = fields.steps or defaults["steps"], len(seeds) or fields.n or 1
         _check_bound("steps", steps, self.settings.max_steps)
         _check_bound("n", n, self.settings.max_images)
         seed = secrets.randbits(SEED_BITS) if fields.seed is None else fields.seed
         params = SamplingParams(
-            model=fields.model,
+            model=fields.model or "",
             class_label=find_class(config, fields.class_),
             num_steps=steps,
             sampler=fields.sampler or defaults["sampler"],
             guidance_scale=defaults["guidance"] if fields.guidance is None else fields.guidance,
             guidance_interval=_interval(config, fields),
-            seeds=tuple(image_seed(seed, index) for index in range(n)),
+            seeds=seeds or tuple(image_seed(seed, index) for index in range(n)),
             deterministic=bool(fields.deterministic),
         )
         if params.deterministic and self.core.repeats_itself.get(params.model) is False:
@@ -94,32 +116,57 @@ class Generator:
         return f'"{sha256(repr(facts).encode()).hexdigest()[:32]}"'
 
     async def generate(
-        self, params: SamplingParams, form: str, request_id: str, deadline_seconds: float | None = None
-    ) -> Generated:
-        """Run a request to its encoded answer, and count it.
+        self, params: SamplingParams, encode: Encode[T], deadline_seconds: float | None = None
+    ) -> Generated[T]:
+        """Run a request to its encoded answer; raises as stream does."""
+        async with aclosing(self.stream(params, encode, deadline_seconds)) as updates:
+            async for update in updates:
+                if isinstance(update, Generated):
+                    return update
+        raise AssertionError("the engine gave no answer")  # it always does
+
+    async def stream(
+        self,
+        params: SamplingParams,
+        encode: Encode[T],
+        deadline_seconds: float | None = None,
+        num_previews: int = 0,
+    ) -> AsyncGenerator[Shown[T] | Generated[T]]:
+        """Run a request, yield its previews and then its answer, and count it by its end.
 
         Raises:
             ServiceError: as from_engine maps the engine's refusals.
         """
-        started = time.monotonic()
+        started, answer = time.monotonic(), None
         try:
-            async with aclosing(self.engine.generate(params, deadline_seconds)) as outputs:
-                output = await anext(outputs)
-            encoding = time.monotonic()
-            body = await asyncio.to_thread(self._encode, output, params, form, request_id, encoding)
+            async with aclosing(self.engine.generate(params, deadline_seconds, num_previews)) as updates:
+                async for update in updates:
+                    if isinstance(update, Preview):
+                        result = await asyncio.to_thread(encode, [update.image])
+                        yield Shown(result, update.index, update.step)
+                    else:
+                        answer = await self._answer(params, update, encode, started)
         except EngineError as error:
             self._count_error(params.model, error)
             raise from_engine(error) from error
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
             self.metrics.requests.labels(params.model, "cancelled").inc()
             raise
         except Exception:
             self.metrics.requests.labels(params.model, "error").inc()
             raise
+        if answer is not None:
+            yield answer
+
+    async def _answer(
+        self, params: SamplingParams, output: RequestOutput, encode: Encode[T], started: float
+    ) -> Generated[T]:
+        encoding = time.monotonic()
+        result = await asyncio.to_thread(encode, list(output.images))
         now = time.monotonic()
-        timings = _timings(output, now - encoding)
+        timings = Timings(queue=output.queue_seconds, denoise=output.denoise_seconds, encode=now - encoding)
         self.metrics.observe_answer(params.model, len(output.images), timings.queue, timings.denoise, now - started)
-        return Generated(body, params, timings, params.model in self.simulated)
+        return Generated(result, params, timings, params.model in self.simulated)
 
     def _count_error(self, model: str, error: EngineError) -> None:
         if isinstance(error, RequestFailed | DeadlinePassed):
@@ -128,15 +175,6 @@ class Generator:
         else:
             reasons = {QueueFull: "queue_full", DeadlineUnreachable: "deadline"}
             self.metrics.reject(model, reasons.get(type(error), "unavailable"))
-
-    def _encode(
-        self, output: RequestOutput, params: SamplingParams, form: str, request_id: str, started: float
-    ) -> bytes:
-        if form != "json":
-            return images.encode(list(output.images), form)
-        pictures = images.encode_base64(list(output.images))
-        timings = _timings(output, time.monotonic() - started)
-        return _answer(self.engine.configs[params.model], params, pictures, timings, request_id)
 
 
 def find_class(config: ModelConfig, value: str | None) -> int:
@@ -165,25 +203,3 @@ def _interval(config: ModelConfig, fields: GenerateFields) -> tuple[float, float
 def _check_bound(name: str, value: int, bound: int) -> None:
     if value > bound:
         raise InvalidRequest.field(name, f"{value} is more than this service allows, {bound}")
-
-
-def _timings(output: RequestOutput, encode: float) -> Timings:
-    return Timings(queue=output.queue_seconds, denoise=output.denoise_seconds, encode=encode)
-
-
-def _answer(
-    config: ModelConfig, params: SamplingParams, pictures: list[str], timings: Timings, request_id: str
-) -> bytes:
-    answer = GenerateResponse(
-        request_id=request_id,
-        model=params.model,
-        **{"class": config.class_names[params.class_label]},
-        class_index=params.class_label,
-        steps=params.num_steps,
-        sampler=params.sampler,
-        guidance=params.guidance_scale,
-        guidance_interval=params.guidance_interval,
-        images=[GeneratedImage(seed=s, png_base64=p) for s, p in zip(params.seeds, pictures, strict=True)],
-        timings=timings,
-    )
-    return answer.model_dump_json(by_alias=True).encode()

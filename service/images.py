@@ -35,9 +35,9 @@ def encode(images: list[np.ndarray], form: str) -> bytes:
     return buffer.getvalue()
 
 
-def encode_base64(images: list[np.ndarray]) -> list[str]:
-    """Each image as a PNG in base64, as JSON answers carry it."""
-    return [base64.b64encode(encode([image], "png")).decode() for image in images]
+def encode_base64(images: list[np.ndarray], form: str = "png") -> list[str]:
+    """Each image by itself in base64, as JSON answers and events carry it."""
+    return [base64.b64encode(encode([image], form)).decode() for image in images]
 
 
 def grid(images: list[np.ndarray]) -> np.ndarray:

@@ -10,6 +10,7 @@ SAMPLER_NAMES = Literal["ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_sde", "euler", "ab
 Format = Literal["png", "webp", "jpeg", "npy", "json"]
 MAX_SEED = (1 << SEED_BITS) - 1
 MAX_GUIDANCE = 20.0
+MAX_PREVIEWS = 64
 
 
 def _no_boolean(value: Any) -> Any:
@@ -58,6 +59,9 @@ class GenerateFields(BaseModel):
         ge=1,
         le=3_600_000,
         description="To the last step. 503 if it cannot be met, 504 if it was not.",
+    )
+    preview: Whole = Field(
+        None, ge=0, le=MAX_PREVIEWS, description="Pictures of each image on its way, in an event stream; default 4."
     )
     format: Format | None = Field(None, description="Default: by the Accept header, png without one.")
 

@@ -7,7 +7,7 @@ from itertools import count
 
 from models.checkpoint import ModelConfig
 from service.engine.plan import compile_plan
-from service.engine.request import EngineError, EngineStopped, Request, RequestOutput, SamplingParams
+from service.engine.request import EngineError, EngineStopped, Preview, Request, RequestOutput, SamplingParams
 from service.engine.thread import Answer, EngineThread
 
 
@@ -23,9 +23,9 @@ class AsyncEngine:
         self._ids = count()
 
     async def generate(
-        self, params: SamplingParams, deadline_seconds: float | None = None
-    ) -> AsyncGenerator[RequestOutput]:
-        """Run one request; yields its images when they are done, within deadline_seconds if they are given.
+        self, params: SamplingParams, deadline_seconds: float | None = None, num_previews: int = 0
+    ) -> AsyncGenerator[Preview | RequestOutput]:
+        """Run one request, within deadline_seconds if they are given; yields previews, then its images.
 
         Leaving the iterator early, or being cancelled in it, aborts the request within one step.
 
@@ -36,7 +36,7 @@ class AsyncEngine:
         if not self._thread.ready:
             raise EngineStopped("the service is not ready")
         plan = compile_plan(self.configs[params.model], params)
-        request = Request(str(next(self._ids)), params, plan, deadline_seconds)
+        request = Request(str(next(self._ids)), params, plan, deadline_seconds, num_previews)
         loop, answers = asyncio.get_running_loop(), asyncio.Queue[Answer]()
 
         def deliver(answer: Answer) -> None:
@@ -44,11 +44,14 @@ class AsyncEngine:
                 loop.call_soon_threadsafe(answers.put_nowait, answer)
 
         self._thread.add(request, deliver)
+        is_open = True
         try:
-            answer = await answers.get()
-        except BaseException:  # cancelled: the client has gone
-            self._thread.abort(request.request_id)
-            raise
-        if isinstance(answer, EngineError):
-            raise answer
-        yield answer
+            while is_open:
+                answer = await answers.get()
+                is_open = isinstance(answer, Preview)
+                if isinstance(answer, EngineError):
+                    raise answer
+                yield answer
+        finally:
+            if is_open:  # cancelled or closed: the client has gone
+                self._thread.abort(request.request_id)

@@ -3,13 +3,13 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from service.engine.policy import DeviceShare, pick
 from service.engine.repetition import find_fixed_rows
-from service.engine.request import DeadlineUnreachable, ImageTask, QueueFull, Request
+from service.engine.request import DeadlineUnreachable, ImageTask, Preview, QueueFull, Request
 from service.engine.runner import ModelFailed, ModelRunner, OutOfMemory, StepResult, device_is_lost
 from service.engine.scheduler import Scheduler, SchedulerOutput
 
@@ -33,6 +33,15 @@ class StepStats:
     seconds: float
     num_rows: int
     num_padding_rows: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a call of EngineCore.step brought."""
+
+    ended: list[Request]
+    previews: Sequence[tuple[Request, Preview]] = ()
+    stats: StepStats | None = None  # of the step that was collected, if one was
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +121,8 @@ class EngineCore:
         aborted = (share.scheduler.abort(request_id, self.clock()) for share in self.shares.values())
         return next((request for request in aborted if request), None)
 
-    def step(self) -> tuple[list[Request], StepStats | None]:
-        """End what is too late, launch a step of one model, and collect the oldest one; returns what ended.
+    def step(self) -> Progress:
+        """End what is too late, launch a step of one model, and collect the oldest one.
 
         Where the host runs ahead of the device, the step just launched stays there and nothing may be collected.
         """
@@ -124,9 +133,10 @@ class EngineCore:
             self._on_device.append(launched)
         ahead = self.runners[launched.model].steps_ahead if launched else 0
         if len(self._on_device) <= ahead:
-            return expired, None
-        ended, stats = self._collect(self._on_device.popleft())
-        return expired + ended, stats
+            return Progress(expired)
+        progress = self._collect(self._on_device.popleft())
+        progress.ended.extend(expired)
+        return progress
 
     def _launch(self, now: float) -> Launch | None:
         model = pick(self.shares, now)
@@ -139,7 +149,7 @@ class EngineCore:
         scheduler.advance(output)
         return launch
 
-    def _collect(self, launch: Launch) -> tuple[list[Request], StepStats]:
+    def _collect(self, launch: Launch) -> Progress:
         result = launch.collect()
         for task, image in result.images.items():
             task.request.images[task.index] = image
@@ -148,7 +158,11 @@ class EngineCore:
         self._last_collected = now
         share.virtual_time += seconds / share.weight
         ended = share.scheduler.end(launch.output, result.failed, now)
-        return ended, StepStats(launch.model, seconds, launch.output.num_rows, launch.num_padding_rows)
+        open_ones = share.scheduler.requests
+        stats = StepStats(launch.model, seconds, launch.output.num_rows, launch.num_padding_rows)
+        # a request may have been aborted while its step was on the device
+        shown = [(task.request, p) for task, p in result.previews.items() if task.request.request_id in open_ones]
+        return Progress(ended, shown, stats)
 
     def _start(self, model: str, tasks: list[ImageTask]) -> Callable[[], StepResult]:
         """Launch a step; when the model raises, run its images one by one so that only the guilty ones fail.
@@ -168,7 +182,8 @@ class EngineCore:
         results = [self._start(model, [task])() for task in tasks]
         images = {task: image for result in results for task, image in result.images.items()}
         failed = {task: why for result in results for task, why in result.failed.items()}
-        return partial(StepResult, images, failed)
+        previews = {task: preview for result in results for task, preview in result.previews.items()}
+        return partial(StepResult, images, previews, failed)
 
     def _lower_cap(self, model: str, rows: int) -> None:
         """Half of what did not fit; a guided image needs two rows."""

@@ -104,8 +104,9 @@ class GraphRunner(ModelRunner):
         step = self._graphs[self.step_rows(tasks)]
         self._send(tasks, step.block, step.host_blocks)
         step.replay()
-        finished = sum(task.is_last_step for task in tasks)
-        leaving = [step.finite, *([self.pool.read(step.block.finished[:finished])] if finished else [])]
+        shown = sum(task.is_shown for task in tasks)
+        block = step.block
+        leaving = [step.finite, *([self.pool.read(block.shown[:shown], block.look[:shown])] if shown else [])]
         (flags, *pixels), wait = self._graph_device.fetch(*leaving)
         return LaunchedStep(tasks, flags, *pixels, wait=wait)
 

@@ -31,6 +31,7 @@ class LatentPool:
         """Slots for images."""
         return self.scratch_slot
 
-    def read(self, slots: Tensor) -> Tensor:
-        """Finished images of slots [n], clamped and rounded: [n, H, W, C] uint8 on the device."""
-        return to_uint8(self.x[slots]).permute(0, 2, 3, 1)
+    def read(self, slots: Tensor, look: Tensor) -> Tensor:
+        """look [n, 2] @ (x, history) of slots [n], clamped and rounded: [n, H, W, C] uint8 on the device."""
+        of_x, of_history = look[:, :, None, None, None].unbind(1)
+        return to_uint8(of_x * self.x[slots] + of_history * self.history[slots]).permute(0, 2, 3, 1)

@@ -18,7 +18,7 @@ class StepPlan:
 
     timesteps: np.ndarray  # [num_steps] float32
     coefficients: np.ndarray  # [num_steps, 8] float32, the columns of kernels.sampler_step
-    numbers: tuple[bytes, ...]  # both of each step, side by side: 64 images are packed in a tenth of a millisecond
+    numbers: tuple[bytes, ...]  # timestep, coefficients, look of each step: the host packs 64 images in 0.1 ms
     rows: tuple[int, ...]  # forward rows of each step
     remaining: tuple[int, ...]  # rows from each step to the end; one longer than rows
 
@@ -36,7 +36,8 @@ def _compile(schedule: str, prediction: str, sampler: str, num_steps: int, guida
     coefficients = np.array(
         [step_coefficients(table, step, guidance) for step in range(num_steps)], dtype=np.float32
     )
-    numbers = tuple(row.tobytes() for row in np.column_stack([timesteps, coefficients]))
+    block = np.column_stack([timesteps, coefficients, table.look.astype(np.float32)])
+    numbers = tuple(row.tobytes() for row in block)
     rows = tuple(1 + guidance.active(t) for t in table.rows[:, T].tolist())  # float64, as step_coefficients asks
     remaining = tuple(accumulate(reversed(rows), initial=0))[::-1]
     return StepPlan(timesteps, coefficients, numbers, rows, remaining)

@@ -67,6 +67,11 @@ class ImageTask:
         return self.step + 1 == self.request.params.num_steps
 
     @property
+    def is_shown(self) -> bool:
+        """Whether the next step's image leaves the device: the finished one, or a preview."""
+        return self.is_last_step or self.step in self.request.preview_steps
+
+    @property
     def remaining_rows(self) -> int:
         """Model evaluations until the image is done."""
         return self.request.plan.remaining[self.step]
@@ -80,16 +85,19 @@ class Request:
     params: SamplingParams
     plan: Plan
     deadline_seconds: float | None = None  # after its arrival; it is worth nothing later
+    num_previews: int = 0  # of each image on its way, evenly spread over the steps
     idle_seconds: float = 0.0  # what it would take on an idle engine; its target is a multiple of that
     arrived: float = 0.0
     started: float = 0.0
     finished: float = 0.0
     status: RequestStatus = RequestStatus.WAITING
     error: str = ""
+    preview_steps: frozenset[int] = frozenset()
     tasks: list[ImageTask] = field(default_factory=list)
     images: dict[int, Any] = field(default_factory=dict)  # finished images by index
 
     def __post_init__(self) -> None:
+        self.preview_steps = preview_steps(self.num_previews, self.params.num_steps)
         self.tasks = [ImageTask(self, index) for index in range(len(self.params.seeds))]
 
     @property
@@ -104,6 +112,20 @@ class Request:
     @property
     def total_rows(self) -> int:
         return len(self.tasks) * self.plan.remaining[0]
+
+
+def preview_steps(count: int, num_steps: int) -> frozenset[int]:
+    """The steps behind which an image is shown: evenly spread, every one but the last if count reaches that far."""
+    return frozenset(round((i + 1) * num_steps / (count + 1)) - 1 for i in range(count)) - {-1, num_steps - 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """The denoised image that a step predicts, on the way to the finished one."""
+
+    image: Any  # [H, W, C] uint8
+    index: int  # of the image in its request
+    step: int  # steps done
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from kernels.sampler_step import sampler_step
 from models.checkpoint import ModelConfig
 from service.engine.latents import LatentPool
 from service.engine.plan import compile_plan
-from service.engine.request import ImageTask, Request, SamplingParams
+from service.engine.request import ImageTask, Preview, Request, SamplingParams
 from service.engine.step_block import BYTES_PER_ROW, StepBlock, pack
 
 WARM_UP_REPEATS = 2
@@ -37,6 +37,7 @@ class StepResult:
     """What a step gave besides new latents."""
 
     images: dict[ImageTask, np.ndarray] = field(default_factory=dict)  # finished ones, [H, W, C] uint8
+    previews: dict[ImageTask, Preview] = field(default_factory=dict)
     failed: dict[ImageTask, str] = field(default_factory=dict)
 
 
@@ -45,7 +46,7 @@ class LaunchedStep:
 
     Args:
         finite: [n or more] bool on the host, valid after wait().
-        pixels: [finished images, H, W, C] uint8 on the host, likewise; None if there are none.
+        pixels: [images that are shown, H, W, C] uint8 on the host, likewise; None if there are none.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class LaunchedStep:
     ):
         self._finite, self._pixels, self._wait = finite, pixels, wait
         self._tasks = {task: task.step for task in tasks}
-        self._finished = [task for task in tasks if task.is_last_step]
+        self._shown = [(task, task.is_last_step) for task in tasks if task.is_shown]
 
     def collect(self) -> StepResult:
         """Waits for the device."""
@@ -67,9 +68,14 @@ class LaunchedStep:
             for (task, step), finite in zip(self._tasks.items(), self._finite.tolist(), strict=False)
             if not finite
         }
+        result = StepResult(failed=failed)
         pixels = [] if self._pixels is None else self._pixels.numpy()
-        images = dict(zip(self._finished, pixels, strict=True))
-        return StepResult({task: image for task, image in images.items() if task not in failed}, failed)
+        for (task, is_finished), image in zip(self._shown, pixels, strict=True):
+            if task not in failed and is_finished:
+                result.images[task] = image
+            elif task not in failed:
+                result.previews[task] = Preview(image, task.index, self._tasks[task] + 1)
+        return result
 
 
 class ModelRunner:
@@ -109,8 +115,8 @@ class ModelRunner:
         pack(block, tasks, self.config.num_classes, self.pool.scratch_slot)
         block = StepBlock(block.bytes.to(self.device), rows, len(tasks))
         finite = self.advance(block)
-        finished = sum(task.is_last_step for task in tasks)
-        pixels = self.pool.read(block.finished[:finished]).cpu() if finished else None
+        shown = sum(task.is_shown for task in tasks)
+        pixels = self.pool.read(block.shown[:shown], block.look[:shown]).cpu() if shown else None
         return LaunchedStep(tasks, finite.cpu(), pixels)
 
     def step_rows(self, tasks: list[ImageTask]) -> int:

@@ -40,8 +40,8 @@ class SimulatedRunner(ModelRunner):
 
     def launch(self, tasks: list[ImageTask]) -> LaunchedStep:
         ends = time.monotonic() + self.cost.seconds(self.step_rows(tasks))
-        finished = sum(task.is_last_step for task in tasks)
-        pixels = self._picture.expand(finished, -1, -1, -1).clone() if finished else None
+        shown = sum(task.is_shown for task in tasks)
+        pixels = self._picture.expand(shown, -1, -1, -1).clone() if shown else None
         return LaunchedStep(tasks, torch.ones(len(tasks), dtype=torch.bool), pixels, lambda: sleep_until(ends))
 
     def describe(self) -> dict[str, Any]:

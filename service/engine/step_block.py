@@ -14,7 +14,8 @@ from kernels.sampler_step import NUM_COEFFICIENTS, NUM_INDICES
 from service.engine.plan import StepPlan
 from service.engine.request import ImageTask
 
-BYTES_PER_ROW = 8 * (NUM_ROW_INDICES + 1 + NUM_INDICES + 1) + 4 * (1 + NUM_COEFFICIENTS)  # where n = R
+LOOK = 2  # factors of x and d in the image that leaves the device
+BYTES_PER_ROW = 8 * (NUM_ROW_INDICES + 1 + NUM_INDICES + 1) + 4 * (1 + NUM_COEFFICIENTS + LOOK)  # where n = R
 
 
 class StepBlock:
@@ -27,15 +28,17 @@ class StepBlock:
 
     def __init__(self, buffer: Tensor, num_rows: int, num_images: int):
         R, n = num_rows, num_images
-        integers, numbers = [NUM_ROW_INDICES * R, R, NUM_INDICES * n, n], [R, NUM_COEFFICIENTS * n]
+        integers, numbers = [NUM_ROW_INDICES * R, R, NUM_INDICES * n, n], [R, NUM_COEFFICIENTS * n, LOOK * n]
         end = 8 * sum(integers)
         self.bytes = buffer[: end + 4 * sum(numbers)]
-        rows, self.labels, indices, self.finished = self.bytes[:end].view(torch.int64).split(integers)
-        self.timesteps, coefficients = self.bytes[end:].view(torch.float32).split(numbers)
+        rows, self.labels, indices, self.shown = self.bytes[:end].view(torch.int64).split(integers)
+        self.timesteps, coefficients, look = self.bytes[end:].view(torch.float32).split(numbers)
         self.rows = rows.view(R, NUM_ROW_INDICES)  # see kernels.gather_rows
         self.indices = indices.view(n, NUM_INDICES)  # see kernels.sampler_step
         self.coefficients = coefficients.view(n, NUM_COEFFICIENTS)
-        # labels [R], timesteps [R]; finished [n] holds the slots of images that end with this step, then padding
+        self.look = look.view(n, LOOK)
+        # labels [R], timesteps [R]; shown [n] and look [n, 2] start with the images that leave the device with this
+        # step, finished or as a preview; the rest is padding
 
 
 def pack(block: StepBlock, tasks: list[ImageTask], null_label: int, scratch_slot: int) -> None:
@@ -46,9 +49,10 @@ def pack(block: StepBlock, tasks: list[ImageTask], null_label: int, scratch_slot
     """
     n = len(tasks)
     numbers = np.frombuffer(b"".join([cast(StepPlan, t.request.plan).numbers[t.step] for t in tasks]), np.float32)
-    timesteps, coefficients = np.split(numbers.reshape(n, 1 + NUM_COEFFICIENTS), [1], axis=1)
-    facts = [(t.slot, t.seed, t.step, t.request.params.class_label, t.rows, t.is_last_step) for t in tasks]
-    slot, seed, step, label, rows, ends = np.array(facts, dtype=np.int64).reshape(n, 6).T
+    numbers = numbers.reshape(n, 1 + NUM_COEFFICIENTS + LOOK)
+    timesteps, coefficients, look = np.split(numbers, [1, 1 + NUM_COEFFICIENTS], axis=1)
+    facts = [(t.slot, t.seed, t.step, t.request.params.class_label, t.rows, t.is_shown) for t in tasks]
+    slot, seed, step, label, rows, is_shown = np.array(facts, dtype=np.int64).reshape(n, 6).T
     guided = np.flatnonzero(rows == 2)
     order = np.concatenate([np.arange(n), guided])  # image of each forward row
     R = len(order)
@@ -66,5 +70,6 @@ def pack(block: StepBlock, tasks: list[ImageTask], null_label: int, scratch_slot
     block_coefficients[:n] = coefficients
     indices[n:], block_coefficients[n:] = (scratch_slot, 0, 0, 0, 0), 0
 
-    finished, done = block.finished.numpy(), slot[ends == 1]
-    finished[: len(done)], finished[len(done) :] = done, scratch_slot
+    shown, block_look, leaving = block.shown.numpy(), block.look.numpy(), np.flatnonzero(is_shown)
+    shown[: len(leaving)], shown[len(leaving) :] = slot[leaving], scratch_slot
+    block_look[: len(leaving)], block_look[len(leaving) :] = look[leaving], 0

@@ -16,6 +16,7 @@ from service.engine.request import (
     DeadlinePassed,
     EngineError,
     EngineStopped,
+    Preview,
     Request,
     RequestFailed,
     RequestOutput,
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 IDLE_WAIT = 0.5  # seconds between heartbeats of an idle engine
 JOIN_SECONDS = 10.0  # for the step that is running when the engine is told to end
 
-Answer = RequestOutput | EngineError
+Answer = Preview | RequestOutput | EngineError  # any number of previews, then one of the others
 Deliver = Callable[[Answer], None]  # called in the engine thread; must not block or raise
 
 
@@ -78,7 +79,7 @@ class EngineThread:
         self._thread.start()
 
     def add(self, request: Request, deliver: Deliver) -> None:
-        """Hand over a request; deliver is called exactly once unless the request is aborted first."""
+        """Hand over a request; deliver gets its previews, then exactly one answer unless it is aborted first."""
         self._inbox.put(Add(request, deliver))
         if self.dead:  # it may never look into its inbox again
             self._refuse_inbox()
@@ -182,11 +183,13 @@ class EngineThread:
             self._deliver.pop(request.request_id)(error)
 
     def _step(self) -> None:
-        ended, stats = self._core.step()
-        for request in ended:
+        progress = self._core.step()
+        for request, preview in progress.previews:
+            self._deliver[request.request_id](preview)
+        for request in progress.ended:
             self._deliver.pop(request.request_id)(_answer(request))
-        if stats is not None:
-            self._on_step(stats)
+        if progress.stats is not None:
+            self._on_step(progress.stats)
             self.stats = self._core.stats()
 
     def _refuse_inbox(self) -> None:

@@ -3,25 +3,37 @@
 import asyncio
 import json
 from collections.abc import Coroutine
-from contextlib import suppress
+from functools import partial
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Body, Query, Request
 from starlette.responses import Response
 
-from service.errors import CLIENT_CLOSED_REQUEST, InvalidRequest, NotAcceptable, document
+from models.checkpoint import ModelConfig
+from service import event_stream, images
+from service.dialects import document
+from service.engine.request import SamplingParams
+from service.errors import CLIENT_CLOSED_REQUEST, InvalidRequest
+from service.event_stream import disconnected, open_stream, picture_events
 from service.generation import Generated, Generator
 from service.images import MEDIA_TYPES
-from service.schemas import GenerateFields
+from service.negotiation import negotiate
+from service.schemas import GeneratedImage, GenerateFields, GenerateResponse
 
 T = TypeVar("T")
 router = APIRouter()
 
+DEFAULT_PREVIEWS = 4
+FORMATS = MEDIA_TYPES | {"stream": event_stream.MEDIA_TYPE}
+PICTURES = ("png", "webp", "jpeg")
 BINARY = {"schema": {"type": "string", "format": "binary"}}
+TEXT = {"schema": {"type": "string"}}
 ANSWER = {
-    "description": "The image; several as a grid, in JSON as a list, in npy as an array [n, H, W, C] of bytes",
+    "description": "The image; several as a grid, in JSON as a list, in npy as an array [n, H, W, C] of bytes; or "
+    "events image_generation.partial_image, image_generation.completed and error",
     "content": {kind: BINARY for name, kind in MEDIA_TYPES.items() if name != "json"}
-    | {"application/json": {"schema": {"$ref": "#/components/schemas/GenerateResponse"}}},
+    | {"application/json": {"schema": {"$ref": "#/components/schemas/GenerateResponse"}}}
+    | {event_stream.MEDIA_TYPE: TEXT},
     "headers": {
         "X-Seed": {"description": "Seed of each image, comma separated", "schema": {"type": "string"}},
         "X-Request-Id": {"description": "The service's name of this request", "schema": {"type": "string"}},
@@ -39,25 +51,27 @@ async def generate(
 ) -> Response:
     """Sample images of one class. Fields come in the query, in a JSON body, or in both as long as they agree."""
     generator: Generator = request.app.state.generator
-    _refuse_repeats([name for name, _ in request.query_params.multi_items()], "query")
+    refuse_repeats([name for name, _ in request.query_params.multi_items()], "query")
     if body is not None:  # parsed once more, because pydantic sees only the last of two equal keys
         pairs = json.loads(await request.body(), object_pairs_hook=lambda pairs: pairs)
-        _refuse_repeats([name for name, _ in pairs], "body")
+        refuse_repeats([name for name, _ in pairs], "body")
     fields = merge(query, body)
-    form = fields.format or negotiate(request.headers.get("accept", ""))
+    form = choose_format(fields, request.headers.get("accept", ""))
     params = generator.resolve(fields)
-    request_id = request.scope["request_id"]
-    etag = (
-        generator.etag(params, form) if fields.deterministic and fields.seed is not None and form != "json" else ""
-    )
+    if form == "stream":
+        return await _stream(generator, fields, params)
+    etag = _etag(generator, fields, params, form)
     if etag and etag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers={"ETag": etag})
-    deadline = None if fields.deadline_ms is None else fields.deadline_ms / 1000
-    generated = await unless_disconnected(request, generator.generate(params, form, request_id, deadline))
+    encode = images.encode_base64 if form == "json" else partial(images.encode, form=form)
+    work = generator.generate(params, encode, seconds(fields.deadline_ms))
+    generated = await unless_disconnected(request, work)
     if generated is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    headers = _headers(generated) | ({"ETag": etag, "Cache-Control": "no-cache"} if etag else {})
-    return Response(generated.body, headers=headers, media_type=MEDIA_TYPES[form])
+    content = generated.result
+    if form == "json":
+        content = as_json(generated, generator.config(params.model), request.scope["request_id"])
+    return Response(content, headers=_headers(generated, etag), media_type=MEDIA_TYPES[form])
 
 
 def merge(query: GenerateFields, body: GenerateFields | None) -> GenerateFields:
@@ -69,54 +83,48 @@ def merge(query: GenerateFields, body: GenerateFields | None) -> GenerateFields:
     return GenerateFields.model_validate(given)
 
 
-def negotiate(accept: str) -> str:
-    """The format for an Accept header (RFC 9110, section 12.5.1).
-
-    A format's quality is that of the most specific range that holds it; the best one wins, and among equals the
-    one that the header names first, then the order of MEDIA_TYPES.
+def choose_format(fields: GenerateFields, accept: str) -> str:
+    """A key of FORMATS: of an event stream, fields.format is the one of its pictures.
 
     Raises:
-        NotAcceptable: no format of the service has a quality above 0.
+        NotAcceptable: the Accept header allows nothing that there is.
+        InvalidRequest: the fields contradict it, or each other.
     """
-    if not accept.strip():
-        return "png"
-    ranges = _parse_accept(accept)
-    best, quality = "", 0.0
-    for named in [*(kind for kind, _ in ranges), "*/*"]:
-        for form, media_type in MEDIA_TYPES.items():
-            if _holds(named, media_type) and (q := _quality(ranges, media_type)) > quality:
-                best, quality = form, q
-    if not best:
-        raise NotAcceptable(f"Accept: none of {accept!r:.200}; this service has {', '.join(MEDIA_TYPES.values())}")
-    return best
+    if fields.preview and (not accept.strip() or "*/*" in accept):
+        form = "stream"
+    elif fields.format and event_stream.MEDIA_TYPE not in accept.lower():
+        form = fields.format
+    else:
+        form = negotiate(accept, FORMATS)
+    if form == "stream" and fields.format not in (None, *PICTURES):
+        message = f"{fields.format} cannot be streamed: use one of {', '.join(PICTURES)}"
+        raise InvalidRequest.field("format", message)
+    if form != "stream" and fields.preview:
+        raise InvalidRequest.field("preview", f"needs Accept: {event_stream.MEDIA_TYPE}")
+    return form if form == "stream" else fields.format or form
 
 
-def _holds(media_range: str, media_type: str) -> bool:
-    return media_range in (media_type, "*/*", media_type.split("/")[0] + "/*")
+async def _stream(generator: Generator, fields: GenerateFields, params: SamplingParams) -> Response:
+    form = fields.format or "png"
+    previews = DEFAULT_PREVIEWS if fields.preview is None else fields.preview
+    encode = partial(images.encode_base64, form=form)
+    updates = generator.stream(params, encode, seconds(fields.deadline_ms), previews)
+    events = picture_events(updates, params, form, picture_size(generator.config(params.model)))
+    return await open_stream(events, seed_headers(params, params.model in generator.simulated))
 
 
-def _quality(ranges: list[tuple[str, float]], media_type: str) -> float:
-    holding = [(kind.count("*"), -quality) for kind, quality in ranges if _holds(kind, media_type)]
-    return -min(holding)[1] if holding else 0.0
+def picture_size(config: ModelConfig) -> str:
+    """Width x height, as OpenAI writes it."""
+    return f"{config.image_shape[2]}x{config.image_shape[1]}"
 
 
-def _parse_accept(accept: str) -> list[tuple[str, float]]:
-    """Media ranges and their q in 0..1; a q that is no number counts as 1."""
-    ranges = []
-    for part in filter(None, (part.strip() for part in accept.split(","))):
-        kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        quality = 1.0
-        for parameter in parameters:
-            if parameter.startswith("q="):
-                with suppress(ValueError):
-                    quality = float(parameter[2:])
-        ranges.append((kind, min(max(quality, 0.0), 1.0)))
-    return ranges
+def seconds(milliseconds: int | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
     """Await work, but cancel it and return None as soon as the client has gone."""
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(disconnected(request.receive))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         return working.result() if working.done() else None
@@ -126,22 +134,47 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) ->
         await asyncio.gather(working, leaving, return_exceptions=True)
 
 
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        continue
-
-
-def _refuse_repeats(names: list[str], place: str) -> None:
+def refuse_repeats(names: list[str], place: str) -> None:
     for name in names:
         if names.count(name) > 1:
             raise InvalidRequest.field(name, f"given more than once in the {place}")
 
 
-def _headers(generated: Generated) -> dict[str, str]:
+def _etag(generator: Generator, fields: GenerateFields, params: SamplingParams, form: str) -> str:
+    """Of answers that are the same bytes whenever they are asked for; empty for the others."""
+    repeats = fields.deterministic and fields.seed is not None and form != "json"
+    return generator.etag(params, form) if repeats else ""
+
+
+def seed_headers(params: SamplingParams, simulated: bool) -> dict[str, str]:
+    seeds = {"X-Seed": ",".join(str(seed) for seed in params.seeds)}
+    return seeds | ({"X-Simulated": "true"} if simulated else {})
+
+
+def timing_headers(generated: Generated[Any]) -> dict[str, str]:
     timings = generated.timings.model_dump()
-    simulated = {"X-Simulated": "true"} if generated.simulated else {}
-    return simulated | {
-        "X-Seed": ",".join(str(seed) for seed in generated.params.seeds),
-        "Server-Timing": ", ".join(f"{name};dur={1000 * value:.3f}" for name, value in timings.items()),
-        "Cache-Control": "no-store",
-    }
+    return {"Server-Timing": ", ".join(f"{name};dur={1000 * value:.3f}" for name, value in timings.items())}
+
+
+def _headers(generated: Generated[Any], etag: str) -> dict[str, str]:
+    cached = {"ETag": etag, "Cache-Control": "no-cache"} if etag else {"Cache-Control": "no-store"}
+    return seed_headers(generated.params, generated.simulated) | timing_headers(generated) | cached
+
+
+def as_json(generated: Generated[Any], config: ModelConfig, request_id: str) -> bytes:
+    """generated.result holds PNGs in base64."""
+    params = generated.params
+    pairs = zip(params.seeds, generated.result, strict=True)
+    answer = GenerateResponse(
+        request_id=request_id,
+        model=params.model,
+        **{"class": config.class_names[params.class_label]},
+        class_index=params.class_label,
+        steps=params.num_steps,
+        sampler=params.sampler,
+        guidance=params.guidance_scale,
+        guidance_interval=params.guidance_interval,
+        images=[GeneratedImage(seed=seed, png_base64=picture) for seed, picture in pairs],
+        timings=generated.timings,
+    )
+    return answer.model_dump_json(by_alias=True).encode()

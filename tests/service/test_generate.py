@@ -4,7 +4,6 @@ import base64
 import io
 import json
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -20,9 +19,6 @@ from PIL import Image
 from models.checkpoint import load_checkpoint
 from models.samplers import Guidance, build_table, sample
 from models.schedule import NoiseSchedule, Prediction
-from service.errors import NotAcceptable
-from service.images import MEDIA_TYPES
-from service.routes.generate import negotiate
 from service.schemas import MAX_SEED
 from tests.service.conftest import Running
 
@@ -253,33 +249,6 @@ def test_any_json_is_answered_with_an_image_or_a_problem(server: Running, fields
 @given(st.lists(st.tuples(st.sampled_from(NAMES), st.text(max_size=8)), max_size=6))
 def test_any_query_is_answered_with_an_image_or_a_problem(server: Running, query: list[tuple[str, str]]) -> None:
     assert server.client.post("/generate?" + urlencode(query)).status_code in (200, 404, 422)
-
-
-@given(st.text(alphabet="abimge/*;,q=0.19 jpnw", max_size=40))
-def test_any_accept_header_is_negotiated_or_refused(accept: str) -> None:
-    with suppress(NotAcceptable):
-        assert negotiate(accept) in MEDIA_TYPES
-
-
-@pytest.mark.parametrize(
-    ("accept", "form"),
-    [
-        ("", "png"),
-        ("*/*", "png"),
-        ("image/*", "png"),
-        ("image/webp", "webp"),
-        ("application/json", "json"),
-        ("application/json;q=0.5, image/jpeg;q=0.9", "jpeg"),
-        ("text/html, application/xhtml+xml, image/webp, */*;q=0.8", "webp"),
-        ("image/png;q=0, application/x-npy", "npy"),
-        ("image/png;q=0, */*", "webp"),
-        ("*/*;q=0.1, image/webp", "webp"),
-        ("IMAGE/JPEG; Q=0.2", "jpeg"),
-        ("image/*;q=0.5, application/json;q=0.5", "png"),
-    ],
-)
-def test_negotiation(accept: str, form: str) -> None:
-    assert negotiate(accept) == form
 
 
 def test_nothing_acceptable(server: Running) -> None:

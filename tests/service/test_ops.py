@@ -140,7 +140,7 @@ def test_openapi_tells_the_truth(server: Running) -> None:
     assert {"model", "class", "steps", "sampler", "guidance", "seed", "n", "format"} <= fields
     answers = operation["responses"]
     assert set(answers["200"]["content"]) == {
-        "image/png", "image/webp", "image/jpeg", "application/x-npy", "application/json",
+        "image/png", "image/webp", "image/jpeg", "application/x-npy", "application/json", "text/event-stream",
     }  # fmt: skip
     assert set(answers) == {"200", "404", "406", "413", "422", "500", "503", "504"}
     for status in ("404", "422", "503"):

@@ -10,7 +10,15 @@ import pytest
 
 from service.engine.async_engine import AsyncEngine
 from service.engine.core import EngineConfig, EngineCore, StepStats
-from service.engine.request import EngineStopped, QueueFull, Request, RequestFailed, RequestOutput, SamplingParams
+from service.engine.request import (
+    EngineStopped,
+    Preview,
+    QueueFull,
+    Request,
+    RequestFailed,
+    RequestOutput,
+    SamplingParams,
+)
 from service.engine.thread import EngineThread
 from tests.service.engine.desk import stop
 from tests.service.engine.tiny import (
@@ -34,7 +42,7 @@ class Rig:
 
     async def generate(self, **changes: Any) -> RequestOutput:
         async with asyncio.timeout(PATIENCE):
-            return await anext(self.engine.generate(make_params(**changes)))
+            return finished(await anext(self.engine.generate(make_params(**changes))))
 
     @property
     def slots_in_use(self) -> int:
@@ -56,6 +64,11 @@ def running(model: Turnstile | None = None, **bounds: int) -> Iterator[Rig]:
         stop(thread, 0.0)
 
 
+def finished(update: Preview | RequestOutput) -> RequestOutput:
+    assert isinstance(update, RequestOutput)
+    return update
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """wait_until, with the event loop going on meanwhile."""
     async with asyncio.timeout(PATIENCE):
@@ -74,7 +87,7 @@ async def raised_by(awaitable: Awaitable[Any]) -> BaseException | None:
 def test_generate_yields_the_images_once() -> None:
     async def client() -> list[RequestOutput]:
         async with asyncio.timeout(PATIENCE):
-            return [output async for output in rig.engine.generate(make_params(seeds=(1, 2)))]
+            return [finished(output) async for output in rig.engine.generate(make_params(seeds=(1, 2)))]
 
     with running() as rig:
         (output,) = asyncio.run(client())
@@ -125,7 +138,7 @@ def test_a_sampler_that_the_model_has_not_is_refused_before_it_is_queued() -> No
 
 async def anext_of(engine: AsyncEngine, params: SamplingParams) -> RequestOutput:
     async with asyncio.timeout(PATIENCE):
-        return await anext(engine.generate(params))
+        return finished(await anext(engine.generate(params)))
 
 
 def test_an_engine_that_is_not_ready_refuses() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from service.engine.core import EngineConfig, EngineCore, ModelStats
+from service.engine.core import EngineConfig, EngineCore, ModelStats, Progress
 from service.engine.request import QueueFull, Request, RequestStatus
 from service.engine.runner import ModelRunner, knee
 from tests.service.engine.tiny import (
@@ -44,7 +44,7 @@ def steps_of(model: str, **changes: object) -> Request:
 def test_an_engine_without_work_does_nothing() -> None:
     core = make_core("a")
     assert not core.has_work
-    assert core.step() == ([], None)
+    assert core.step() == Progress([])
     assert core.stats() == {"a": ModelStats(0, 0, 0.0)}
 
 
@@ -53,10 +53,11 @@ def test_a_request_goes_through_its_states() -> None:
     request = steps_of("a", num_steps=2, seeds=(1, 2))
     core.add(request)
     assert (request.status, core.stats()["a"].queue_depth) == (RequestStatus.WAITING, 1)
-    assert core.step()[0] == []
+    assert core.step().ended == []
     assert (request.status, core.stats()["a"].queue_depth) == (RequestStatus.RUNNING, 0)
     assert core.stats()["a"].running_slots == 2
-    ended, stats = core.step()
+    progress = core.step()
+    ended, stats = progress.ended, progress.stats
     assert ended == [request]
     assert stats is not None
     assert (stats.model, stats.num_rows) == ("a", 2)
@@ -133,7 +134,7 @@ def test_device_time_is_charged_over_the_weight() -> None:
         core.add(steps_of(model, num_steps=1000))
     used = {"a": 0.0, "b": 0.0}
     for _ in range(900):
-        _, stats = core.step()
+        stats = core.step().stats
         assert stats is not None
         used[stats.model] += stats.seconds
     assert core.shares["a"].virtual_time == used["a"]
@@ -160,7 +161,7 @@ def test_a_failure_behind_the_forward_is_not_repeated(monkeypatch: pytest.Monkey
     """The latents have advanced by then: a second try would advance them twice. The engine ends instead."""
     core = make_core("a")
     core.add(steps_of("a", num_steps=1))
-    monkeypatch.setattr(core.runners["a"].pool, "read", lambda slots: 1 / 0)
+    monkeypatch.setattr(core.runners["a"].pool, "read", lambda *places: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         core.step()
 

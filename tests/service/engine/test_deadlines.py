@@ -51,7 +51,7 @@ def within(seconds: float | None, steps: int = 4, images: int = 1) -> Request:
 def run(core: EngineCore) -> list[Request]:
     ended = []
     while core.has_work:
-        ended += core.step()[0]
+        ended += core.step().ended
     return ended
 
 
@@ -90,7 +90,7 @@ def test_it_leaves_the_queue_when_it_is_too_late() -> None:
     core.step()
     core.add(late)
     clock.now += 9.0
-    ended, _ = core.step()
+    ended = core.step().ended
     assert ended == [late]
     assert (late.status, late.remaining_rows) == (RequestStatus.EXPIRED, 2)
     assert run(core) == [first]
@@ -103,7 +103,8 @@ def test_work_stops_between_two_steps_and_its_slot_is_free() -> None:
     core.add(stays)
     core.step()
     clock.now += 4.5  # the device was busy with something else
-    ended, stats = core.step()
+    progress = core.step()
+    ended, stats = progress.ended, progress.stats
     assert ended == [late]
     assert late.tasks[0].slot is None
     assert late.remaining_rows == 4

@@ -132,7 +132,8 @@ def test_the_host_launches_the_next_step_before_it_collects_the_last() -> None:
     device.replays = 0
     seen = []
     while core.has_work:
-        ended, stats = core.step()
+        progress = core.step()
+        ended, stats = progress.ended, progress.stats
         seen.append((device.replays, stats is not None, len(ended)))
     assert seen == [(1, False, 0), (2, True, 0), (3, True, 0), (3, True, 1)]
 

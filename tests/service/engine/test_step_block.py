@@ -38,7 +38,8 @@ def test_images_know_their_rows_slot_and_noise() -> None:
     block = packed(5, 3)
     assert block.indices.tolist() == [[3, 0, 3, 2**53 - 1, 3], [0, 1, 1, 6, 1], [9, 2, 4, 7, 1]]
     assert block.coefficients[:, 0].tolist() == [2, 1, 3]  # guidance scales
-    assert block.finished.tolist() == [0, SCRATCH, SCRATCH]
+    assert block.shown.tolist() == [0, SCRATCH, SCRATCH]
+    assert block.look.tolist() == [[1, 0], [0, 0], [0, 0]]
 
 
 @pytest.mark.parametrize("rubbish", [0, 255])
@@ -52,14 +53,31 @@ def test_what_is_left_over_is_harmless_padding(rubbish: int) -> None:
     assert block.timesteps[5:].tolist() == [0.0] * 3
     assert block.indices[3:].tolist() == [[SCRATCH, 0, 0, 0, 0]] * 5
     assert not block.coefficients[3:].any()
-    assert block.finished.tolist() == [0] + [SCRATCH] * 7
+    assert block.shown.tolist() == [0] + [SCRATCH] * 7
+
+
+def test_previews_leave_beside_finished_images_each_with_its_look() -> None:
+    buffer = torch.zeros(BYTES_PER_ROW * 4, dtype=torch.uint8)
+    block = StepBlock(buffer, 3, 3)
+    plain, early, velocity = (
+        make_request(make_params(num_steps=1)),
+        make_request(make_params(num_steps=4), num_previews=3),
+        make_request(make_params(num_steps=4, sampler="ab2"), num_previews=1),
+    )
+    tasks = [early.tasks[0], plain.tasks[0], velocity.tasks[0]]
+    tasks[2].step = 1
+    for task, slot in zip(tasks, (5, 2, 7), strict=True):
+        task.slot = slot
+    pack(block, tasks, NULL, SCRATCH)
+    assert block.shown.tolist() == [5, 2, 7]
+    assert block.look.tolist() == [[0, 1], [1, 0], [1, -0.5]]  # the flow's x0 = x - u v, at u = 1/2
 
 
 def test_a_block_of_nobody_is_all_padding() -> None:
     block = StepBlock(torch.zeros(BYTES_PER_ROW * 2, dtype=torch.uint8), 2, 2)
     pack(block, [], NULL, SCRATCH)
     assert block.rows.tolist() == [[SCRATCH, 0, 0]] * 2
-    assert block.finished.tolist() == [SCRATCH] * 2
+    assert block.shown.tolist() == [SCRATCH] * 2
 
 
 def test_one_copy_carries_everything() -> None:
@@ -67,7 +85,7 @@ def test_one_copy_carries_everything() -> None:
     buffer = torch.empty(BYTES_PER_ROW * 8, dtype=torch.uint8)
     copy = StepBlock(buffer, 8, 8)
     copy.bytes.copy_(block.bytes)
-    for name in ("rows", "labels", "timesteps", "indices", "coefficients", "finished"):
+    for name in ("rows", "labels", "timesteps", "indices", "coefficients", "shown", "look"):
         assert torch.equal(getattr(copy, name), getattr(block, name)), name
         assert getattr(copy, name).is_contiguous()
     assert len(block.bytes) == BYTES_PER_ROW * 8

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from service.engine import thread as thread_module
-from service.engine.core import EngineCore, StepStats
+from service.engine.core import EngineCore, Progress
 from service.engine.request import EngineStopped, Request
 from tests.service.engine.desk import make_core, running, stop
 from tests.service.engine.tiny import PATIENCE, Turnstile, wait_until
@@ -19,7 +19,7 @@ class MortalCore(EngineCore):
 
     steps_left = 10**9
 
-    def step(self) -> tuple[list[Request], StepStats | None]:
+    def step(self) -> Progress:
         if self.has_work:
             self.steps_left -= 1
         if self.steps_left < 0:
@@ -71,9 +71,9 @@ class SlowlyDyingCore(EngineCore):
         super().__init__(*args)
         self.dying, self.last_words = threading.Event(), threading.Event()
 
-    def step(self) -> tuple[list[Request], StepStats | None]:
+    def step(self) -> Progress:
         if not self.has_work:
-            return [], None
+            return Progress([])
         self.dying.set()
         self.last_words.wait(PATIENCE)
         raise SystemError

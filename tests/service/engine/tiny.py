@@ -115,9 +115,9 @@ def make_params(model: str = "dit", **changes: Any) -> SamplingParams:
     return SamplingParams(model, **{**defaults, "guidance_interval": (0.0, 1.0), "seeds": (5,), **changes})
 
 
-def make_request(params: SamplingParams, config: ModelConfig | None = None) -> Request:
+def make_request(params: SamplingParams, config: ModelConfig | None = None, num_previews: int = 0) -> Request:
     plan = compile_plan(config or tiny_config(params.model), params)
-    return Request(f"request {next(_ids)}", params, plan)
+    return Request(f"request {next(_ids)}", params, plan, num_previews=num_previews)
 
 
 def warm_core(runner: ModelRunner, model: str = "dit", max_rows: int = 6, **bounds: int) -> EngineCore:
@@ -137,7 +137,8 @@ def drive(core: EngineCore, arrivals: dict[int, list[Request]]) -> tuple[list[Re
             core.add(request)
         if not core.has_work and now >= max(arrivals):
             return ended, steps
-        done, stats = core.step()
+        progress = core.step()
+        done, stats = progress.ended, progress.stats
         ended += done
         steps += [stats] if stats else []
     raise AssertionError("the engine does not come to an end")

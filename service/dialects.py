@@ -1,0 +1,172 @@
+"""How the three APIs say an error: RFC 9457 on the own one, OpenAI's object under /v1, Open Inference's under /v2.
+
+The path decides, so that what goes wrong before any route is found is said in the caller's dialect, too.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
+
+from service.errors import PROBLEMS, BodyTooLarge, ClientError, FieldError, InvalidRequest, NotFound, ServiceError
+from service.schemas import FIELD_NAMES
+
+
+class Problem(BaseModel):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    request_id: str
+    retry_after_seconds: int | None = None
+    errors: list[FieldError] = []
+
+
+class OpenAIProblem(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class OpenAIError(BaseModel):
+    """The error body of the OpenAI API."""
+
+    error: OpenAIProblem
+
+
+class InferenceError(BaseModel):
+    """The error body of the Open Inference Protocol."""
+
+    error: str
+
+
+def problem(error: ServiceError, request_id: str) -> dict[str, Any]:
+    said = Problem(
+        type=f"urn:problem:{error.code}",
+        title=error.title,
+        status=error.status,
+        detail=error.detail,
+        request_id=request_id,
+        retry_after_seconds=error.retry_after,
+        errors=error.errors,
+    )
+    return said.model_dump(exclude_none=True)
+
+
+def openai_error(error: ServiceError, request_id: str) -> dict[str, Any]:
+    param = error.errors[0].field if error.errors else None
+    code = error.code.replace("-", "_")
+    said = OpenAIProblem(message=error.detail, type=error.openai_type, param=param, code=code)
+    return OpenAIError(error=said).model_dump()
+
+
+def inference_error(error: ServiceError, request_id: str) -> dict[str, Any]:
+    return InferenceError(error=error.detail).model_dump()
+
+
+class Dialect(NamedTuple):
+    say: Any  # (error, request id) -> body
+    schema: type[BaseModel]
+    media_type: str
+    is_protocol: bool  # somebody else's, with statuses of its own
+
+    def status(self, error: ServiceError | type[ServiceError]) -> int:
+        return (error.protocol_status if self.is_protocol else 0) or error.status
+
+
+OWN = Dialect(problem, Problem, "application/problem+json", False)
+OPENAI = Dialect(openai_error, OpenAIError, "application/json", True)
+INFERENCE = Dialect(inference_error, InferenceError, "application/json", True)
+
+
+def dialect_of(path: str) -> Dialect:
+    match path.split("/")[1:2]:
+        case ["v1"]:
+            return OPENAI
+        case ["v2"]:
+            return INFERENCE
+    return OWN
+
+
+def answer(scope: Scope | Request, error: ServiceError) -> Response:
+    """The response that says the error to whoever sent the request."""
+    facts: Mapping[str, Any] = scope.scope if isinstance(scope, Request) else scope
+    dialect = dialect_of(facts["path"])
+    body = dialect.say(error, facts.get("request_id", ""))
+    return JSONResponse(body, dialect.status(error), error.headers(), dialect.media_type)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of the application in the dialect of its path."""
+
+    @app.exception_handler(ServiceError)
+    async def service_error(request: Request, error: ServiceError) -> Response:
+        return answer(request, error)
+
+    @app.exception_handler(RequestValidationError)
+    async def validation_error(request: Request, error: RequestValidationError) -> Response:
+        return answer(request, invalid(error.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        response = answer(request, _from_http(error))
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(Exception)
+    async def internal_error(request: Request, error: Exception) -> Response:
+        response = answer(request, ServiceError("the service failed on this request"))
+        response.headers["X-Request-Id"] = request.scope.get("request_id", "")  # outside of every middleware
+        return response
+
+
+def _from_http(error: HTTPException) -> ServiceError:
+    match error.status_code:
+        case 400:  # FastAPI's answer to a body that it cannot parse
+            return InvalidRequest.field("body", "not a JSON object in UTF-8")
+        case 404:
+            return NotFound("there is nothing at this path: see /openapi.json")
+        case 413:
+            return BodyTooLarge(str(error.detail))
+    said = ClientError(str(error.detail))
+    said.status, said.code, said.title = error.status_code, "http-error", str(error.detail)
+    return said
+
+
+def invalid(items: Any, known: list[str] = FIELD_NAMES) -> InvalidRequest:
+    """What pydantic found wrong, one field error an item.
+
+    Args:
+        items: as ValidationError.errors() lists them.
+        known: the fields that exist, for those that do not.
+    """
+    return InvalidRequest.of([_field_error(item, known) for item in items])
+
+
+def _field_error(item: dict[str, Any], known: list[str]) -> FieldError:
+    path = [str(part) for part in item["loc"] if part not in ("query", "body")]
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "json_invalid":
+        path, message = [], f"not valid JSON: {item['ctx']['error']}"
+    elif item["type"] == "extra_forbidden":
+        message = f"unknown field: use {', '.join(known)}"
+    elif item["type"] == "model_attributes_type":
+        message = "send a JSON object, with Content-Type: application/json"
+    return FieldError(field=".".join(path)[:80] or "body", message=message)
+
+
+def document(dialect: Dialect = OWN, codes: tuple[type[ServiceError], ...] = PROBLEMS) -> dict[int | str, Any]:
+    """The OpenAPI `responses` of a route that may answer these errors."""
+    schema = {dialect.media_type: {"schema": {"$ref": f"#/components/schemas/{dialect.schema.__name__}"}}}
+    titles: dict[int | str, list[str]] = {}
+    for error in codes:
+        titles.setdefault(dialect.status(error), []).append(error.title)
+    return {status: {"description": " or ".join(names), "content": schema} for status, names in titles.items()}

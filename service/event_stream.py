@@ -1,0 +1,169 @@
+"""Pictures on their way, as server-sent events with the names and fields of the OpenAI Images API."""
+
+import asyncio
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from service.dialects import dialect_of
+from service.engine.request import SamplingParams
+from service.errors import ServiceError
+from service.generation import Generated, Shown
+
+logger = logging.getLogger(__name__)
+
+MEDIA_TYPE = "text/event-stream"
+PARTIAL, COMPLETED = "image_generation.partial_image", "image_generation.completed"
+NO_TOKENS = {  # OpenAI's clients expect the field
+    "input_tokens": 0,
+    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
+    "output_tokens": 0,
+    "total_tokens": 0,
+}
+REFUSAL_SECONDS = 1.0  # the engine refuses within a step: so long an answer may wait for its status
+KEEP_ALIVE_SECONDS = 15.0  # between two comments, so that no proxy takes a long queue for a dead connection
+
+Updates = AsyncGenerator[Shown[list[str]] | Generated[list[str]]]  # pictures in base64
+Event = tuple[str, dict[str, Any]]  # name and data
+
+
+async def picture_events(updates: Updates, params: SamplingParams, form: str, size: str) -> AsyncGenerator[Event]:
+    """image_generation.partial_image for every preview, image_generation.completed for every image.
+
+    Args:
+        form: png, webp or jpeg.
+        size: "width x height" of an image.
+    """
+    shown = Counter[int]()
+    async for update in updates:
+        facts = {
+            "created_at": int(time.time()),
+            "output_format": form,
+            "size": size,
+            "quality": "auto",
+            "background": "opaque",
+        }
+        if isinstance(update, Shown):
+            index = update.index
+            yield (
+                PARTIAL,
+                facts
+                | {
+                    "type": PARTIAL,
+                    "b64_json": update.result[0],
+                    "partial_image_index": shown[index],
+                    "image_index": index,
+                    "seed": params.seeds[index],
+                    "step": update.step,
+                    "steps": params.num_steps,
+                },
+            )
+            shown[index] += 1
+            continue
+        for index, picture in enumerate(update.result):
+            yield (
+                COMPLETED,
+                facts
+                | {
+                    "type": COMPLETED,
+                    "b64_json": picture,
+                    "image_index": index,
+                    "seed": params.seeds[index],
+                    "steps": params.num_steps,
+                    "timings": update.timings.model_dump(),
+                    "usage": NO_TOKENS,
+                },
+            )
+
+
+async def open_stream(events: AsyncGenerator[Event], headers: dict[str, str]) -> "EventStream":
+    """Start the work; a refusal is raised as it is, as long as the answer can still have its status."""
+    first = asyncio.ensure_future(anext(events))
+    try:
+        await asyncio.wait({first}, timeout=REFUSAL_SECONDS)
+    except BaseException:
+        await _abandon(first, events)
+        raise
+    if first.done() and isinstance(error := first.exception(), ServiceError):
+        raise error
+    return EventStream(first, events, headers)
+
+
+class EventStream(Response):
+    """The rest of the events. Leaving clients end the work; an error from here on is an event of its own.
+
+    Args:
+        first: the next event, already being waited for.
+    """
+
+    media_type = MEDIA_TYPE
+
+    def __init__(self, first: asyncio.Future[Event], events: AsyncGenerator[Event], headers: dict[str, str]):
+        super().__init__(headers=headers | {"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._next, self._events = first, events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def write(text: str) -> None:
+            await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+
+        leaving = asyncio.ensure_future(disconnected(receive))
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            while event := await self._event(scope, leaving, write):
+                await write(f"event: {event[0]}\ndata: {json.dumps(event[1])}\n\n")
+            if not leaving.done():
+                await send({"type": "http.response.body", "body": b""})
+        finally:
+            leaving.cancel()
+            await _abandon(self._next, self._events)
+
+    async def _event(
+        self, scope: Scope, leaving: asyncio.Future[None], write: Callable[[str], Awaitable[None]]
+    ) -> Event | None:
+        """The next event; None behind the last one, and when the client has gone."""
+        while True:
+            await asyncio.wait(
+                {self._next, leaving}, timeout=KEEP_ALIVE_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+            if leaving.done():
+                return None
+            if self._next.done():
+                break
+            await write(": still at work\n\n")
+        done = self._next
+        self._next = asyncio.ensure_future(anext(self._events))
+        try:
+            return done.result()
+        except StopAsyncIteration:
+            return None
+        except ServiceError as error:
+            return _error_event(scope, error)
+        except Exception:
+            logger.exception("a stream failed")
+            return _error_event(scope, ServiceError("the service failed on this request"))
+
+
+def _error_event(scope: Scope, error: ServiceError) -> Event:
+    return "error", dialect_of(scope["path"]).say(error, scope.get("request_id", ""))
+
+
+async def disconnected(receive: Receive) -> None:
+    """Returns when the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        continue
+
+
+async def _abandon(pending: asyncio.Future[Event], events: AsyncGenerator[Event]) -> None:
+    """End the work, if it has not ended."""
+    pending.cancel()
+    await asyncio.wait({pending})
+    if not pending.cancelled():
+        pending.exception()  # looked at, or asyncio complains that nobody did
+    await events.aclose()

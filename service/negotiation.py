@@ -1,0 +1,54 @@
+"""Which format an answer has: the Accept header against what the service can make (RFC 9110, section 12.5.1)."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+
+from service.errors import NotAcceptable
+
+
+def negotiate(accept: str, formats: Mapping[str, str]) -> str:
+    """The name of the format for an Accept header.
+
+    A format's quality is that of the most specific range that holds it; the best one wins, and among equals the
+    one that the header names first, then the order of formats.
+
+    Args:
+        formats: media types by name; the first one answers where there is no header.
+
+    Raises:
+        NotAcceptable: no format has a quality above 0.
+    """
+    if not accept.strip():
+        return next(iter(formats))
+    ranges = _parse_accept(accept)
+    best, quality = "", 0.0
+    for named in [*(kind for kind, _ in ranges), "*/*"]:
+        for form, media_type in formats.items():
+            if _holds(named, media_type) and (q := _quality(ranges, media_type)) > quality:
+                best, quality = form, q
+    if not best:
+        raise NotAcceptable(f"Accept: none of {accept!r:.200}; this service has {', '.join(formats.values())}")
+    return best
+
+
+def _holds(media_range: str, media_type: str) -> bool:
+    return media_range in (media_type, "*/*", media_type.split("/")[0] + "/*")
+
+
+def _quality(ranges: list[tuple[str, float]], media_type: str) -> float:
+    holding = [(kind.count("*"), -quality) for kind, quality in ranges if _holds(kind, media_type)]
+    return -min(holding)[1] if holding else 0.0
+
+
+def _parse_accept(accept: str) -> list[tuple[str, float]]:
+    """Media ranges and their q in 0..1; a q that is no number counts as 1."""
+    ranges = []
+    for part in filter(None, (part.strip() for part in accept.split(","))):
+        kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        quality = 1.0
+        for parameter in parameters:
+            if parameter.startswith("q="):
+                with suppress(ValueError):
+                    quality = float(parameter[2:])
+        ranges.append((kind, min(max(quality, 0.0), 1.0)))
+    return ranges

@@ -1,0 +1,159 @@
+"""Previews: which steps are shown, what they show, and that showing them changes nothing."""
+
+import asyncio
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.samplers import SAMPLERS
+from service.engine.async_engine import AsyncEngine
+from service.engine.request import Preview, RequestOutput, preview_steps
+from service.engine.thread import EngineThread
+from tests.service.engine.tiny import (
+    Turnstile,
+    drive,
+    make_params,
+    make_request,
+    recording_runner,
+    tiny_config,
+    tiny_model,
+    wait_until,
+    warm_core,
+)
+
+POINT = 0.6  # every pixel of the one image that PointMass knows
+
+
+class PointMass(nn.Module):
+    """Predicts the clean image exactly, for data that is a single image: so does every preview then."""
+
+    num_classes = 10
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return torch.full_like(x, POINT)
+
+
+@pytest.mark.parametrize(
+    ("count", "num_steps", "expected"),
+    [
+        (0, 10, set()),
+        (1, 10, {4}),
+        (4, 10, {1, 3, 5, 7}),
+        (9, 10, set(range(9))),
+        (64, 10, set(range(9))),
+        (64, 1, set()),
+        (2, 1, set()),
+    ],
+)
+def test_previews_are_spread_evenly_and_never_the_last_step(count: int, num_steps: int, expected: set[int]) -> None:
+    assert preview_steps(count, num_steps) == expected
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_an_exact_model_shows_its_image_at_every_step(sampler: str) -> None:
+    core = warm_core(recording_runner(PointMass(), tiny_config()))
+    request = make_request(make_params(num_steps=6, sampler=sampler), num_previews=64)
+    core.add(request)
+    previews: list[Preview] = []
+    while core.has_work:
+        previews += [preview for _, preview in core.step().previews]
+    assert [preview.step for preview in previews] == [1, 2, 3, 4, 5]
+    expected = round((POINT + 1) * 127.5)
+    for preview in previews:
+        assert preview.image.shape == (8, 8, 1)
+        assert (abs(preview.image.astype(int) - expected) <= 1).all(), (sampler, preview.step)
+
+
+def test_the_velocity_sampler_shows_images_on_the_cosine_schedule_too() -> None:
+    """There d is dx/d(angle); a preview of it as it stands would be far off."""
+
+    class Velocity(PointMass):
+        def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+            u = (t / 1000).double()
+            alpha, sigma = (f(u * torch.pi / 2)[:, None, None, None] for f in (torch.cos, torch.sin))
+            return ((alpha * x - POINT) / sigma).float()  # v, of x = alpha x0 + sigma eps
+
+    core = warm_core(recording_runner(Velocity(), tiny_config("unet")), "unet")
+    request = make_request(make_params("unet", num_steps=40, sampler="ab2"), num_previews=4)
+    core.add(request)
+    images = []
+    while core.has_work:
+        images += [preview.image for _, preview in core.step().previews]
+    expected = round((POINT + 1) * 127.5)
+    errors = [float(abs(image.astype(int) - expected).mean()) for image in images]
+    assert len(errors) == 4
+    assert max(errors) < 6, errors
+
+
+@pytest.mark.parametrize("architecture", ["dit", "unet"])
+def test_previews_change_no_image(architecture: str) -> None:
+    def latents(num_previews: int) -> list[Tensor]:
+        runner = recording_runner(tiny_model(architecture), tiny_config(architecture))
+        core = warm_core(runner, architecture)
+        runner.latents.clear()
+        drive(
+            core,
+            {
+                i: [make_request(make_params(architecture, num_steps=5, seeds=(i,)), num_previews=num_previews)]
+                for i in range(4)
+            },
+        )
+        return list(runner.latents.values())
+
+    for plain, watched in zip(latents(0), latents(3), strict=True):
+        assert torch.equal(plain, watched)
+
+
+def test_the_engine_yields_previews_and_then_the_images() -> None:
+    async def client() -> list[Preview | RequestOutput]:
+        engine = AsyncEngine(thread, {"dit": tiny_config()})
+        params = make_params(num_steps=4, seeds=(1, 2))
+        return [update async for update in engine.generate(params, num_previews=2)]
+
+    core = warm_core(recording_runner(Turnstile(), tiny_config()))
+    thread = EngineThread(core)
+    thread.start()
+    wait_until(lambda: thread.ready)
+    *previews, output = asyncio.run(client())
+    thread.stop(5.0)
+    shown = [(preview.step, preview.index) for preview in previews if isinstance(preview, Preview)]
+    assert shown == [(1, 0), (1, 1), (3, 0), (3, 1)]
+    assert isinstance(output, RequestOutput)
+    assert len(output.images) == 2
+
+
+def test_a_client_that_leaves_between_two_previews_frees_its_slot() -> None:
+    async def client() -> None:
+        engine = AsyncEngine(thread, {"dit": tiny_config()})
+        updates = engine.generate(make_params(num_steps=200), num_previews=10)
+        await anext(updates)
+        await updates.aclose()
+
+    core = warm_core(recording_runner(Turnstile(), tiny_config()))
+    aborted = []
+    thread = EngineThread(core, on_abort=aborted.append)
+    thread.start()
+    wait_until(lambda: thread.ready)
+    asyncio.run(client())
+    wait_until(lambda: not core.has_work)
+    thread.stop(5.0)
+    assert len(aborted) == 1
+    assert aborted[0].remaining_rows > 0
+
+
+def test_a_broken_image_is_never_shown() -> None:
+    class Broken(Turnstile):
+        def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+            return super().forward(x, t, y) * torch.where(y == 3, torch.nan, 1.0)[:, None, None, None]
+
+    core = warm_core(recording_runner(Broken(), tiny_config()))
+    good, bad = (make_request(make_params(class_label=label), num_previews=9) for label in (1, 3))
+    core.add(good)
+    core.add(bad)
+    shown = []
+    while core.has_work:
+        shown += [request for request, _ in core.step().previews]
+    assert shown == [good] * 3
+    assert np.all([image.any() for image in good.images.values()])

@@ -1,0 +1,163 @@
+"""Previews as server-sent events, over a real socket."""
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.app import create_app
+from service.settings import ModelEntry, Settings
+from tests.service.conftest import Running, running, wait_until
+
+STREAM = {"Accept": "text/event-stream"}
+PARTIAL, COMPLETED = "image_generation.partial_image", "image_generation.completed"
+
+Event = tuple[str, dict[str, Any]]
+
+
+def parse(text: str) -> list[Event]:
+    """Events by the letter of the format: blocks between empty lines, comments dropped."""
+    events = []
+    for block in filter(None, text.split("\n\n")):
+        lines = [line.partition(": ") for line in block.split("\n") if not line.startswith(":")]
+        fields = {name: value for name, _, value in lines}
+        if fields:
+            events.append((fields["event"], json.loads(fields["data"])))
+    return events
+
+
+def stream(server: Running, headers: dict[str, str] = STREAM, **query: Any) -> list[Event]:
+    fields = {"model": "dit", "class": "cat", "seed": 3, "steps": 6} | query
+    response = server.client.post("/generate", params=fields, headers=headers)
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith("text/event-stream")
+    return parse(response.text)
+
+
+def picture(event: Event) -> np.ndarray:
+    return np.array(Image.open(io.BytesIO(base64.b64decode(event[1]["b64_json"]))))
+
+
+def test_previews_come_in_order_and_then_the_image(server: Running) -> None:
+    events = stream(server, preview=2)
+    assert [name for name, _ in events] == [PARTIAL, PARTIAL, COMPLETED]
+    assert [data["type"] for _, data in events] == [PARTIAL, PARTIAL, COMPLETED]
+    assert [(data["partial_image_index"], data["step"]) for _, data in events[:2]] == [(0, 2), (1, 4)]
+    for _, data in events:
+        assert (data["seed"], data["steps"], data["size"], data["output_format"]) == (3, 6, "8x8", "png")
+    assert set(events[-1][1]["timings"]) == {"queue", "denoise", "encode"}
+
+
+def test_the_last_picture_is_that_of_a_plain_request(server: Running) -> None:
+    *_, last = stream(server, preview=5, sampler="ab2", guidance=2)
+    query = {"model": "dit", "class": "cat", "seed": 3, "steps": 6, "sampler": "ab2", "guidance": 2}
+    plain = server.client.post("/generate", params=query)
+    expected = np.array(Image.open(io.BytesIO(plain.content)))
+    assert (picture(last) == expected).all()
+
+
+def test_every_image_has_its_own_previews_and_seed(server: Running) -> None:
+    events = stream(server, n=2, preview=1)
+    assert [(name, data["image_index"]) for name, data in events] == [
+        (PARTIAL, 0),
+        (PARTIAL, 1),
+        (COMPLETED, 0),
+        (COMPLETED, 1),
+    ]
+    seeds = [data["seed"] for _, data in events]
+    assert seeds[:2] == seeds[2:]
+    assert seeds[0] != seeds[1]
+
+
+@pytest.mark.parametrize("form", ["png", "webp", "jpeg"])
+def test_pictures_come_in_the_format_that_is_asked_for(server: Running, form: str) -> None:
+    for event in stream(server, format=form):
+        assert event[1]["output_format"] == form
+        assert Image.open(io.BytesIO(base64.b64decode(event[1]["b64_json"]))).format == form.upper()
+
+
+def test_a_stream_has_some_previews_unless_told_otherwise(server: Running) -> None:
+    assert [name for name, _ in stream(server)] == [PARTIAL] * 4 + [COMPLETED]
+    assert [name for name, _ in stream(server, preview=0)] == [COMPLETED]
+
+
+def test_asking_for_previews_asks_for_a_stream(server: Running) -> None:
+    for headers in ({"Accept": "*/*"}, {"Accept": ""}):
+        assert len(stream(server, headers, preview=1)) == 2
+    plain = server.client.post("/generate?model=dit&class=cat&steps=2&preview=0")
+    assert plain.headers["content-type"] == "image/png"
+
+
+@pytest.mark.parametrize(
+    ("query", "accept", "field"),
+    [
+        ({"preview": 65}, "text/event-stream", "preview"),
+        ({"preview": -1}, "text/event-stream", "preview"),
+        ({"format": "npy"}, "text/event-stream", "format"),
+        ({"format": "json", "preview": 2}, "*/*", "format"),
+        ({"preview": 2}, "image/png", "preview"),
+        ({"class": "cow"}, "text/event-stream", "class"),
+    ],
+)
+def test_refusals_are_plain_problems(server: Running, query: dict[str, Any], accept: str, field: str) -> None:
+    fields = {"model": "dit", "class": "cat"} | query
+    response = server.client.post("/generate", params=fields, headers={"Accept": accept})
+    assert response.status_code == 422
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json()["errors"][0]["field"] == field
+
+
+@pytest.fixture(scope="module")
+def slow(checkpoints: Any) -> Iterator[Running]:
+    """20 ms a step, so that things can happen on the way."""
+    entry = ModelEntry.model_validate({"checkpoint": checkpoints / "dit", "simulate": {"t0_ms": 20, "t1_ms": 0}})
+    settings = Settings(models={"dit": entry}, device="cpu", max_requests=1, max_rows=4)
+    with running(create_app(settings)) as live:
+        yield live
+
+
+def test_an_engine_that_refuses_does_so_by_status(slow: Running) -> None:
+    url, query = f"{slow.url}/generate", {"model": "dit", "class": "cat", "steps": 100, "guidance": 1, "n": 4}
+    cancelled = slow.metric("diffusion_requests_total", outcome="cancelled")
+    with httpx.stream("POST", url, params=query, headers=STREAM), httpx.Client() as client:
+        wait_until(lambda: slow.metric("diffusion_running_slots") == 4)
+        with client.stream("POST", url, params=query, headers=STREAM):
+            wait_until(lambda: slow.metric("diffusion_queue_depth") == 1)
+            refused = slow.client.post("/generate", params=query, headers=STREAM)
+    assert refused.status_code == 503
+    assert int(refused.headers["Retry-After"]) >= 1
+    assert refused.json()["type"] == "urn:problem:queue-full"
+    wait_until(lambda: slow.metric("diffusion_requests_total", outcome="cancelled") == cancelled + 2)
+
+
+def test_an_error_on_the_way_is_the_last_event(slow: Running) -> None:
+    """The deadline is in reach when the request comes alone, and gone when another one shares its steps."""
+    query = {"model": "dit", "class": "cat", "steps": 40, "guidance": 1, "preview": 10, "deadline_ms": 900}
+    wait_until(lambda: slow.metric("diffusion_running_slots") == 0)
+    runner = slow.app.state.generator.core.runners["dit"]
+    cost, runner.cost = runner.cost, type(runner.cost)(60, 0)  # the device slows down behind the profile's back
+    try:
+        events = parse(slow.client.post("/generate", params=query, headers=STREAM).text)
+    finally:
+        runner.cost = cost
+    assert {name for name, _ in events[:-1]} == {PARTIAL}
+    name, problem = events[-1]
+    assert (name, problem["status"], problem["type"]) == ("error", 504, "urn:problem:deadline-passed")
+
+
+def test_a_client_that_leaves_its_stream_frees_the_slot(slow: Running) -> None:
+    wait_until(lambda: slow.metric("diffusion_running_slots") == 0)
+    before = slow.metric("diffusion_requests_total", outcome="cancelled")
+    saved = slow.metric("diffusion_cancelled_evaluations_saved_total")
+    query = {"model": "dit", "class": "cat", "steps": 200, "guidance": 1, "preview": 64}
+    with httpx.stream("POST", f"{slow.url}/generate", params=query, headers=STREAM) as response:
+        assert next(response.iter_lines()) == f"event: {PARTIAL}"
+    wait_until(lambda: slow.metric("diffusion_running_slots") == 0, seconds=2)
+    wait_until(lambda: slow.metric("diffusion_requests_total", outcome="cancelled") == before + 1)
+    assert slow.metric("diffusion_cancelled_evaluations_saved_total") > saved
