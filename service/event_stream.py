@@ -42,44 +42,20 @@ async def picture_events(updates: Updates, params: SamplingParams, form: str, si
     """
     shown = Counter[int]()
     async for update in updates:
-        facts = {
-            "created_at": int(time.time()),
-            "output_format": form,
-            "size": size,
-            "quality": "auto",
-            "background": "opaque",
-        }
         if isinstance(update, Shown):
-            index = update.index
-            yield (
-                PARTIAL,
-                facts
-                | {
-                    "type": PARTIAL,
-                    "b64_json": update.result[0],
-                    "partial_image_index": shown[index],
-                    "image_index": index,
-                    "seed": params.seeds[index],
-                    "step": update.step,
-                    "steps": params.num_steps,
-                },
-            )
-            shown[index] += 1
-            continue
-        for index, picture in enumerate(update.result):
-            yield (
-                COMPLETED,
-                facts
-                | {
-                    "type": COMPLETED,
-                    "b64_json": picture,
-                    "image_index": index,
-                    "seed": params.seeds[index],
-                    "steps": params.num_steps,
-                    "timings": update.timings.model_dump(),
-                    "usage": NO_TOKENS,
-                },
-            )
+            more = {"partial_image_index": shown[update.index], "step": update.step}
+            yield _event(PARTIAL, update.index, update.result[0], params, form, size, **more)
+            shown[update.index] += 1
+        else:
+            more = {"timings": update.timings.model_dump(), "usage": NO_TOKENS}
+            for index, picture in enumerate(update.result):
+                yield _event(COMPLETED, index, picture, params, form, size, **more)
+
+
+def _event(name: str, index: int, picture: str, params: SamplingParams, form: str, size: str, **more: Any) -> Event:
+    openai = {"quality": "auto", "background": "opaque", "created_at": int(time.time())}  # its clients expect them
+    own = {"image_index": index, "seed": params.seeds[index], "steps": params.num_steps}
+    return name, {"type": name, "b64_json": picture, "output_format": form, "size": size} | openai | own | more
 
 
 async def open_stream(events: AsyncGenerator[Event], headers: dict[str, str]) -> "EventStream":

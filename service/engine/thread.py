@@ -190,7 +190,7 @@ class EngineThread:
             self._deliver.pop(request.request_id)(_answer(request))
         if progress.stats is not None:
             self._on_step(progress.stats)
-            self.stats = self._core.stats()
+        self.stats = self._core.stats()  # a request may have ended without a step
 
     def _refuse_inbox(self) -> None:
         while True:
