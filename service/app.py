@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
@@ -25,9 +26,10 @@ from service.generation import Generator
 from service.metrics import Metrics
 from service.middleware import BodyLimitMiddleware, RequestIdMiddleware
 from service.registry import load_runners, model_entries
-from service.routes import generate, ops
+from service.routes import generate, inference_v2, openai, ops
 from service.schemas import GenerateResponse, ModelInfo
 from service.settings import Settings
+from service.tensors import InferenceRequest
 
 T = TypeVar("T")
 
@@ -64,11 +66,12 @@ def assemble(core: EngineCore, settings: Settings) -> FastAPI:
         await asyncio.to_thread(thread.stop, 0.0)  # the server has already waited for its open requests
 
     app = FastAPI(title="Step-batched diffusion service", version="0.1.0", lifespan=lifespan)
-    app.state.thread = thread
+    app.state.thread, app.state.started = thread, int(time.time())
     simulated = frozenset(name for name, runner in core.runners.items() if isinstance(runner, SimulatedRunner))
     app.state.generator = Generator(AsyncEngine(thread, configs), metrics, settings, core, simulated)
     app.state.describe = lambda: [_describe(name, core) for name in core.runners]
-    app.include_router(generate.router)
+    for routes in (generate, openai, inference_v2):
+        app.include_router(routes.router)
     app.include_router(ops.router)
     app.add_middleware(BodyLimitMiddleware)
     app.add_middleware(RequestIdMiddleware)
@@ -143,7 +146,7 @@ def _document(app: FastAPI, settings: Settings) -> None:
         if app.openapi_schema is None:
             schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
             components = schema.setdefault("components", {}).setdefault("schemas", {})
-            for model in (dialects.Problem, dialects.OpenAIError, dialects.InferenceError, GenerateResponse):
+            for model in (*dialects.SHAPES, GenerateResponse, InferenceRequest):
                 own = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 components.update(own.pop("$defs", {}))
                 components[model.__name__] = own

@@ -87,6 +87,9 @@ OPENAI = Dialect(openai_error, OpenAIError, "application/json", True)
 INFERENCE = Dialect(inference_error, InferenceError, "application/json", True)
 
 
+SHAPES = (Problem, OpenAIError, InferenceError)
+
+
 def dialect_of(path: str) -> Dialect:
     match path.split("/")[1:2]:
         case ["v1"]:

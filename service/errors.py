@@ -102,6 +102,11 @@ class InvalidRequest(ClientError):
     def field(cls, field: str, message: str) -> "InvalidRequest":
         return cls(f"{field}: {message}", [FieldError(field=field, message=message)])
 
+    def renamed(self, names: dict[str, str]) -> "InvalidRequest":
+        """The same of an API that calls some fields otherwise."""
+        fields = [FieldError(field=names.get(e.field, e.field), message=e.message) for e in self.errors]
+        return InvalidRequest.of(fields)
+
     @classmethod
     def of(cls, errors: list[FieldError]) -> "InvalidRequest":
         return cls("; ".join(f"{error.field}: {error.message}" for error in errors), errors)

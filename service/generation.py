@@ -75,24 +75,28 @@ class Generator:
             raise UnknownModel(f"model: {message}", [FieldError(field="model", message=message)])
         return config
 
-    def resolve(self, fields: GenerateFields, seeds: tuple[int, ...] = ()) -> SamplingParams:
+    def resolve(
+        self, fields: GenerateFields, labels: tuple[int, ...] = (), seeds: tuple[int, ...] = ()
+    ) -> SamplingParams:
         """Check the fields against the model and fill in its defaults.
 
         Args:
-            seeds: one an image, instead of those that follow from fields.seed and fields.n.
+            labels: class index of each image, instead of fields.class_ for all.
+            seeds: of each image, instead of those that follow from fields.seed.
 
         Raises:
             UnknownModel, InvalidRequest: what is wrong, and what is allowed.
         """
         config = self.config(fields.model)
         defaults = config.default_sampling
-        steps, n = fields.steps or defaults["steps"], len(seeds) or fields.n or 1
+        steps, n = fields.steps or defaults["steps"], fields.n or 1
         _check_bound("steps", steps, self.settings.max_steps)
         _check_bound("n", n, self.settings.max_images)
         seed = secrets.randbits(SEED_BITS) if fields.seed is None else fields.seed
         params = SamplingParams(
             model=fields.model or "",
-            class_label=find_class(config, fields.class_),
+            class_label=0 if labels else find_class(config, fields.class_),
+            class_labels=_check_labels(config, labels),
             num_steps=steps,
             sampler=fields.sampler or defaults["sampler"],
             guidance_scale=defaults["guidance"] if fields.guidance is None else fields.guidance,
@@ -189,6 +193,13 @@ def find_class(config: ModelConfig, value: str | None) -> int:
     if text.isascii() and text.isdigit() and len(text) < 10 and int(text) < len(names):
         return int(text)
     raise InvalidRequest.field("class", f"{value[:40]!r} is not {allowed}, or an index 0..{len(names) - 1}")
+
+
+def _check_labels(config: ModelConfig, labels: tuple[int, ...]) -> tuple[int, ...]:
+    for label in labels:
+        if not 0 <= label < len(config.class_names):
+            raise InvalidRequest.field("class", f"{label} is not an index 0..{len(config.class_names) - 1}")
+    return labels
 
 
 def _interval(config: ModelConfig, fields: GenerateFields) -> tuple[float, float]:

@@ -20,8 +20,26 @@ def _no_boolean(value: Any) -> Any:
     return value
 
 
-Whole = Annotated[int | None, BeforeValidator(_no_boolean)]
-Number = Annotated[float | None, BeforeValidator(_no_boolean)]
+# The bounds belong to the number inside, because null is allowed everywhere and means the default.
+Whole = Annotated[int, BeforeValidator(_no_boolean)]
+Number = Annotated[float, BeforeValidator(_no_boolean), Field(allow_inf_nan=False)]
+Count = Annotated[Whole, Field(ge=1)]
+Unit = Annotated[Number, Field(ge=0, le=1)]
+Previews = Annotated[Whole, Field(ge=0, le=MAX_PREVIEWS)]
+
+Steps = Annotated[
+    Annotated[Whole, Field(ge=1, le=1000)] | None, Field(description="Denoising steps; default: the model's.")
+]
+Guidance = Annotated[
+    Annotated[Number, Field(ge=0, le=MAX_GUIDANCE)] | None, Field(description="Guidance scale; 1 is off.")
+]
+Seed = Annotated[
+    Annotated[Whole, Field(ge=0, le=MAX_SEED)] | None, Field(description="Default: random; X-Seed tells it.")
+]
+Deadline = Annotated[
+    Annotated[Whole, Field(ge=1, le=3_600_000)] | None,
+    Field(description="To the last step. 503 if it cannot be met, 504 if it was not."),
+]
 
 
 def _class_as_text(value: Any) -> Any:
@@ -40,28 +58,19 @@ class GenerateFields(BaseModel):
     class_: Annotated[str | None, BeforeValidator(_class_as_text)] = Field(
         None, alias="class", description="Class name or index. Required.", examples=["3"]
     )
-    steps: Whole = Field(None, ge=1, le=1000, description="Denoising steps; default: the model's.")
+    steps: Steps = None
     sampler: SAMPLER_NAMES | None = Field(None, description="Default: the model's.")
-    guidance: Number = Field(
-        None, ge=0, le=MAX_GUIDANCE, allow_inf_nan=False, description="Guidance scale; 1 is off."
-    )
-    guidance_low: Number = Field(
-        None, ge=0, le=1, allow_inf_nan=False, description="Guide only from this noise time (0 clean) ..."
-    )
-    guidance_high: Number = Field(None, ge=0, le=1, allow_inf_nan=False, description="... to this one (1 noise).")
-    seed: Whole = Field(None, ge=0, le=MAX_SEED, description="Default: random; X-Seed tells it.")
-    n: Whole = Field(None, ge=1, description="Images; pictures show several as a grid.")
+    guidance: Guidance = None
+    guidance_low: Unit | None = Field(None, description="Guide only from this noise time (0 clean) ...")
+    guidance_high: Unit | None = Field(None, description="... to this one (1 noise).")
+    seed: Seed = None
+    n: Count | None = Field(None, description="Images; pictures show several as a grid.")
     deterministic: bool | None = Field(
         None, description="The same bytes in any company, at the price of full steps; with a seed also an ETag."
     )
-    deadline_ms: Whole = Field(
-        None,
-        ge=1,
-        le=3_600_000,
-        description="To the last step. 503 if it cannot be met, 504 if it was not.",
-    )
-    preview: Whole = Field(
-        None, ge=0, le=MAX_PREVIEWS, description="Pictures of each image on its way, in an event stream; default 4."
+    deadline_ms: Deadline = None
+    preview: Previews | None = Field(
+        None, description="Pictures of each image on its way, in an event stream; default 4."
     )
     format: Format | None = Field(None, description="Default: by the Accept header, png without one.")
 

@@ -18,6 +18,7 @@ class SamplingParams:
     guidance_scale: float  # 1 is off
     guidance_interval: tuple[float, float]  # in noise time, 0 clean .. 1 noise
     seeds: tuple[int, ...]  # one an image
+    class_labels: tuple[int, ...] = ()  # one an image, where they differ
     deterministic: bool = False  # the same bytes in any company, for the price of full steps
 
 
@@ -56,6 +57,11 @@ class ImageTask:
     @property
     def seed(self) -> int:
         return self.request.params.seeds[self.index]
+
+    @property
+    def class_label(self) -> int:
+        params = self.request.params
+        return params.class_labels[self.index] if params.class_labels else params.class_label
 
     @property
     def rows(self) -> int:

@@ -51,7 +51,7 @@ def pack(block: StepBlock, tasks: list[ImageTask], null_label: int, scratch_slot
     numbers = np.frombuffer(b"".join([cast(StepPlan, t.request.plan).numbers[t.step] for t in tasks]), np.float32)
     numbers = numbers.reshape(n, 1 + NUM_COEFFICIENTS + LOOK)
     timesteps, coefficients, look = np.split(numbers, [1, 1 + NUM_COEFFICIENTS], axis=1)
-    facts = [(t.slot, t.seed, t.step, t.request.params.class_label, t.rows, t.is_shown) for t in tasks]
+    facts = [(t.slot, t.seed, t.step, t.class_label, t.rows, t.is_shown) for t in tasks]
     slot, seed, step, label, rows, is_shown = np.array(facts, dtype=np.int64).reshape(n, 6).T
     guided = np.flatnonzero(rows == 2)
     order = np.concatenate([np.arange(n), guided])  # image of each forward row

@@ -1,0 +1,151 @@
+"""The OpenAI Images API: a prompt is a class name or an index.
+
+https://developers.openai.com/api/reference/resources/images
+"""
+
+import time
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import JSONResponse, Response
+
+from service import event_stream, images
+from service.dialects import OPENAI, document
+from service.engine.request import SamplingParams
+from service.errors import CLIENT_CLOSED_REQUEST, InvalidRequest, UnknownModel
+from service.event_stream import NO_TOKENS, open_stream, picture_events
+from service.generation import Generator
+from service.routes.generate import picture_size, seconds, seed_headers, timing_headers, unless_disconnected
+from service.schemas import SAMPLER_NAMES, Count, Deadline, GenerateFields, Guidance, Previews, Seed, Steps
+
+router = APIRouter(prefix="/v1")
+
+OWN_NAMES = {"class": "prompt", "steps": "num_inference_steps", "guidance": "guidance_scale"}  # ours: theirs
+
+
+class ImageRequest(BaseModel):
+    """Fields of OpenAI's, then the ones that diffusion models have beside them (extra_body in its SDK).
+
+    What cannot be honoured is refused, not ignored; only hints about taste and the caller have no effect.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt: Annotated[str, Field(max_length=1000, description="Class name or index.", examples=["3"])]
+    model: str | None = Field(None, description="Name of a model, see /v1/models. Required.", examples=["dit"])
+    n: Count | None = Field(None, description="Images.")
+    size: str | None = Field(None, max_length=20, description="auto, or the model's own size.", examples=["auto"])
+    response_format: Literal["b64_json"] | None = Field(None, description="There are no urls here.")
+    output_format: Literal["png", "webp", "jpeg"] | None = None
+    stream: bool | None = None
+    partial_images: Previews | None = Field(None, description="Of each image, in a stream.")
+    background: Literal["auto", "opaque"] | None = None
+    quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] | None = None
+    style: Literal["vivid", "natural"] | None = None
+    moderation: Literal["auto", "low"] | None = None
+    user: str | None = Field(None, max_length=1000)
+    safety_identifier: str | None = Field(None, max_length=1000)
+
+    num_inference_steps: Steps = None
+    guidance_scale: Guidance = None
+    sampler: SAMPLER_NAMES | None = None
+    seed: Seed = None
+    deadline_ms: Deadline = None
+    deterministic: bool | None = None
+
+    def own(self) -> GenerateFields:
+        """The same request to /generate."""
+        fields = {
+            "class": self.prompt,
+            "steps": self.num_inference_steps,
+            "guidance": self.guidance_scale,
+        } | self.model_dump(include={"model", "n", "sampler", "seed", "deadline_ms", "deterministic"})
+        return GenerateFields.model_validate(fields)
+
+
+class ImageDatum(BaseModel):
+    b64_json: str
+    seed: int
+
+
+class ImagesResponse(BaseModel):
+    """The answer of /v1/images/generations; seed and timings are not OpenAI's."""
+
+    created: int
+    data: list[ImageDatum]
+    output_format: str
+    size: str
+    quality: str = "auto"
+    background: str = "opaque"
+    usage: dict[str, Any] = NO_TOKENS
+
+
+class Model(BaseModel):
+    id: str
+    created: int
+    object: Literal["model"] = "model"
+    owned_by: str
+
+
+class ModelPage(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+EVENTS = {"content": {event_stream.MEDIA_TYPE: {"schema": {"type": "string"}}}}
+
+
+@router.post(
+    "/images/generations",
+    response_model=ImagesResponse,
+    responses={200: EVENTS, **document(OPENAI)},
+    summary="OpenAI: create images",
+)
+async def create_images(request: Request, body: ImageRequest) -> Response:
+    """With stream, the answer is events: image_generation.partial_image and image_generation.completed."""
+    generator: Generator = request.app.state.generator
+    params = _resolve(generator, body)
+    size = picture_size(generator.config(params.model))
+    if body.size not in (None, "auto", size):
+        raise InvalidRequest.field("size", f"{body.size!r} is not the size of {params.model}: use {size} or auto")
+    if body.partial_images and not body.stream:
+        raise InvalidRequest.field("partial_images", "needs stream: true")
+    form, deadline = body.output_format or "png", seconds(body.deadline_ms)
+    encode = partial(images.encode_base64, form=form)
+    headers = seed_headers(params, params.model in generator.simulated)
+    if body.stream:
+        updates = generator.stream(params, encode, deadline, body.partial_images or 0)
+        return await open_stream(picture_events(updates, params, form, size), headers)
+    generated = await unless_disconnected(request, generator.generate(params, encode, deadline))
+    if generated is None:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    pairs = zip(generated.result, params.seeds, strict=True)
+    data = [ImageDatum(b64_json=picture, seed=seed) for picture, seed in pairs]
+    answer = ImagesResponse(created=int(time.time()), data=data, output_format=form, size=size)
+    headers |= timing_headers(generated) | {"Cache-Control": "no-store"}
+    return JSONResponse(answer.model_dump(), headers=headers)
+
+
+def _resolve(generator: Generator, body: ImageRequest) -> SamplingParams:
+    try:
+        return generator.resolve(body.own())
+    except InvalidRequest as error:
+        raise error.renamed(OWN_NAMES) from error
+
+
+@router.get("/models", summary="OpenAI: list the models", responses=document(OPENAI, ()))
+async def list_models(request: Request) -> ModelPage:
+    return ModelPage(data=[_model(request, name) for name in request.app.state.generator.engine.configs])
+
+
+@router.get("/models/{model}", summary="OpenAI: one model", responses=document(OPENAI, (UnknownModel,)))
+async def retrieve_model(request: Request, model: str) -> Model:
+    request.app.state.generator.config(model)
+    return _model(request, model)
+
+
+def _model(request: Request, name: str) -> Model:
+    """Its date is that of this process: checkpoints carry none."""
+    return Model(id=name, created=request.app.state.started, owned_by="this-service")

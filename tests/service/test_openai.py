@@ -1,0 +1,125 @@
+"""The OpenAI Images API, driven by OpenAI's own client."""
+
+import base64
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.dialects import OpenAIError
+from tests.service.conftest import Running
+
+openai = pytest.importorskip("openai", reason="the openai package is not installed")
+
+
+@pytest.fixture(scope="module")
+def client(server: Running) -> Iterator[Any]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as live:
+        yield live
+
+
+def decoded(b64_json: str) -> np.ndarray:
+    return np.array(Image.open(io.BytesIO(base64.b64decode(b64_json))))
+
+
+def plain(server: Running, **query: Any) -> np.ndarray:
+    response = server.client.post("/generate", params=query)
+    return np.array(Image.open(io.BytesIO(response.content)))
+
+
+def test_models_are_listed(client: Any) -> None:
+    assert {model.id for model in client.models.list()} == {"dit", "unet"}
+    assert client.models.retrieve("dit").object == "model"
+    with pytest.raises(openai.NotFoundError, match="no model 'nope'"):
+        client.models.retrieve("nope")
+
+
+def test_images_are_those_of_generate(client: Any, server: Running) -> None:
+    extra = {"seed": 5, "num_inference_steps": 4, "guidance_scale": 2.0, "sampler": "ab2"}
+    answer = client.images.generate(model="unet", prompt="Cat", n=2, extra_body=extra)
+    assert (answer.output_format, answer.size) == ("png", "8x8")
+    assert answer.created > 1_700_000_000
+    first, second = (decoded(image.b64_json) for image in answer.data)
+    query = {"model": "unet", "class": "cat", "steps": 4, "guidance": 2, "sampler": "ab2"}
+    assert (first == plain(server, seed=5, **query)).all()
+    assert (second == plain(server, seed=answer.data[1].seed, **query)).all()
+
+
+def test_every_hint_of_the_client_is_taken(client: Any) -> None:
+    answer = client.images.generate(
+        model="dit", prompt="1", n=1, size="8x8", quality="high", response_format="b64_json", style="vivid",
+        user="somebody", background="opaque", moderation="low", output_format="webp",
+    )  # fmt: skip
+    assert Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json))).format == "WEBP"
+
+
+def test_partial_images_stream(client: Any, server: Running) -> None:
+    extra = {"seed": 5, "num_inference_steps": 8}
+    stream = client.images.generate(model="dit", prompt="cat", stream=True, partial_images=3, extra_body=extra)
+    events = list(stream)
+    assert [event.type for event in events] == ["image_generation.partial_image"] * 3 + [
+        "image_generation.completed"
+    ]
+    assert [event.partial_image_index for event in events[:-1]] == [0, 1, 2]
+    assert events[-1].usage.total_tokens == 0
+    query = {"model": "dit", "class": "cat", "steps": 8, "seed": 5}
+    assert (decoded(events[-1].b64_json) == plain(server, **query)).all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": "cow"}, "prompt"),
+        ({"size": "1024x1024"}, "size"),
+        ({"response_format": "url"}, "response_format"),
+        ({"n": 100}, "n"),
+        ({"partial_images": 2}, "partial_images"),
+        ({"extra_body": {"steps": 3}}, "steps"),
+        ({"extra_body": {"num_inference_steps": 900}}, "num_inference_steps"),
+        ({"extra_body": {"guidance_scale": -1}}, "guidance_scale"),
+        ({"extra_body": {"sampler": "heun"}}, "sampler"),
+        ({"model": None}, "model"),
+    ],
+)
+def test_bad_values_name_the_param(client: Any, fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.images.generate(**{"model": "dit", "prompt": "cat"} | fields)
+    assert caught.value.param == param
+    assert caught.value.type == "invalid_request_error"
+    assert caught.value.code == "invalid_request"
+    assert param in caught.value.body["message"]
+
+
+def test_other_errors_have_their_own_classes(client: Any, server: Running) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.images.generate(model="nope", prompt="cat")
+    assert (caught.value.code, caught.value.param) == ("unknown_model", "model")
+    for path, method, status in [("/v1/nope", "GET", 404), ("/v1/models", "PUT", 405)]:
+        response = server.client.request(method, path)
+        assert response.status_code == status
+        OpenAIError.model_validate(response.json())
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b'{"prompt": 3, "model": "dit"}'])
+def test_a_body_that_is_no_request(server: Running, body: bytes) -> None:
+    response = server.client.post(
+        "/v1/images/generations", content=body, headers={"Content-Type": "application/json"}
+    )
+    assert response.status_code == 400
+    OpenAIError.model_validate(response.json())
+
+
+def test_a_refusal_on_the_way_raises_in_the_client(client: Any, server: Running) -> None:
+    """Stops the engine, so it is the last test of this file."""
+    server.app.state.thread.stop(0.0)
+    with pytest.raises(openai.InternalServerError) as caught:
+        client.images.generate(model="dit", prompt="cat")
+    assert (caught.value.status_code, caught.value.code) == (503, "unavailable")
+    assert int(caught.value.response.headers["Retry-After"]) >= 1
+    with pytest.raises(openai.InternalServerError):
+        client.images.generate(model="dit", prompt="cat", stream=True)
+    assert httpx.get(f"{server.url}/v2/health/live").status_code == 503
