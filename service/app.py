@@ -5,16 +5,15 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 
 from models.checkpoint import ModelConfig, parameter_count
 from models.samplers import SAMPLERS, build_table
 from models.schedule import NoiseSchedule, Prediction
-from service import dialects, images
+from service import dialects, images, openapi
 from service.engine.async_engine import AsyncEngine
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.plan import compile_plan
@@ -27,9 +26,8 @@ from service.metrics import Metrics
 from service.middleware import BodyLimitMiddleware, RequestIdMiddleware
 from service.registry import load_runners, model_entries
 from service.routes import generate, inference_v2, openai, ops
-from service.schemas import GenerateResponse, ModelInfo
+from service.schemas import ModelInfo
 from service.settings import Settings
-from service.tensors import InferenceRequest
 
 T = TypeVar("T")
 
@@ -76,7 +74,7 @@ def assemble(core: EngineCore, settings: Settings) -> FastAPI:
     app.add_middleware(BodyLimitMiddleware)
     app.add_middleware(RequestIdMiddleware)
     dialects.install(app)
-    _document(app, settings)
+    openapi.install(app, settings, list(core.runners))
     return app
 
 
@@ -137,32 +135,3 @@ def _compiles(schedule: str, prediction: str, sampler: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _document(app: FastAPI, settings: Settings) -> None:
-    """OpenAPI with this service's bounds, and the schemas that answers name by hand: problems, JSON images."""
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-            components = schema.setdefault("components", {}).setdefault("schemas", {})
-            for model in (*dialects.SHAPES, GenerateResponse, InferenceRequest):
-                own = model.model_json_schema(ref_template="#/components/schemas/{model}")
-                components.update(own.pop("$defs", {}))
-                components[model.__name__] = own
-            _bound(schema, "steps", settings.max_steps)
-            _bound(schema, "n", settings.max_images)
-            app.openapi_schema = schema
-        return app.openapi_schema
-
-    app.openapi = openapi
-
-
-def _bound(schema: dict[str, Any], field: str, maximum: int) -> None:
-    """Write the bound of a field of /generate into its query parameter and its body property."""
-    parameters = schema["paths"]["/generate"]["post"]["parameters"]
-    wanted = next(parameter["schema"] for parameter in parameters if parameter["name"] == field)
-    for place in (wanted, schema["components"]["schemas"]["GenerateFields"]["properties"][field]):
-        for kind in place.get("anyOf", [place]):
-            if kind.get("type") == "integer":
-                kind["maximum"] = maximum

@@ -19,6 +19,14 @@ from service.generation import Generated, Shown
 logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "text/event-stream"
+EVENT_SCHEMA = {  # of one event, as OpenAPI documents a stream
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"enum": ["image_generation.partial_image", "image_generation.completed", "error"]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
 PARTIAL, COMPLETED = "image_generation.partial_image", "image_generation.completed"
 NO_TOKENS = {  # OpenAI's clients expect the field
     "input_tokens": 0,

@@ -13,31 +13,23 @@ MAX_GUIDANCE = 20.0
 MAX_PREVIEWS = 64
 
 
-def _no_boolean(value: Any) -> Any:
-    """true would pass for the number 1."""
-    if isinstance(value, bool):
-        raise ValueError("a number, not a boolean")
-    return value
-
-
 # The bounds belong to the number inside, because null is allowed everywhere and means the default.
-Whole = Annotated[int, BeforeValidator(_no_boolean)]
-Number = Annotated[float, BeforeValidator(_no_boolean), Field(allow_inf_nan=False)]
-Count = Annotated[Whole, Field(ge=1)]
-Unit = Annotated[Number, Field(ge=0, le=1)]
-Previews = Annotated[Whole, Field(ge=0, le=MAX_PREVIEWS)]
+Count = Annotated[int, Field(ge=1)]
+Unit = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Previews = Annotated[int, Field(ge=0, le=MAX_PREVIEWS)]
 
 Steps = Annotated[
-    Annotated[Whole, Field(ge=1, le=1000)] | None, Field(description="Denoising steps; default: the model's.")
+    Annotated[int, Field(ge=1, le=1000)] | None, Field(description="Denoising steps; default: the model's.")
 ]
 Guidance = Annotated[
-    Annotated[Number, Field(ge=0, le=MAX_GUIDANCE)] | None, Field(description="Guidance scale; 1 is off.")
+    Annotated[float, Field(ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)] | None,
+    Field(description="Guidance scale; 1 is off."),
 ]
 Seed = Annotated[
-    Annotated[Whole, Field(ge=0, le=MAX_SEED)] | None, Field(description="Default: random; X-Seed tells it.")
+    Annotated[int, Field(ge=0, le=MAX_SEED)] | None, Field(description="Default: random; X-Seed tells it.")
 ]
 Deadline = Annotated[
-    Annotated[Whole, Field(ge=1, le=3_600_000)] | None,
+    Annotated[int, Field(ge=1, le=3_600_000)] | None,
     Field(description="To the last step. 503 if it cannot be met, 504 if it was not."),
 ]
 
@@ -50,7 +42,7 @@ def _class_as_text(value: Any) -> Any:
 
 
 class GenerateFields(BaseModel):
-    """The fields of /generate, in the query or in a JSON body."""
+    """The fields of /generate in the query, where all values are text."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -73,6 +65,12 @@ class GenerateFields(BaseModel):
         None, description="Pictures of each image on its way, in an event stream; default 4."
     )
     format: Format | None = Field(None, description="Default: by the Accept header, png without one.")
+
+
+class GenerateBody(GenerateFields):
+    """The fields of /generate as JSON, where "3" is no number and 1 no boolean."""
+
+    model_config = ConfigDict(strict=True)
 
 
 FIELD_NAMES = [field.alias or name for name, field in GenerateFields.model_fields.items()]

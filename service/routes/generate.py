@@ -18,7 +18,7 @@ from service.event_stream import disconnected, open_stream, picture_events
 from service.generation import Generated, Generator
 from service.images import MEDIA_TYPES
 from service.negotiation import negotiate
-from service.schemas import GeneratedImage, GenerateFields, GenerateResponse
+from service.schemas import GenerateBody, GeneratedImage, GenerateFields, GenerateResponse
 
 T = TypeVar("T")
 router = APIRouter()
@@ -27,13 +27,12 @@ DEFAULT_PREVIEWS = 4
 FORMATS = MEDIA_TYPES | {"stream": event_stream.MEDIA_TYPE}
 PICTURES = ("png", "webp", "jpeg")
 BINARY = {"schema": {"type": "string", "format": "binary"}}
-TEXT = {"schema": {"type": "string"}}
 ANSWER = {
     "description": "The image; several as a grid, in JSON as a list, in npy as an array [n, H, W, C] of bytes; or "
     "events image_generation.partial_image, image_generation.completed and error",
     "content": {kind: BINARY for name, kind in MEDIA_TYPES.items() if name != "json"}
     | {"application/json": {"schema": {"$ref": "#/components/schemas/GenerateResponse"}}}
-    | {event_stream.MEDIA_TYPE: TEXT},
+    | {event_stream.MEDIA_TYPE: {"schema": event_stream.EVENT_SCHEMA}},
     "headers": {
         "X-Seed": {"description": "Seed of each image, comma separated", "schema": {"type": "string"}},
         "X-Request-Id": {"description": "The service's name of this request", "schema": {"type": "string"}},
@@ -47,7 +46,7 @@ ANSWER = {
 async def generate(
     request: Request,
     query: Annotated[GenerateFields, Query()],
-    body: Annotated[GenerateFields | None, Body()] = None,
+    body: Annotated[GenerateBody | None, Body()] = None,
 ) -> Response:
     """Sample images of one class. Fields come in the query, in a JSON body, or in both as long as they agree."""
     generator: Generator = request.app.state.generator

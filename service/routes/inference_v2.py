@@ -71,21 +71,32 @@ async def ready(request: Request) -> Response:
     return await _ready(request)
 
 
-@router.get("/models/{model}", responses=document(INFERENCE, (UnknownModel,)), summary="Open Inference: a model")
-@router.get("/models/{model}/versions/{version}", responses=document(INFERENCE, (UnknownModel,)))
-async def model_metadata(request: Request, model: str, version: str = VERSION) -> ModelMetadata:
+UNKNOWN: dict[str, Any] = {"responses": document(INFERENCE, (UnknownModel,))}
+
+
+@router.get("/models/{model}", **UNKNOWN, summary="Open Inference: a model")
+async def model_metadata(request: Request, model: str) -> ModelMetadata:
+    return await version_metadata(request, model, VERSION)
+
+
+@router.get("/models/{model}/versions/{version}", **UNKNOWN, summary="Open Inference: a version of a model")
+async def version_metadata(request: Request, model: str, version: str) -> ModelMetadata:
     C, H, W = _generator(request, model, version).config(model).image_shape
     integers = [TensorMetadata(name=name, datatype="INT64", shape=[-1]) for name in INPUTS]
     images = TensorMetadata(name="images", datatype="UINT8", shape=[-1, H, W, C])
     return ModelMetadata(name=model, versions=[VERSION], inputs=integers, outputs=[images, integers[1]])
 
 
-READY = {"response_model": Ready, "responses": document(INFERENCE, (UnknownModel,))}
+READY: dict[str, Any] = UNKNOWN | {"response_model": Ready}
 
 
 @router.get("/models/{model}/ready", **READY, summary="Open Inference: whether a model is warm")
-@router.get("/models/{model}/versions/{version}/ready", **READY)
-async def model_ready(request: Request, model: str, version: str = VERSION) -> Response:
+async def model_ready(request: Request, model: str) -> Response:
+    return await version_ready(request, model, VERSION)
+
+
+@router.get("/models/{model}/versions/{version}/ready", **READY, summary="Open Inference: whether it is warm")
+async def version_ready(request: Request, model: str, version: str) -> Response:
     _generator(request, model, version)
     return await _ready(request, name=model)
 
@@ -111,13 +122,18 @@ INFER: dict[str, Any] = {
 
 
 @router.post("/models/{model}/infer", **INFER, summary="Open Inference: generate images")
-@router.post("/models/{model}/versions/{version}/infer", **INFER)
-async def infer(request: Request, model: str, version: str = VERSION) -> Response:
+async def infer(request: Request, model: str) -> Response:
     """Inputs: `class` [n], and if you like `seed` [n]. Outputs: `images` UINT8 [n, H, W, C], `seed` INT64 [n].
 
     Sampling parameters (steps, sampler, guidance, ...) go into the request's `parameters`. Clients may send no
     Content-Type, so the body is read as it is.
     """
+    return await infer_version(request, model, VERSION)
+
+
+@router.post("/models/{model}/versions/{version}/infer", **INFER, summary="Open Inference: generate images")
+async def infer_version(request: Request, model: str, version: str) -> Response:
+    """As without a version: every model has exactly one."""
     generator = _generator(request, model, version)
     asked, inputs = parse(await request.body(), request.headers.get(LENGTH_HEADER))
     params, deadline = _resolve(generator, model, asked, inputs)

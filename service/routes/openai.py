@@ -31,10 +31,10 @@ class ImageRequest(BaseModel):
     What cannot be honoured is refused, not ignored; only hints about taste and the caller have no effect.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     prompt: Annotated[str, Field(max_length=1000, description="Class name or index.", examples=["3"])]
-    model: str | None = Field(None, description="Name of a model, see /v1/models. Required.", examples=["dit"])
+    model: Annotated[str, Field(description="Name of a model, see /v1/models.", examples=["dit"])]
     n: Count | None = Field(None, description="Images.")
     size: str | None = Field(None, max_length=20, description="auto, or the model's own size.", examples=["auto"])
     response_format: Literal["b64_json"] | None = Field(None, description="There are no urls here.")
@@ -94,7 +94,7 @@ class ModelPage(BaseModel):
     data: list[Model]
 
 
-EVENTS = {"content": {event_stream.MEDIA_TYPE: {"schema": {"type": "string"}}}}
+EVENTS = {"content": {event_stream.MEDIA_TYPE: {"schema": event_stream.EVENT_SCHEMA}}}
 
 
 @router.post(

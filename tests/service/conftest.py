@@ -48,7 +48,8 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
 @contextmanager
 def running(app: FastAPI) -> Iterator[Running]:
     """Serve the application by uvicorn in a thread until the block ends."""
-    with socket.socket() as listener:
+    # with its protocol named, or asyncio leaves Nagle's algorithm on, and every answer waits 40 ms for an ACK
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -148,7 +148,7 @@ def test_openapi_tells_the_truth(server: Running) -> None:
         assert list(answers[status]["content"]) == ["application/problem+json"]
     assert "HTTPValidationError" not in str(schema)
     _assert_references_resolve(schema)
-    body = schema["components"]["schemas"]["GenerateFields"]["properties"]
+    body = schema["components"]["schemas"]["GenerateBody"]["properties"]
     parameters = {parameter["name"]: parameter["schema"] for parameter in operation["parameters"]}
     for places in (body, parameters):
         assert [places[name]["anyOf"][0]["maximum"] for name in ("steps", "n")] == [200, 16]
