@@ -43,7 +43,7 @@ def create_app(settings: Settings) -> FastAPI:
         torch.set_num_threads(settings.threads)
     runners = load_runners(settings)
     weights = {name: entry.weight for name, entry in model_entries(settings).items()}
-    config = EngineConfig(settings.max_rows, settings.max_requests, settings.max_evaluations)
+    config = EngineConfig(settings.max_rows, settings.max_requests, settings.max_evaluations, settings.shed_load)
     return assemble(EngineCore(runners, config, weights), settings)
 
 

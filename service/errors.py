@@ -14,6 +14,7 @@ ServiceError          500                    500               server_error
 ├── HeadersTooLarge    431                    431               invalid_request_error
 ├── GenerationFailed   500                    500               server_error, the model gave no finite image
 ├── QueueIsFull        503                    503               server_error, with Retry-After
+├── Overloaded         503                    503               server_error, with Retry-After
 ├── DeadlineUnreachable 503                   503               server_error, with Retry-After
 ├── Unavailable        503                    503               server_error, with Retry-After
 └── DeadlinePassed     504                    504               server_error
@@ -125,6 +126,10 @@ class QueueIsFull(ServiceError):
     status, code, title = 503, "queue-full", "Queue full"
 
 
+class Overloaded(ServiceError):
+    status, code, title = 503, "overloaded", "Overloaded"
+
+
 class Unavailable(ServiceError):
     status, code, title = 503, "unavailable", "Unavailable"
 
@@ -143,7 +148,8 @@ class GenerationFailed(ServiceError):
 
 PROBLEMS = (
     Unauthorized, UnknownModel, NotAcceptable, RequestTimeout, BodyTooLarge, UriTooLong, InvalidRequest,
-    QuotaExceeded, HeadersTooLarge, GenerationFailed, QueueIsFull, DeadlineUnreachable, Unavailable, DeadlinePassed,
+    QuotaExceeded, HeadersTooLarge, GenerationFailed, QueueIsFull, Overloaded, DeadlineUnreachable, Unavailable,
+    DeadlinePassed,
 )  # fmt: skip
 
 
@@ -152,6 +158,8 @@ def from_engine(error: EngineError) -> ServiceError:
     match error:
         case QueueFull(retry_after=seconds):
             return QueueIsFull("the queue is full: try again later", retry_after=seconds)
+        case request.Overloaded(retry_after=seconds):
+            return Overloaded(f"{error}: try again later", retry_after=seconds)
         case request.DeadlineUnreachable(retry_after=seconds):
             return DeadlineUnreachable(f"deadline_ms: {error}", retry_after=seconds)
         case request.DeadlinePassed():

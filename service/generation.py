@@ -21,6 +21,7 @@ from service.engine.request import (
     DeadlinePassed,
     DeadlineUnreachable,
     EngineError,
+    Overloaded,
     Preview,
     QueueFull,
     RequestFailed,
@@ -177,7 +178,7 @@ class Generator:
             outcome = "error" if isinstance(error, RequestFailed) else "expired"
             self.metrics.requests.labels(model, outcome).inc()
         else:
-            reasons = {QueueFull: "queue_full", DeadlineUnreachable: "deadline"}
+            reasons = {QueueFull: "queue_full", Overloaded: "overload", DeadlineUnreachable: "deadline"}
             self.metrics.reject(model, reasons.get(type(error), "unavailable"))
 
 

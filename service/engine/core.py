@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from service.engine.policy import DeviceShare, pick
+from service.engine.admission import OverloadGuard, expected_seconds, learn
+from service.engine.policy import DeviceShare, Policy, pick
 from service.engine.repetition import find_fixed_rows
-from service.engine.request import DeadlineUnreachable, ImageTask, Preview, QueueFull, Request
+from service.engine.request import DeadlineUnreachable, ImageTask, Overloaded, Preview, QueueFull, Request
 from service.engine.runner import ModelFailed, ModelRunner, OutOfMemory, StepResult, device_is_lost
 from service.engine.scheduler import Scheduler, SchedulerOutput
 
@@ -23,6 +24,7 @@ class EngineConfig:
     max_rows: int | None = None  # forward rows a step; None measures it
     max_requests: int = 256  # waiting requests a model
     max_evaluations: int = 50_000  # waiting model evaluations a model
+    shed_load: bool = False  # refuse what would be late, under a load that stands
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +78,13 @@ class EngineCore:
         config: EngineConfig,
         weights: dict[str, float] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        policy: Policy = pick,
     ):
-        self.runners, self.config, self.clock = runners, config, clock
+        self.runners, self.config, self.clock, self.policy = runners, config, clock, policy
         self.weights = weights or {}
         self.shares: dict[str, DeviceShare] = {}
         self.repeats_itself: dict[str, bool] = {}  # whether the deterministic mode works here, by model
+        self._guard = OverloadGuard()
         self._on_device: deque[Launch] = deque()
         self._last_collected = 0.0
 
@@ -95,27 +99,30 @@ class EngineCore:
             self.config.max_evaluations,
             seconds_per_row=lambda: runner.seconds(cap) / cap,
         )
-        self.shares[model] = DeviceShare(scheduler, self.weights.get(model, 1.0))
+        self.shares[model] = DeviceShare(scheduler, self.weights.get(model, 1.0), runner.seconds)
 
     @property
     def has_work(self) -> bool:
         return bool(self._on_device) or any(share.scheduler.requests for share in self.shares.values())
 
     def add(self, request: Request) -> None:
-        """Raises DeadlineUnreachable, or QueueFull with the time that the work of all models will take."""
-        scheduler = self.shares[request.params.model].scheduler
-        request.idle_seconds = self.runners[request.params.model].idle_seconds(request, scheduler.max_rows)
-        self._check_deadline(request, scheduler)
-        try:
-            scheduler.add(request, self.clock())
-        except QueueFull as error:
-            raise QueueFull(sum(share.scheduler.backlog_seconds for share in self.shares.values())) from error
+        """Queue a request.
 
-    def _check_deadline(self, request: Request, scheduler: Scheduler) -> None:
-        """First come, first served: what is queued before it starts first, and then it needs its idle latency."""
-        needed = scheduler.queued_rows * scheduler.seconds_per_row() + request.idle_seconds
-        if request.deadline_seconds is not None and needed > request.deadline_seconds:
-            raise DeadlineUnreachable(needed, max(needed - request.deadline_seconds, scheduler.backlog_seconds))
+        Raises:
+            DeadlineUnreachable, Overloaded, QueueFull: with the time that the work of all models will take.
+        """
+        scheduler, now = self.shares[request.params.model].scheduler, self.clock()
+        request.idle_seconds = self.runners[request.params.model].idle_seconds(request, scheduler.max_rows)
+        backlog = sum(share.scheduler.backlog_seconds for share in self.shares.values())
+        expected = request.expected_seconds = expected_seconds(request, self.shares)
+        if request.deadline_seconds is not None and expected > request.deadline_seconds:
+            raise DeadlineUnreachable(expected, max(expected - request.deadline_seconds, backlog))
+        if self.config.shed_load and self._guard.refuses(request, self.shares, now):
+            raise Overloaded(backlog)
+        try:
+            scheduler.add(request, now)
+        except QueueFull as error:
+            raise QueueFull(backlog) from error
 
     def abort(self, request_id: str) -> Request | None:
         aborted = (share.scheduler.abort(request_id, self.clock()) for share in self.shares.values())
@@ -139,7 +146,7 @@ class EngineCore:
         return progress
 
     def _launch(self, now: float) -> Launch | None:
-        model = pick(self.shares, now)
+        model = self.policy(self.shares, now)
         if model is None:
             return None
         scheduler = self.shares[model].scheduler
@@ -158,6 +165,8 @@ class EngineCore:
         self._last_collected = now
         share.virtual_time += seconds / share.weight
         ended = share.scheduler.end(launch.output, result.failed, now)
+        for request in ended:
+            learn(share, request)
         open_ones = share.scheduler.requests
         stats = StepStats(launch.model, seconds, launch.output.num_rows, launch.num_padding_rows)
         # a request may have been aborted while its step was on the device

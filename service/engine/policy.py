@@ -1,16 +1,19 @@
 """Which model runs the next step when several share the device: least relative slack within weights.
 
-A request's target is a multiple of its own idle latency, so short requests are urgent sooner than long ones. The
-model that holds the request nearest to its target goes next, unless another one has fallen behind its share.
+A request's target is its deadline, or a multiple of its own idle latency, so that short requests are urgent sooner
+than long ones. The model that holds the request nearest to its target goes next. A model that has used less of the
+device than its weight gives it, and that is about to be late, goes before it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from service.engine.request import Request
 from service.engine.scheduler import Scheduler
 
 TARGET_FACTOR = 3.0  # target latency over idle latency
-MAX_LAG = 0.5  # seconds of weighted device time a model may fall behind before it goes first
+MAX_LAG = 0.02  # seconds of weighted device time that a model may fall behind
+AT_RISK = 0.1  # relative slack that a model which is behind must keep through a step of another one
 
 
 @dataclass(slots=True)
@@ -19,39 +22,61 @@ class DeviceShare:
 
     scheduler: Scheduler
     weight: float = 1.0
+    step_seconds: Callable[[int], float] = lambda rows: 0.0  # measured, by row count
+    stretch: float = 1.0  # lately, latency over what the model's own work at admission explains
     virtual_time: float = 0.0  # device seconds used over weight
     was_busy: bool = False
 
     def relative_slack(self, now: float) -> float:
-        """Least slack among the requests that need another step, in units of their idle latency."""
-        return min(slack(r, now) for r in self.scheduler.requests.values() if r.remaining_rows)
+        """Least slack among the requests that need another step, in units of their idle latency.
+
+        At least 0: requests that are late already have nothing to lose, and must not make others late.
+        """
+        return max(0.0, min(slack(r, now) for r in self.scheduler.requests.values() if r.remaining_rows))
+
+
+Policy = Callable[[dict[str, DeviceShare], float], str | None]  # shares by model, now -> the model that runs
+
+
+def target_seconds(request: Request) -> float:
+    """After its arrival."""
+    return TARGET_FACTOR * request.idle_seconds if request.deadline_seconds is None else request.deadline_seconds
+
+
+def needed_seconds(request: Request) -> float:
+    """To its end, if it had the device for itself."""
+    return request.idle_seconds * request.remaining_rows / request.total_rows
 
 
 def slack(request: Request, now: float) -> float:
     """(target - now - time still needed) / idle latency; negative when the target cannot be met."""
-    idle = max(request.idle_seconds, 1e-9)
-    needed = idle * request.remaining_rows / request.total_rows
-    return (request.arrived + TARGET_FACTOR * idle - now - needed) / idle
+    left = request.arrived + target_seconds(request) - now
+    return (left - needed_seconds(request)) / max(request.idle_seconds, 1e-9)
 
 
 def pick(shares: dict[str, DeviceShare], now: float) -> str | None:
     """The model that runs next, None if none has a step to launch."""
-    busy = {name: share for name, share in shares.items() if share.scheduler.has_work}
-    _wake(shares, busy)
+    busy = wake(shares)
     if len(busy) <= 1:
         return next(iter(busy), None)
-    behind = min(busy, key=lambda name: busy[name].virtual_time)
+    slacks = {name: share.relative_slack(now) for name, share in busy.items()}
     lead = max(share.virtual_time for share in busy.values())
-    if lead - busy[behind].virtual_time > MAX_LAG:
-        return behind
-    return min(busy, key=lambda name: busy[name].relative_slack(now))
+    behind = [name for name, share in busy.items() if lead - share.virtual_time > MAX_LAG]
+    blocked = now + max(share.step_seconds(share.scheduler.max_rows) for share in busy.values())
+    at_risk = [name for name in behind if busy[name].relative_slack(blocked) < AT_RISK]
+    return min(at_risk or busy, key=lambda name: (slacks[name], busy[name].virtual_time))
 
 
-def _wake(shares: dict[str, DeviceShare], busy: dict[str, DeviceShare]) -> None:
-    """A model that was idle starts level with those that were not: idle time earns no credit and no debt."""
+def wake(shares: dict[str, DeviceShare]) -> dict[str, DeviceShare]:
+    """The shares that have work, by model.
+
+    A model that was idle starts level with those that were not: idle time earns no credit and no debt.
+    """
+    busy = {name: share for name, share in shares.items() if share.scheduler.has_work}
     latest = max((share.virtual_time for share in shares.values()), default=0.0)
     level = min((share.virtual_time for share in busy.values() if share.was_busy), default=latest)
     for name, share in shares.items():
         if name in busy and not share.was_busy:
             share.virtual_time = max(share.virtual_time, level)
         share.was_busy = name in busy
+    return busy

@@ -93,6 +93,8 @@ class Request:
     deadline_seconds: float | None = None  # after its arrival; it is worth nothing later
     num_previews: int = 0  # of each image on its way, evenly spread over the steps
     idle_seconds: float = 0.0  # what it would take on an idle engine; its target is a multiple of that
+    seconds_alone: float = 0.0  # what it would take with its model's work at admission and no other
+    expected_seconds: float = 0.0  # latency as it was foretold at admission
     arrived: float = 0.0
     started: float = 0.0
     finished: float = 0.0
@@ -152,6 +154,14 @@ class QueueFull(EngineError):
 
     def __init__(self, retry_after: float):
         super().__init__("the queue is full")
+        self.retry_after = retry_after
+
+
+class Overloaded(EngineError):
+    """Refused at once, because it would be late or make others late; retry_after as of QueueFull."""
+
+    def __init__(self, retry_after: float):
+        super().__init__("the device is busy beyond what it can answer in time")
         self.retry_after = retry_after
 
 

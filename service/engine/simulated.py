@@ -5,6 +5,7 @@ scheduler, admission, encoding. The pictures are stripes that no model would dra
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,30 +31,38 @@ class StepCost:
         return (self.t0_ms + self.t1_ms * rows) / 1000
 
 
-class SimulatedRunner(ModelRunner):
-    """A ModelRunner whose steps last as long as they are told to."""
-
-    def __init__(self, config: ModelConfig, cost: StepCost, num_slots: int):
-        super().__init__(nn.Identity(), config, NO_WEIGHTS, torch.float32, num_slots)
-        self.cost = cost
-        self._picture = torch.from_numpy(stripes(config.image_shape))
-
-    def launch(self, tasks: list[ImageTask]) -> LaunchedStep:
-        ends = time.monotonic() + self.cost.seconds(self.step_rows(tasks))
-        shown = sum(task.is_shown for task in tasks)
-        pixels = self._picture.expand(shown, -1, -1, -1).clone() if shown else None
-        return LaunchedStep(tasks, torch.ones(len(tasks), dtype=torch.bool), pixels, lambda: sleep_until(ends))
-
-    def describe(self) -> dict[str, Any]:
-        return {"device": "simulated", "dtype": "none"}
-
-
 def sleep_until(ends: float) -> None:
     """A sleep may overshoot by a tenth of a millisecond, which is much of a step of two: the rest is spun."""
     if (rest := ends - time.monotonic() - 2e-4) > 0:
         time.sleep(rest)
     while time.monotonic() < ends:
         pass
+
+
+class SimulatedRunner(ModelRunner):
+    """A ModelRunner whose steps last as long as they are told to."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        cost: StepCost,
+        num_slots: int,
+        clock: Callable[[], float] = time.monotonic,
+        sleep_until: Callable[[float], None] = sleep_until,
+    ):
+        super().__init__(nn.Identity(), config, NO_WEIGHTS, torch.float32, num_slots)
+        self.cost, self.clock, self._sleep_until = cost, clock, sleep_until
+        self._picture = torch.from_numpy(stripes(config.image_shape))
+
+    def launch(self, tasks: list[ImageTask]) -> LaunchedStep:
+        ends = self.clock() + self.cost.seconds(self.step_rows(tasks))
+        shown = sum(task.is_shown for task in tasks)
+        pixels = self._picture.expand(shown, -1, -1, -1).clone() if shown else None
+        finite = torch.ones(len(tasks), dtype=torch.bool)
+        return LaunchedStep(tasks, finite, pixels, lambda: self._sleep_until(ends))
+
+    def describe(self) -> dict[str, Any]:
+        return {"device": "simulated", "dtype": "none"}
 
 
 def stripes(image_shape: tuple[int, int, int]) -> np.ndarray:

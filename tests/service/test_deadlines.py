@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from service.app import create_app
+from service.engine.simulated import StepCost
 from service.settings import ModelEntry, Settings
 from tests.service.conftest import Running, running, wait_until
 
@@ -47,16 +48,19 @@ def test_one_that_cannot_be_met_is_refused_at_once(live: Running) -> None:
 
 
 def test_one_that_passes_between_two_steps_is_504_and_its_work_stops(live: Running) -> None:
-    """Two others, admitted at the same time, take the rows; this one's estimate did not know of them."""
+    """The device turns out to be four times as slow as its profile said."""
+    runner = live.app.state.generator.core.runners["dit"]
+    profiled, runner.cost = runner.cost, StepCost(40, 0)
     with ThreadPoolExecutor(4) as pool:
-        long = [pool.submit(ask, live, steps=100) for _ in range(2)]
-        wait_until(lambda: live.metric("diffusion_running_slots", model="dit") == 2)
-        answer = ask(live, deadline_ms=400)  # 200 ms of its own, but nobody leaves for a second
+        long = [pool.submit(ask, live, steps=STEPS)]
+        wait_until(lambda: live.metric("diffusion_running_slots", model="dit") == 1)
+        answer = ask(live, deadline_ms=400)  # 200 ms by the profile
         assert answer.status_code == 504, answer.text
         problem = answer.json()
         assert problem["type"] == "urn:problem:deadline-passed"
         assert answer.headers["content-type"] == "application/problem+json"
-        assert [response.result().status_code for response in long] == [200, 200]
+        assert [response.result().status_code for response in long] == [200]
+    runner.cost = profiled
     assert live.metric("diffusion_requests_total", model="dit", outcome="expired") >= 1
     wait_until(lambda: live.metric("diffusion_running_slots", model="dit") == 0)
     assert live.metric("diffusion_queue_depth", model="dit") == 0

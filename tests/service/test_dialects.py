@@ -11,7 +11,7 @@ from service.errors import PROBLEMS, ClientError, FieldError, InvalidRequest, Se
 STATUSES = {
     "unauthorized": 401, "not-found": 404, "unknown-model": 404, "not-acceptable": 406, "request-timeout": 408,
     "body-too-large": 413, "uri-too-long": 414, "invalid-request": 422, "quota-exceeded": 429,
-    "headers-too-large": 431, "internal-error": 500, "generation-failed": 500, "queue-full": 503,
+    "headers-too-large": 431, "internal-error": 500, "generation-failed": 500, "queue-full": 503, "overloaded": 503,
     "deadline-unreachable": 503, "unavailable": 503, "deadline-passed": 504,
 }  # fmt: skip
 OPENAI_TYPES = {401: "authentication_error", 429: "rate_limit_error"}

@@ -44,7 +44,7 @@ class Desk:
         return answer
 
 
-def make_core(model: Turnstile, core: type[EngineCore] = EngineCore, **bounds: int) -> EngineCore:
+def make_core(model: Turnstile, core: type[EngineCore] = EngineCore, **bounds: Any) -> EngineCore:
     return core({"dit": recording_runner(model, tiny_config())}, EngineConfig(4, **bounds))
 
 

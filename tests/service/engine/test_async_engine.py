@@ -50,7 +50,7 @@ class Rig:
 
 
 @contextmanager
-def running(model: Turnstile | None = None, **bounds: int) -> Iterator[Rig]:
+def running(model: Turnstile | None = None, **bounds: Any) -> Iterator[Rig]:
     model = model or Turnstile()
     core = EngineCore({"dit": recording_runner(model, tiny_config())}, EngineConfig(4, **bounds))
     steps, aborted = [], []

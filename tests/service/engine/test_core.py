@@ -1,5 +1,7 @@
 """EngineCore: the bookkeeping around a step."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -29,7 +31,7 @@ class Clock:
         return self.now
 
 
-def make_core(*models: str, weights: dict[str, float] | None = None, **bounds: int) -> EngineCore:
+def make_core(*models: str, weights: dict[str, float] | None = None, **bounds: Any) -> EngineCore:
     runners: dict[str, ModelRunner] = {model: recording_runner(Turnstile(), tiny_config()) for model in models}
     core = EngineCore(runners, EngineConfig(6, **bounds), weights, Clock())
     for model in models:

@@ -72,24 +72,27 @@ def test_less_than_the_idle_latency_is_refused_at_once(seconds: float) -> None:
     assert not core.has_work
 
 
-def test_what_is_queued_before_it_counts() -> None:
-    """Two images run; two more wait for 8 evaluations, half a second each at two rows a step."""
+def test_what_runs_and_waits_before_it_counts() -> None:
+    """Two images run for three more seconds, then two more for four: then it is the next one's turn."""
     core, _ = make_core()
     core.add(within(None, images=2))
     core.step()
     core.add(within(None, images=2))
-    core.add(within(8.1))  # 4 s of queue, 4 s of its own
-    with pytest.raises(DeadlineUnreachable, match="about 10000 ms"):  # the one before is in the queue now, too
-        core.add(within(9.9))
+    with pytest.raises(DeadlineUnreachable, match="about 11000 ms"):
+        core.add(within(10.9))
+    core.add(within(11.1))
+    (last,) = [request for request in run(core) if request.deadline_seconds]
+    assert last.status is RequestStatus.FINISHED
+    assert last.finished - last.arrived == pytest.approx(11.0)
 
 
 def test_it_leaves_the_queue_when_it_is_too_late() -> None:
     core, clock = make_core()
-    first, late = within(None, steps=10, images=2), within(9.0, steps=2)
+    first, late = within(None, steps=10, images=2), within(11.5, steps=2)
     core.add(first)
     core.step()
     core.add(late)
-    clock.now += 9.0
+    clock.now += 12.0
     ended = core.step().ended
     assert ended == [late]
     assert (late.status, late.remaining_rows) == (RequestStatus.EXPIRED, 2)

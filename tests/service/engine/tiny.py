@@ -120,7 +120,7 @@ def make_request(params: SamplingParams, config: ModelConfig | None = None, num_
     return Request(f"request {next(_ids)}", params, plan, num_previews=num_previews)
 
 
-def warm_core(runner: ModelRunner, model: str = "dit", max_rows: int = 6, **bounds: int) -> EngineCore:
+def warm_core(runner: ModelRunner, model: str = "dit", max_rows: int = 6, **bounds: Any) -> EngineCore:
     core = EngineCore({model: runner}, EngineConfig(max_rows, **bounds))
     core.warm_up(model)
     return core

@@ -1,0 +1,215 @@
+"""Two models on one device: scheduling policies on a virtual clock, driving the engine that serves.
+
+    python -m benchmarks.scheduling [--seconds 10] [--rows 32] [--plot docs/scheduling.png]
+
+Only the device is simulated (a step of R rows lasts t0 + t1 R, the clock jumps) and the arrivals (Poisson, half of
+the requests to each model, mixed steps and guidance); queues, scheduler, policy and admission are the service's.
+A request is answered in time if it takes at most three times what it takes alone. Load 1 is what the device can do
+with full steps. "Foretold" compares each latency with the one that the engine expected at admission.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from models.checkpoint import ModelConfig
+from service.engine.core import EngineConfig, EngineCore
+from service.engine.plan import compile_plan
+from service.engine.policy import TARGET_FACTOR, DeviceShare, Policy, pick, wake
+from service.engine.request import EngineError, Request, SamplingParams
+from service.engine.simulated import SimulatedRunner, StepCost
+
+COSTS = {"dit": StepCost(2, 0.02), "unet": StepCost(4, 0.05)}
+STEPS, GUIDANCE = (5, 10, 20, 30, 50), (1.0, 2.0)
+SMALL = {"image_size": 4, "image_channels": 1, "hidden_dim": 32, "depth": 1, "num_heads": 4}  # nobody looks
+CONFIG = ModelConfig("dit", SMALL)
+
+
+class Clock:
+    """Time passes when the device works, and when nobody has anything to do."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, until: float) -> None:
+        self.now = max(self.now, until)
+
+
+class VirtualRunner(SimulatedRunner):
+    """Its profile is exact."""
+
+    def _time_step(self, rows: int) -> float:
+        return self.cost.seconds(rows)
+
+
+@dataclass
+class Outcome:
+    """Of the requests that arrived while the load lasted."""
+
+    arrived: int
+    refused: int
+    slowdowns: dict[str, list[float]]  # latency over idle latency of the answered ones, by model
+    predictions: list[tuple[float, float]]  # latency foretold at admission and real one, seconds
+    seconds: float
+
+    @property
+    def all(self) -> np.ndarray:
+        return np.array([value for values in self.slowdowns.values() for value in values])
+
+    @property
+    def in_time(self) -> int:
+        return int((self.all <= TARGET_FACTOR).sum())
+
+    @property
+    def goodput(self) -> float:
+        """Requests a second that were answered in time."""
+        return self.in_time / self.seconds
+
+    @property
+    def prediction_errors(self) -> np.ndarray:
+        foretold, real = np.array(self.predictions).T
+        return foretold / real - 1
+
+
+def capacity(rows: int, shares: dict[str, float]) -> float:
+    """Requests a second that the device can do with full steps; shares of the requests by model."""
+    needed = float(np.mean(STEPS)) * float(np.mean([1 + (scale != 1) for scale in GUIDANCE]))
+    return 1 / (needed * sum(share * COSTS[model].seconds(rows) / rows for model, share in shares.items()))
+
+
+def arrivals(rate: float, seconds: float, shares: dict[str, float], seed: int) -> list[tuple[float, Request]]:
+    """Poisson, and as random in all that a request can ask for."""
+    rng = np.random.default_rng(seed)
+    trace, now = [], 0.0
+    while (now := now + rng.exponential(1 / rate)) < seconds:
+        model = str(rng.choice(list(shares), p=list(shares.values())))
+        steps, scale = int(rng.choice(STEPS)), float(rng.choice(GUIDANCE))
+        params = SamplingParams(model, 0, steps, "ddim", scale, (0.0, 1.0), (len(trace),))
+        trace.append((now, Request(str(len(trace)), params, compile_plan(CONFIG, params))))
+    return trace
+
+
+def simulate(
+    trace: list[tuple[float, Request]], seconds: float, policy: Policy, shed_load: bool, rows: int
+) -> Outcome:
+    """Run a trace to its end, or until the backlog of an overload has been looked at for twice its length."""
+    clock = Clock()
+    runners = {model: VirtualRunner(CONFIG, cost, rows, clock, clock.advance) for model, cost in COSTS.items()}
+    config = EngineConfig(rows, 10**9, 10**12, shed_load)
+    core = EngineCore(dict(runners), config, clock=clock, policy=policy)
+    for model in runners:
+        core.warm_up(model)
+    outcome = Outcome(len(trace), 0, {model: [] for model in runners}, [], seconds)
+    pending, foretold = list(reversed(trace)), dict[str, float]()
+    while (pending or core.has_work) and clock.now < 2 * seconds:
+        while pending and pending[-1][0] <= clock.now:
+            arrived, request = pending.pop()
+            try:
+                core.add(request)
+            except EngineError:
+                outcome.refused += 1
+                continue
+            foretold[request.request_id] = request.expected_seconds + clock.now - arrived
+            request.arrived = arrived  # it may have waited for the end of a step
+        if core.has_work:
+            for request in core.step().ended:
+                slowdown = (request.finished - request.arrived) / request.idle_seconds
+                outcome.slowdowns[request.params.model].append(slowdown)
+                outcome.predictions.append((foretold[request.request_id], request.finished - request.arrived))
+        elif pending:
+            clock.advance(pending[-1][0])
+    return outcome
+
+
+def alternate() -> Policy:
+    """One step of each in turn."""
+    last = ""
+
+    def policy(shares: dict[str, DeviceShare], now: float) -> str | None:
+        nonlocal last
+        busy = list(wake(shares))
+        last = next((model for model in busy if model != last), busy[0] if busy else "")
+        return last or None
+
+    return policy
+
+
+def equal_time(shares: dict[str, DeviceShare], now: float) -> str | None:
+    """The model that has used the device least."""
+    busy = wake(shares)
+    return min(busy, key=lambda model: busy[model].virtual_time, default=None)
+
+
+POLICIES: dict[str, tuple[Callable[[], Policy], bool]] = {
+    "alternate": (alternate, False),
+    "equal device time": (lambda: equal_time, False),
+    "least relative slack": (lambda: pick, False),
+    "least relative slack, refusing": (lambda: pick, True),
+}
+
+
+def compare(loads: list[float], seconds: float, rows: int, seed: int = 0) -> dict[tuple[str, float], Outcome]:
+    """Every policy on the same traces."""
+    shares = {"dit": 0.5, "unet": 0.5}
+    outcomes = {}
+    for load in loads:
+        for name, (policy, shed_load) in POLICIES.items():
+            trace = arrivals(load * capacity(rows, shares), seconds, shares, seed)
+            outcomes[name, load] = simulate(trace, seconds, policy(), shed_load, rows)
+    return outcomes
+
+
+def table(outcomes: dict[tuple[str, float], Outcome]) -> str:
+    lines = [
+        "| load | policy | answered in time | dit | unet | refused | p50 / p99 slowdown | in time a second "
+        "| foretold to 20 % |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (name, load), outcome in outcomes.items():
+        each = [np.mean(np.array(values) <= TARGET_FACTOR) for values in outcome.slowdowns.values()]
+        p50, p99 = np.quantile(outcome.all, [0.5, 0.99])
+        foretold = np.mean(abs(outcome.prediction_errors) <= 0.2)
+        lines.append(
+            f"| {load:.0%} | {name} | **{outcome.in_time / outcome.arrived:.0%}** | {each[0]:.0%} | {each[1]:.0%} "
+            f"| {outcome.refused / outcome.arrived:.0%} | {p50:.1f} / {p99:.1f} | {outcome.goodput:.0f} "
+            f"| {foretold:.0%} |"
+        )
+    return "\n".join([*lines, "", "dit, unet: of the requests that were answered."])
+
+
+def plot(outcomes: dict[tuple[str, float], Outcome], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for policy in POLICIES:
+        points = [(load, outcome.goodput) for (name, load), outcome in outcomes.items() if name == policy]
+        axes.plot(*zip(*points, strict=True), marker="o", label=policy)
+    axes.set(xlabel="load (1 = full steps all the time)", ylabel="answered in time, requests/s", ylim=(0, None))
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of virtual time, for each load")
+    parser.add_argument("--rows", type=int, default=32, help="row cap of both models")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--loads", type=float, nargs="+", default=[0.3, 0.5, 0.7, 1.0, 1.5, 3.0])
+    parser.add_argument("--plot", type=Path)
+    arguments = parser.parse_args()
+    outcomes = compare(arguments.loads, arguments.seconds, arguments.rows, arguments.seed)
+    print(table(outcomes))
+    if arguments.plot:
+        plot(outcomes, arguments.plot)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""What the device is asked for, and who is refused, on a clock that the test turns.
+
+Every step costs a second, whatever its rows; four rows fit.
+"""
+
+import pytest
+
+from service.engine.admission import (
+    CALM_SECONDS,
+    FULL,
+    STANDING_SECONDS,
+    OverloadGuard,
+    expected_seconds,
+    learn,
+    utilisation,
+)
+from service.engine.policy import TARGET_FACTOR, DeviceShare
+from service.engine.request import Request
+from service.engine.scheduler import Scheduler
+from tests.service.engine.rows import UNBOUNDED, make_request, run_step
+
+MODEL = "model"  # of every request that make_request makes
+
+
+def make_share(*requests: Request, weight: float = 1.0, max_rows: int = 4) -> DeviceShare:
+    scheduler = Scheduler(max_rows, UNBOUNDED, UNBOUNDED, seconds_per_row=lambda: 1 / max_rows)
+    share = DeviceShare(scheduler, weight, step_seconds=lambda rows: 1.0 if rows else 0.0)
+    for request in requests:
+        scheduler.add(request, 0.0)
+    return share
+
+
+def steps(count: int, n: int = 1, deadline: float | None = None) -> Request:
+    request = make_request(*[1] * count, n=n)
+    request.idle_seconds, request.deadline_seconds = float(count), deadline
+    return request
+
+
+def test_one_request_asks_for_a_third_of_the_device() -> None:
+    """It may take three times what it takes alone."""
+    share = make_share(steps(10))
+    assert utilisation({MODEL: share}, now=0.0) == pytest.approx(1 / TARGET_FACTOR)
+    assert utilisation({MODEL: make_share()}, now=0.0) == 0.0
+    assert utilisation({MODEL: make_share()}, 0.0, steps(10)) == pytest.approx(1 / TARGET_FACTOR)
+
+
+def test_time_that_passes_and_deadlines_raise_the_pace() -> None:
+    share = make_share(steps(10))
+    assert utilisation({MODEL: share}, now=10.0) == pytest.approx(10 / 20)
+    assert utilisation({MODEL: make_share(steps(10, deadline=12.5))}, now=0.0) == pytest.approx(0.8)
+
+
+def test_rows_beyond_a_full_step_need_further_steps() -> None:
+    assert utilisation({MODEL: make_share(steps(10, n=4))}, 0.0) == pytest.approx(1 / 3)
+    assert utilisation({MODEL: make_share(steps(10, n=4), steps(10, n=4))}, 0.0) == pytest.approx(2 / 3)
+
+
+def test_what_is_late_anyway_asks_for_nothing() -> None:
+    assert utilisation({MODEL: make_share(steps(10))}, now=20.5) == 0.0
+
+
+def test_models_add_up() -> None:
+    shares = {MODEL: make_share(steps(10)), "other": make_share(steps(4, deadline=8.0))}
+    assert utilisation(shares, 0.0) == pytest.approx(1 / 3 + 1 / 2)
+
+
+def full_device() -> dict[str, DeviceShare]:
+    shares = {MODEL: make_share(*[steps(10, n=4) for _ in range(4)])}
+    assert utilisation(shares, 0.0, steps(10)) > FULL
+    return shares
+
+
+def test_a_burst_is_queued_and_a_standing_overload_refused() -> None:
+    guard, shares = OverloadGuard(), full_device()
+    assert not guard.refuses(steps(10), shares, 0.0)
+    assert not guard.refuses(steps(10), shares, STANDING_SECONDS - 0.01)
+    assert guard.refuses(steps(10), shares, STANDING_SECONDS)
+    assert guard.refuses(steps(10), shares, STANDING_SECONDS + 0.1)
+
+
+def test_a_moment_below_the_bound_ends_the_burst_but_not_the_overload() -> None:
+    guard, shares, calm = OverloadGuard(), full_device(), {MODEL: make_share()}
+    assert not guard.refuses(steps(10), shares, 0.0)
+    assert not guard.refuses(steps(10), calm, 0.2)
+    assert not guard.refuses(steps(10), shares, 0.3)  # a new burst
+    assert guard.refuses(steps(10), shares, 0.3 + STANDING_SECONDS)
+    assert not guard.refuses(steps(10), calm, 0.6)  # it fits, so it is welcome ...
+    assert guard.refuses(steps(10), shares, 0.7)  # ... and the next one is not
+
+
+def test_a_model_within_its_part_of_the_device_is_not_refused_for_the_other() -> None:
+    guard = OverloadGuard()
+    shares = full_device() | {"flooded": full_device()[MODEL]}
+    shares[MODEL] = make_share()
+    for now in (0.0, STANDING_SECONDS, 2 * STANDING_SECONDS):
+        assert utilisation(shares, now, steps(10)) > FULL
+        assert not guard.refuses(steps(10), shares, now)
+    shares[MODEL].weight = 0.4  # now a third of the device is more than its part
+    assert not guard.refuses(steps(10), shares, 1.0)
+    assert guard.refuses(steps(10), shares, 1.0 + STANDING_SECONDS)
+
+
+def test_the_overload_is_over_after_a_second_without_refusals() -> None:
+    guard, shares = OverloadGuard(), full_device()
+    guard.refuses(steps(10), shares, 0.0)
+    assert guard.refuses(steps(10), shares, STANDING_SECONDS)
+    assert not guard.refuses(steps(10), shares, STANDING_SECONDS + CALM_SECONDS + 0.1)
+
+
+def test_an_idle_model_takes_what_it_takes_alone() -> None:
+    share = make_share()
+    share.stretch = 5.0  # of a load that is gone
+    assert expected_seconds(steps(10), {MODEL: share}) == 10.0
+    assert expected_seconds(steps(10, n=8), {MODEL: make_share()}) == 20.0  # four at a time
+
+
+def test_images_ahead_that_leave_let_the_next_ones_in() -> None:
+    """Four run, for 3, 3, 5 and 5 steps; two wait; so the new one starts at 3, beside the last of them."""
+    share = make_share(steps(3, n=2), steps(5, n=2), steps(1), steps(2))
+    run_step(share.scheduler)
+    expected = 2 + 1 + 4  # to the end of the first two, the shorter of the waiting ones, its own
+    assert expected_seconds(steps(4), {MODEL: share}) == expected
+
+
+def test_the_estimate_learns_what_others_add() -> None:
+    share, other = make_share(), make_share(steps(1000))
+    shares = {MODEL: share, "other": other}
+    for _ in range(60):
+        request = steps(10)
+        expected_seconds(request, shares)
+        request.arrived, request.finished = 0.0, 25.0
+        learn(share, request)
+    assert expected_seconds(steps(10), shares) == pytest.approx(25.0, rel=0.02)
