@@ -25,7 +25,7 @@ from service.generation import Generator
 from service.metrics import Metrics
 from service.middleware import BodyLimitMiddleware, RequestIdMiddleware
 from service.registry import load_runners, model_entries
-from service.routes import generate, inference_v2, openai, ops
+from service.routes import generate, inference_v2, openai, ops, page
 from service.schemas import ModelInfo
 from service.settings import Settings
 
@@ -43,8 +43,16 @@ def create_app(settings: Settings) -> FastAPI:
         torch.set_num_threads(settings.threads)
     runners = load_runners(settings)
     weights = {name: entry.weight for name, entry in model_entries(settings).items()}
-    config = EngineConfig(settings.max_rows, settings.max_requests, settings.max_evaluations, settings.shed_load)
+    bounds = (settings.max_rows, settings.max_requests, settings.max_evaluations)
+    config = EngineConfig(*bounds, _sheds(settings, runners))
     return assemble(EngineCore(runners, config, weights), settings)
+
+
+def _sheds(settings: Settings, runners: dict[str, ModelRunner]) -> bool:
+    """On a CPU few requests are a load that stands, and whoever tries this there would rather wait."""
+    if settings.shed_load is not None:
+        return settings.shed_load
+    return all(runner.describe()["device"] != "cpu" for runner in runners.values())
 
 
 def assemble(core: EngineCore, settings: Settings) -> FastAPI:
@@ -68,7 +76,7 @@ def assemble(core: EngineCore, settings: Settings) -> FastAPI:
     simulated = frozenset(name for name, runner in core.runners.items() if isinstance(runner, SimulatedRunner))
     app.state.generator = Generator(AsyncEngine(thread, configs), metrics, settings, core, simulated)
     app.state.describe = lambda: [_describe(name, core) for name in core.runners]
-    for routes in (generate, openai, inference_v2):
+    for routes in (page, generate, openai, inference_v2):
         app.include_router(routes.router)
     app.include_router(ops.router)
     app.add_middleware(BodyLimitMiddleware)
