@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from models.checkpoint import ModelConfig, parameter_count
 from models.samplers import SAMPLERS, build_table
 from models.schedule import NoiseSchedule, Prediction
-from service import dialects, images, openapi
+from service import dialects, images, middleware, openapi
 from service.engine.async_engine import AsyncEngine
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.plan import compile_plan
@@ -23,7 +23,6 @@ from service.engine.simulated import SimulatedRunner
 from service.engine.thread import EngineThread
 from service.generation import Generator
 from service.metrics import Metrics
-from service.middleware import BodyLimitMiddleware, RequestIdMiddleware
 from service.registry import load_runners, model_entries
 from service.routes import generate, inference_v2, openai, ops, page
 from service.schemas import ModelInfo
@@ -79,8 +78,9 @@ def assemble(core: EngineCore, settings: Settings) -> FastAPI:
     for routes in (page, generate, openai, inference_v2):
         app.include_router(routes.router)
     app.include_router(ops.router)
-    app.add_middleware(BodyLimitMiddleware)
-    app.add_middleware(RequestIdMiddleware)
+    if settings.metrics_port is None:
+        app.include_router(ops.exposition)
+    middleware.install(app, settings, metrics.registry)
     dialects.install(app)
     openapi.install(app, settings, list(core.runners))
     return app

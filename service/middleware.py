@@ -1,17 +1,45 @@
-"""What surrounds every request: its name, and a limit on its size."""
+"""What surrounds every request: its name, its key, and limits on its query and body."""
 
+import asyncio
 import re
 from uuid import uuid4
 
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
 from starlette.datastructures import MutableHeaders
-from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.dialects import answer
+from service.errors import BodyTooLarge, RequestTimeout, ServiceError, UriTooLong
+from service.keys import KeyRing
+from service.settings import Settings
 
 CLIENT_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 MAX_BODY = 64 * 1024  # bytes; a request needs a few hundred
-MAX_DISCARD = (
-    16 * 1024 * 1024
-)  # bytes read and thrown away, so that a client that is still sending reads the answer
+MAX_QUERY = 4096  # bytes
+# Without a key: what a person or a probe opens first. Everything else needs one, also what is added later.
+OPEN_PATHS = {"/", "/favicon.ico", "/livez", "/readyz", "/openapi.json", "/docs", "/redoc"}
+OPEN_FOLDERS = ("/static/", "/v2/health/")
+CORS_METHODS = ["GET", "HEAD", "POST"]
+CORS_SENT = ["Accept", "Authorization", "Content-Type", "If-None-Match", "X-API-Key", "X-Request-Id"]
+CORS_READ = ["ETag", "Retry-After", "Server-Timing", "X-Request-Id", "X-Seed", "X-Simulated"]
+
+
+def install(app: FastAPI, settings: Settings, registry: CollectorRegistry) -> None:
+    """Surround the application; from the inside out, as add_middleware has it."""
+    app.add_middleware(LimitMiddleware, body_seconds=settings.body_seconds)
+    if settings.api_keys:
+        app.add_middleware(KeyMiddleware, ring=KeyRing(settings.api_keys, registry))
+    if settings.cors_origins:  # outside of the keys: a browser asks for permission without one
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=CORS_METHODS,
+            allow_headers=CORS_SENT,
+            expose_headers=CORS_READ,
+        )
+    app.add_middleware(RequestIdMiddleware)
 
 
 class RequestIdMiddleware:
@@ -30,30 +58,105 @@ class RequestIdMiddleware:
 
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                headers["X-Content-Type-Options"] = "nosniff"  # a browser must not take an answer for a page
             await send(message)
 
         await self.app(scope, receive, named)
 
 
-class BodyLimitMiddleware:
-    """413 for a body that is larger than MAX_BODY; what is beyond is never held in memory."""
+class KeyMiddleware:
+    """401 without a valid key, 429 beyond its quota. A request counts until the last byte of its answer is sent."""
 
-    def __init__(self, app: ASGIApp):
-        self.app = app
+    def __init__(self, app: ASGIApp, ring: KeyRing):
+        self.app, self.ring = app, ring
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        received = 0
+        if scope["type"] != "http" or is_open(scope["path"]):
+            await self.app(scope, receive, send)
+            return
+        try:
+            visit = self.ring.admit(scope["headers"])
+        except ServiceError as error:
+            await answer(scope, error)(scope, receive, send)
+            return
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            visit.end()
 
-        async def limited() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received <= MAX_BODY:
-                return message
-            while message.get("more_body") and received <= MAX_DISCARD:
-                message = await receive()
-                received += len(message.get("body", b""))
-            raise HTTPException(413, f"the body is larger than {MAX_BODY} bytes")
 
-        await self.app(scope, limited, send)
+def is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path.startswith(OPEN_FOLDERS)
+
+
+class LimitMiddleware:
+    """414 for a long query, 413 for a large body, 408 for a slow one.
+
+    The body is read here, before the application runs: it is small, and the answer is the same whatever the
+    application would have done with it. What follows a refusal is thrown away by service/protocol.py.
+    """
+
+    def __init__(self, app: ASGIApp, body_seconds: float):
+        self.app, self.body_seconds = app, body_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        try:
+            _check_head(scope)
+            async with asyncio.timeout(self.body_seconds):
+                body = await _read_body(receive)
+        except ServiceError as error:
+            await answer(scope, error)(scope, receive, send)
+            return
+        except TimeoutError:
+            late = answer(scope, RequestTimeout(f"the body did not arrive within {self.body_seconds:g} s"))
+            late.headers["Connection"] = "close"
+            await late(scope, receive, send)
+            return
+        if body is not None:
+            await self.app(scope, _replay(body, receive), send)
+
+
+def _check_head(scope: Scope) -> None:
+    """Raises UriTooLong, BodyTooLarge."""
+    if len(scope["query_string"]) > MAX_QUERY:
+        raise UriTooLong(f"the query is longer than {MAX_QUERY} bytes")
+    declared = dict(scope["headers"]).get(b"content-length", b"0")
+    if declared.isdigit() and int(declared) > MAX_BODY:
+        raise _too_large()
+
+
+async def _read_body(receive: Receive) -> bytes | None:
+    """The whole body; None when the client has gone.
+
+    Raises:
+        BodyTooLarge: as soon as that is known.
+    """
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        body += message.get("body", b"")
+        if len(body) > MAX_BODY:
+            raise _too_large()
+        if not message.get("more_body"):
+            return bytes(body)
+
+
+def _too_large() -> BodyTooLarge:
+    return BodyTooLarge(f"the body is larger than {MAX_BODY} bytes")
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """The body as one message, then what really comes."""
+    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return replayed

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as SettingsSourceError
 
+from service.keys import ApiKeys, Origins
+
 PREFIX = "DIFFUSION_"
 
 
@@ -51,7 +53,7 @@ class ModelEntry(BaseModel):
 class Settings(BaseSettings):
     """Every setting is an environment variable, DIFFUSION_ and its name; nested ones are JSON."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True)
 
     checkpoints: Path = Path("checkpoints")  # every folder in it that has a config.json is served
     models: dict[str, ModelEntry] = {}  # served instead of checkpoints, by name
@@ -67,6 +69,14 @@ class Settings(BaseSettings):
     max_images: int = Field(default=16, ge=1, le=1024)  # of one request
     drain_seconds: float = Field(default=30.0, ge=0, allow_inf_nan=False)  # for accepted work at shutdown
     heartbeat_seconds: float = Field(default=60.0, gt=0, allow_inf_nan=False)  # silence that means a dead engine
+    api_keys: ApiKeys = {}  # by name; without any, the service is open
+    cors_origins: Origins = []  # whose pages may call this service from a browser
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)  # of /metrics; default: the main port
+    max_connections: int = Field(default=1024, ge=1)
+    header_seconds: float = Field(default=10.0, gt=0, allow_inf_nan=False)  # for a request head to arrive
+    body_seconds: float = Field(default=10.0, gt=0, allow_inf_nan=False)  # for a body to arrive
+    stream_seconds: float = Field(default=120.0, gt=0, allow_inf_nan=False)  # for a client to take what was sent
+    keep_alive_seconds: int = Field(default=5, ge=1)  # for an idle connection
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from service.engine.thread import EngineThread
 from service.schemas import Health, ModelList
 
-router = APIRouter()
+router, exposition = APIRouter(), APIRouter()  # the second may have a port of its own
 UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": Health, "description": "Not so"}}
 
 
@@ -39,10 +39,10 @@ async def models(request: Request) -> ModelList:
     return ModelList(models=request.app.state.describe())
 
 
-@router.get("/metrics", response_class=Response, summary="Prometheus exposition")
+@exposition.get("/metrics", response_class=Response, summary="Prometheus exposition")
 async def metrics(request: Request) -> Response:
-    exposition = generate_latest(request.app.state.generator.metrics.registry)
-    return Response(exposition, media_type=CONTENT_TYPE_LATEST)
+    text = generate_latest(request.app.state.generator.metrics.registry)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
 def _health(reason: str) -> Response:

@@ -1,0 +1,149 @@
+"""HTTP/1.1 for clients that mean no good: uvicorn's protocol, with limits on time, size and connections."""
+
+import asyncio
+import logging
+import sys
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from service.dialects import answer
+from service.errors import ClientError, HeadersTooLarge, Overloaded, ServiceError
+
+logger = logging.getLogger(__name__)
+
+MAX_HEAD = 16 * 1024  # bytes of a request line and its headers
+MAX_DISCARD = 16 * 1024 * 1024  # bytes of a refused body that are thrown away, so that its sender reads the answer
+LINGER_SECONDS = 1.0  # for a client that is turned away to read why
+RETRY_SECONDS = 1.0  # for the same client to come back
+
+Phase = Literal["head", "rest"]  # what a client has to send: a request's head, or a body that was answered already
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of a connection, in seconds; and how many there may be."""
+
+    header_seconds: float  # for a request line and its headers
+    body_seconds: float  # for what is left of a body after its answer
+    stream_seconds: float  # for the client to take what was sent
+    max_connections: int
+
+
+class GuardedProtocol(H11Protocol):
+    """Cuts who sends too slowly, reads too slowly, or comes when the house is full."""
+
+    limits: Limits
+    _turned_away = False
+    _phase: Phase | None = None  # under a time limit
+    _deadline: asyncio.TimerHandle | None = None  # of that
+    _unread: asyncio.TimerHandle | None = None  # runs while the client does not take what was sent
+    _discarded = 0  # bytes of the rest
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        # A send then waits until the kernel has taken all before it, and one timer tells whether the client reads.
+        transport.set_write_buffer_limits(high=0)
+        if len(self.connections) > self.limits.max_connections:
+            self._turn_away()
+        else:
+            self._await("head")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._await(None)
+        self._stop_waiting_for_reader()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._turned_away:
+            return
+        if self._phase == "rest":
+            self._discarded += len(data)
+            if self._discarded > MAX_DISCARD:
+                self._cut("its refused body does not end")
+                return
+        super().data_received(data)
+        if not self.transport.is_closing():
+            self._await(self._expected(idle="head"))
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self.transport.is_closing():
+            self._await(self._expected(idle=None))  # between two requests uvicorn's keep-alive limit holds
+
+    def _expected(self, idle: Phase | None) -> Phase | None:
+        if self.conn.their_state is h11.IDLE:
+            return idle
+        answered = self.cycle is not None and self.cycle.response_complete
+        return "rest" if answered and self.conn.their_state is h11.SEND_BODY else None
+
+    def _await(self, phase: Phase | None) -> None:
+        """Start the clock of a phase; more bytes of the same phase do not wind it up again."""
+        if phase == self._phase:
+            return
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._phase, self._deadline, self._discarded = phase, None, 0
+        if phase is not None:
+            seconds = self.limits.header_seconds if phase == "head" else self.limits.body_seconds
+            self._deadline = self.loop.call_later(seconds, self._cut, f"the {phase} of its request is late")
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        seconds = self.limits.stream_seconds
+        self._unread = self.loop.call_later(seconds, self._cut, "it does not read its answer")
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_waiting_for_reader()
+
+    def _stop_waiting_for_reader(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
+    def _cut(self, reason: str) -> None:
+        """Close at once: a polite close would wait until the client has read everything."""
+        logger.info("connection of %s cut: %s", self.client, reason)
+        self.transport.abort()
+
+    def _turn_away(self) -> None:
+        self._turned_away = True
+        self.connections.discard(self)
+        self._say(Overloaded("too many open connections: try again later", retry_after=RETRY_SECONDS))
+        self.transport.write_eof()
+        self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn's answer to what is not HTTP, called where it has caught h11's error."""
+        hint = getattr(sys.exception(), "error_status_hint", 400)
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self._cut("its request broke while it was answered")
+            return
+        if self.cycle is not None:  # whatever works on the first part of the request has nobody to answer
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        too_large = HeadersTooLarge(f"request line and headers are larger than {MAX_HEAD} bytes")
+        self._say(too_large if hint == 431 else _malformed())
+        self.transport.close()
+
+    def _say(self, error: ServiceError) -> None:
+        """An answer to a request that has no path yet, so in the own API's dialect."""
+        response = answer({"type": "http", "path": "/"}, error)
+        headers = [*response.raw_headers, (b"connection", b"close")]
+        head = h11.Response(status_code=response.status_code, headers=headers)
+        for event in (head, h11.Data(data=bytes(response.body)), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+
+
+def _malformed() -> ClientError:
+    error = ClientError("this is no HTTP/1.1 request")
+    error.status, error.code, error.title = 400, "malformed-request", "Malformed request"
+    return error
+
+
+def guarded(limits: Limits) -> Any:
+    """A protocol class for uvicorn.Config(http=...)."""
+    return type("LimitedProtocol", (GuardedProtocol,), {"limits": limits})

@@ -1,0 +1,126 @@
+"""What surrounds every request, over a real socket: limits, CORS, headers, the port of /metrics."""
+
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.app import create_app
+from service.middleware import MAX_BODY, MAX_QUERY
+from tests.service.conftest import Running, running, tiny_settings
+from tests.service.test_server import ROOT, command, environment, free_port, serving
+
+FRIEND, STRANGER = "https://friend.example", "https://stranger.example"
+
+
+@pytest.fixture(scope="module")
+def strict(checkpoints: Path) -> Iterator[Running]:
+    """Half a second for a body, one friend, and a key."""
+    keys = {"alice": {"key": "alice-has-a-secret-key"}}
+    settings = tiny_settings(checkpoints, body_seconds=0.5, cors_origins=[FRIEND], api_keys=keys)
+    with running(create_app(settings)) as live:
+        live.client.headers["X-API-Key"] = "alice-has-a-secret-key"
+        yield live
+
+
+def test_a_long_query_is_refused(server: Running) -> None:
+    path = "/generate?model=dit&class=0&"
+    fits = path + "x" * (MAX_QUERY - len(path) + len("/generate?"))
+    assert server.client.post(fits).status_code == 422  # read, and found to be nonsense
+    refused = server.client.post(fits + "x")
+    assert refused.status_code == 414
+    assert refused.json()["detail"] == f"the query is longer than {MAX_QUERY} bytes"
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["declared", "chunked"])
+def test_a_large_body_is_refused(server: Running, chunked: bool) -> None:
+    body = b" " * (MAX_BODY + 1)
+    refused = server.client.post("/generate", content=iter([body]) if chunked else body)
+    assert refused.status_code == 413
+    assert refused.headers["content-type"] == "application/problem+json"
+    assert server.client.get("/livez").status_code == 200
+
+
+def test_a_body_that_drips_in_is_refused(strict: Running) -> None:
+    host, port = strict.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as client:
+        head = (
+            "POST /generate HTTP/1.1\r\nHost: a\r\nX-API-Key: alice-has-a-secret-key\r\nContent-Length: 99\r\n\r\n"
+        )
+        client.sendall(head.encode())
+        started, received = time.monotonic(), b""
+        client.settimeout(0.02)
+        while b"HTTP/1.1 408" not in received:
+            assert time.monotonic() - started < 30, received
+            client.sendall(b" ")
+            try:
+                received += client.recv(4096)
+            except TimeoutError:
+                continue
+        assert b"connection: close" in received.lower()
+
+
+def test_other_origins_are_told_nothing_by_default(server: Running) -> None:
+    answer = server.client.get("/models", headers={"Origin": STRANGER})
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+    preflight = {"Origin": STRANGER, "Access-Control-Request-Method": "POST"}
+    asked = server.client.options("/generate", headers=preflight)
+    assert asked.status_code == 405
+    assert not [name for name in asked.headers if name.startswith("access-control")]
+
+
+def test_a_named_origin_may_call_and_read(strict: Running) -> None:
+    preflight = {
+        "Origin": FRIEND,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "x-api-key",
+    }
+    asked = httpx.options(f"{strict.url}/generate", headers=preflight)  # a browser asks without its key
+    assert asked.status_code == 200
+    assert asked.headers["access-control-allow-origin"] == FRIEND
+    assert "X-API-Key" in asked.headers["access-control-allow-headers"]
+    answer = strict.client.post("/generate?model=dit&class=0&steps=1", headers={"Origin": FRIEND})
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-origin"] == FRIEND
+    assert "X-Seed" in answer.headers["access-control-expose-headers"]
+
+
+def test_a_stranger_may_not(strict: Running) -> None:
+    preflight = {"Origin": STRANGER, "Access-Control-Request-Method": "POST"}
+    assert httpx.options(f"{strict.url}/generate", headers=preflight).status_code == 400
+    answer = strict.client.get("/models", headers={"Origin": STRANGER})
+    assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize("path", ["/", "/models", "/generate", "/nowhere"])
+def test_no_answer_is_guessed_to_be_a_page(server: Running, path: str) -> None:
+    assert server.client.get(path).headers["x-content-type-options"] == "nosniff"
+
+
+def test_metrics_on_their_own_port(checkpoints: Path, tmp_path: Path) -> None:
+    side = f"http://127.0.0.1:{(port := free_port())}"
+    with (tmp_path / "log").open("w+") as log, serving(checkpoints, log, metrics_port=port) as (process, url):
+        assert httpx.get(f"{url}/metrics").status_code == 404
+        assert "/metrics" not in httpx.get(f"{url}/openapi.json").json()["paths"]
+        assert httpx.post(f"{url}/generate?model=dit&class=0&steps=1").status_code == 200
+        text = httpx.get(f"{side}/metrics").text
+        assert 'diffusion_requests_total{model="dit",outcome="ok"} 1.0' in text
+        assert httpx.post(f"{side}/generate?model=dit&class=0").status_code == 404
+        process.terminate()
+        assert process.wait(timeout=30) == 0
+
+
+def test_a_taken_metrics_port_ends_the_start(checkpoints: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        settings = environment(checkpoints=checkpoints, device="cpu", metrics_port=taken.getsockname()[1])
+        start = command(free_port())
+        run = subprocess.run(start, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 2
+    assert run.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in run.stderr

@@ -1,0 +1,288 @@
+"""Bad clients, on raw sockets: too slow, too large, too many, or deaf."""
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from service.middleware import MAX_BODY, LimitMiddleware
+from service.protocol import MAX_DISCARD, MAX_HEAD
+from service.server import configure
+from service.settings import Settings
+from tests.service.conftest import wait_until
+
+SHORT = 0.4  # seconds, of the limit that a test is about
+LONG = 60.0  # seconds, of all others
+REQUEST = b"GET /small HTTP/1.1\r\nHost: test\r\n\r\n"
+CHUNK = b"x" * 65_536
+
+
+class Application:
+    """Answers /small at once, and /large with a megabyte in pieces; knows what has ended."""
+
+    def __init__(self) -> None:
+        self.ended: list[str] = []
+        self.sent = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.respond(scope["path"], send)
+        finally:
+            self.ended.append(scope["path"])
+
+    async def respond(self, path: str, send: Send) -> None:
+        pieces = 64 if path == "/large" else 0
+        body = CHUNK * 64 if path == "/whole" else b"small"
+        length = len(CHUNK) * pieces + len(body)
+        head = [(b"content-length", str(length).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": head})
+        for _ in range(pieces):
+            await send({"type": "http.response.body", "body": CHUNK, "more_body": True})
+            self.sent += 1
+            await asyncio.sleep(0)
+        await send({"type": "http.response.body", "body": body})
+
+
+class Guarded:
+    """A server under limits, and how to speak with it."""
+
+    def __init__(self, server: uvicorn.Server, app: Application, address: tuple[str, int]):
+        self.server, self.app, self.address = server, app, address
+
+    def connect(self) -> socket.socket:
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(30)
+        client.connect(self.address)
+        return client
+
+    def connections(self) -> int:
+        return len(self.server.server_state.connections)
+
+
+@contextmanager
+def guarded(body_limit: bool = False, **limits: Any) -> Iterator[Guarded]:
+    values = {"header_seconds": LONG, "body_seconds": LONG, "stream_seconds": LONG, "keep_alive_seconds": 60}
+    settings = Settings(**(values | limits), log_level="warning")
+    app = Application()
+    surrounded = LimitMiddleware(app, settings.body_seconds) if body_limit else app
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # small: a deaf client shows at once
+        listener.bind(("127.0.0.1", 0))
+        config = configure(surrounded, settings)
+        config.lifespan, config.timeout_graceful_shutdown = "off", 1
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        wait_until(lambda: server.started)
+        yield Guarded(server, app, listener.getsockname())
+        server.should_exit = True
+        thread.join(timeout=30)
+        assert not thread.is_alive()
+
+
+def read_all(client: socket.socket) -> bytes:
+    """Until the server closes."""
+    received = bytearray()
+    try:
+        while piece := client.recv(65_536):
+            received += piece
+    except ConnectionResetError:
+        pass
+    return bytes(received)
+
+
+def read_answer(client: socket.socket) -> bytes:
+    received = b""
+    while not received.endswith(b"small"):
+        piece = client.recv(4096)
+        assert piece, received
+        received += piece
+    return received
+
+
+def drip(client: socket.socket, data: bytes, until: Callable[[], bool]) -> None:
+    """One byte every 20 ms, so that no limit on silence alone would do."""
+    for byte in data:
+        if until():
+            return
+        try:
+            client.send(bytes([byte]))
+        except OSError:
+            return
+        time.sleep(0.02)
+    raise AssertionError("the server took all of it")
+
+
+def problem(answer: bytes) -> dict[str, Any]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"application/problem+json" in head
+    assert b"connection: close" in head.lower()
+    return json.loads(body)
+
+
+@pytest.mark.parametrize("earlier", [0, 2], ids=["new connection", "kept alive"])
+def test_a_head_that_drips_in_is_cut(earlier: int) -> None:
+    with guarded(header_seconds=SHORT) as live, live.connect() as client:
+        for _ in range(earlier):
+            client.sendall(REQUEST)
+            read_answer(client)
+        drip(client, b"GET /" + b"x" * 10_000, until=lambda: live.connections() == 0)
+        assert live.connections() == 0
+        assert len(live.app.ended) == earlier
+
+
+def test_a_connection_that_says_nothing_is_cut() -> None:
+    with guarded(header_seconds=SHORT) as live, live.connect() as client:
+        assert read_all(client) == b""
+
+
+def test_a_quick_head_is_not_cut_when_its_answer_is_slow_or_the_connection_idle() -> None:
+    with guarded(header_seconds=SHORT) as live, live.connect() as client:
+        for _ in range(3):
+            client.sendall(REQUEST[:10])
+            time.sleep(SHORT / 4)
+            client.sendall(REQUEST[10:])
+            assert read_answer(client).startswith(b"HTTP/1.1 200")
+            time.sleep(SHORT * 2)
+
+
+def test_an_idle_connection_is_closed() -> None:
+    with guarded(keep_alive_seconds=1) as live, live.connect() as client:
+        client.sendall(REQUEST)
+        read_answer(client)
+        assert read_all(client) == b""
+        wait_until(lambda: live.connections() == 0)
+
+
+def test_a_head_that_is_too_large() -> None:
+    with guarded() as live, live.connect() as client:
+        client.sendall(b"GET / HTTP/1.1\r\nX: " + b"x" * (MAX_HEAD + 1))
+        said = problem(read_all(client))
+        assert (said["status"], said["type"]) == (431, "urn:problem:headers-too-large")
+        assert live.app.ended == []
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"\x16\x03\x01 a TLS greeting\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 5\r\n\r\nabc",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nBad Name: x\r\n\r\n",
+    ],
+    ids=["no HTTP", "no host", "two lengths", "negative length", "bad header"],
+)
+def test_what_is_no_http_is_told_so(request_bytes: bytes) -> None:
+    with guarded() as live, live.connect() as client:
+        client.sendall(request_bytes)
+        said = problem(read_all(client))
+        assert (said["status"], said["type"]) == (400, "urn:problem:malformed-request")
+        assert live.app.ended == []
+
+
+def test_a_body_that_breaks_while_it_is_read_ends_its_request() -> None:
+    with guarded(body_limit=True) as live, live.connect() as client:
+        client.sendall(b"POST /small HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+        client.sendall(b"no length\r\n")
+        assert problem(read_all(client))["status"] == 400
+        wait_until(lambda: live.connections() == 0)
+        assert live.app.ended == []
+
+
+@pytest.mark.parametrize("path", [b"/large", b"/whole"], ids=["in pieces", "at once"])
+def test_a_client_that_does_not_read_its_answer_is_cut(path: bytes) -> None:
+    with guarded(stream_seconds=SHORT) as live, live.connect() as client:
+        client.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+        wait_until(lambda: live.app.ended == [path.decode()] and live.connections() == 0)
+        assert len(read_all(client)) < 64 * len(CHUNK)
+
+
+def test_a_client_that_reads_slowly_is_served_as_long_as_it_keeps_up() -> None:
+    with guarded(stream_seconds=2) as live, live.connect() as client:
+        client.sendall(b"GET /large HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        started, received = time.monotonic(), 0
+        while piece := client.recv(16_384):
+            received += len(piece)
+            time.sleep(0.005)
+        assert received > 64 * len(CHUNK)
+        assert time.monotonic() - started > 2, "this client was not slow: the test proves nothing"
+
+
+def test_more_connections_than_there_may_be_are_told_to_come_back() -> None:
+    with guarded(max_connections=3) as live, ExitStack() as stack:
+        kept = [stack.enter_context(live.connect()) for _ in range(3)]
+        wait_until(lambda: live.connections() == 3)
+        with live.connect() as late:
+            late.sendall(REQUEST)
+            answer = read_all(late)
+            assert problem(answer)["status"] == 503
+            assert b"retry-after: 1" in answer.lower()
+        assert live.connections() == 3
+        kept[0].sendall(REQUEST)
+        assert read_answer(kept[0]).startswith(b"HTTP/1.1 200")  # those who are in notice nothing
+        kept[1].close()
+        wait_until(lambda: live.connections() == 2)
+        with live.connect() as next_one:
+            next_one.sendall(REQUEST)
+            assert read_answer(next_one).startswith(b"HTTP/1.1 200")
+
+
+def test_one_that_is_turned_away_and_stays_is_cut() -> None:
+    with guarded(max_connections=1) as live, live.connect(), live.connect() as late:
+        drip(late, REQUEST * 100, until=lambda: False)
+
+
+def post(length: int) -> bytes:
+    return b"POST /small HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % length
+
+
+def test_an_oversized_body_is_refused_before_it_is_sent() -> None:
+    with guarded(body_limit=True) as live, live.connect() as client:
+        client.sendall(post(MAX_BODY + 1))
+        assert b"HTTP/1.1 413" in client.recv(4096)
+        assert live.app.ended == []
+
+
+def test_a_sender_of_a_refused_body_can_finish_and_go_on() -> None:
+    with guarded(body_limit=True) as live, live.connect() as client:
+        client.sendall(post(20 * MAX_BODY) + b"x" * 20 * MAX_BODY)
+        refused = b""
+        while b'"status":413' not in refused:
+            refused += client.recv(4096)
+        client.sendall(REQUEST)
+        assert read_answer(client).endswith(b"small")
+
+
+def test_a_refused_body_that_drips_in_is_cut() -> None:
+    with guarded(body_limit=True, body_seconds=SHORT) as live, live.connect() as client:
+        client.sendall(post(MAX_BODY + 1))
+        assert b"HTTP/1.1 413" in client.recv(4096)
+        drip(client, b"x" * 10_000, until=lambda: live.connections() == 0)
+        assert live.connections() == 0
+
+
+def test_a_refused_body_that_does_not_end_is_cut() -> None:
+    with guarded(body_limit=True) as live, live.connect() as client:
+        client.sendall(post(10 * MAX_DISCARD))
+        with pytest.raises(OSError, match="(?i)reset|pipe"):
+            client.sendall(CHUNK * (2 * MAX_DISCARD // len(CHUNK)))
+        assert live.connections() == 0
+
+
+def test_a_connection_is_watched_again_after_a_refused_body() -> None:
+    with guarded(body_limit=True, header_seconds=SHORT) as live, live.connect() as client:
+        client.sendall(post(MAX_BODY + 1))
+        assert b"HTTP/1.1 413" in client.recv(4096)
+        client.sendall(b"x" * (MAX_BODY + 1))
+        read_all(client)  # it is cut, though the keep-alive limit is a minute
+        assert live.connections() == 0
