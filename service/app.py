@@ -1,19 +1,16 @@
 """The application: loads the models, starts the engine with the server and stops it with it."""
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from fastapi import FastAPI
 
-from models.checkpoint import ModelConfig, parameter_count
-from models.samplers import SAMPLERS, build_table
-from models.schedule import NoiseSchedule, Prediction
-from service import dialects, images, middleware, openapi
+from models.checkpoint import ModelConfig
+from service import dialects, images, info, middleware, openapi, tracing
 from service.engine.async_engine import AsyncEngine
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.plan import compile_plan
@@ -25,8 +22,11 @@ from service.generation import Generator
 from service.metrics import Metrics
 from service.registry import load_runners, model_entries
 from service.routes import generate, inference_v2, openai, ops, page
-from service.schemas import ModelInfo
 from service.settings import Settings
+from service.tracing import OtelSpans, Spans
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
 T = TypeVar("T")
 
@@ -37,14 +37,14 @@ def create_app(settings: Settings) -> FastAPI:
     Raises:
         SettingsError, CheckpointError: what is wrong, in one sentence.
     """
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if settings.threads:
         torch.set_num_threads(settings.threads)
     runners = load_runners(settings)
     weights = {name: entry.weight for name, entry in model_entries(settings).items()}
     bounds = (settings.max_rows, settings.max_requests, settings.max_evaluations)
     config = EngineConfig(*bounds, _sheds(settings, runners))
-    return assemble(EngineCore(runners, config, weights), settings)
+    provider = tracing.otlp_provider() if settings.otel else None
+    return assemble(EngineCore(runners, config, weights), settings, provider)
 
 
 def _sheds(settings: Settings, runners: dict[str, ModelRunner]) -> bool:
@@ -54,13 +54,13 @@ def _sheds(settings: Settings, runners: dict[str, ModelRunner]) -> bool:
     return all(runner.describe()["device"] != "cpu" for runner in runners.values())
 
 
-def assemble(core: EngineCore, settings: Settings) -> FastAPI:
-    """The application around an engine core."""
+def assemble(core: EngineCore, settings: Settings, provider: "TracerProvider | None" = None) -> FastAPI:
+    """The application around an engine core; spans of its requests go to the provider, if there is one."""
     metrics = Metrics(core.runners)
     relay = LoopRelay()
     thread = EngineThread(core, relay.to(metrics.observe_step), relay.to(_count_saved(metrics)))
     configs = {name: runner.config for name, runner in core.runners.items()}
-    metrics.watch(lambda: thread.stats, {name: _info(runner) for name, runner in core.runners.items()})
+    metrics.watch(lambda: thread.stats, {name: info.metric_labels(runner) for name, runner in core.runners.items()})
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -69,18 +69,22 @@ def assemble(core: EngineCore, settings: Settings) -> FastAPI:
         thread.start()
         yield
         await asyncio.to_thread(thread.stop, 0.0)  # the server has already waited for its open requests
+        if provider is not None:
+            await asyncio.to_thread(provider.shutdown)
 
-    app = FastAPI(title="Step-batched diffusion service", version="0.1.0", lifespan=lifespan)
+    app = FastAPI(title="Step-batched diffusion service", version=info.version(info.PROJECT), lifespan=lifespan)
     app.state.thread, app.state.started = thread, int(time.time())
     simulated = frozenset(name for name, runner in core.runners.items() if isinstance(runner, SimulatedRunner))
-    app.state.generator = Generator(AsyncEngine(thread, configs), metrics, settings, core, simulated)
-    app.state.describe = lambda: [_describe(name, core) for name in core.runners]
+    spans = OtelSpans(provider) if provider else Spans()
+    app.state.generator = Generator(AsyncEngine(thread, configs), metrics, settings, core, simulated, spans)
+    app.state.describe = lambda: [info.describe_model(name, core) for name in core.runners]
+    app.state.info = lambda: info.describe_service(core, settings)
     for routes in (page, generate, openai, inference_v2):
         app.include_router(routes.router)
     app.include_router(ops.router)
     if settings.metrics_port is None:
         app.include_router(ops.exposition)
-    middleware.install(app, settings, metrics.registry)
+    middleware.install(app, settings, metrics.registry, provider)
     dialects.install(app)
     openapi.install(app, settings, list(core.runners))
     return app
@@ -113,33 +117,3 @@ class LoopRelay:
 
 def _count_saved(metrics: Metrics) -> Callable[[Request], None]:
     return lambda request: metrics.saved.labels(request.params.model).inc(request.remaining_rows)
-
-
-def _info(runner: ModelRunner) -> dict[str, str]:
-    return {"architecture": runner.config.architecture, "weights_sha256": runner.config.sha256, **runner.describe()}
-
-
-def _describe(name: str, core: EngineCore) -> ModelInfo:
-    runner, share = core.runners[name], core.shares.get(name)
-    config = runner.config
-    return ModelInfo(
-        name=name,
-        architecture=config.architecture,
-        parameters=parameter_count(runner.model),
-        image_shape=config.image_shape,
-        class_names=config.class_names,
-        samplers=[sampler for sampler in SAMPLERS if _compiles(config.schedule, config.prediction, sampler)],
-        defaults=config.default_sampling,
-        max_rows=share.scheduler.max_rows if share else None,
-        deterministic=core.repeats_itself.get(name),
-        weights_sha256=config.sha256,
-        **runner.describe(),
-    )
-
-
-def _compiles(schedule: str, prediction: str, sampler: str) -> bool:
-    try:
-        build_table(NoiseSchedule(schedule), Prediction(prediction), sampler, 2)
-    except ValueError:
-        return False
-    return True

@@ -32,6 +32,7 @@ from service.errors import FieldError, InvalidRequest, UnknownModel, from_engine
 from service.metrics import Metrics
 from service.schemas import GenerateFields, Timings
 from service.settings import Settings
+from service.tracing import Spans
 
 T = TypeVar("T")
 Encode = Callable[[list[np.ndarray]], T]  # images [H, W, C] uint8 to whatever an API sends; runs in a worker thread
@@ -65,6 +66,7 @@ class Generator:
     settings: Settings
     core: EngineCore  # to look at what its warm-up found
     simulated: frozenset[str] = frozenset()  # models that only take time
+    spans: Spans = Spans()  # forgets
 
     def config(self, model: str | None) -> ModelConfig:
         """Raises InvalidRequest where no model is named, UnknownModel where there is none of that name."""
@@ -171,6 +173,11 @@ class Generator:
         now = time.monotonic()
         timings = Timings(queue=output.queue_seconds, denoise=output.denoise_seconds, encode=now - encoding)
         self.metrics.observe_answer(params.model, len(output.images), timings.queue, timings.denoise, now - started)
+        denoising = started + timings.queue
+        facts = {"model": params.model, "images": len(output.images)}
+        self.spans.record("queue", started, denoising, **facts)
+        self.spans.record("denoise", denoising, denoising + timings.denoise, steps=params.num_steps, **facts)
+        self.spans.record("encode", encoding, now, **facts)
         return Generated(result, params, timings, params.model in self.simulated)
 
     def _count_error(self, model: str, error: EngineError) -> None:

@@ -169,6 +169,7 @@ class Visit:
     """One admitted request."""
 
     def __init__(self, account: Account, since: float, clock: Callable[[], float]):
+        self.name = account.name
         self._account, self._since, self._clock = account, since, clock
 
     def end(self) -> None:

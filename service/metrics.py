@@ -8,8 +8,10 @@ from prometheus_client.registry import Collector
 
 from service.engine.core import ModelStats, StepStats
 
-SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-STEP_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
+DIGITS = (1, 1.5, 2, 3, 5, 7)
+# Neighbours at most 1.7x apart, so that a quantile read from them is right to a quarter.
+SECONDS = (*(float(f"{digit}e{power}") for power in (-3, -2, -1, 0, 1) for digit in DIGITS), 100.0)
+STEP_SECONDS = (*(float(f"{digit}e{power}") for power in (-4, -3, -2, -1) for digit in DIGITS), 1.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 OUTCOMES = ("ok", "rejected", "cancelled", "expired", "error")
 REJECTIONS = ("queue_full", "overload", "deadline", "unavailable")

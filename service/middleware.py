@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from fastapi import FastAPI
@@ -10,10 +11,15 @@ from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service import logs
 from service.dialects import answer
 from service.errors import BodyTooLarge, RequestTimeout, ServiceError, UriTooLong
 from service.keys import KeyRing
 from service.settings import Settings
+from service.tracing import TraceMiddleware
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
 CLIENT_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 MAX_BODY = 64 * 1024  # bytes; a request needs a few hundred
@@ -26,7 +32,9 @@ CORS_SENT = ["Accept", "Authorization", "Content-Type", "If-None-Match", "X-API-
 CORS_READ = ["ETag", "Retry-After", "Server-Timing", "X-Request-Id", "X-Seed", "X-Simulated"]
 
 
-def install(app: FastAPI, settings: Settings, registry: CollectorRegistry) -> None:
+def install(
+    app: FastAPI, settings: Settings, registry: CollectorRegistry, provider: "TracerProvider | None" = None
+) -> None:
     """Surround the application; from the inside out, as add_middleware has it."""
     app.add_middleware(LimitMiddleware, body_seconds=settings.body_seconds)
     if settings.api_keys:
@@ -39,6 +47,8 @@ def install(app: FastAPI, settings: Settings, registry: CollectorRegistry) -> No
             allow_headers=CORS_SENT,
             expose_headers=CORS_READ,
         )
+    if provider is not None:
+        app.add_middleware(TraceMiddleware, provider=provider)
     app.add_middleware(RequestIdMiddleware)
 
 
@@ -55,15 +65,23 @@ class RequestIdMiddleware:
         given = dict(scope["headers"]).get(b"x-request-id", b"")
         request_id = given.decode() if CLIENT_REQUEST_ID.fullmatch(given) else uuid4().hex
         scope["request_id"] = request_id
+        logs.request_id.set(request_id)  # never reset: what the server logs after us is about this request, too
+        line = logs.AccessLine(scope)
 
         async def named(message: Message) -> None:
+            line.note(message)
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = request_id
                 headers["X-Content-Type-Options"] = "nosniff"  # a browser must not take an answer for a page
             await send(message)
 
-        await self.app(scope, receive, named)
+        failed = True
+        try:
+            await self.app(scope, receive, named)
+            failed = False
+        finally:
+            line.write(failed)
 
 
 class KeyMiddleware:
@@ -81,6 +99,7 @@ class KeyMiddleware:
         except ServiceError as error:
             await answer(scope, error)(scope, receive, send)
             return
+        scope["key_name"] = visit.name
         try:
             await self.app(scope, receive, send)
         finally:

@@ -127,6 +127,25 @@ class ModelList(BaseModel):
     models: list[ModelInfo]
 
 
+class StepProfile(BaseModel):
+    """What the start found out about a model on this device."""
+
+    max_rows: int  # forward rows of a step; lower after the device ran out of memory
+    deterministic_rows: int | None  # of every step in the deterministic mode; null where that does not work here
+    weight: float
+    step_seconds: dict[int, float]  # by row count
+
+
+class ServiceInfo(BaseModel):
+    """The configuration in force."""
+
+    versions: dict[str, str]
+    device: str
+    settings: dict[str, Any]  # DIFFUSION_ variables and defaults; secrets are masked
+    shed_load: bool
+    profiles: dict[str, StepProfile]  # of the models that are warm
+
+
 class Health(BaseModel):
     status: Literal["ok", "unavailable"]
     reason: str = ""

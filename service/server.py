@@ -15,6 +15,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from service import logs
 from service.app import create_app
 from service.engine.thread import EngineThread
 from service.protocol import MAX_HEAD, Limits, guarded
@@ -95,7 +96,9 @@ def configure(app: ASGIApp, settings: Settings, drain_seconds: float = 0.0) -> u
         ws="none",
         h11_max_incomplete_event_size=MAX_HEAD,
         timeout_keep_alive=settings.keep_alive_seconds,
+        log_config=None,  # service/logs.py writes its lines, too
         log_level=settings.log_level,
+        access_log=False,  # ours knows the request's id and its key's name
         timeout_graceful_shutdown=math.ceil(drain_seconds) + ANSWER_SECONDS,
         server_header=False,
     )
@@ -133,6 +136,7 @@ def serve(host: str, port: int) -> None:
         SettingsError, CheckpointError, OSError: nothing has been started then.
     """
     settings = load_settings()
+    logs.configure(settings.log_level, settings.log_format)
     app = create_app(settings)
     config = configure(app, settings, settings.drain_seconds)
     config.host, config.port = host, port

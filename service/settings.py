@@ -78,6 +78,8 @@ class Settings(BaseSettings):
     stream_seconds: float = Field(default=120.0, gt=0, allow_inf_nan=False)  # for a client to take what was sent
     keep_alive_seconds: int = Field(default=5, ge=1)  # for an idle connection
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+    otel: bool = False  # send OpenTelemetry spans, where the OTEL_ variables say; needs the otel extra
 
 
 def load_settings() -> Settings:

@@ -1,4 +1,4 @@
-"""Health, metrics and the list of models."""
+"""Health, metrics, the models, and the configuration in force."""
 
 import time
 from typing import Any
@@ -8,7 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import JSONResponse, Response
 
 from service.engine.thread import EngineThread
-from service.schemas import Health, ModelList
+from service.schemas import Health, ModelList, ServiceInfo
 
 router, exposition = APIRouter(), APIRouter()  # the second may have a port of its own
 UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": Health, "description": "Not so"}}
@@ -37,6 +37,11 @@ async def readyz(request: Request) -> Response:
 @router.get("/models", summary="The served models")
 async def models(request: Request) -> ModelList:
     return ModelList(models=request.app.state.describe())
+
+
+@router.get("/info", summary="Versions, settings in force, measured step times")
+async def info(request: Request) -> ServiceInfo:
+    return request.app.state.info()
 
 
 @exposition.get("/metrics", response_class=Response, summary="Prometheus exposition")

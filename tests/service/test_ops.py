@@ -6,6 +6,7 @@ from pathlib import Path
 import httpx
 import jsonschema
 import pytest
+import torch
 
 from service.app import create_app
 from service.engine.thread import EngineThread
@@ -173,3 +174,23 @@ def _assert_references_resolve(schema: dict) -> None:
             stack.extend(node.values())
         elif isinstance(node, list):
             stack.extend(node)
+
+
+def test_info_tells_what_is_in_force_and_no_secret(checkpoints: Path) -> None:
+    key = "alice-has-a-secret-key"
+    settings = tiny_settings(checkpoints, api_keys={"alice": {"key": key, "concurrency": 3}})
+    with running(create_app(settings)) as live:
+        assert live.client.get("/info").status_code == 401
+        answer = live.client.get("/info", headers={"X-API-Key": key})
+        assert key not in answer.text
+        info = answer.json()
+        assert info["settings"]["max_steps"] == 200  # given
+        assert info["settings"]["drain_seconds"] == 30  # default
+        assert info["settings"]["api_keys"]["alice"]["concurrency"] == 3
+        assert set(info["settings"]) == set(type(settings).model_fields)
+        assert info["versions"]["torch"] == torch.__version__
+        for name in ("dit", "unet"):
+            profile = info["profiles"][name]
+            assert profile["max_rows"] == 6
+            assert [int(rows) for rows in profile["step_seconds"]] == [1, 2, 3, 4, 5, 6]
+            assert all(seconds > 0 for seconds in profile["step_seconds"].values())

@@ -1,0 +1,95 @@
+"""Logs of the real process: one line a request, machine-readable where asked for, and never a secret."""
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+from models.dit_model import DIT
+from service import logs
+from tests.checkpoints import CLASS_NAMES, TINY
+from tests.service.test_server import serving
+
+KEY = "alice-has-a-secret-key"
+NAMED = {"X-Request-Id": "my-request", "Authorization": f"Bearer {KEY}"}
+
+
+@contextmanager
+def logged(checkpoints: Path, folder: Path, **settings: Any) -> Iterator[tuple[str, list[str]]]:
+    """A server's address, and its log: complete when the block has ended."""
+    lines: list[str] = []
+    with (folder / "log").open("w+") as log:
+        with serving(checkpoints, log, **settings) as (process, url):
+            yield url, lines
+            process.terminate()
+            assert process.wait(timeout=30) == 0
+        log.seek(0)
+        lines.extend(log.read().splitlines())
+
+
+def test_json_lines_name_the_request_and_never_the_key(checkpoints: Path, tmp_path: Path) -> None:
+    keys = json.dumps({"alice": KEY})
+    with logged(checkpoints, tmp_path, log_format="json", log_level="debug", api_keys=keys) as (url, lines):
+        query = "/generate?model=dit&class=0&steps=2"
+        assert httpx.post(url + query, headers=NAMED).status_code == 200
+        assert httpx.post(url + query, headers={"X-API-Key": "a wrong-key"}).status_code == 401
+        assert httpx.get(f"{url}/%0aforged%20line", headers=NAMED).status_code == 404
+        assert httpx.get(f"{url}/livez").status_code == 200
+    parsed = [json.loads(line) for line in lines]  # also those of uvicorn and of the libraries
+    assert {"time", "level", "logger", "message"} <= set.intersection(*(set(line) for line in parsed))
+    access = [line for line in parsed if line["logger"] == "service.access"]
+    answered = {line["path"]: line for line in access if line["status"] != 401}
+    done = answered["/generate"]
+    assert (done["method"], done["status"], done["level"]) == ("POST", 200, "info")
+    assert (done["request_id"], done["key"]) == ("my-request", "alice")
+    assert 0 < done["seconds"] < 30
+    assert answered["/%0aforged%20line"]["status"] == 404
+    assert answered["/livez"]["level"] == "debug"  # probes come every few seconds
+    refused = [line for line in access if line["status"] == 401]
+    assert [line["key"] for line in refused] == [""]
+    assert KEY not in "".join(lines)
+    assert "wrong-key" not in "".join(lines)
+
+
+class Broken(DIT):
+    """Raises on class 1."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if (y == 1).any():
+            raise RuntimeError("this model does not like class 1")
+        return super().forward(x, t, y)
+
+
+def test_text_lines_and_stack_traces(tmp_path: Path) -> None:
+    config = {"arguments": TINY["dit"] | {"num_classes": 3}, "class_names": CLASS_NAMES}
+    models = json.dumps({"dit": {"architecture": f"{__name__}:Broken", "config": config}})
+    with logged(tmp_path, tmp_path, models=models) as (url, lines):
+        assert httpx.post(f"{url}/generate?model=dit&class=1", headers=NAMED).status_code == 500
+        assert httpx.get(f"{url}/readyz").status_code == 200
+    assert any("service.access: POST /generate 500 in " in line and "[my-request]" in line for line in lines)
+    assert "RuntimeError: this model does not like class 1" in lines
+    assert not any("GET /readyz 200" in line for line in lines)  # debug
+    assert any("uvicorn.error: " in line for line in lines)  # its lines have our form
+
+
+def test_what_fails_behind_the_application_is_about_the_request_too(capsys: pytest.CaptureFixture[str]) -> None:
+    record = logging.LogRecord("any", logging.ERROR, __file__, 1, "it %s", ("broke",), None)
+    token = logs.request_id.set("my-request")
+    try:
+        raise ValueError("on purpose")
+    except ValueError:
+        record.exc_info = sys.exc_info()
+        assert logs._name_request(record)
+    finally:
+        logs.request_id.reset(token)
+    said = json.loads(logs.JsonFormatter().format(record))
+    assert (said["message"], said["level"], said["request_id"]) == ("it broke", "error", "my-request")
+    assert said["exception"].endswith("ValueError: on purpose")
+    assert logs.TextFormatter().format(record).splitlines()[0].endswith("ERROR any: it broke [my-request]")

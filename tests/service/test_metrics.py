@@ -1,0 +1,62 @@
+"""Prometheus' own tool on our exposition, and what the histograms say beside what clients saw."""
+
+import math
+import shutil
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.app import create_app
+from service.metrics import SECONDS
+from service.settings import ModelEntry
+from tests.service.conftest import Running, running, tiny_settings, wait_until
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not here: it comes with Prometheus")
+def test_promtool_has_nothing_to_say(server: Running) -> None:
+    server.client.post("/generate?model=dit&class=0&steps=2")
+    text = server.client.get("/metrics").text
+    checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True)
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+
+
+def quantile(server: Running, q: float, name: str = "diffusion_request_duration_seconds") -> tuple[float, float]:
+    """The bucket that holds it, as (lower, upper) bound."""
+    counts = [server.metric(f"{name}_bucket", le=str(bound)) for bound in SECONDS]
+    rank = math.ceil(q * server.metric(f"{name}_count"))
+    index = next(i for i, count in enumerate(counts) if count >= rank)
+    return (SECONDS[index - 1] if index else 0.0), SECONDS[index]
+
+
+def test_clients_see_the_latency_that_the_server_measures(checkpoints: Path) -> None:
+    """20 ms a step, so that what lies between client and server is small beside the work."""
+    entry = ModelEntry.model_validate({"checkpoint": checkpoints / "dit", "simulate": {"t0_ms": 20, "t1_ms": 0}})
+    with running(create_app(tiny_settings(checkpoints, models={"dit": entry}, max_rows=64))) as live:
+
+        def ask(number: int) -> float:
+            query = f"/generate?model=dit&class=0&guidance=1&steps={5 + number % 20}"
+            started = time.monotonic()
+            assert httpx.post(live.url + query, timeout=30, trust_env=False).status_code == 200
+            return time.monotonic() - started
+
+        with ThreadPoolExecutor(8) as pool:
+            seen = sorted(pool.map(ask, range(200)))
+        for q in (0.5, 0.99):
+            client = seen[math.ceil(q * len(seen)) - 1]
+            lower, upper = quantile(live, q)
+            assert lower < client < 1.3 * upper + 0.05, f"p{100 * q:g}"
+        total = live.metric("diffusion_request_duration_seconds_sum")
+        parts = sum(live.metric(f"diffusion_request_{part}_seconds_sum") for part in ("queue", "denoise"))
+        assert parts < total < sum(seen)
+
+
+def test_all_gauges_are_zero_when_nothing_runs(server: Running) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        paths = [f"/generate?model={model}&class=0&steps=3" for model in ("dit", "unet") * 4]
+        assert {answer.status_code for answer in pool.map(server.client.post, paths)} == {200}
+    for gauge in ("queue_depth", "running_slots", "backlog_seconds"):
+        wait_until(lambda gauge=gauge: server.metric(f"diffusion_{gauge}") == 0)
