@@ -1,0 +1,148 @@
+"""Encoders that fail, clients that reset, a shutdown in a crowd, a neighbour that takes all it can."""
+
+import json
+import signal
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from service import images
+from service.app import create_app
+from service.settings import ModelEntry
+from tests.service.conftest import Running, running, tiny_settings, wait_until
+from tests.service.test_server import serving
+
+QUERY = {"model": "dit", "class": "cat", "guidance": 1, "steps": 40}
+
+
+def simulated(checkpoints: Path, **costs: float) -> dict[str, ModelEntry]:
+    """Models by name; their steps take so many ms, whatever their rows."""
+    entry = {"checkpoint": checkpoints / "dit"}
+    steps = {name: {"simulate": {"t0_ms": ms, "t1_ms": 0}} for name, ms in costs.items()}
+    return {name: ModelEntry.model_validate(entry | step) for name, step in steps.items()}
+
+
+def test_an_encoder_that_fails_fails_its_request_only(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = images.encode
+
+    def fragile(pictures: list[np.ndarray], form: str) -> bytes:
+        if form == "webp":
+            raise OSError("a secret path: the disk is full")
+        return real(pictures, form)
+
+    monkeypatch.setattr(images, "encode", fragile)
+    errors = server.metric("diffusion_requests_total", outcome="error")
+    with ThreadPoolExecutor(4) as pool:
+        forms = ["png", "webp", "png", "webp"]
+        answers = list(
+            pool.map(lambda form: server.client.post("/generate", params=QUERY | {"format": form}), forms)
+        )
+    assert [answer.status_code for answer in answers] == [200, 500, 200, 500]
+    for failed in answers[1::2]:
+        assert failed.json()["type"] == "urn:problem:internal-error"
+        assert failed.headers["X-Request-Id"]
+        assert "secret" not in failed.text
+    assert server.metric("diffusion_requests_total", outcome="error") == errors + 2
+    stream = server.client.post(
+        "/generate", params=QUERY | {"format": "webp", "preview": 2}, headers={"Accept": "text/event-stream"}
+    )
+    assert stream.text.rstrip().rpartition("event: ")[2].startswith("error")
+    assert server.client.post("/generate", params=QUERY).status_code == 200
+    wait_until(lambda: server.metric("diffusion_running_slots") == 0)
+
+
+def test_a_client_that_resets_its_stream_hurts_nobody(checkpoints: Path) -> None:
+    settings = tiny_settings(checkpoints, models=simulated(checkpoints, dit=10), max_rows=8)
+    with running(create_app(settings)) as live, ThreadPoolExecutor(1) as pool:
+        other = pool.submit(httpx.post, f"{live.url}/generate", params=QUERY | {"steps": 100}, timeout=30)
+        host, port = live.url.removeprefix("http://").split(":")
+        for _ in range(3):
+            client = socket.create_connection((host, int(port)), timeout=30)
+            head = "POST /generate?model=dit&class=0&steps=200&preview=64 HTTP/1.1\r\nHost: a\r\n"
+            client.sendall(f"{head}Accept: text/event-stream\r\nContent-Length: 0\r\n\r\n".encode())
+            received = b""
+            while b"partial_image" not in received:
+                received += client.recv(4096)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # RST, not FIN
+            client.close()
+        wait_until(lambda: live.metric("diffusion_requests_total", outcome="cancelled") == 3)
+        assert other.result().status_code == 200
+        wait_until(lambda: live.metric("diffusion_running_slots") == 0)
+        assert live.metric("diffusion_backlog_seconds") == 0
+        assert live.client.post("/generate", params=QUERY).status_code == 200
+
+
+def test_a_shutdown_under_load_loses_nothing_that_was_accepted(checkpoints: Path, tmp_path: Path) -> None:
+    """Clients go on asking while it goes on: they read a picture, a refusal, or find nobody."""
+    models = json.dumps({"dit": {"checkpoint": str(checkpoints / "dit"), "simulate": {"t0_ms": 10, "t1_ms": 0}}})
+    seen: Counter[str] = Counter()
+    ready: list[int] = []
+    stop = threading.Event()
+
+    def ask(url: str) -> None:
+        while not stop.is_set():
+            try:
+                answer = httpx.post(f"{url}/generate", params=QUERY, timeout=60)
+                seen[str(answer.status_code)] += 1
+            except httpx.TransportError:  # nobody listens any more, or nobody had read a word of it
+                seen["nobody"] += 1
+                time.sleep(0.05)
+
+    with (tmp_path / "log").open("w+") as log, ThreadPoolExecutor(8) as pool:
+        with serving(checkpoints, log, models=models) as (process, url):
+            clients = [pool.submit(ask, url) for _ in range(6)]
+            wait_until(lambda: seen["200"] > 6)
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.05)  # a signal is heard between two steps
+            while process.poll() is None:
+                try:
+                    ready.append(httpx.get(f"{url}/readyz").status_code)
+                except httpx.TransportError:
+                    ready.append(0)
+            stop.set()
+            assert process.wait() == 0
+            for client in clients:
+                client.result()
+        log.seek(0)
+        answered = Counter(line.split(" in ")[0].rpartition(" ")[2] for line in log if "POST /generate" in line)
+    assert 200 not in ready
+    assert set(seen) <= {"200", "503", "nobody"}
+    assert {status: seen[status] for status in answered} == dict(answered)  # whoever was heard was answered
+    assert set(answered) <= {"200", "503"}
+
+
+def test_a_saturated_neighbour_costs_a_model_no_more_than_its_share(checkpoints: Path) -> None:
+    """Equal weights: unet takes at most three times as long as alone while dit has more work than it can do."""
+    settings = tiny_settings(checkpoints, models=simulated(checkpoints, dit=10, unet=20), max_rows=8)
+    query: dict[str, Any] = {"model": "unet", "class": 0, "steps": 10, "guidance": 1}
+    stop = threading.Event()
+
+    with running(create_app(settings)) as live, ThreadPoolExecutor(24) as pool:
+
+        def saturate() -> None:
+            while not stop.is_set():
+                long = {"model": "dit", "class": 0, "steps": 60, "guidance": 2}
+                assert httpx.post(f"{live.url}/generate", params=long, timeout=120).status_code == 200
+
+        def timed() -> float:
+            started = time.monotonic()
+            assert live.client.post("/generate", params=query).status_code == 200
+            return time.monotonic() - started
+
+        alone = sorted(timed() for _ in range(5))[2]
+        crowd = [pool.submit(saturate) for _ in range(16)]
+        wait_until(lambda: live.metric("diffusion_queue_depth", model="dit") >= 8)
+        beside = sorted(timed() for _ in range(9))
+        stop.set()
+        for client in crowd:
+            client.result()
+    assert beside[4] <= 3 * alone
