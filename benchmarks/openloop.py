@@ -5,9 +5,9 @@
 Requests arrive at random (Poisson) at multiples of what the device can do with full steps, whether or not the
 earlier ones were answered; a latency counts from the moment a request was due, so that a slow server cannot slow
 its own measurement down. In time is an answer within three times what the same request takes alone. The server is
-the real one in a process of its own with a simulated device (both models, mixed steps and guidance), and refuses what
-would be late (DIFFUSION_SHED_LOAD). Each load ends with some seconds of low load: how soon are new requests in time
-again? Run it on a machine that does nothing else.
+the real one in a process of its own with a simulated device (both models, mixed steps and guidance), and refuses
+what would be late (DIFFUSION_SHED_LOAD). Each load ends with some seconds of low load: how soon are new requests
+in time again? Run it on a machine that does nothing else.
 """
 
 import argparse

@@ -1,0 +1,84 @@
+"""What the deterministic mode costs: the same requests with it and without it, in turns, on one engine.
+
+    python -m benchmarks.repetition --checkpoint checkpoints/dit [--rows 8] [--repeats 5]
+
+In that mode each step is padded to the row cap, so that a lone request pays for a full step and a crowd for little.
+The ratio is the median over the repeats. Run it on a machine that does nothing else.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+
+from models.checkpoint import load_checkpoint
+from service.engine.core import EngineConfig, EngineCore
+from service.engine.plan import compile_plan
+from service.engine.request import Request, SamplingParams
+from service.engine.runner import ModelRunner
+from service.registry import choose_device, choose_dtype
+
+CROWDS = (1, 2, 4, 8, 16)
+
+
+def requests(runner: ModelRunner, count: int, deterministic: bool) -> list[Request]:
+    """Every other one guided; of 10 to 40 steps."""
+    made = []
+    for index in range(count):
+        scale, steps = (2.0, 1.0)[index % 2], (20, 10, 40, 30)[index % 4]
+        params = SamplingParams(
+            "model", index % 10, steps, "dpmpp_2m", scale, (0.0, 1.0), (index,), deterministic=deterministic
+        )
+        made.append(Request(f"{deterministic}-{index}", params, compile_plan(runner.config, params)))
+    return made
+
+
+def seconds(core: EngineCore, crowd: list[Request]) -> float:
+    """Until the last of them is done."""
+    started = time.monotonic()
+    for request in crowd:
+        core.add(request)
+    while core.has_work:
+        core.step()
+    return time.monotonic() - started
+
+
+def measure(
+    runner: ModelRunner, rows: int, repeats: int, crowds: tuple[int, ...] = CROWDS
+) -> dict[int, list[float]]:
+    """Time with the mode over time without it, by number of requests at once.
+
+    Raises:
+        RuntimeError: this machine does not repeat itself, so that there is no such mode.
+    """
+    core = EngineCore({"model": runner}, EngineConfig(rows))
+    core.warm_up("model")
+    if not core.repeats_itself["model"]:
+        raise RuntimeError("this machine does not repeat itself bit by bit: there is nothing to measure")
+    ratios: dict[int, list[float]] = {crowd: [] for crowd in crowds}
+    for _ in range(repeats):
+        for crowd in crowds:
+            plain, exact = (seconds(core, requests(runner, crowd, mode)) for mode in (False, True))
+            ratios[crowd].append(exact / plain)
+    return ratios
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/dit"))
+    parser.add_argument("--rows", type=int, default=8, help="row cap")
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    model, config = load_checkpoint(arguments.checkpoint)
+    device = choose_device("auto")
+    dtype = choose_dtype("auto", device)
+    runner = ModelRunner(model, config, device, dtype, num_slots=arguments.rows)
+    print(f"{arguments.checkpoint}, {device}, {dtype}, at most {arguments.rows} rows a step")
+    print("| requests at once | time with deterministic over time without | least to most |\n|---|---|---|")
+    for crowd, found in measure(runner, arguments.rows, arguments.repeats).items():
+        print(f"| {crowd} | {np.median(found):.2f} | {min(found):.2f} to {max(found):.2f} |")
+
+
+if __name__ == "__main__":
+    main()
