@@ -20,14 +20,15 @@ from pathlib import Path
 import aiohttp
 import numpy as np
 
+from benchmarks import scheduling
 from benchmarks.client import Server, serving
 from benchmarks.scheduling import GUIDANCE, STEPS
 from benchmarks.soak import CONFIG
 from service.engine.policy import TARGET_FACTOR
 from service.engine.simulated import StepCost
 
-# Ten times slower than the device of benchmarks.scheduling: the clients share this machine's cores with the server.
-COSTS = {"dit": StepCost(10, 0.4), "unet": StepCost(20, 1.0)}
+# The device of benchmarks.scheduling, ten times slower: the clients share this machine's cores with the server.
+COSTS = {model: StepCost(10 * cost.t0_ms, 10 * cost.t1_ms) for model, cost in scheduling.COSTS.items()}
 ROWS = 32
 CALM_LOAD, CALM_SECONDS = 0.3, 6.0  # behind each load
 REPEATS = 3  # of each kind of request, alone
