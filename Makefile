@@ -8,26 +8,42 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help serve test test-gpu lint format clean
+# What a search for secrets must not take for one: SHA-256 of files, and keys that are said to be examples.
+HASHES := ^(docker/locks/.*|checkpoints/.*\.json|docs/comparison\.json)$$
+EXAMPLES := api_key="none"|DIFFUSION_API_KEYS=|^TRACE, PARENT
+
+.PHONY: help serve test test-gpu check lint security format clean
 
 help:
 	@echo 'make serve    run the service on http://$(HOST):$(PORT) (HOST=, PORT=)'
-	@echo 'make test     lint, then run the tests'
+	@echo 'make test     check, then run the tests'
 	@echo 'make test-gpu the tests that need a CUDA device, then the kernels timed on it'
+	@echo 'make check    lint and security'
 	@echo 'make lint     ruff, pyright, import-linter'
+	@echo 'make security bandit, a search for secrets, and what the images consist of (build/sbom-*.json)'
 	@echo 'make format   rewrite the code the way the linter wants it'
 	@echo 'make clean    remove .venv, build leftovers and caches; runs/ and data/ stay'
 
 serve: $(VENV)/.runtime
 	$(BIN)/python run.py serve --host $(HOST) --port $(PORT)
 
-test: lint
+test: check
 	$(BIN)/python -m pytest
 
 # Where there is no GPU, both say so and nothing fails.
 test-gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/python -m benchmarks.kernels
+
+check: lint security
+
+# Severity medium and up. A list of vulnerabilities is not asked: it needs the internet, see docker/audit.sh.
+security: $(VENV)/.dev
+	$(BIN)/bandit -q -ll -r kernels models service training benchmarks docker run.py
+	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --exclude-files '$(HASHES)' --exclude-lines '$(EXAMPLES)'
+	@mkdir -p build
+	$(BIN)/cyclonedx-py requirements docker/locks/cpu.txt -o build/sbom-cpu.json
+	$(BIN)/cyclonedx-py requirements docker/locks/cuda.txt -o build/sbom-cuda.json
 
 # The variable stops pyright from asking the network for a newer release of itself.
 lint: $(VENV)/.dev
