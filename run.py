@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import json
+import signal
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -10,12 +11,29 @@ from typing import Any
 
 
 def main(argv: list[str] | None = None) -> int:
+    if (sys.argv[1:] if argv is None else argv)[:1] == ["serve"]:
+        leave_on_signals()
     arguments = build_parser().parse_args(argv)
     try:
         return arguments.run(arguments)
     except (ValueError, OSError) as error:  # bad input: one sentence, no stack trace
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def leave_on_signals() -> None:
+    """With exit code 0; the server's own handlers take over when it runs, and raise the signal again at its end.
+
+    Called before the imports, which take seconds: as process 1 of a container it would not even hear a signal.
+    """
+
+    def leave(*_: object) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # one is enough
+        sys.exit(0)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, leave)
 
 
 def build_parser() -> argparse.ArgumentParser:

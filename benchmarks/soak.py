@@ -132,6 +132,7 @@ class Soak:
 
 async def soak(requests: int, clients: int, samples: int = 40) -> Report:
     settings = {"models": json.dumps(MODELS), "device": "cpu", "max_rows": 64, "log_level": "warning"}
+    settings |= {"shed_load": False}  # it is about answers, and a busy machine must not make refusals of them
     async with serving(**settings) as server:
         run, taken, started = Soak(server, requests), list[Sample](), time.monotonic()
         working = asyncio.gather(*(run.client() for _ in range(clients)))

@@ -22,6 +22,7 @@ from service.generation import Generator
 from service.metrics import Metrics
 from service.registry import load_runners, model_entries
 from service.routes import generate, inference_v2, openai, ops, page
+from service.schemas import FIELD_NAMES
 from service.settings import Settings
 from service.tracing import OtelSpans, Spans
 
@@ -72,7 +73,10 @@ def assemble(core: EngineCore, settings: Settings, provider: "TracerProvider | N
         if provider is not None:
             await asyncio.to_thread(provider.shutdown)
 
-    app = FastAPI(title="Step-batched diffusion service", version=info.version(info.PROJECT), lifespan=lifespan)
+    version = info.version(info.PROJECT)
+    app = FastAPI(
+        title="Step-batched diffusion service", version=version, lifespan=lifespan, redirect_slashes=False
+    )
     app.state.thread, app.state.started = thread, int(time.time())
     simulated = frozenset(name for name, runner in core.runners.items() if isinstance(runner, SimulatedRunner))
     spans = OtelSpans(provider) if provider else Spans()
@@ -85,7 +89,7 @@ def assemble(core: EngineCore, settings: Settings, provider: "TracerProvider | N
     if settings.metrics_port is None:
         app.include_router(ops.exposition)
     middleware.install(app, settings, metrics.registry, provider)
-    dialects.install(app)
+    dialects.install(app, {dialects.OWN: FIELD_NAMES, dialects.OPENAI: list(openai.ImageRequest.model_fields)})
     openapi.install(app, settings, list(core.runners))
     return app
 

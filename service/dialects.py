@@ -107,8 +107,12 @@ def answer(scope: Scope | Request, error: ServiceError) -> Response:
     return JSONResponse(body, dialect.status(error), error.headers(), dialect.media_type)
 
 
-def install(app: FastAPI) -> None:
-    """Answer every error of the application in the dialect of its path."""
+def install(app: FastAPI, fields: Mapping[Dialect, list[str]]) -> None:
+    """Answer every error of the application in the dialect of its path.
+
+    Args:
+        fields: names of those that exist, for whoever sends one that does not.
+    """
 
     @app.exception_handler(ServiceError)
     async def service_error(request: Request, error: ServiceError) -> Response:
@@ -116,7 +120,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> Response:
-        return answer(request, invalid(error.errors()))
+        known = fields.get(dialect_of(request.scope["path"]), FIELD_NAMES)
+        return answer(request, invalid(error.errors(), known))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
@@ -127,7 +132,9 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def internal_error(request: Request, error: Exception) -> Response:
         response = answer(request, ServiceError("the service failed on this request"))
-        response.headers["X-Request-Id"] = request.scope.get("request_id", "")  # outside of every middleware
+        # outside of every middleware
+        response.headers["X-Request-Id"] = request.scope.get("request_id", "")
+        response.headers["X-Content-Type-Options"] = "nosniff"
         return response
 
 

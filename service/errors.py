@@ -27,6 +27,7 @@ from pydantic import BaseModel
 from service.engine import request
 from service.engine.request import EngineError, EngineStopped, QueueFull, RequestFailed
 
+MAX_FIELD_ERRORS = 10  # in one answer
 CLIENT_CLOSED_REQUEST = 499  # nginx's code; nobody is left to read it
 
 
@@ -110,7 +111,10 @@ class InvalidRequest(ClientError):
 
     @classmethod
     def of(cls, errors: list[FieldError]) -> "InvalidRequest":
-        return cls("; ".join(f"{error.field}: {error.message}" for error in errors), errors)
+        """Tells the first few: who sent a thousand wrong fields gets no megabyte back."""
+        told = errors[:MAX_FIELD_ERRORS]
+        more = f"; and {len(errors) - len(told)} more" if len(errors) > len(told) else ""
+        return cls("; ".join(f"{error.field}: {error.message}" for error in told) + more, told)
 
 
 class QuotaExceeded(ClientError):

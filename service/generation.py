@@ -10,6 +10,7 @@ from hashlib import sha256
 from typing import Generic, TypeVar
 
 import numpy as np
+import PIL
 import torch
 
 from kernels.philox import SEED_BITS, image_seed
@@ -34,6 +35,7 @@ from service.schemas import GenerateFields, Timings
 from service.settings import Settings
 from service.tracing import Spans
 
+MAX_PREVIEWS_SHOWN = 256  # of one request, on all its images
 T = TypeVar("T")
 Encode = Callable[[list[np.ndarray]], T]  # images [H, W, C] uint8 to whatever an API sends; runs in a worker thread
 
@@ -119,7 +121,14 @@ class Generator:
     def etag(self, params: SamplingParams, form: str) -> str:
         """Names the bytes of a deterministic answer: they depend on nothing else."""
         runner = self.core.runners[params.model]
-        facts = (runner.config.sha256, runner.describe(), runner.fixed_rows, torch.__version__, params, form)
+        machine = (
+            runner.describe(),
+            runner.fixed_rows,
+            torch.__version__,
+            torch.get_num_threads(),
+            PIL.__version__,
+        )
+        facts = (runner.config.sha256, machine, params, form)
         return f'"{sha256(repr(facts).encode()).hexdigest()[:32]}"'
 
     async def generate(
@@ -217,6 +226,18 @@ def _interval(config: ModelConfig, fields: GenerateFields) -> tuple[float, float
     if low > high:
         raise InvalidRequest.field("guidance_low", f"{low} is above guidance_high {high}")
     return float(low), float(high)
+
+
+def check_previews(params: SamplingParams, previews: int, field: str) -> int:
+    """Each is a picture to encode and to keep until its reader takes it; the device pays for none.
+
+    Raises:
+        InvalidRequest: there would be more of them than MAX_PREVIEWS_SHOWN.
+    """
+    if previews * len(params.seeds) > MAX_PREVIEWS_SHOWN:
+        message = f"{previews} of each of {len(params.seeds)} images are more than {MAX_PREVIEWS_SHOWN} in all"
+        raise InvalidRequest.field(field, message)
+    return previews
 
 
 def _check_bound(name: str, value: int, bound: int) -> None:

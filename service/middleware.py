@@ -13,8 +13,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import logs
 from service.dialects import answer
-from service.errors import BodyTooLarge, RequestTimeout, ServiceError, UriTooLong
+from service.errors import BodyTooLarge, HeadersTooLarge, RequestTimeout, ServiceError, UriTooLong
 from service.keys import KeyRing
+from service.protocol import MAX_HEAD
 from service.settings import Settings
 from service.tracing import TraceMiddleware
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 CLIENT_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
 MAX_BODY = 64 * 1024  # bytes; a request needs a few hundred
 MAX_QUERY = 4096  # bytes
 # Without a key: what a person or a probe opens first. Everything else needs one, also what is added later.
@@ -141,7 +143,14 @@ class LimitMiddleware:
 
 
 def _check_head(scope: Scope) -> None:
-    """Raises UriTooLong, BodyTooLarge."""
+    """h11 counts only heads that are not complete yet.
+
+    Raises:
+        UriTooLong, HeadersTooLarge, BodyTooLarge: before the body is read.
+    """
+    headers = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+    if headers + len(scope.get("raw_path", b"")) > MAX_HEAD:
+        raise HeadersTooLarge(f"request line and headers are larger than {MAX_HEAD} bytes")
     if len(scope["query_string"]) > MAX_QUERY:
         raise UriTooLong(f"the query is longer than {MAX_QUERY} bytes")
     declared = dict(scope["headers"]).get(b"content-length", b"0")

@@ -5,6 +5,7 @@ import logging
 import sys
 from dataclasses import dataclass
 from typing import Any, Literal
+from uuid import uuid4
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -28,7 +29,7 @@ class Limits:
 
     header_seconds: float  # for a request line and its headers
     body_seconds: float  # for what is left of a body after its answer
-    stream_seconds: float  # for the client to take what was sent
+    stream_seconds: float  # for the client to take an answer: all the waiting for it together
     max_connections: int
 
 
@@ -40,6 +41,7 @@ class GuardedProtocol(H11Protocol):
     _phase: Phase | None = None  # under a time limit
     _deadline: asyncio.TimerHandle | None = None  # of that
     _unread: asyncio.TimerHandle | None = None  # runs while the client does not take what was sent
+    _waited = _waiting_since = 0.0  # seconds, for the reader of this answer; when the timer was started
     _discarded = 0  # bytes of the rest
 
     def connection_made(self, transport: asyncio.Transport) -> None:
@@ -70,6 +72,7 @@ class GuardedProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        self._waited = 0.0
         if not self.transport.is_closing():
             self._await(self._expected(idle=None))  # between two requests uvicorn's keep-alive limit holds
 
@@ -92,8 +95,9 @@ class GuardedProtocol(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        seconds = self.limits.stream_seconds
+        seconds = max(0.0, self.limits.stream_seconds - self._waited)
         self._unread = self.loop.call_later(seconds, self._cut, "it does not read its answer")
+        self._waiting_since = self.loop.time()
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -103,6 +107,7 @@ class GuardedProtocol(H11Protocol):
         if self._unread is not None:
             self._unread.cancel()
             self._unread = None
+            self._waited += self.loop.time() - self._waiting_since
 
     def _cut(self, reason: str) -> None:
         """Close at once: a polite close would wait until the client has read everything."""
@@ -130,9 +135,12 @@ class GuardedProtocol(H11Protocol):
         self.transport.close()
 
     def _say(self, error: ServiceError) -> None:
-        """An answer to a request that has no path yet, so in the own API's dialect."""
-        response = answer({"type": "http", "path": "/"}, error)
-        headers = [*response.raw_headers, (b"connection", b"close")]
+        """Before a request has a path, in the own API's dialect."""
+        known = self.cycle.scope if self.cycle is not None and not self.cycle.response_started else {}
+        request_id = known.get("request_id") or uuid4().hex
+        response = answer({"type": "http", "path": known.get("path", "/"), "request_id": request_id}, error)
+        named = [(b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")]
+        headers = [*response.raw_headers, *named, (b"connection", b"close")]
         head = h11.Response(status_code=response.status_code, headers=headers)
         for event in (head, h11.Data(data=bytes(response.body)), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")

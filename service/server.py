@@ -1,29 +1,36 @@
 """The process: settings, application, uvicorn, signals."""
 
 import asyncio
+import logging
 import math
-import signal
+import resource
 import socket
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from service import logs
 from service.app import create_app
 from service.engine.thread import EngineThread
+from service.middleware import RequestIdMiddleware
 from service.protocol import MAX_HEAD, Limits, guarded
 from service.routes import ops
-from service.settings import Settings, load_settings
+from service.settings import Settings, SettingsError, load_settings
+
+logger = logging.getLogger(__name__)
 
 ENGINE_DIED = 3  # exit code; the supervisor starts a new process, for this one cannot mend its device
 ANSWER_SECONDS = 5  # for the last answers to leave, behind the engine's own limit
+LAST_WORDS_SECONDS = 0.5  # for refusals to leave behind the second signal
+OTHER_FILES = 64  # that are open beside the connections
 
 
 class SideServer(uvicorn.Server):
@@ -77,19 +84,26 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain at the first signal, refuse what is left at the second, leave at once at the third."""
+        """Drain at the first signal, refuse what is left and leave at the second, without a word at the third."""
         self._signals += 1
         self._engine.request_stop(self._drain_seconds if self._signals == 1 else 0.0)
-        if self._signals != 2:
+        if self._signals == 2:
+            with suppress(RuntimeError):  # no loop runs (yet): there is nobody to wait for
+                asyncio.get_running_loop().call_later(LAST_WORDS_SECONDS, self._cut_connections)
+        else:
             super().handle_exit(sig, frame)
         self.force_exit = self._signals > 2
+
+    def _cut_connections(self) -> None:
+        """Of clients that neither send the rest of their request nor read their answer."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
 
 def configure(app: ASGIApp, settings: Settings, drain_seconds: float = 0.0) -> uvicorn.Config:
     """uvicorn under this service's limits; h11 by name, for no other parser has them."""
-    limits = Limits(
-        settings.header_seconds, settings.body_seconds, settings.stream_seconds, settings.max_connections
-    )
+    seconds = (settings.header_seconds, settings.body_seconds, settings.stream_seconds)
+    limits = Limits(*seconds, connection_limit(settings.max_connections))
     return uvicorn.Config(
         app,
         http=guarded(limits),
@@ -104,23 +118,38 @@ def configure(app: ASGIApp, settings: Settings, drain_seconds: float = 0.0) -> u
     )
 
 
-def metrics_server(app: FastAPI, settings: Settings, host: str) -> SideServer | None:
-    """None where /metrics is on the main port.
+def connection_limit(wanted: int) -> int:
+    """As many as may be open at once; beyond the limit on open files not even a refusal could be said."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + OTHER_FILES
+    if soft < needed and (hard == resource.RLIM_INFINITY or soft < hard):
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft < needed:
+        logger.warning("%d connections at most: this process may open %d files", soft - OTHER_FILES, soft)
+    return min(wanted, max(1, soft - OTHER_FILES))
 
-    Raises:
-        OSError: the port is taken.
-    """
-    if settings.metrics_port is None:
-        return None
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+
+def bind(host: str, port: int) -> socket.socket:
+    """Raises OSError where the port is taken; nobody can connect before the server listens."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, settings.metrics_port))
-    except OSError:
+        listener.bind(address)
+    except OSError as error:
         listener.close()
-        raise
-    side = Starlette(routes=[Route("/metrics", ops.metrics)])
+        raise OSError(f"cannot listen on {host}, port {port}: {error.strerror}") from error
+    return listener
+
+
+def metrics_server(app: FastAPI, settings: Settings, listener: socket.socket) -> SideServer:
+    side = Starlette(
+        routes=[Route("/metrics", ops.metrics)],
+        middleware=[Middleware(RequestIdMiddleware)],
+    )
     side.state.generator = app.state.generator
     config = configure(side, settings)
     config.lifespan = "off"
@@ -136,16 +165,17 @@ def serve(host: str, port: int) -> None:
         SettingsError, CheckpointError, OSError: nothing has been started then.
     """
     settings = load_settings()
+    if settings.metrics_port == port:
+        raise SettingsError(f"setting DIFFUSION_METRICS_PORT: {port} is the port of the service itself")
     logs.configure(settings.log_level, settings.log_format)
+    # before the models are loaded, which takes long
+    listener = bind(host, port)
+    side_listener = bind(host, settings.metrics_port) if settings.metrics_port else None
     app = create_app(settings)
     config = configure(app, settings, settings.drain_seconds)
-    config.host, config.port = host, port
-    # uvicorn raises the signal again once it has shut down in good order: that is a success
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
-    side = metrics_server(app, settings, host)
+    side = metrics_server(app, settings, side_listener) if side_listener else None
     server = DrainingServer(config, app.state.thread, settings.drain_seconds, side)
     app.state.thread.on_death = server.end
-    server.run()
+    server.run([listener])
     if app.state.thread.died:
         sys.exit(ENGINE_DIED)

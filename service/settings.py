@@ -1,6 +1,7 @@
 """Configuration: the environment, read once, in this file only."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,4 +100,6 @@ def load_settings() -> Settings:
         where = ".".join(str(part) for part in first["loc"])
         raise SettingsError(f"setting {PREFIX}{where.upper()}: {first['msg']}") from error
     except SettingsSourceError as error:  # a nested setting that is no JSON
-        raise SettingsError(f"a setting is not valid JSON: {error.__cause__}; check {PREFIX}MODELS") from error
+        field = re.search(r'field "(\w+)"', str(error))
+        name = f"setting {PREFIX}{field[1].upper()}" if field else "a setting"
+        raise SettingsError(f"{name}: not valid JSON: {error.__cause__}") from error

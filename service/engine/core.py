@@ -112,17 +112,16 @@ class EngineCore:
             DeadlineUnreachable, Overloaded, QueueFull: with the time that the work of all models will take.
         """
         scheduler, now = self.shares[request.params.model].scheduler, self.clock()
-        request.idle_seconds = self.runners[request.params.model].idle_seconds(request, scheduler.max_rows)
         backlog = sum(share.scheduler.backlog_seconds for share in self.shares.values())
+        if scheduler.is_full_for(request):  # first, because it costs nothing: refusing must not hold up the steps
+            raise QueueFull(backlog)
+        request.idle_seconds = self.runners[request.params.model].idle_seconds(request, scheduler.max_rows)
         expected = request.expected_seconds = expected_seconds(request, self.shares)
         if request.deadline_seconds is not None and expected > request.deadline_seconds:
             raise DeadlineUnreachable(expected, max(expected - request.deadline_seconds, backlog))
         if self.config.shed_load and self._guard.refuses(request, self.shares, now):
             raise Overloaded(backlog)
-        try:
-            scheduler.add(request, now)
-        except QueueFull as error:
-            raise QueueFull(backlog) from error
+        scheduler.add(request, now)
 
     def abort(self, request_id: str) -> Request | None:
         aborted = (share.scheduler.abort(request_id, self.clock()) for share in self.shares.values())

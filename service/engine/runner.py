@@ -70,7 +70,8 @@ class LaunchedStep:
         }
         result = StepResult(failed=failed)
         pixels = [] if self._pixels is None else self._pixels.numpy()
-        for (task, is_finished), image in zip(self._shown, pixels, strict=True):
+        for (task, is_finished), view in zip(self._shown, pixels, strict=True):
+            image = view.copy()  # a view would keep all the step's images for the slowest of their readers
             if task not in failed and is_finished:
                 result.images[task] = image
             elif task not in failed:

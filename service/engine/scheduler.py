@@ -44,6 +44,9 @@ class Scheduler:
         self.waiting: deque[ImageTask] = deque()
         self.running: list[ImageTask] = []  # in order of arrival
         self.requests: dict[str, Request] = {}
+        self.num_waiting = 0  # requests of which no image has started
+        self.queued_rows = 0  # evaluations of images that have not started
+        self.backlog_rows = 0  # evaluations that accepted requests still need
 
     @property
     def has_work(self) -> bool:
@@ -51,36 +54,28 @@ class Scheduler:
         return bool(self.running or self.waiting)
 
     @property
-    def num_waiting(self) -> int:
-        """Requests of which no image has started."""
-        return sum(request.status is RequestStatus.WAITING for request in self.requests.values())
-
-    @property
-    def queued_rows(self) -> int:
-        """Evaluations of images that have not started."""
-        return sum(task.remaining_rows for task in self.waiting)
-
-    @property
-    def backlog_rows(self) -> int:
-        """Evaluations that accepted requests still need."""
-        return sum(request.remaining_rows for request in self.requests.values())
-
-    @property
     def backlog_seconds(self) -> float:
         return self.backlog_rows * self.seconds_per_row()
+
+    def is_full_for(self, request: Request) -> bool:
+        """Whether either bound would be passed. An empty queue takes a request of any size."""
+        too_much = self.queued_rows + request.remaining_rows > self.max_evaluations
+        return self.num_waiting >= self.max_requests or bool(self.waiting and too_much)
 
     def add(self, request: Request, now: float) -> None:
         """Queue a request.
 
         Raises:
-            QueueFull: either bound would be passed. An empty queue takes a request of any size.
+            QueueFull: see is_full_for.
         """
-        too_much = self.queued_rows + request.remaining_rows > self.max_evaluations
-        if self.num_waiting >= self.max_requests or (self.waiting and too_much):
+        if self.is_full_for(request):
             raise QueueFull(self.backlog_seconds)
         request.arrived = now
         self.requests[request.request_id] = request
         self.waiting.extend(request.tasks)
+        self.num_waiting += 1
+        self.queued_rows += request.remaining_rows
+        self.backlog_rows += request.remaining_rows
 
     def schedule(self, now: float) -> SchedulerOutput:
         """The images of the next step: the running ones, then as many new ones as rows are left.
@@ -101,7 +96,9 @@ class Scheduler:
     def _start(self, task: ImageTask, now: float) -> ImageTask:
         task.slot = self.slots.allocate()
         self.running.append(task)
+        self.queued_rows -= task.remaining_rows
         if task.request.status is RequestStatus.WAITING:
+            self.num_waiting -= 1
             task.request.status, task.request.started = RequestStatus.RUNNING, now
         return task
 
@@ -110,6 +107,7 @@ class Scheduler:
         for task in output.tasks:
             if task.is_last_step:
                 self._release(task)
+            self.backlog_rows -= task.rows
             task.step += 1
 
     def end(self, output: SchedulerOutput, failed: dict[ImageTask, str], now: float) -> list[Request]:
@@ -139,6 +137,9 @@ class Scheduler:
 
     def _end(self, request: Request, status: RequestStatus, now: float) -> None:
         del self.requests[request.request_id]
+        self.num_waiting -= request.status is RequestStatus.WAITING
+        self.queued_rows -= sum(t.remaining_rows for t in request.tasks if t.slot is None and t.step == 0)
+        self.backlog_rows -= request.remaining_rows
         request.status, request.finished = status, now
         for task in request.tasks:
             if task.slot is not None:

@@ -26,6 +26,7 @@ from service.engine.request import (
 logger = logging.getLogger(__name__)
 
 IDLE_WAIT = 0.5  # seconds between heartbeats of an idle engine
+COMMAND_SECONDS = 0.005  # between two steps, for requests that come and go
 JOIN_SECONDS = 10.0  # for the step that is running when the engine is told to end
 
 Answer = Preview | RequestOutput | EngineError  # any number of previews, then one of the others
@@ -146,15 +147,20 @@ class EngineThread:
         return not self._core.has_work or time.monotonic() >= self._stop_at
 
     def _handle_commands(self) -> None:
-        """All commands that are there; waits for one when there is no work."""
-        wait = not self._core.has_work
-        while True:
+        """Commands that are there, as far as the time for them goes; waits for one when there is no work.
+
+        Whatever comes in, and however it is refused, the steps of those who are in go on.
+        """
+        wait, started = not self._core.has_work, time.monotonic()
+        while wait or time.monotonic() - started < COMMAND_SECONDS:
             try:
                 command = self._inbox.get(block=wait, timeout=IDLE_WAIT)
             except Empty:
-                return
-            wait = False
+                break
+            if wait:
+                wait, started = False, time.monotonic()
             self._handle(command)
+        self.stats = self._core.stats()
 
     def _handle(self, command: Add | Abort | Stop) -> None:
         match command:
@@ -169,7 +175,6 @@ class EngineThread:
                 stop_at = time.monotonic() + drain_seconds
                 self._stop_at = stop_at if self._stop_at is None else min(self._stop_at, stop_at)
                 self.ready = False
-        self.stats = self._core.stats()
 
     def _add(self, request: Request, deliver: Deliver) -> None:
         if not self.ready:

@@ -15,9 +15,9 @@ from service.dialects import document
 from service.engine.request import SamplingParams
 from service.errors import CLIENT_CLOSED_REQUEST, InvalidRequest
 from service.event_stream import disconnected, open_stream, picture_events
-from service.generation import Generated, Generator
+from service.generation import Generated, Generator, check_previews
 from service.images import MEDIA_TYPES
-from service.negotiation import negotiate
+from service.negotiation import allows, negotiate
 from service.schemas import GenerateBody, GeneratedImage, GenerateFields, GenerateResponse
 
 T = TypeVar("T")
@@ -55,13 +55,13 @@ async def generate(
         pairs = json.loads(await request.body(), object_pairs_hook=lambda pairs: pairs)
         refuse_repeats([name for name, _ in pairs], "body")
     fields = merge(query, body)
-    form = choose_format(fields, request.headers.get("accept", ""))
+    form = choose_format(fields, ",".join(request.headers.getlist("accept")))
     params = generator.resolve(fields)
     if form == "stream":
         return await _stream(generator, fields, params)
     etag = _etag(generator, fields, params, form)
-    if etag and etag in request.headers.get("if-none-match", ""):
-        return Response(status_code=304, headers={"ETag": etag})
+    if etag and has_tag(request.headers.getlist("if-none-match"), etag):
+        return Response(status_code=304, headers=cache_headers(etag))
     encode = images.encode_base64 if form == "json" else partial(images.encode, form=form)
     work = generator.generate(params, encode, seconds(fields.deadline_ms))
     generated = await unless_disconnected(request, work)
@@ -89,7 +89,7 @@ def choose_format(fields: GenerateFields, accept: str) -> str:
         NotAcceptable: the Accept header allows nothing that there is.
         InvalidRequest: the fields contradict it, or each other.
     """
-    if fields.preview and (not accept.strip() or "*/*" in accept):
+    if fields.preview and allows(accept, event_stream.MEDIA_TYPE):
         form = "stream"
     elif fields.format and event_stream.MEDIA_TYPE not in accept.lower():
         form = fields.format
@@ -105,7 +105,7 @@ def choose_format(fields: GenerateFields, accept: str) -> str:
 
 async def _stream(generator: Generator, fields: GenerateFields, params: SamplingParams) -> Response:
     form = fields.format or "png"
-    previews = DEFAULT_PREVIEWS if fields.preview is None else fields.preview
+    previews = check_previews(params, DEFAULT_PREVIEWS if fields.preview is None else fields.preview, "preview")
     encode = partial(images.encode_base64, form=form)
     updates = generator.stream(params, encode, seconds(fields.deadline_ms), previews)
     events = picture_events(updates, params, form, picture_size(generator.config(params.model)))
@@ -133,6 +133,12 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) ->
         await asyncio.gather(working, leaving, return_exceptions=True)
 
 
+def refuse_query(request: Request) -> None:
+    """Where all fields stand in the body, what stands in the query would have no effect."""
+    for name in request.query_params:
+        raise InvalidRequest.field(name[:40], "fields belong into the body, the query takes none")
+
+
 def refuse_repeats(names: list[str], place: str) -> None:
     for name in names:
         if names.count(name) > 1:
@@ -156,8 +162,18 @@ def timing_headers(generated: Generated[Any]) -> dict[str, str]:
 
 
 def _headers(generated: Generated[Any], etag: str) -> dict[str, str]:
-    cached = {"ETag": etag, "Cache-Control": "no-cache"} if etag else {"Cache-Control": "no-store"}
-    return seed_headers(generated.params, generated.simulated) | timing_headers(generated) | cached
+    seeds = seed_headers(generated.params, generated.simulated)
+    return seeds | timing_headers(generated) | cache_headers(etag)
+
+
+def cache_headers(etag: str) -> dict[str, str]:
+    return {"ETag": etag, "Cache-Control": "no-cache"} if etag else {"Cache-Control": "no-store"}
+
+
+def has_tag(if_none_match: list[str], etag: str) -> bool:
+    """By weak comparison, as RFC 9110 has it for this header."""
+    tags = {tag.strip().removeprefix("W/") for line in if_none_match for tag in line.split(",")}
+    return bool(tags & {etag, "*"})
 
 
 def as_json(generated: Generated[Any], config: ModelConfig, request_id: str) -> bytes:

@@ -15,8 +15,8 @@ from service.engine.request import SamplingParams
 from service.errors import CLIENT_CLOSED_REQUEST, InvalidRequest, UnknownModel
 from service.generation import Generator
 from service.routes import ops
-from service.routes.generate import seconds, seed_headers, timing_headers, unless_disconnected
-from service.schemas import MAX_SEED, GenerateFields
+from service.routes.generate import refuse_query, seconds, seed_headers, timing_headers, unless_disconnected
+from service.schemas import MAX_SEED, GenerateBody
 from service.tensors import LENGTH_HEADER, InferenceRequest, InferenceResponse, parse, serialise
 
 router = APIRouter(prefix="/v2")
@@ -134,6 +134,7 @@ async def infer(request: Request, model: str) -> Response:
 @router.post("/models/{model}/versions/{version}/infer", **INFER, summary="Open Inference: generate images")
 async def infer_version(request: Request, model: str, version: str) -> Response:
     """As without a version: every model has exactly one."""
+    refuse_query(request)
     generator = _generator(request, model, version)
     asked, inputs = parse(await request.body(), request.headers.get(LENGTH_HEADER))
     params, deadline = _resolve(generator, model, asked, inputs)
@@ -180,7 +181,7 @@ def _resolve(
         if name not in PARAMETERS:
             raise InvalidRequest.field(name[:40], f"there is no such parameter: use {', '.join(PARAMETERS)}")
     try:
-        fields = GenerateFields.model_validate(wanted | {"model": model, "n": len(labels)})
+        fields = GenerateBody.model_validate(wanted | {"model": model, "n": len(labels)})
     except ValidationError as error:
         raise invalid(error.errors()) from error
     return generator.resolve(fields, labels=tuple(labels), seeds=tuple(seeds)), seconds(fields.deadline_ms)

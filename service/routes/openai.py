@@ -16,8 +16,15 @@ from service.dialects import OPENAI, document
 from service.engine.request import SamplingParams
 from service.errors import CLIENT_CLOSED_REQUEST, InvalidRequest, UnknownModel
 from service.event_stream import NO_TOKENS, open_stream, picture_events
-from service.generation import Generator
-from service.routes.generate import picture_size, seconds, seed_headers, timing_headers, unless_disconnected
+from service.generation import Generator, check_previews
+from service.routes.generate import (
+    picture_size,
+    refuse_query,
+    seconds,
+    seed_headers,
+    timing_headers,
+    unless_disconnected,
+)
 from service.schemas import SAMPLER_NAMES, Count, Deadline, GenerateFields, Guidance, Previews, Seed, Steps
 
 router = APIRouter(prefix="/v1")
@@ -105,6 +112,7 @@ EVENTS = {"content": {event_stream.MEDIA_TYPE: {"schema": event_stream.EVENT_SCH
 )
 async def create_images(request: Request, body: ImageRequest) -> Response:
     """With stream, the answer is events: image_generation.partial_image and image_generation.completed."""
+    refuse_query(request)
     generator: Generator = request.app.state.generator
     params = _resolve(generator, body)
     size = picture_size(generator.config(params.model))
@@ -116,7 +124,8 @@ async def create_images(request: Request, body: ImageRequest) -> Response:
     encode = partial(images.encode_base64, form=form)
     headers = seed_headers(params, params.model in generator.simulated)
     if body.stream:
-        updates = generator.stream(params, encode, deadline, body.partial_images or 0)
+        previews = check_previews(params, body.partial_images or 0, "partial_images")
+        updates = generator.stream(params, encode, deadline, previews)
         return await open_stream(picture_events(updates, params, form, size), headers)
     generated = await unless_disconnected(request, generator.generate(params, encode, deadline))
     if generated is None:

@@ -42,11 +42,13 @@ def test_a_known_etag_costs_nothing(live: Running) -> None:
     etag = first.headers["etag"]
     assert etag.startswith('"')  # a strong one
     before = live.metric("diffusion_requests_total", model="dit")
-    for known in (etag, f'"other", {etag}'):
+    for known in (etag, f'"other", {etag}', f"W/{etag}", "*"):
         again = ask(live, known)
+        assert again.headers["cache-control"] == first.headers["cache-control"]
         assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", etag)
     assert live.metric("diffusion_requests_total", model="dit") == before
-    assert ask(live, '"other"').status_code == 200
+    for unknown in ('"other"', f"junk{etag}junk"):
+        assert ask(live, unknown).status_code == 200
 
 
 def test_an_etag_names_one_answer(live: Running) -> None:

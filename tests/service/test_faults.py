@@ -122,7 +122,8 @@ def test_a_shutdown_under_load_loses_nothing_that_was_accepted(checkpoints: Path
 
 def test_a_saturated_neighbour_costs_a_model_no_more_than_its_share(checkpoints: Path) -> None:
     """Equal weights: unet takes at most three times as long as alone while dit has more work than it can do."""
-    settings = tiny_settings(checkpoints, models=simulated(checkpoints, dit=10, unet=20), max_rows=8)
+    models = simulated(checkpoints, dit=10, unet=20)
+    settings = tiny_settings(checkpoints, models=models, max_rows=8, shed_load=False)
     query: dict[str, Any] = {"model": "unet", "class": 0, "steps": 10, "guidance": 1}
     stop = threading.Event()
 

@@ -19,6 +19,7 @@ from PIL import Image
 from models.checkpoint import load_checkpoint
 from models.samplers import Guidance, build_table, sample
 from models.schedule import NoiseSchedule, Prediction
+from service.errors import MAX_FIELD_ERRORS
 from service.schemas import MAX_SEED
 from tests.service.conftest import Running
 
@@ -286,3 +287,15 @@ def test_many_clients_get_their_own_images(server: Running) -> None:
         together = list(pool.map(lambda query: pixels(generate(server, **query)), asked))
     for query, image in zip(asked, together, strict=True):
         assert difference(pixels(generate(server, **query)), image) <= 1, query
+
+
+def test_a_thousand_wrong_fields_get_a_short_answer(server: Running) -> None:
+    answer = server.client.post("/generate", json={f"field{i}": 1 for i in range(1000)})
+    assert answer.status_code == 422
+    assert len(answer.json()["errors"]) == MAX_FIELD_ERRORS
+    assert "; and 990 more" in answer.json()["detail"]
+    assert len(answer.content) < 10_000
+
+
+def test_a_slash_too_many_is_no_path(server: Running) -> None:
+    assert server.client.post("/generate/?model=dit&class=0").status_code == 404

@@ -163,3 +163,19 @@ def test_kserve_adds_fields_of_its_own(server: Running) -> None:
     assert response.status_code == 200
     assert response.json()["id"] == "a"
     assert response.headers["X-Seed"] == str(response.json()["outputs"][1]["data"][0])
+
+
+@pytest.mark.parametrize("steps", [True, "5", 5.0])
+def test_parameters_have_their_types(server: Running, steps: object) -> None:
+    tensor = {"name": "class", "datatype": "INT64", "shape": [1], "data": [1]}
+    body = {"inputs": [tensor], "parameters": {"steps": steps}}
+    answer = server.client.post("/v2/models/dit/infer", json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith("steps: ")
+
+
+def test_parameters_in_the_query_are_refused(server: Running) -> None:
+    tensor = {"name": "class", "datatype": "INT64", "shape": [1], "data": [1]}
+    answer = server.client.post("/v2/models/dit/infer?steps=3", json={"inputs": [tensor]})
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith("steps: ")

@@ -135,7 +135,7 @@ def test_shutdown_finishes_what_was_accepted(checkpoints: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         with running(create_app(tiny_settings(checkpoints))) as live:
             open_requests = [pool.submit(send, live, LONG) for _ in range(4)]
-            wait_until(lambda: live.metric("diffusion_running_slots", model="dit") > 0)
+            wait_until(lambda: live.metric("diffusion_running_slots") + live.metric("diffusion_queue_depth") == 4)
         assert [future.result().status_code for future in open_requests] == [200] * 4
 
 
@@ -155,6 +155,27 @@ def test_a_lost_device_ends_the_engine() -> None:
         assert send(live, SHORT).status_code == 503
         assert [future.result().status_code for future in others] == [503, 503]
         wait_until(lambda: live.client.get("/livez").status_code == 503)
+
+
+class Narrow(DIT):
+    """A device with memory for two rows, once it is warm."""
+
+    limit = 10**9
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if len(x) > self.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(x, t, y)
+
+
+def test_a_lack_of_memory_lowers_the_cap_and_fails_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(create_app(settings(Narrow))) as live, ThreadPoolExecutor(4) as pool:
+        assert live.client.get("/models").json()["models"][0]["max_rows"] == 4
+        monkeypatch.setattr(Narrow, "limit", 2)
+        answers = list(pool.map(lambda seed: send(live, SHORT | {"seed": seed, "n": 2}), range(4)))
+        assert [answer.status_code for answer in answers] == [200] * 4
+        assert live.client.get("/models").json()["models"][0]["max_rows"] == 2
+        assert live.client.get("/livez").status_code == 200
 
 
 class Plain(nn.Module):

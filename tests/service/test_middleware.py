@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from service.app import create_app
-from service.middleware import MAX_BODY, MAX_QUERY
+from service.middleware import MAX_BODY, MAX_HEAD, MAX_QUERY
 from tests.service.conftest import Running, running, tiny_settings
 from tests.service.test_server import ROOT, command, environment, free_port, serving
 
@@ -34,6 +34,16 @@ def test_a_long_query_is_refused(server: Running) -> None:
     refused = server.client.post(fits + "x")
     assert refused.status_code == 414
     assert refused.json()["detail"] == f"the query is longer than {MAX_QUERY} bytes"
+
+
+def test_a_large_head_is_refused_though_it_comes_whole(server: Running) -> None:
+    assert server.client.get("/livez", headers={"X": "x" * (MAX_HEAD // 2)}).status_code == 200
+    for answer in (
+        server.client.get("/livez", headers={"X": "x" * MAX_HEAD}),
+        server.client.get("/livez/" + "x" * MAX_HEAD),
+    ):
+        assert answer.status_code == 431
+        assert answer.headers["X-Request-Id"]
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["declared", "chunked"])

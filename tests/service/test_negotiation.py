@@ -8,13 +8,27 @@ from hypothesis import strategies as st
 
 from service.errors import NotAcceptable
 from service.images import MEDIA_TYPES
-from service.negotiation import negotiate
+from service.negotiation import MAX_RANGES, allows, negotiate
 
 
 @given(st.text(alphabet="abimge/*;,q=0.19 jpnw", max_size=40))
 def test_any_accept_header_is_negotiated_or_refused(accept: str) -> None:
     with suppress(NotAcceptable):
         assert negotiate(accept, MEDIA_TYPES) in MEDIA_TYPES
+
+
+@given(st.lists(st.sampled_from(["image/png", "*/*;q=0.1", "image/*;q=0", "application/json;q=nan"]), max_size=40))
+def test_long_headers_are_refused_before_they_cost_anything(ranges: list[str]) -> None:
+    with pytest.raises(NotAcceptable, match="at most 32") if len(ranges) > MAX_RANGES else suppress(NotAcceptable):
+        negotiate(",".join(ranges), MEDIA_TYPES)
+
+
+@pytest.mark.parametrize(
+    ("accept", "allowed"),
+    [("", True), ("*/*", True), ("text/*", True), ("image/png", False), ("text/event-stream;q=0, */*", False)],
+)
+def test_whether_a_type_is_taken(accept: str, allowed: bool) -> None:
+    assert allows(accept, "text/event-stream") is allowed
 
 
 @pytest.mark.parametrize(
@@ -31,6 +45,8 @@ def test_any_accept_header_is_negotiated_or_refused(accept: str) -> None:
         ("image/png;q=0, */*", "webp"),
         ("*/*;q=0.1, image/webp", "webp"),
         ("IMAGE/JPEG; Q=0.2", "jpeg"),
+        ("image/jpeg;q=nan, image/png;q=0.9", "jpeg"),
+        ("image/png;q=0.1, image/png, image/webp;q=0.5", "png"),
         ("image/*;q=0.5, application/json;q=0.5", "png"),
     ],
 )

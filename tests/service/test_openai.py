@@ -123,3 +123,15 @@ def test_a_refusal_on_the_way_raises_in_the_client(client: Any, server: Running)
     with pytest.raises(openai.InternalServerError):
         client.images.generate(model="dit", prompt="cat", stream=True)
     assert httpx.get(f"{server.url}/v2/health/live").status_code == 503
+
+
+def test_an_unknown_field_is_told_the_fields_of_this_api(server: Running) -> None:
+    body = {"model": "dit", "prompt": "3", "steps": 3}
+    message = server.client.post("/v1/images/generations", json=body).json()["error"]["message"]
+    assert message.startswith("steps: unknown field: use prompt, model, n, size")
+    assert "num_inference_steps" in message
+
+
+def test_fields_in_the_query_are_refused(server: Running) -> None:
+    answer = server.client.post("/v1/images/generations?n=2", json={"model": "dit", "prompt": "cat"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "n")

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -101,6 +101,95 @@ def test_what_the_drain_cuts_off_is_told_so(
             assert process.wait(timeout=30) == 0
         log.seek(0)
         assert "Traceback" not in log.read()
+
+
+def test_a_signal_is_heard_while_the_imports_still_run(checkpoints: Path) -> None:
+    """As process 1 of a container it would be lost otherwise, until the container is killed."""
+    settings = environment(checkpoints=checkpoints, device="cpu")
+    with subprocess.Popen(command(free_port()), cwd=ROOT, env=settings, stderr=subprocess.PIPE) as process:
+
+        def caught() -> bool:
+            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            mask = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt"))
+            return bool(mask >> (signal.SIGTERM - 1) & 1)
+
+        wait_until(caught)
+        assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text()
+        process.terminate()
+        _, errors = process.communicate(timeout=30)
+        assert (process.returncode, errors) == (0, b"")
+
+
+def test_the_second_signal_waits_for_no_client(checkpoints: Path, tmp_path: Path) -> None:
+    """One has sent half of its request, one does not read its answers: both are cut, the process ends."""
+    with (tmp_path / "log").open("w+") as log, serving(checkpoints, log) as (process, url):
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+        with socket.create_connection(address) as half, socket.socket() as deaf:
+            half.sendall(b"POST /generate HTTP/1.1\r\nHost: a\r\nContent-Length: 50\r\n\r\n{")
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.connect(address)
+            deaf.settimeout(1)
+            with suppress(TimeoutError):
+                deaf.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n" * 2000)
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.3)  # two at once would be one
+            assert process.poll() is None
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=8) == 0  # body_seconds is 10, stream_seconds 120
+        log.seek(0)
+        assert "Traceback" not in log.read()
+
+
+def test_a_taken_port_is_one_sentence(checkpoints: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        settings = environment(checkpoints=checkpoints, device="cpu")
+        ended = subprocess.run(command(port), cwd=ROOT, env=settings, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert ended.stderr == f"error: cannot listen on 127.0.0.1, port {port}: Address already in use\n"
+
+
+def test_metrics_cannot_have_the_port_of_the_service(checkpoints: Path) -> None:
+    port = free_port()
+    settings = environment(checkpoints=checkpoints, device="cpu", metrics_port=port)
+    ended = subprocess.run(command(port), cwd=ROOT, env=settings, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert "DIFFUSION_METRICS_PORT" in ended.stderr
+
+
+def test_connections_stay_within_the_open_files(checkpoints: Path, tmp_path: Path) -> None:
+    """With 128 files, and no right to more, sixty-four connections are served and the next one is told why not."""
+    settings = environment(checkpoints=checkpoints, device="cpu", max_rows=4)
+    port = free_port()
+    limited = ["prlimit", "--nofile=128:128", *command(port)]
+    with (tmp_path / "log").open("w+") as log:
+        process = subprocess.Popen(limited, cwd=ROOT, env=settings, stdout=log, stderr=log)
+        try:
+            wait_until(lambda: answers(port), seconds=60)
+            with ExitStack() as stack:
+                address = ("127.0.0.1", port)
+                clients = [stack.enter_context(socket.create_connection(address)) for _ in range(100)]
+                client = clients[-1]
+                client.settimeout(30)
+                client.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+                assert client.recv(4096).startswith(b"HTTP/1.1 503")
+            wait_until(lambda: answers(port))
+        finally:
+            process.kill()
+            process.wait()
+        log.seek(0)
+        text = log.read()
+    assert "64 connections at most" in text
+    assert "Traceback" not in text
+
+
+def answers(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/livez").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def test_broken_configuration_is_one_sentence(tmp_path: Path) -> None:

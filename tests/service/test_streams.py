@@ -161,3 +161,11 @@ def test_a_client_that_leaves_its_stream_frees_the_slot(slow: Running) -> None:
     wait_until(lambda: slow.metric("diffusion_running_slots") == 0, seconds=2)
     wait_until(lambda: slow.metric("diffusion_requests_total", outcome="cancelled") == before + 1)
     assert slow.metric("diffusion_cancelled_evaluations_saved_total") > saved
+
+
+def test_more_previews_than_anybody_could_look_at_are_refused(server: Running) -> None:
+    query = {"model": "dit", "class": "cat", "n": 8, "steps": 2}
+    assert server.client.post("/generate", params=query | {"preview": 32}, headers=STREAM).status_code == 200
+    refused = server.client.post("/generate", params=query | {"preview": 33}, headers=STREAM)
+    assert refused.status_code == 422
+    assert refused.json()["detail"] == "preview: 33 of each of 8 images are more than 256 in all"

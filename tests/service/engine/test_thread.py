@@ -7,8 +7,8 @@ import time
 import pytest
 
 from service.engine import thread as thread_module
-from service.engine.core import ModelStats
-from service.engine.request import EngineStopped, QueueFull, RequestFailed, RequestOutput
+from service.engine.core import EngineCore, ModelStats
+from service.engine.request import EngineStopped, QueueFull, Request, RequestFailed, RequestOutput
 from service.engine.thread import EngineThread
 from tests.service.engine.desk import Desk, make_core, running, stop
 from tests.service.engine.tiny import PATIENCE, Turnstile, wait_until
@@ -69,6 +69,23 @@ def test_every_request_has_one_end_under_random_aborts(seed: int) -> None:
     assert kinds <= {RequestOutput, QueueFull}
     assert aborted
     assert len(core.shares["dit"].scheduler.slots) == 4
+
+
+def test_a_flood_of_refusals_does_not_hold_up_the_steps() -> None:
+    class Slow(EngineCore):
+        def add(self, request: Request) -> None:
+            if request.params.num_steps == 1:
+                time.sleep(0.001)  # as long as it takes
+                raise QueueFull(1.0)
+            super().add(request)
+
+    with running(make_core(Turnstile(), Slow)) as desk:
+        served = desk.send(num_steps=20, guidance_scale=1.0)
+        flood = [desk.send(num_steps=1, guidance_scale=1.0) for _ in range(1000)]
+        wait_until(lambda: served in desk.order)
+        assert desk.order.index(served) < 500  # not behind all of them: each step waits for a few
+        assert isinstance(desk.answer(served), RequestOutput)
+        wait_until(lambda: all(desk.answers[name] for name in flood))
 
 
 def test_a_failing_request_is_answered_and_the_engine_lives() -> None:
