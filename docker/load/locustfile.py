@@ -4,7 +4,8 @@
     locust --config docker/load/ci.conf --host http://127.0.0.1:8000 Mixed          # without one, for ten seconds
 
 Mixed         people who look at each picture for a while; every sampler, 5 to 50 steps, guided or not
-Saturation    people who never look: the next request follows at once; what is refused is counted apart
+Saturation    people who never look: the next request follows at once. What is refused is counted apart, in all
+              scenarios, and tried again after the time that the service asks for
 Soak          mixed, but one in twenty hangs up on the way and one in twenty reads an event stream
 
 A slow service slows these people down, and so its own measurement: for latencies at a rate of arrival use
@@ -13,6 +14,7 @@ A slow service slows these people down, and so its own measurement: for latencie
 
 import os
 import random
+import time
 from typing import Any, cast
 
 from locust import HttpUser, between, constant, events, task
@@ -52,6 +54,7 @@ class Client(HttpUser):
             if answer.status_code == 503 and "Retry-After" in answer.headers:
                 cast(dict[str, Any], answer.request_meta)["name"] = f"{name}, refused"
                 answer.success()
+                time.sleep(int(answer.headers["Retry-After"]) * random.uniform(0.5, 1.5))  # not all at once
             elif answer.status_code != 200 or not answer.content.startswith(b"\x89PNG"):
                 answer.failure(f"status {answer.status_code}: {answer.text[:200]}")
 

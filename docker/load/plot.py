@@ -26,14 +26,14 @@ def read(path: Path) -> tuple[Series, Series, Series]:
             users["users"].append((now, float(row["User Count"])))
         elif name.startswith("/generate"):
             rates[name.removeprefix("/generate ")].append((now, float(row["Requests/s"])))
-            if row["50%"] not in ("N/A", ""):
+            if row["50%"] not in ("N/A", "") and not name.endswith("refused"):
                 latencies[name.removeprefix("/generate ")].append((now, float(row["50%"])))
     return users, rates, latencies
 
 
 def plot(path: Path, picture: Path) -> None:
     figure = Figure(figsize=(8, 7), layout="constrained")
-    labels = ("people who wait for an answer", "answers a second", "median latency, ms")
+    labels = ("users", "answers a second", "median latency, ms")
     colours: dict[str, str] = {}
     for axes, series, label in zip(figure.subplots(3, sharex=True), read(path), labels, strict=True):
         for name, points in series.items():

@@ -1,0 +1,170 @@
+"""Replicas of the engine on virtual clocks, behind a router.
+
+Only the devices are simulated (a step of R rows lasts t0 + t1 R, each replica has a clock that jumps) and the
+arrivals (those of benchmarks/scheduling.py: Poisson, mixed steps and guidance, every model alike); queues,
+scheduler, policy and admission are the service's. A router knows every backlog without delay.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.scheduling import CONFIG, COSTS, GUIDANCE, STEPS, Clock, VirtualRunner, arrivals
+from service.engine.core import EngineConfig, EngineCore
+from service.engine.policy import TARGET_FACTOR
+from service.engine.request import EngineError, Request
+from service.engine.simulated import StepCost
+
+ROWS = 32  # of a step at most, where no service tells
+WARM_SECONDS, COOL_SECONDS = 1.0, 0.5  # of virtual time that count for nothing: a fleet starts and ends empty
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model on the device: the time of its steps and their forward rows at most."""
+
+    cost: StepCost
+    rows: int
+
+
+Models = dict[str, Model]
+SIMULATED: Models = {name: Model(cost, ROWS) for name, cost in COSTS.items()}
+
+
+def capacity(models: Models) -> float:
+    """Requests a second that one device can do with full steps, each model asked for alike."""
+    needed = float(np.mean(STEPS)) * float(np.mean([1 + (scale != 1) for scale in GUIDANCE]))
+    return 1 / (needed * float(np.mean([m.cost.seconds(m.rows) / m.rows for m in models.values()])))
+
+
+class CappedRunner(VirtualRunner):
+    """Takes its row cap from the number of its slots, so that every model may have its own."""
+
+    def warm_up(self, max_rows: int | None, on_progress: Callable[[], None] = lambda: None) -> int:
+        return super().warm_up(len(self.pool), on_progress)
+
+
+class Replica:
+    """An engine and its device, on a clock of their own."""
+
+    def __init__(self, models: Models):
+        self._clock = Clock()
+        clock = self._clock
+        runners = {n: CappedRunner(CONFIG, m.cost, m.rows, clock, clock.advance) for n, m in models.items()}
+        self._core = EngineCore(dict(runners), EngineConfig(shed_load=True), clock=clock)
+        for name in runners:
+            self._core.warm_up(name)
+        self._start = clock.now  # behind the warm-up; all other times count from here
+        self.refused: list[float] = []  # when they arrived
+        self.done: list[tuple[float, float, float]] = []  # arrival, latency, latency over idle latency
+
+    @property
+    def backlog(self) -> float:
+        """Device seconds that its requests still need."""
+        return sum(share.scheduler.backlog_seconds for share in self._core.shares.values())
+
+    def run(self, until: float) -> None:
+        """Work until that time; the last step may end a little later."""
+        while self._core.has_work and self._clock.now < self._start + until:
+            for request in self._core.step().ended:
+                latency = request.finished - request.arrived
+                self.done.append((request.arrived - self._start, latency, latency / request.idle_seconds))
+        if not self._core.has_work and math.isfinite(until):
+            self._clock.advance(self._start + until)
+
+    def take(self, arrived: float, request: Request) -> None:
+        try:
+            self._core.add(request)
+            request.arrived = self._start + arrived  # it may have waited for the end of a step
+        except EngineError:
+            self.refused.append(arrived)
+
+
+Routing = Callable[[list[Replica], float, np.random.Generator], Replica]  # those to choose from, now
+
+
+def at_random(replicas: list[Replica], now: float, rng: np.random.Generator) -> Replica:
+    return replicas[rng.integers(len(replicas))]
+
+
+def least_backlog(replicas: list[Replica], now: float, rng: np.random.Generator) -> Replica:
+    for replica in replicas:
+        replica.run(now)
+    return min(replicas, key=lambda replica: replica.backlog)
+
+
+def two_choices(replicas: list[Replica], now: float, rng: np.random.Generator) -> Replica:
+    """The less busy one of two (Mitzenmacher 2001), by backlog; Ray Serve does it by open requests."""
+    return least_backlog([at_random(replicas, now, rng) for _ in range(2)], now, rng)
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """How requests find a replica, and whether each model has replicas of its own."""
+
+    route: Routing
+    apart: bool = False
+
+
+FLEETS = {
+    "together, random": Fleet(at_random),
+    "together, two choices": Fleet(two_choices),
+    "together, least backlog": Fleet(least_backlog),
+    "a model's own, two choices": Fleet(two_choices, apart=True),
+}
+
+
+def divide(models: Models, count: int) -> dict[str, int]:
+    """Replicas by model, at least one each; every further one goes where the load is highest."""
+    work = {name: model.cost.seconds(model.rows) / model.rows for name, model in models.items()}
+    counts = dict.fromkeys(models, 1)
+    for _ in range(count - len(models)):
+        counts[max(models, key=lambda name: work[name] / counts[name])] += 1
+    return counts
+
+
+@dataclass
+class Outcome:
+    """Of the requests between the first WARM_SECONDS and the last COOL_SECONDS."""
+
+    refused: int
+    latencies: np.ndarray  # seconds, of the answered ones
+    slowdowns: np.ndarray  # the same over idle latency
+    backlog: float  # mean seconds of a replica
+
+    @property
+    def in_time(self) -> float:
+        """Share of all requests, the refused ones included."""
+        return float((self.slowdowns <= TARGET_FACTOR).sum()) / max(1, len(self.slowdowns) + self.refused)
+
+
+def simulate(models: Models, count: int, rate: float, requests: int, fleet: Fleet, seed: int = 0) -> Outcome:
+    """So many replicas under `rate` requests a second, of which at least `requests` count."""
+    if fleet.apart:
+        parts = {
+            name: [Replica({name: models[name]}) for _ in range(n)] for name, n in divide(models, count).items()
+        }
+    else:
+        parts = dict.fromkeys(models, [Replica(models) for _ in range(count)])
+    replicas = list(dict.fromkeys(replica for part in parts.values() for replica in part))
+    rng, backlogs, seconds = np.random.default_rng(seed), [], WARM_SECONDS + requests / rate + COOL_SECONDS
+    for now, request in arrivals(rate, seconds, dict.fromkeys(models, 1 / len(models)), seed):
+        replica = fleet.route(parts[request.params.model], now, rng)
+        replica.run(now)
+        if now > WARM_SECONDS:  # each in turn, and before the request: Poisson arrivals see averages over time
+            watched = replicas[len(backlogs) % count]
+            watched.run(now)
+            backlogs.append(watched.backlog)
+        replica.take(now, request)
+    for replica in replicas:
+        replica.run(math.inf)
+    done = [row for replica in replicas for row in replica.done if _counts(row[0], seconds)]
+    _, latencies, slowdowns = np.array(done).reshape(-1, 3).T
+    refused = sum(_counts(arrived, seconds) for replica in replicas for arrived in replica.refused)
+    return Outcome(refused, latencies, slowdowns, float(np.mean(backlogs)))
+
+
+def _counts(arrived: float, seconds: float) -> bool:
+    return WARM_SECONDS < arrived < seconds - COOL_SECONDS

@@ -1,0 +1,139 @@
+"""Whether autoscalers can work: their bounds, their targets, and metrics that the service really exports."""
+
+import re
+from collections import defaultdict
+from typing import Any
+
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.engine.core import ModelStats
+from service.metrics import Metrics
+from tests.docker.manifests import Manifest, Manifests, deployment, of_kind, quantity
+
+Exported = dict[str, dict[str, set[str]]]  # by series: its labels and their values
+
+TARGETS = {  # by type of metric: types of target
+    "Resource": {"Utilization", "AverageValue"},
+    "ContainerResource": {"Utilization", "AverageValue"},
+    "Pods": {"AverageValue"},
+    "Object": {"Value", "AverageValue"},
+    "External": {"Value", "AverageValue"},
+}
+FIELDS = {"Utilization": "averageUtilization", "AverageValue": "averageValue", "Value": "value"}
+SERIES = re.compile(r"(diffusion_\w+)\s*(?:\{([^}]*)\})?")
+MATCHER = re.compile(r'(\w+)=~?"([^"]*)"')
+
+
+def exported() -> Exported:
+    """Every series of a service with one model."""
+    metrics = Metrics(["dit"])
+    metrics.watch(lambda: {"dit": ModelStats()}, {"dit": {"device": "cpu"}})
+    series: Exported = defaultdict(lambda: defaultdict(set))
+    for family in text_string_to_metric_families(generate_latest(metrics.registry).decode()):
+        for sample in family.samples:
+            for label, value in sample.labels.items():
+                series[sample.name][label].add(value)
+    return series
+
+
+def query(text: str, series: Exported) -> list[str]:
+    """Series that a query names exist, and so do the values that it wants of the service's own labels."""
+    found = SERIES.findall(text)
+    complaints = [f"{name} is not exported" for name, _ in found if name not in series]
+    for name, selector in found:
+        for label, wanted in MATCHER.findall(selector):
+            values = series.get(name, {}).get(label, set(wanted.split("|")))
+            complaints += [f"{name} has no {label} {value}" for value in wanted.split("|") if value not in values]
+    return complaints or ([] if found else [f"no series of the service in {text!r}"])
+
+
+def bounds(manifests: Manifests) -> list[str]:
+    """The least is no more than the most, and nobody else sets the number."""
+    given = [
+        (item["kind"], item["spec"].get("minReplicas", 1), item["spec"]["maxReplicas"])
+        for item in of_kind(manifests, "HorizontalPodAutoscaler")
+    ]
+    given += [
+        (item["kind"], item["spec"].get("minReplicaCount", 0), item["spec"].get("maxReplicaCount", 100))
+        for item in of_kind(manifests, "ScaledObject")
+    ]
+    complaints = [
+        f"{kind}: {least} pods at least and {most} at most" for kind, least, most in given if least > most
+    ]
+    complaints += [f"{kind}: a pod less than one answers nobody" for kind, least, _ in given if least < 1]
+    if len(given) > 1:
+        complaints.append("two autoscalers")
+    if given and "replicas" in deployment(manifests)["spec"]:
+        complaints.append(
+            "the Deployment sets replicas beside an autoscaler, and takes its work back at every apply"
+        )
+    return complaints
+
+
+def targets(manifests: Manifests) -> list[str]:
+    """The type of a target fits its metric, and its value is under the field of that type."""
+    complaints = []
+    for item in of_kind(manifests, "HorizontalPodAutoscaler"):
+        for metric in item["spec"]["metrics"]:
+            kind = metric["type"]
+            source = metric.get(kind[0].lower() + kind[1:], {})
+            target = source.get("target", {})
+            if target.get("type") not in TARGETS[kind]:
+                complaints.append(f"a {kind} metric cannot have a target of type {target.get('type')}")
+            elif not (quantity(target.get(FIELDS[target["type"]])) or 0) > 0:
+                complaints.append(f"a {kind} metric has no {FIELDS[target['type']]} above 0")
+    for trigger in _triggers(manifests):
+        if trigger["type"] != "prometheus" or trigger.get("metricType", "AverageValue") != "AverageValue":
+            complaints.append("a sum over all pods must be divided by their number: prometheus, AverageValue")
+        if not (quantity(trigger["metadata"].get("threshold")) or 0) > 0:
+            complaints.append("a trigger has no threshold above 0")
+    return complaints
+
+
+def measured(manifests: Manifests, rules: list[dict[str, Any]], series: Exported) -> list[str]:
+    """What is scaled on is exported: by the adapter's rules for the HPA, by the query itself for KEDA."""
+    served = {rule["name"]["as"] for rule in rules}
+    complaints = []
+    for item in of_kind(manifests, "HorizontalPodAutoscaler"):
+        names = [metric["pods"]["metric"]["name"] for metric in item["spec"]["metrics"] if metric["type"] == "Pods"]
+        complaints += [f"no rule of the adapter makes {name}" for name in names if name not in served]
+    for rule in rules:
+        selector = re.search(r"<<\.LabelMatchers>>,?([^}]*)", rule["metricsQuery"])
+        name = rule["seriesQuery"].partition("{")[0]
+        complaints += query(f"{name}{{{selector[1] if selector else ''}}}", series)
+    for trigger in _triggers(manifests):
+        complaints += query(trigger["metadata"].get("query", ""), series)
+    return complaints
+
+
+def demands(manifests: Manifests) -> dict[str, Any]:
+    """Bounds, pace and targets in one form, to compare two autoscalers with each other."""
+    for item in of_kind(manifests, "HorizontalPodAutoscaler"):
+        spec = item["spec"]
+        values = [quantity(metric["pods"]["target"]["averageValue"]) for metric in spec["metrics"]]
+        return {"pods": (spec["minReplicas"], spec["maxReplicas"]), "pace": spec["behavior"], "targets": values}
+    (item,) = of_kind(manifests, "ScaledObject")
+    spec = item["spec"]
+    return {
+        "pods": (spec["minReplicaCount"], spec["maxReplicaCount"]),
+        "pace": spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"],
+        "targets": [quantity(trigger["metadata"]["threshold"]) for trigger in spec["triggers"]],
+    }
+
+
+def _triggers(manifests: Manifests) -> list[Manifest]:
+    return [trigger for item in of_kind(manifests, "ScaledObject") for trigger in item["spec"]["triggers"]]
+
+
+def queries(manifests: Manifests, rules: list[dict[str, Any]]) -> list[str]:
+    """Every query in PromQL; the adapter's templates are filled in as the adapter would."""
+    filled = {"<<.GroupBy>>": "pod", "<<.LabelMatchers>>": 'namespace="stepwise",pod=~"stepwise-1|stepwise-2"'}
+    found = [trigger["metadata"]["query"] for trigger in _triggers(manifests)]
+    for rule in rules:
+        found.append(rule["seriesQuery"])
+        text = rule["metricsQuery"].replace("<<.Series>>", rule["seriesQuery"].partition("{")[0])
+        for template, value in filled.items():
+            text = text.replace(template, value)
+        found.append(text)
+    return found
