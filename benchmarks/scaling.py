@@ -190,9 +190,7 @@ def main() -> None:
     parser.add_argument("--price", type=float, default=1.0, help="of a device for an hour, in any unit")
     parser.add_argument("--bytes", type=float, default=ANSWER_BYTES, help="of an answer, with its head")
     parser.add_argument("--requests", type=int, default=8000, help="simulated for each number")
-    parser.add_argument(
-        "--info", help="a service's GET /info, or a file with its answer: step times"
-    )
+    parser.add_argument("--info", help="a service's GET /info, or a file with its answer: step times")
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
     models = SIMULATED
