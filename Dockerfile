@@ -63,9 +63,8 @@ STOPSIGNAL SIGTERM
 COPY --chmod=0444 docker/healthcheck.py /usr/local/lib/stepwise/healthcheck.py
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python", "-IS", "/usr/local/lib/stepwise/healthcheck.py"]
-# In exec form, so that the service is process 1 and gets the signals itself. No tini: it has handlers for SIGTERM
-# and SIGINT and leaves no orphans. Only before they are set, in the first second or two, does a process 1 miss a
-# signal; `docker run --init` and the Compose file mend that with the engine's own tini.
+# In exec form, so that the service is process 1 and gets the signals itself. No tini: run.py handles SIGTERM and SIGINT
+# before anything else, and the service leaves no orphans.
 ENTRYPOINT ["python", "run.py", "serve"]
 CMD ["--host", "0.0.0.0", "--port", "8000"]
 
