@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import uuid4
@@ -118,7 +119,8 @@ class GuardedProtocol(H11Protocol):
         self._turned_away = True
         self.connections.discard(self)
         self._say(Overloaded("too many open connections: try again later", retry_after=RETRY_SECONDS))
-        self.transport.write_eof()
+        with suppress(OSError):  # it may have left already
+            self.transport.write_eof()
         self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
     def send_400_response(self, msg: str) -> None:
