@@ -10,7 +10,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constrain
 
 # What a search for secrets must not take for one: SHA-256 of files, and keys that are said to be examples.
 HASHES := ^(docker/locks/.*|checkpoints/.*\.json|docs/comparison\.json)$$
-EXAMPLES := api_key="none"|DIFFUSION_API_KEYS=|^TRACE, PARENT|secretKeyRef|a-key-that-probes-lack
+EXAMPLES := api_key="none"|^TRACE, PARENT|one-key-of-16-characters-or-more|"secretKeyRef": "Secret"|a-key-that-probes-lack
 
 .PHONY: help serve test test-gpu check lint security format clean
 
