@@ -154,7 +154,7 @@ def wait_or_skip(fleet: Fleet) -> None:
             assert 'ray.init("local")' in text, text[-2000:]
             pytest.skip(f"Ray does not start here: {text.strip().splitlines()[-1]}")
         if time.monotonic() > deadline:
-            pytest.skip(f"no replica was ready in {START_SECONDS:.0f} s: is this machine busy?")
+            pytest.fail(f"Ray has started, but no replica was ready in {START_SECONDS:.0f} s")
         time.sleep(0.5)
 
 
