@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 from starlette.types import Message, Scope
 
+from service.errors import CLIENT_CLOSED_REQUEST
+
 access = logging.getLogger("service.access")
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 PROBES = {"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"}  # asked for every few seconds
-CLIENT_GONE = 499  # nginx's code for an answer that nobody waited for
 MAX_PATH = 200  # characters of a path that are logged
 
 
@@ -74,7 +75,7 @@ class AccessLine:
         fields = {
             "method": self._scope["method"],
             "path": path,
-            "status": 500 if failed and not self._status else self._status or CLIENT_GONE,
+            "status": 500 if failed and not self._status else self._status or CLIENT_CLOSED_REQUEST,
             "seconds": round(time.monotonic() - self._started, 6),
             "key": self._scope.get("key_name", ""),  # never the key itself
         }
