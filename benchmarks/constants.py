@@ -1,0 +1,87 @@
+"""What the constants of policy and admission are worth: each one changed alone, on the virtual clock.
+
+    python -m benchmarks.constants [--seconds 10]
+
+The device, the requests and the meaning of "in time" are those of benchmarks/scheduling.py. "Flooded" is one model
+that is asked for three times what the whole device can do, while the other one is asked for a tenth of it: the share
+is that of the other one's requests that are answered in time.
+"""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from benchmarks.scheduling import arrivals, capacity, simulate
+from service.engine import admission, policy
+
+LOADS = (0.7, 1.5)
+EQUAL = {"dit": 0.5, "unet": 0.5}
+CHANGES = (  # where, which, a smaller and a larger value
+    (policy, "MAX_LAG", 0.005, 0.08),
+    (policy, "AT_RISK", 0.0, 0.4),
+    (admission, "FULL", 0.9, 1.4),
+    (admission, "STANDING_SECONDS", 0.05, 1.0),
+    (admission, "OWN_PART", 0.5, 1.0),
+    (admission, "LEARNING_RATE", 0.02, 0.5),
+    (admission, "CALM_SECONDS", 0.2, 5.0),
+)
+
+
+@contextmanager
+def changed(module: object, name: str, value: float) -> Iterator[None]:
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
+
+
+def in_time(load: float, seconds: float, rows: int) -> float:
+    """Share of all requests, the refused ones included."""
+    trace = arrivals(load * capacity(rows, EQUAL), seconds, EQUAL, seed=0)
+    outcome = simulate(trace, seconds, policy.pick, True, rows)
+    return outcome.in_time / outcome.arrived
+
+
+def in_time_beside_a_flood(flooded: str, quiet: str, seconds: float, rows: int) -> float:
+    """Share of the quiet model's requests."""
+    flood = arrivals(3 * capacity(rows, {flooded: 1.0}), seconds, {flooded: 1.0}, seed=1)
+    drops = arrivals(0.1 * capacity(rows, {quiet: 1.0}), seconds, {quiet: 1.0}, seed=2)
+    for _, request in drops:
+        request.request_id += " quiet"
+    outcome = simulate(sorted(flood + drops, key=lambda pair: pair[0]), seconds, policy.pick, True, rows)
+    return int((np.array(outcome.slowdowns[quiet]) <= policy.TARGET_FACTOR).sum()) / len(drops)
+
+
+def measure(seconds: float, rows: int) -> list[float]:
+    """In the order of the table's last columns."""
+    loads = [in_time(load, seconds, rows) for load in LOADS]
+    floods = [in_time_beside_a_flood(*pair, seconds / 2, rows) for pair in (("dit", "unet"), ("unet", "dit"))]
+    return loads + floods
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of virtual time, for each load")
+    parser.add_argument("--rows", type=int, default=32, help="row cap of both models")
+    arguments = parser.parse_args()
+    print("| constant | value | in time at 70 % load | at 150 % load | UNet, DiT flooded | DiT, UNet flooded |")
+    print("|---|---|---|---|---|---|")
+    results = measure(arguments.seconds, arguments.rows)
+    print_row("all as they are", "", results)
+    for module, name, *values in CHANGES:
+        for value in values:
+            with changed(module, name, value):
+                results = measure(arguments.seconds, arguments.rows)
+            print_row(f"`{name}` {getattr(module, name):g}", f"{value:g}", results)
+
+
+def print_row(name: str, value: str, shares: list[float]) -> None:
+    print(f"| {name} | {value} | {' | '.join(f'{share:.1%}' for share in shares)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
