@@ -2,9 +2,9 @@
 
     python -m benchmarks.constants [--seconds 10]
 
-The device, the requests and the meaning of "in time" are those of benchmarks/scheduling.py. "Flooded" is one model
-that is asked for three times what the whole device can do, while the other one is asked for a tenth of it: the share
-is that of the other one's requests that are answered in time.
+The device, the requests and the meaning of "in time" are those of benchmarks/scheduling.py. In the last two columns
+one model gets three times the requests that the whole device can do, and the other one a tenth of what it can do.
+The share is that of the other model's requests.
 """
 
 import argparse
@@ -68,7 +68,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="of virtual time, for each load")
     parser.add_argument("--rows", type=int, default=32, help="row cap of both models")
     arguments = parser.parse_args()
-    print("| constant | value | in time at 70 % load | at 150 % load | UNet, DiT flooded | DiT, UNet flooded |")
+    print(
+        "| constant | value | in time at 70 % load | at 150 % load | UNet beside a flood of DiT | DiT beside a flood of UNet |"
+    )
     print("|---|---|---|---|---|---|")
     results = measure(arguments.seconds, arguments.rows)
     print_row("all as they are", "", results)

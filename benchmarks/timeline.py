@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html import escape
 from io import BytesIO
+from itertools import cycle
 from pathlib import Path
 
 import torch
@@ -26,7 +27,9 @@ from service.engine.request import Request, SamplingParams
 from service.engine.scheduler import Scheduler, SchedulerOutput
 
 ROW_CAP = 8
-ARRIVALS = (  # forward before which a request arrives, class, sampler, steps, guidance
+ARRIVALS: tuple[
+    tuple[int, int, str, int, float], ...
+] = (  # forward before which a request arrives, class, sampler, steps, guidance
     (0, 3, "ddim", 12, 1.5),
     (0, 7, "dpmpp_2m", 6, 1.0),
     (2, 0, "euler", 10, 3.0),
@@ -66,7 +69,7 @@ class Lane:
 
 def play(config: ModelConfig) -> list[Lane]:
     """Ask the scheduler for one forward after the other until every request has ended."""
-    lanes = [Lane(forward, make_request(config, *rest)) for forward, *rest in ARRIVALS]
+    lanes = [Lane(arrival[0], make_request(config, *arrival[1:])) for arrival in ARRIVALS]
     scheduler, forward = Scheduler(ROW_CAP, len(lanes), 10**6), 0
     of_request = {id(lane.request): lane for lane in lanes}
     while forward <= max(lane.arrived for lane in lanes) or scheduler.has_work:
@@ -112,7 +115,7 @@ def svg(lanes: list[Lane], pictures: list[str]) -> str:
     width, bottom = LEFT + forwards * CELL + PICTURE + 40, TOP + len(lanes) * LANE
     parts = [f'<rect class="card" x=".5" y=".5" width="{width - 1}" height="{bottom + LEGEND - 1}" rx="10"/>']
     parts += draw_head([lane for lane in lanes if SHOWN in [forward for forward, _, _ in lane.cells]], bottom)
-    for lane, picture, colour, y in zip(lanes, pictures, COLOURS, range(TOP, bottom, LANE), strict=True):
+    for lane, picture, colour, y in zip(lanes, pictures, cycle(COLOURS), range(TOP, bottom, LANE), strict=False):
         parts += draw_lane(lane, picture, colour, y, width)
     rows = [sum(n for lane in lanes for at, _, n in lane.cells if at == forward) for forward in range(forwards)]
     parts += draw_rows(rows, bottom, width)
