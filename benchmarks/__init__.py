@@ -1,1 +1,1 @@
-"""Measurements that the README quotes; each module is a command: python -m benchmarks.NAME."""
+"""Measurements that the documents quote; each module is a command: python -m benchmarks.NAME."""

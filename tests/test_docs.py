@@ -33,6 +33,18 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert [link for link in local if not (page.parent / link).exists()] == []
 
 
+def anchors(page: Path) -> set[str]:
+    """Of the page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@each_page
+def test_links_to_headings_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text())
+    assert [link for link in links if link[1] not in anchors(page.parent / link[0] if link[0] else page)] == []
+
+
 @each_page
 def test_tests_that_are_named_exist(page: Path) -> None:
     for file, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page.read_text()):
@@ -139,8 +151,9 @@ def make_targets() -> set[str]:
 def test_commands_that_are_named_exist(page: Path) -> None:
     text = page.read_text()
     assert set(re.findall(r"(?:^|`|' )make ([a-z][a-z-]*)", text, re.MULTILINE)) <= make_targets()
-    modules = set(re.findall(r"python -m ((?:benchmarks|kernels|service|models|training)[\w.]*)", text))
-    assert [m for m in modules if not (ROOT / (m.replace(".", "/") + ".py")).exists() and m != "kernels"] == []
+    modules = re.findall(r"python -m ((?:benchmarks|kernels|service|models|training)\b[\w.]*)", text)
+    files = [(ROOT / f"{name}.py", ROOT / name / "__main__.py") for name in (m.replace(".", "/") for m in modules)]
+    assert [module for module, package in files if not module.exists() and not package.exists()] == []
 
 
 def test_the_readme_begins_with_its_two_commands() -> None:
