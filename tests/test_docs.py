@@ -159,3 +159,11 @@ def test_commands_that_are_named_exist(page: Path) -> None:
 def test_the_readme_begins_with_its_two_commands() -> None:
     block = re.findall(r"^```bash\n(.*?)^```", read("README.md"), re.MULTILINE | re.DOTALL)[0]
     assert [line.split("#")[0].strip() for line in block.splitlines()] == ["make serve", "make test"]
+
+
+def test_the_readme_quotes_the_results() -> None:
+    table = [line for line in read("README.md").splitlines() if line.startswith("|") and "batching" in line]
+    rows = [line for line in read("README.md").splitlines() if re.search(r"\d+ / \d+ ms", line)]
+    assert len(table) == 1
+    assert len(rows) == 4
+    assert [line for line in table + rows if line not in read("docs/results.md").splitlines()] == []
