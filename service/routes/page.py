@@ -10,7 +10,10 @@ from service.errors import NotFound
 router = APIRouter(include_in_schema=False)
 
 FOLDER = Path(__file__).parents[1] / "static"
-FILES = ("page.css", "page.js", "stream.js", "strip.js", "icon.svg")
+FILES = (
+    "icon.svg", "page.css", "page.js",
+    "burst.js", "cards.js", "dom.js", "form.js", "service.js", "stream.js", "strip.js",
+)  # fmt: skip
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 POLICY = {
     "default-src": "'none'",

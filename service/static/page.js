@@ -1,219 +1,172 @@
-// The page: one request a model from the same noise, and bursts that show how requests share steps.
+// The page: one request for each model of a group, from the same seed, and bursts whose requests share steps.
 
-import { generate, Refusal } from "./stream.js";
-import { record, watch } from "./strip.js";
+import { burst, lanes } from "./burst.js";
+import { draw, markStale, showCards } from "./cards.js";
+import { $, copy, nearest, notice, pause, say } from "./dom.js";
+import { change, fill, group, randomSeed, recall, remember, request, reset } from "./form.js";
+import { ask, currentKey, reason, untilReady, useKey } from "./service.js";
+import { watch } from "./strip.js";
 
-const $ = (id) => document.getElementById(id);
-const PREVIEWS = 64;
-let models = [], running = null; // running: an AbortController
+const LOSSES = 3; // requests in a row without an answer, after which the page stops trying
+const DEFAULT_BURST = 16;
+const CHANGED = "The settings have changed: press Generate.";
+let models = [];
+let running = null; // an AbortController
+let losses = 0;
 
-const randomSeed = () => Math.floor(Math.random() * 2 ** 32);
-const chosenClass = () => document.querySelector("#classes input:checked")?.value;
-const source = (data) => `data:image/png;base64,${data.b64_json}`;
-
-function fields(model) {
-  return {
-    model, class: chosenClass(), seed: Number($("seed").value), steps: Number($("steps").value),
-    sampler: $("sampler").value, guidance: Number($("guidance").value),
-  };
-}
-
-function say(text, bad = false) {
-  $("status").textContent = text;
-  $("status").className = bad ? "bad" : "";
-}
-
-/** A refusal in words; asks for a key where one is needed. */
-function explain(error) {
-  if (error.status === 401) {
-    $("key-field").hidden = false;
-    $("key").focus();
-  }
-  return error.retry ? `${error.message} (again in ${error.retry} s)` : error.message;
-}
-
-/** Run one request; onEvent is told of every picture. Returns the milliseconds it took. */
-async function run(request, signal, onEvent) {
-  const started = performance.now();
-  const key = sessionStorage.getItem("key");
-  for await (const event of generate({ ...request, preview: PREVIEWS }, { signal, key })) onEvent(event);
-  const took = performance.now() - started;
-  record(took);
-  return took;
-}
-
-function card(model) {
-  const node = $("model-card").content.firstElementChild.cloneNode(true);
-  const at = (selector) => node.querySelector(selector);
-  node.dataset.model = model.name;
-  at(".name").textContent = model.name;
-  at(".badge").hidden = model.device !== "simulated";
-  at(".facts").textContent = `${model.architecture} · ${(model.parameters / 1e6).toFixed(1)} M parameters · ${model.device}, ${model.dtype}`;
-  [at("img").width, at("img").height] = [model.image_shape[2], model.image_shape[1]];
-  return node;
-}
-
-async function denoise(model, node, signal) {
-  const at = (selector) => node.querySelector(selector), image = at("img"), state = at(".state");
-  const request = fields(model.name);
-  state.className = "state";
-  state.textContent = "waiting";
-  at(".download").hidden = true;
-  at("progress").value = 0;
-  image.removeAttribute("src");
-  try {
-    const took = await run(request, signal, ({ name, data }) => {
-      image.src = source(data);
-      at("progress").value = (data.step ?? data.steps) / data.steps;
-      if (name.endsWith("partial_image")) {
-        state.textContent = `step ${data.step} of ${data.steps}`;
-        return;
-      }
-      image.alt = `${request.class}, drawn by ${model.name}`;
-      const { queue, denoise } = data.timings;
-      state.textContent = `${data.steps} steps · queue ${(queue * 1000).toFixed(0)} ms · denoise ${(denoise * 1000).toFixed(0)} ms`;
-      Object.assign(at(".download"), { href: image.src, download: `${model.name}-${request.class}-${request.seed}.png`, hidden: false });
-    });
-    node.dataset.done = String(request.seed);
-    return took;
-  } catch (error) {
-    if (error.name === "AbortError") state.textContent = "stopped";
-    else {
-      state.textContent = explain(error);
-      state.className = "state bad";
-    }
-    throw error;
-  }
-}
-
+/** Do one thing at a time: what was at work is stopped. */
 async function start(work) {
   running?.abort();
   const mine = (running = new AbortController());
   $("stop").disabled = false;
   try {
     await work(mine.signal);
+  } catch (error) {
+    if (mine.signal.aborted) return;
+    say(error.message, true);
+    throw error;
   } finally {
     if (running === mine) $("stop").disabled = true;
   }
 }
 
-async function all() {
-  if (!$("controls").reportValidity()) return;
+function askForKey(sentence) {
+  document.querySelector("main").classList.add("closed");
+  $("key-reason").textContent = sentence;
+  $("key-form").hidden = false;
+  $("change-key").hidden = true;
+  $("key").focus();
+  say("");
+}
+
+/** Draw when the service is ready. */
+async function open(signal) {
+  if (!(await load(signal))) return;
+  await untilReady(signal, say);
+  await drawGroup(signal);
+}
+
+/** Ask for the models and fill the form; returns false where a key is needed first. */
+async function load(signal) {
+  let answer;
+  while (!answer) {
+    try {
+      answer = await ask("models", { signal });
+    } catch (error) {
+      if (signal.aborted) throw error;
+      if (error.status === 401) {
+        askForKey(currentKey() ? "The service does not know this key." : "This service asks for an API key. Whoever runs it can give you one.");
+        return false;
+      }
+      say(`${reason(error)}. The page goes on by itself.`, true);
+      await pause(error.retry || 2, signal);
+    }
+  }
+  ({ models } = await answer.json());
+  fill(models);
+  notice(...recall());
   remember();
+  showCards(group());
+  document.querySelector("main").classList.remove("closed");
+  $("key-form").hidden = true;
+  $("change-key").hidden = !currentKey();
+  $("models-link").hidden = Boolean(currentKey()); // a link sends no key
+  watch(false);
+  return true;
+}
+
+async function drawGroup(signal) {
+  remember();
+  showCards(group());
   $("burst-grid").hidden = true;
   $("models").hidden = false;
   say("denoising …");
-  await start(async (signal) => {
-    const ends = await Promise.allSettled(models.map((model) => denoise(model, document.querySelector(`[data-model="${CSS.escape(model.name)}"]`), signal)));
-    const failed = ends.filter((end) => end.status === "rejected");
-    if (signal.aborted) return;
-    say(failed.length ? `${failed.length} of ${ends.length} refused` : `done in ${Math.round(Math.max(...ends.map((end) => end.value)))} ms`, failed.length > 0);
-  });
+  const ends = await whileWatching(Promise.allSettled(group().map((model) => draw(model, request(model), signal))));
+  if (signal.aborted) return;
+  const failed = ends.filter((end) => end.status === "rejected");
+  const slowest = Math.max(...ends.map((end) => end.value));
+  say(failed.length ? `${failed.length} of ${ends.length} failed` : `done in ${Math.round(slowest)} ms`, failed.length > 0);
+  stale();
+  if (await mend(failed, signal)) await open(signal);
 }
 
-const pick = (list) => list[Math.floor(Math.random() * list.length)];
-
-/** Requests that agree in nothing, at once: they still share their steps. */
-async function burst() {
-  const size = Math.min(48, Math.max(1, Number($("burst-size").value) || 16));
-  const grid = $("burst-grid");
-  grid.hidden = false;
+async function drawBurst(signal) {
+  const [nearby, sentence] = nearest($("burst-size"), $("burst-size").value);
+  const size = nearby || DEFAULT_BURST;
+  $("burst-size").value = size;
+  notice(...(sentence ? [`Burst: ${sentence}; ${size} is used.`] : []));
+  $("burst-grid").hidden = false;
   $("models").hidden = true;
-  grid.replaceChildren();
-  say(`${size} requests, no two alike …`);
+  say(`${size} requests, no two alike, ${Math.min(size, lanes())} at a time …`);
   const started = performance.now();
-  await start(async (signal) => {
-    const ends = await Promise.allSettled(Array.from({ length: size }, () => one(grid, signal)));
-    if (signal.aborted) return say("stopped");
-    const failed = ends.filter((end) => end.status === "rejected").length;
-    say(`${size - failed} pictures in ${Math.round(performance.now() - started)} ms` + (failed ? `, ${failed} refused` : ""), failed > 0);
-  });
+  const ends = await whileWatching(burst(models, size, signal));
+  if (signal.aborted) return;
+  const failed = ends.filter((end) => end.status === "rejected");
+  const pictures = `${size - failed.length} pictures in ${Math.round(performance.now() - started)} ms`;
+  say(failed.length ? `${pictures}, ${failed.length} failed` : pictures, failed.length > 0);
+  if ((await mend(failed, signal)) && (await load(signal))) say("The service answers again.");
 }
 
-async function one(grid, signal) {
-  const model = pick(models);
-  const request = {
-    model: model.name, class: pick(model.class_names), seed: randomSeed(), steps: pick([5, 8, 12, 20, 30]),
-    sampler: pick(model.samplers), guidance: pick([1, 1.5, 3]),
-  };
-  const tile = document.createElement("div"), box = document.createElement("div"), image = new Image(), text = document.createElement("small");
-  tile.className = "tile";
-  box.className = "box";
-  image.className = "tile-image";
-  image.alt = `${request.class}, drawn by ${model.name}`;
-  tile.title = `${model.name}, class ${request.class}, ${request.steps} steps, ${request.sampler}, guidance ${request.guidance}`;
-  text.textContent = `${model.name} ${request.sampler} ${request.steps}`;
-  box.append(image);
-  tile.append(box, text);
-  grid.append(tile);
-  try {
-    await run(request, signal, ({ data }) => (image.src = source(data)));
-    tile.classList.add("done");
-  } catch (error) {
-    tile.classList.add("failed");
-    if (error instanceof Refusal) tile.title = explain(error);
-    throw error;
+/** The server's numbers come more often while this page draws. */
+async function whileWatching(work) {
+  watch(true);
+  return work.finally(() => void watch(false)); // which never ends
+}
+
+/** After requests that failed: ask for a key, or wait for the service. Returns whether it was lost and is back. */
+async function mend(failed, signal) {
+  const errors = failed.map((end) => end.reason);
+  if (errors.some((error) => error.status === 401)) askForKey("The service does not know this key.");
+  if (!errors.some((error) => error.lost)) {
+    losses = 0;
+    return false;
   }
+  if (++losses > LOSSES) return false;
+  await untilReady(signal, (sentence) => say(sentence, true));
+  return true;
 }
 
-/** The choice lives in the address, so that a link draws the same picture. */
-function remember() {
-  const { model, ...choice } = fields("");
-  history.replaceState(null, "", `#${new URLSearchParams(choice)}`);
-  $("steps-value").textContent = choice.steps;
-  $("guidance-value").textContent = choice.guidance === 1 ? "1 (off)" : choice.guidance;
-  const query = new URLSearchParams({ model: models[0]?.name ?? "", ...choice });
-  $("curl").textContent = `curl -X POST '${location.origin}${location.pathname}generate?${query}' -o picture.png`;
+function stale() {
+  if (markStale(request, group())) say(CHANGED);
+  else if ($("status").textContent === CHANGED) say("");
 }
 
-function recall() {
-  const choice = new URLSearchParams(location.hash.slice(1));
-  for (const name of ["seed", "steps", "sampler", "guidance"]) if (choice.has(name)) $(name).value = choice.get(name);
-  const label = choice.get("class");
-  const wanted = [...document.querySelectorAll("#classes input")].find((input) => input.value === label);
-  if (wanted) wanted.checked = true;
-}
+const generate = () => $("controls").reportValidity() && start(drawGroup);
 
-function classButton(name, index) {
-  const label = document.createElement("label"), input = document.createElement("input"), text = document.createElement("span");
-  Object.assign(input, { type: "radio", name: "class", value: name, checked: index === 3 });
-  text.textContent = name;
-  label.append(input, text);
-  return label;
-}
-
-/** What all models have in common. */
-const common = (lists) => lists.reduce((kept, list) => kept.filter((item) => list.includes(item)));
-
-async function main() {
-  const key = sessionStorage.getItem("key");
-  const response = await fetch("models", { headers: key ? { Authorization: `Bearer ${key}` } : {} });
-  if (!response.ok) {
-    say(explain(new Refusal(await response.json().catch(() => ({})), response.status, 0)), true);
-    return;
-  }
-  ({ models } = await response.json());
-  const defaults = models[0].defaults;
-  $("classes").replaceChildren(...common(models.map((model) => model.class_names)).map(classButton));
-  if (!chosenClass()) document.querySelector("#classes input").checked = true;
-  $("sampler").replaceChildren(...common(models.map((model) => model.samplers)).map((name) => new Option(name)));
-  $("models").replaceChildren(...models.map(card));
-  Object.assign($("steps"), { value: defaults.steps });
-  Object.assign($("guidance"), { value: defaults.guidance });
-  $("sampler").value = defaults.sampler;
-  $("seed").value = randomSeed();
-  recall();
-  remember();
-  all();
-}
-
-$("controls").addEventListener("submit", (event) => (event.preventDefault(), models.length ? all() : main()));
-$("controls").addEventListener("input", remember);
-$("dice").addEventListener("click", () => (($("seed").value = randomSeed()), all()));
+$("controls").addEventListener("submit", (event) => (event.preventDefault(), generate()));
+$("controls").addEventListener("input", (event) => {
+  if (event.target.id === "burst-size") return;
+  notice();
+  change(event.target);
+  if (event.target.id === "group") generate();
+  else stale();
+});
+$("burst-form").addEventListener("submit", (event) => (event.preventDefault(), start(drawBurst)));
+$("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const key = $("key").value.trim();
+  if (!/^[!-~]+$/.test(key)) return askForKey("A key is made of letters, digits and signs, without blanks.");
+  useKey(key);
+  $("key").value = "";
+  start(open);
+});
+$("dice").addEventListener("click", () => (($("seed").value = randomSeed()), generate()));
 $("stop").addEventListener("click", () => (running?.abort(), say("stopped")));
-$("burst").addEventListener("click", burst);
-$("copy").addEventListener("click", () => navigator.clipboard?.writeText($("curl").textContent));
-$("key").addEventListener("change", () => (sessionStorage.setItem("key", $("key").value), main()));
-addEventListener("hashchange", () => (recall(), remember()));
-main();
-watch();
+$("defaults").addEventListener("click", () => (reset(), stale()));
+$("share").addEventListener("click", () => copy(location.href, "Link", "Copy the link from the address bar."));
+$("copy").addEventListener("click", () => copy($("curl").textContent, "Commands", "Select the text and copy it."));
+$("change-key").addEventListener("click", () => (running?.abort(), askForKey("Which API key shall this page use?")));
+$("look-use").addEventListener("click", () => $("look").close()); // the link is followed by hashchange
+$("look-close").addEventListener("click", () => $("look").close());
+addEventListener("hashchange", () => {
+  $("look").close();
+  if (models.length === 0) return;
+  notice(...recall());
+  generate();
+});
+for (const term of document.querySelectorAll("dt[data-for]")) {
+  const label = document.querySelector(`label[for=${term.dataset.for}]`);
+  if (label) label.title = term.nextElementSibling.textContent;
+}
+document.querySelector("main").hidden = false;
+start(open);

@@ -1,34 +1,41 @@
 // One streaming request: POST /generate, answered by server-sent events.
 
-/** An answer that is not a picture; `status` is HTTP's, `retry` seconds if the service told. */
-export class Refusal extends Error {
-  constructor(problem, status, retry) {
-    super(problem.detail || problem.title || `HTTP ${status}`);
-    this.status = status;
-    this.retry = retry;
-  }
+import { Refusal, ask, lost, patiently } from "./service.js";
+
+const PREVIEWS = 64; // the most the API sends
+
+/**
+ * Draw one picture. onEvent is told of every event, onWait of every wait for a busy service.
+ * Returns the milliseconds that the accepted request took. Raises Refusal.
+ */
+export function generate(request, { signal, onEvent, onWait }) {
+  const options = {
+    method: "POST", signal, headers: { "Content-Type": "application/json", Accept: "text/event-stream" },
+    body: JSON.stringify({ ...request, preview: PREVIEWS }),
+  };
+  return patiently(async () => {
+    const started = performance.now();
+    let completed = false;
+    for await (const event of events((await ask("generate", options)).body)) {
+      if (event.name === "error") throw new Refusal(event.data, event.data.status);
+      completed = event.name.endsWith("completed");
+      onEvent(event);
+    }
+    if (!completed) throw new Refusal({ detail: "The service broke off its answer" });
+    return performance.now() - started;
+  }, signal, onWait);
 }
 
-/** Yields {name, data} of every event; raises Refusal. */
-export async function* generate(fields, { signal, key } = {}) {
-  const headers = { "Content-Type": "application/json", Accept: "text/event-stream" };
-  if (key) headers.Authorization = `Bearer ${key}`;
-  const response = await fetch("generate", { method: "POST", headers, signal, body: JSON.stringify(fields) });
-  if (!response.ok) {
-    const problem = await response.json().catch(() => ({}));
-    throw new Refusal(problem, response.status, Number(response.headers.get("Retry-After")) || 0);
-  }
-  for await (const event of events(response.body)) {
-    if (event.name === "error") throw new Refusal(event.data, event.data.status, 0);
-    yield event;
-  }
-}
+export const source = (data) => `data:image/png;base64,${data.b64_json}`;
 
+/** {name, data} of every event of a body. */
 async function* events(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
-    const { value, done } = await reader.read();
+    const { value, done } = await reader.read().catch((error) => {
+      throw lost(error);
+    });
     if (done) return;
     text += value;
     const blocks = text.split("\n\n");

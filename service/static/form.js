@@ -1,0 +1,130 @@
+// The form. Models with the same class list form a group; one group is drawn at a time.
+
+import { $, element, nearest } from "./dom.js";
+import { currentKey } from "./service.js";
+
+const SETTINGS = ["steps", "sampler", "guidance"];
+const LINK = ["model", "class", "seed", ...SETTINGS];
+let groups = []; // lists of models
+let chosen = {}; // those of SETTINGS that were set; each model has defaults of its own for the others
+
+export const group = () => groups[Number($("group").value)];
+export const randomSeed = () => Math.floor(Math.random() * 2 ** 32);
+const classInputs = () => [...document.querySelectorAll("#classes input")];
+const chosenClass = () => document.querySelector("#classes input:checked").value;
+const samplers = () => group().reduce((kept, model) => kept.filter((name) => model.samplers.includes(name)), group()[0].samplers);
+
+/** What the form asks of a model, by the names of the API. */
+export const request = (model) => ({ model: model.name, class: chosenClass(), seed: Number($("seed").value), ...chosen });
+
+/** Offer these models; what was chosen before stays where it is still offered. */
+export function fill(models) {
+  const lists = new Map();
+  for (const model of models) {
+    const classes = JSON.stringify(model.class_names);
+    lists.set(classes, [...(lists.get(classes) ?? []), model]);
+  }
+  groups = [...lists.values()];
+  $("group").replaceChildren(...groups.map((list, index) => new Option(list.map((model) => model.name).join(", "), index)));
+  $("group-field").hidden = groups.length === 1;
+  $("turns").hidden = models.length === 1;
+  $("seed").value ||= randomSeed();
+  showGroup(0);
+}
+
+/** Show the classes and samplers of a group. */
+export function showGroup(index) {
+  const before = document.querySelector("#classes input:checked")?.value;
+  $("group").value = index;
+  const names = group()[0].class_names;
+  const wanted = names.includes(before) ? before : names[3] ?? names[0];
+  const longest = Math.max(...names.map((name) => name.length));
+  $("classes").style.setProperty("--widest", longest);
+  $("classes").replaceChildren(...names.map((name) => element("label", {},
+    element("input", { type: "radio", name: "class", value: name, checked: name === wanted }), element("span", { textContent: name }))));
+  $("sampler").replaceChildren(new Option(`default (${defaults("sampler")})`, ""), ...samplers().map((name) => new Option(name)));
+  if (!samplers().includes(chosen.sampler)) delete chosen.sampler;
+  show();
+}
+
+/** The defaults of the group's models for one setting: "1.5 / 1.4". */
+const defaults = (name) => [...new Set(group().map((model) => model.defaults[name]))].join(" / ");
+
+function show() {
+  for (const name of ["steps", "guidance"]) {
+    const given = chosen[name];
+    const text = given === undefined ? `${defaults(name)} (default)` : name === "guidance" && given === 1 ? "1 (off)" : `${given}`;
+    $(name).value = given ?? group()[0].defaults[name];
+    $(name).setAttribute("aria-valuetext", text);
+    $(`${name}-value`).textContent = text;
+  }
+  $("sampler").value = chosen.sampler ?? "";
+  $("defaults").disabled = Object.keys(chosen).length === 0;
+}
+
+/** Take over what the reader changed. */
+export function change(input) {
+  if (input.id === "group") showGroup(Number(input.value));
+  else if (SETTINGS.includes(input.id)) {
+    if (input.value === "") delete chosen[input.id];
+    else chosen[input.id] = input.id === "sampler" ? input.value : Number(input.value);
+    show();
+  }
+  remember();
+}
+
+export function reset() {
+  chosen = {};
+  show();
+  remember();
+}
+
+/** The choice lives in the address, so that a link draws the same pictures; the key never does. */
+export function remember() {
+  if (!$("controls").checkValidity()) return;
+  const { model, ...choice } = request(group()[0]);
+  history.replaceState(null, "", `#${new URLSearchParams(groups.length > 1 ? { model, ...choice } : choice)}`);
+  const header = currentKey() ? ' -H "Authorization: Bearer $API_KEY"' : "";
+  const address = (asked) => `${location.origin}${location.pathname}generate?${new URLSearchParams(asked)}`;
+  $("curl").textContent = group().map((one) => `curl -X POST${header} '${address(request(one))}' -o ${one.name}.png`).join("\n");
+}
+
+/** Set the form as the address has it; returns a sentence for everything in it that cannot be had. */
+export function recall() {
+  const link = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+  if (Object.keys(link).length === 0) return [];
+  const sentences = Object.keys(link).filter((name) => !LINK.includes(name)).map((name) => `${quoted(name)}: there is no such setting.`);
+  sentences.push(recallClass(link), recallSeed(link));
+  chosen = {};
+  for (const name of ["steps", "guidance"]) sentences.push(recallNumber(name, link[name]));
+  if (samplers().includes(link.sampler)) chosen.sampler = link.sampler;
+  else if (link.sampler) sentences.push(`Sampler: there is no ${quoted(link.sampler)} here; the default is used.`);
+  show();
+  return sentences.filter(Boolean);
+}
+
+const quoted = (text) => `“${text.slice(0, 40)}”`;
+
+function recallClass(link) {
+  const named = groups.findIndex((models) => models.some((model) => model.name === link.model));
+  const knows = groups.findIndex((models) => models[0].class_names.includes(link.class));
+  if (named >= 0 || knows >= 0) showGroup(named >= 0 ? named : knows);
+  const input = classInputs().find((one) => one.value === link.class);
+  if (input) input.checked = true;
+  const noModel = link.model !== undefined && named < 0 ? `Model: there is no ${quoted(link.model)} here. ` : "";
+  return noModel + (link.class === undefined || input ? "" : `Class: there is no ${quoted(link.class)} here; ${quoted(chosenClass())} is used.`);
+}
+
+function recallSeed(link) {
+  if (link.seed === undefined) return "";
+  const [seed, sentence] = nearest($("seed"), link.seed);
+  $("seed").value = Number.isNaN(seed) ? randomSeed() : seed;
+  return sentence && `Seed: ${sentence}; ${$("seed").value} is used.`;
+}
+
+function recallNumber(name, text) {
+  if (text === undefined) return "";
+  const [value, sentence] = nearest($(name), text);
+  if (!Number.isNaN(value)) chosen[name] = value;
+  return sentence && `${name[0].toUpperCase()}${name.slice(1)}: ${sentence}; ${chosen[name] ?? "the default"} is used.`;
+}

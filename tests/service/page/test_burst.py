@@ -1,0 +1,79 @@
+"""Bursts and their tiles."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.service.conftest import Running
+from tests.service.page.conftest import Visit, decoded, problem
+
+
+def test_a_burst_draws_many_pictures_that_agree_in_nothing(visit: Visit, server: Running) -> None:
+    visit.draw()
+    before = server.metric("diffusion_images_total")
+    visit.page.fill("#burst-size", "9")
+    visit.page.click("#burst")
+    visit.page.wait_for_selector(".tile.done >> nth=8")
+    assert server.metric("diffusion_images_total") == before + 9
+    assert visit.complaints == []
+
+
+def test_a_bad_burst_size_is_corrected_with_a_word(visit: Visit) -> None:
+    visit.draw()
+    visit.answer("generate", 422, problem(422, "no"))
+    for given, sent in (("0", 1), ("2.7", 3), ("1000", 48), ("", 16)):
+        visit.page.fill("#burst-size", given)
+        visit.page.click("#burst")
+        visit.wait_for_text("#status", f"{sent} failed")
+        assert visit.page.locator(".tile").count() == sent
+        said = f"Burst: {given or 'Nothing'} is not a whole number from 1 to 48; {sent} is used."
+        assert visit.page.inner_text("#notice") == said
+        assert visit.page.input_value("#burst-size") == str(sent)
+
+
+def test_a_burst_leaves_a_connection_to_the_numbers(visit: Visit) -> None:
+    """A browser opens 6 connections to a host; with all of them drawing, the strip would stand still."""
+    visit.draw()
+    held: list[Any] = []
+    visit.page.route("**/generate", lambda route: held.append(route))
+    visit.page.click("#burst")
+    for _ in range(3):
+        with visit.page.expect_response("**/metrics"):
+            pass
+    assert visit.page.locator(".tile").count() == 16
+    assert len(held) == 5
+    visit.page.click("#stop")
+    visit.page.wait_for_selector(".tile.failed >> nth=15")
+    assert len(held) == 5
+    assert all("stopped" in text for text in visit.texts(".tile"))
+
+
+def test_a_failed_tile_says_why(visit: Visit) -> None:
+    visit.draw()
+    visit.answer("generate", 503, problem(503, "the device is busy"))
+    visit.page.fill("#burst-size", "2")
+    visit.page.click("#burst")
+    visit.page.wait_for_selector(".tile.failed >> nth=1")
+    assert all("the device is busy" in text for text in visit.texts(".tile"))
+    visit.page.click(".tile >> nth=0")
+    assert "the device is busy" in visit.page.inner_text("#look-text")
+    assert visit.page.locator("#look-save").is_hidden()
+
+
+def test_a_tile_can_be_opened_saved_and_taken_over(visit: Visit) -> None:
+    visit.draw()
+    visit.page.fill("#burst-size", "1")
+    visit.page.press("#burst-size", "Enter")
+    visit.page.locator(".tile.done").press("Enter")
+    tile = visit.asked[-1]
+    with visit.page.expect_download() as download:
+        visit.page.click("#look-save")
+    saved = decoded(Path(download.value.path()).read_bytes())
+    assert download.value.suggested_filename == f"{tile['model']}-{tile['class']}-{tile['seed']}.png"
+    visit.page.click("#look-use")
+    visit.wait_for_pictures(tile["seed"], (tile["model"],))
+    again = next(body for body in reversed(visit.asked) if body["model"] == tile["model"])
+    assert again == tile
+    assert np.abs(visit.picture(tile["model"]).astype(int) - saved).max() <= 1
+    assert visit.page.locator("#look").is_hidden()
