@@ -16,11 +16,12 @@ import pytest
 import yaml
 from prometheus_client import generate_latest
 
+from benchmarks.client import reserved_port
 from service.app import create_app
 from service.metrics import Metrics
 from service.settings import ModelEntry, Settings
-from tests.service.conftest import Running, running, wait_until
-from tests.service.test_server import free_port
+from tests.service.conftest import Running, running
+from tests.waiting import wait_until
 
 DOCKER = Path(__file__).resolve().parents[2] / "docker"
 RULES, CONFIG = DOCKER / "prometheus" / "rules.yml", DOCKER / "prometheus" / "prometheus.yml"
@@ -95,18 +96,19 @@ def scraping(service: Running, folder: Path) -> Iterator[Prometheus]:
     for job in config["scrape_configs"]:
         job["static_configs"] = [{"targets": [service.url.removeprefix("http://")]}]
     config["scrape_configs"] = [job for job in config["scrape_configs"] if job["job_name"] == JOB]
-    path, address = folder / "prometheus.yml", f"127.0.0.1:{free_port()}"
+    path = folder / "prometheus.yml"
     path.write_text(yaml.safe_dump(config))
     command = ["prometheus", f"--config.file={path}", f"--storage.tsdb.path={folder / 'data'}"]
-    with (folder / "log").open("w+") as log:
+    with (folder / "log").open("w+") as log, reserved_port() as port:
+        address = f"127.0.0.1:{port}"
         process = subprocess.Popen([*command, f"--web.listen-address={address}"], stdout=log, stderr=log)
         try:
-            with httpx.Client(base_url=f"http://{address}", timeout=30) as client:
+            with httpx.Client(base_url=f"http://{address}", timeout=60) as client:
                 wait_until(lambda: answers(client))
                 yield Prometheus(client)
         finally:
             process.terminate()
-            process.wait(timeout=30)
+            process.wait(timeout=60)
 
 
 def answers(client: httpx.Client) -> bool:
@@ -122,7 +124,7 @@ def load(service: Running) -> Iterator[None]:
     stop, statuses = threading.Event(), set[int]()
 
     def ask(model: str) -> None:
-        with httpx.Client(base_url=service.url, timeout=30) as client:
+        with httpx.Client(base_url=service.url, timeout=60) as client:
             while not stop.wait(0.02):
                 query = {"model": model, "class": 1, "steps": 10, "guidance": 2}
                 statuses.add(client.post("/generate", params=query).status_code)
@@ -135,7 +137,7 @@ def load(service: Running) -> Iterator[None]:
     finally:
         stop.set()
         for client in clients:
-            client.join(timeout=30)
+            client.join(timeout=60)
     assert statuses == {200}
 
 

@@ -15,7 +15,8 @@ from PIL import Image
 
 from service.app import create_app
 from service.settings import ModelEntry, Settings
-from tests.service.conftest import Running, running, wait_until
+from tests.service.conftest import Running, running
+from tests.waiting import wait_until
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -177,7 +178,7 @@ def test_simulated_models_say_so_and_stop_stops(browser: Any, checkpoints: Path)
         assert visit.page.locator(".badge:visible").all_inner_texts() == ["SIMULATED", "SIMULATED"]
         visit.page.wait_for_selector("[data-model=dit] img[src]")
         visit.page.click("#stop")
-        wait_until(lambda: live.metric("diffusion_running_slots") == 0, seconds=2)
+        wait_until(lambda: live.metric("diffusion_running_slots") == 0)
         assert visit.page.inner_text("[data-model=dit] .state") == "stopped"
         wait_until(lambda: live.metric("diffusion_requests_total", outcome="cancelled") == 2)
         context.close()
