@@ -45,7 +45,7 @@ class Server:
 
 
 def metric(exposition: str, name: str, **labels: str) -> float:
-    """The sum of the samples of that name with those labels in the text of /metrics; KeyError where there is none."""
+    """The sum of the samples with that name and those labels in the text of /metrics; KeyError if there is none."""
     lines = [line.rpartition(" ") for line in exposition.splitlines()]
     wanted = [f'{key}="{value}"' for key, value in labels.items()]
     named = [(series, value) for series, _, value in lines if series.partition("{")[0] == name]
