@@ -14,7 +14,7 @@ from tests.service.networks import Fragile, entry
 from tests.service.process import ROOT, serving
 
 # Looked for, not imported: locust replaces the sockets and threads of the process that imports it.
-pytestmark = pytest.mark.skipif(not importlib.util.find_spec("locust"), reason="locust is not installed")
+pytestmark = pytest.mark.skipif(not importlib.util.find_spec("locust"), reason="needs locust")
 
 LOCUST = [sys.executable, "-m", "locust", "--config", "docker/load/ci.conf", "-f", "docker/load/locustfile.py"]
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from service.app import create_app
 from service.metrics import Metrics
 from service.settings import ModelEntry, Settings
 from tests.service.conftest import Running, running
+from tests.skips import needs
 from tests.waiting import wait_until
 
 DOCKER = Path(__file__).resolve().parents[2] / "docker"
@@ -32,8 +32,7 @@ VARIABLES = {"$__rate_interval": "10s", "$model": ".*"}
 SELECTOR = re.compile(r"\b(?:diffusion_\w+|up)(?:\{[^}]*\})?")
 JOB = "stepwise"
 
-needs_promtool = pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not here")
-needs_prometheus = pytest.mark.skipif(not shutil.which("prometheus"), reason="prometheus is not here")
+needs_prometheus = needs("prometheus")  # promtool comes with it
 
 
 def load_rules() -> list[dict[str, Any]]:
@@ -158,7 +157,7 @@ def prometheus(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         yield live
 
 
-@needs_promtool
+@needs_prometheus
 @pytest.mark.parametrize(
     "command",
     [("check", "config", CONFIG), ("check", "rules", RULES), ("test", "rules", RULES.with_name("rules_test.yml"))],

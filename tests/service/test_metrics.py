@@ -1,22 +1,20 @@
 """Prometheus' own tool on our exposition, and what the histograms say beside what clients saw."""
 
 import math
-import shutil
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pytest
-
 from service.app import create_app
 from service.metrics import SECONDS
 from service.settings import ModelEntry
 from tests.service.conftest import Running, running, tiny_settings
+from tests.skips import needs
 from tests.waiting import wait_until
 
 
-@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not here: it comes with Prometheus")
+@needs("prometheus")  # promtool comes with it
 def test_promtool_has_nothing_to_say(server: Running) -> None:
     server.client.post("/generate?model=dit&class=0&steps=2")
     text = server.client.get("/metrics").text

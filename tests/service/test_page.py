@@ -18,9 +18,9 @@ from service.settings import ModelEntry, Settings
 from tests.service.conftest import Running, running
 from tests.waiting import wait_until
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync")  # fmt: skip
 CHOICE = "#class=dog&seed=5&steps=6&sampler=ddim&guidance=2"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="there is no Triton here")
+pytest.importorskip("triton", reason="needs Triton")
 
 from kernels.__main__ import DTYPES, main
 from kernels.backend import tl, triton
