@@ -10,7 +10,8 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constrain
 
 # pytest-xdist: a worker a core, four at most; the tests of a file stay together, for they share servers and browsers.
 WORKERS := -n logical --maxprocesses 4 --dist loadfile
-FAST := tests/models tests/kernels tests/service --ignore tests/kernels/interpreted --ignore tests/kernels/inspection
+FAST := tests/models $(filter-out %_interpreted.py,$(wildcard tests/kernels/test_*.py)) tests/service/engine \
+    $(patsubst %,tests/service/test_%.py,dialects generate images negotiation openai settings)
 
 # What a search for secrets must not take for one: SHA-256 of files, and keys that are said to be examples.
 HASHES := ^(docker/locks/.*|checkpoints/.*\.json|docs/comparison\.json)$$
@@ -21,7 +22,7 @@ EXAMPLES := api_key="none"|^TRACE, PARENT|one-key-of-16-characters-or-more|"secr
 help:
 	@echo 'make serve    run the service on http://$(HOST):$(PORT) (HOST=, PORT=)'
 	@echo 'make test     check, then run the tests'
-	@echo 'make test-fast the tests of engine, models, kernels and HTTP that need no process of their own, in a minute'
+	@echo 'make test-fast in a minute: engine, models, the kernels references, HTTP'
 	@echo 'make test-gpu the tests that need a CUDA device, then the kernels timed on it'
 	@echo 'make check    lint and security'
 	@echo 'make lint     ruff, pyright, import-linter'
