@@ -8,15 +8,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
+# pytest-xdist: a worker a core, four at most; the tests of a file stay together, for they share servers and browsers.
+WORKERS := -n logical --maxprocesses 4 --dist loadfile
+FAST := tests/models $(filter-out %_interpreted.py,$(wildcard tests/kernels/test_*.py)) tests/service/engine \
+    $(patsubst %,tests/service/test_%.py,dialects generate images negotiation openai settings)
+
 # What a search for secrets must not take for one: SHA-256 of files, and keys that are said to be examples.
 HASHES := ^(docker/locks/.*|checkpoints/.*\.json|docs/comparison\.json)$$
 EXAMPLES := api_key="none"|^TRACE, PARENT|one-key-of-16-characters-or-more|"secretKeyRef": "Secret"|a-key-that-probes-lack
 
-.PHONY: help serve test test-gpu check lint security format clean
+.PHONY: help serve test test-fast test-gpu check lint security format clean
 
 help:
 	@echo 'make serve    run the service on http://$(HOST):$(PORT) (HOST=, PORT=)'
 	@echo 'make test     check, then run the tests'
+	@echo 'make test-fast in a minute: engine, models, the kernels references, HTTP'
 	@echo 'make test-gpu the tests that need a CUDA device, then the kernels timed on it'
 	@echo 'make check    lint and security'
 	@echo 'make lint     ruff, pyright, import-linter'
@@ -28,7 +34,10 @@ serve: $(VENV)/.runtime
 	$(BIN)/python run.py serve --host $(HOST) --port $(PORT)
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
+
+test-fast: $(VENV)/.dev
+	$(BIN)/python -m pytest $(WORKERS) -m 'not slow and not gpu' $(FAST)
 
 # Where there is no GPU, both say so and nothing fails.
 test-gpu: $(VENV)/.dev

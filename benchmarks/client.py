@@ -6,8 +6,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,7 @@ class Server:
     async def metric(self, name: str, **labels: str) -> float:
         """The sum of all samples of that name with those labels; raises KeyError where there is none."""
         async with self.session.get("/metrics") as answer:
-            lines = [line.rpartition(" ") for line in (await answer.text()).splitlines()]
-        wanted = [f'{key}="{value}"' for key, value in labels.items()]
-        named = [(series, value) for series, _, value in lines if series.partition("{")[0] == name]
-        found = [float(value) for series, value in named if all(label in series for label in wanted)]
-        if not found:
-            raise KeyError(name)
-        return sum(found)
+            return metric(await answer.text(), name, **labels)
 
     def resident_mib(self) -> float:
         return self._status("VmRSS") / 1024
@@ -50,16 +44,39 @@ class Server:
         return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def metric(exposition: str, name: str, **labels: str) -> float:
+    """The sum of the samples with that name and those labels in the text of /metrics; KeyError if there is none."""
+    lines = [line.rpartition(" ") for line in exposition.splitlines()]
+    wanted = [f'{key}="{value}"' for key, value in labels.items()]
+    named = [(series, value) for series, _, value in lines if series.partition("{")[0] == name]
+    found = [float(value) for series, value in named if all(label in series for label in wanted)]
+    if not found:
+        raise KeyError(name)
+    return sum(found)
+
+
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """A local port that the kernel gives to nobody else until the block ends.
+
+    It is bound and not listening, so a server that sets SO_REUSEADDR can still listen on it.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
 
 
 @asynccontextmanager
 async def serving(**settings: Any) -> AsyncIterator[Server]:
     """`python run.py serve` with these DIFFUSION_ settings, ready; ended when the block ends."""
-    port = free_port()
+    with reserved_port() as port:
+        async with _serving_on(port, settings) as server:
+            yield server
+
+
+@asynccontextmanager
+async def _serving_on(port: int, settings: dict[str, Any]) -> AsyncIterator[Server]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("DIFFUSION_")}
     named = {f"DIFFUSION_{name.upper()}": str(value) for name, value in settings.items()}
     command = [sys.executable, "run.py", "serve", "--port", str(port)]

@@ -130,6 +130,11 @@ class Soak:
         return "stream" if body.count(COMPLETED) == 1 else f"stream without one end, status {answer.status}"
 
 
+def is_due(taken: int, done: int, requests: int, samples: int) -> bool:
+    """Whether the next sample is due: one is taken each time 1 / samples of the requests were sent."""
+    return taken < samples and done * samples >= taken * requests
+
+
 async def soak(requests: int, clients: int, samples: int = 40) -> Report:
     settings = {"models": json.dumps(MODELS), "device": "cpu", "max_rows": 64, "log_level": "warning"}
     settings |= {"shed_load": False}  # it is about answers, and a busy machine must not make refusals of them
@@ -138,7 +143,7 @@ async def soak(requests: int, clients: int, samples: int = 40) -> Report:
         working = asyncio.gather(*(run.client() for _ in range(clients)))
         while not working.done():
             done = requests - max(run.left, 0)
-            if done >= len(taken) * requests / samples:
+            if is_due(len(taken), done, requests, samples):
                 state = (server.resident_mib(), server.threads(), server.open_files())
                 taken.append(Sample(done, time.monotonic() - started, *state))
                 print(f"{done:>9} requests  {state[0]:.0f} MiB  {state[1]} threads  {state[2]} files", flush=True)

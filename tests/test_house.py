@@ -27,7 +27,6 @@ ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
 MACHINE_PATHS = ["/" + name + "/" for name in ("work", "Users", "tmp/v")] + [".." + "/shared"]
 HOME_PATHS = ["/" + name + "/" for name in ("home", "root")]  # an image has these folders too
 
-each_source = pytest.mark.parametrize("path", SOURCES, ids=[str(file.relative_to(ROOT)) for file in SOURCES])
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -66,9 +65,8 @@ def environment_uses(code: str) -> list[str]:
     return uses
 
 
-@each_source
-def test_sizes_stay_within_their_budgets(path: Path) -> None:
-    assert list(over_budget(path.read_text(), path.relative_to(ROOT))) == []
+def test_sizes_stay_within_their_budgets() -> None:
+    assert [over for path in SOURCES for over in over_budget(path.read_text(), path.relative_to(ROOT))] == []
 
 
 def test_most_functions_are_short() -> None:
@@ -102,10 +100,9 @@ def test_budgets_are_counted(path: str, code: str, fits: bool) -> None:
     assert (list(over_budget(code, Path(path))) == []) is fits
 
 
-@each_source
-def test_only_the_settings_read_the_environment(path: Path) -> None:
-    if path.relative_to(ROOT) != SETTINGS:
-        assert environment_uses(path.read_text()) == []
+def test_only_the_settings_read_the_environment() -> None:
+    readers = {path.relative_to(ROOT): environment_uses(path.read_text()) for path in SOURCES}
+    assert {path: uses for path, uses in readers.items() if uses and path != SETTINGS} == {}
 
 
 @pytest.mark.parametrize(
@@ -229,6 +226,23 @@ def test_the_tree_in_the_readme_names_what_exists() -> None:
     tree = set(readme_tree((ROOT / "README.md").read_text()))
     assert {name + "/" for name in PACKAGES} <= tree
     assert [name for name in sorted(tree) if not (ROOT / name).exists()] == []
+
+
+def missing_from(tree: set[str], files: list[Path]) -> list[str]:
+    """Top-level folders that a tree leaves out, and modules of the folders of which it lists some modules."""
+    listed = {name.rpartition("/")[0] for name in tree if name.endswith(".py") and "/" in name}
+    folders = {f"{path.parts[0]}/" for path in files if len(path.parts) > 1 and path.parts[0][0] != "."}
+    modules = {str(path) for path in files if path.suffix == ".py" and path.stem[:2] != "__"}
+    return sorted((folders - tree) | {name for name in modules - tree if name.rpartition("/")[0] in listed})
+
+
+def test_the_tree_in_the_readme_leaves_nothing_out() -> None:
+    assert missing_from(set(readme_tree((ROOT / "README.md").read_text())), shared_files()) == []
+
+
+def test_what_a_tree_leaves_out_is_seen() -> None:
+    files = [Path(name) for name in ("a/x.py", "a/y.py", "a/__init__.py", "b/z.py", "c/w.py", ".ci/run")]
+    assert missing_from({"a/", "a/x.py", "b/"}, files) == ["a/y.py", "c/"]
 
 
 def test_the_tree_in_a_readme_is_read() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("triton", reason="there is no Triton here")
+pytest.importorskip("triton", reason="needs Triton")
 
 from benchmarks import roofline
 from benchmarks.launches import LaunchCounter, count_step, counted

@@ -1,4 +1,4 @@
-"""Whether autoscalers can work: their bounds, their targets, and metrics that the service really exports."""
+"""What autoscalers ask for: metrics that the service really exports, and the same from both."""
 
 import re
 from collections import defaultdict
@@ -9,18 +9,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.engine.core import ModelStats
 from service.metrics import Metrics
-from tests.docker.manifests import Manifest, Manifests, deployment, of_kind, quantity
+from tests.docker.manifests import Manifest, Manifests, of_kind
 
 Exported = dict[str, dict[str, set[str]]]  # by series: its labels and their values
 
-TARGETS = {  # by type of metric: types of target
-    "Resource": {"Utilization", "AverageValue"},
-    "ContainerResource": {"Utilization", "AverageValue"},
-    "Pods": {"AverageValue"},
-    "Object": {"Value", "AverageValue"},
-    "External": {"Value", "AverageValue"},
-}
-FIELDS = {"Utilization": "averageUtilization", "AverageValue": "averageValue", "Value": "value"}
 SERIES = re.compile(r"(diffusion_\w+)\s*(?:\{([^}]*)\})?")
 MATCHER = re.compile(r'(\w+)=~?"([^"]*)"')
 
@@ -48,49 +40,6 @@ def query(text: str, series: Exported) -> list[str]:
     return complaints or ([] if found else [f"no series of the service in {text!r}"])
 
 
-def bounds(manifests: Manifests) -> list[str]:
-    """The least is no more than the most, and nobody else sets the number."""
-    given = [
-        (item["kind"], item["spec"].get("minReplicas", 1), item["spec"]["maxReplicas"])
-        for item in of_kind(manifests, "HorizontalPodAutoscaler")
-    ]
-    given += [
-        (item["kind"], item["spec"].get("minReplicaCount", 0), item["spec"].get("maxReplicaCount", 100))
-        for item in of_kind(manifests, "ScaledObject")
-    ]
-    complaints = [
-        f"{kind}: {least} pods at least and {most} at most" for kind, least, most in given if least > most
-    ]
-    complaints += [f"{kind}: a pod less than one answers nobody" for kind, least, _ in given if least < 1]
-    if len(given) > 1:
-        complaints.append("two autoscalers")
-    if given and "replicas" in deployment(manifests)["spec"]:
-        complaints.append(
-            "the Deployment sets replicas beside an autoscaler, and takes its work back at every apply"
-        )
-    return complaints
-
-
-def targets(manifests: Manifests) -> list[str]:
-    """The type of a target fits its metric, and its value is under the field of that type."""
-    complaints = []
-    for item in of_kind(manifests, "HorizontalPodAutoscaler"):
-        for metric in item["spec"]["metrics"]:
-            kind = metric["type"]
-            source = metric.get(kind[0].lower() + kind[1:], {})
-            target = source.get("target", {})
-            if target.get("type") not in TARGETS[kind]:
-                complaints.append(f"a {kind} metric cannot have a target of type {target.get('type')}")
-            elif not (quantity(target.get(FIELDS[target["type"]])) or 0) > 0:
-                complaints.append(f"a {kind} metric has no {FIELDS[target['type']]} above 0")
-    for trigger in _triggers(manifests):
-        if trigger["type"] != "prometheus" or trigger.get("metricType", "AverageValue") != "AverageValue":
-            complaints.append("a sum over all pods must be divided by their number: prometheus, AverageValue")
-        if not (quantity(trigger["metadata"].get("threshold")) or 0) > 0:
-            complaints.append("a trigger has no threshold above 0")
-    return complaints
-
-
 def measured(manifests: Manifests, rules: list[dict[str, Any]], series: Exported) -> list[str]:
     """What is scaled on is exported: by the adapter's rules for the HPA, by the query itself for KEDA."""
     served = {rule["name"]["as"] for rule in rules}
@@ -107,18 +56,23 @@ def measured(manifests: Manifests, rules: list[dict[str, Any]], series: Exported
     return complaints
 
 
+def number(quantity: str) -> float:
+    """250m is 0.25; the manifests use no other suffix."""
+    return float(quantity.removesuffix("m")) / (1000 if quantity.endswith("m") else 1)
+
+
 def demands(manifests: Manifests) -> dict[str, Any]:
     """Bounds, pace and targets in one form, to compare two autoscalers with each other."""
     for item in of_kind(manifests, "HorizontalPodAutoscaler"):
         spec = item["spec"]
-        values = [quantity(metric["pods"]["target"]["averageValue"]) for metric in spec["metrics"]]
+        values = [number(metric["pods"]["target"]["averageValue"]) for metric in spec["metrics"]]
         return {"pods": (spec["minReplicas"], spec["maxReplicas"]), "pace": spec["behavior"], "targets": values}
     (item,) = of_kind(manifests, "ScaledObject")
     spec = item["spec"]
     return {
         "pods": (spec["minReplicaCount"], spec["maxReplicaCount"]),
         "pace": spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"],
-        "targets": [quantity(trigger["metadata"]["threshold"]) for trigger in spec["triggers"]],
+        "targets": [number(trigger["metadata"]["threshold"]) for trigger in spec["triggers"]],
     }
 
 

@@ -1,7 +1,6 @@
 """What the autoscalers ask for: PromQL that Prometheus reads, and a target that overload goes beyond."""
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from service.engine.request import EngineError
 from tests.docker.manifests import Manifests
 from tests.docker.render import ADAPTER, rendered
 from tests.docker.scaling import demands, queries
+from tests.skips import needs
 
 ROWS = 32  # of a step of the simulated device
 SHARES = {"dit": 0.5, "unet": 0.5}
@@ -54,15 +54,13 @@ def test_both_autoscalers_ask_for_the_same() -> None:
     assert demands(rendered("hpa")) == demands(rendered("keda"))
 
 
+@needs("prometheus")  # promtool comes with it
 @pytest.mark.parametrize("overlay", ["hpa", "keda"])
 def test_prometheus_reads_the_queries(overlay: str, tmp_path: Path) -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("needs promtool")
     found: Manifests = rendered(overlay)
     rules = [{"record": f"query:{n}", "expr": text} for n, text in enumerate(queries(found, ADAPTER))]
     assert len(rules) > 1
     path = tmp_path / "rules.yml"
     path.write_text(json.dumps({"groups": [{"name": "queries", "rules": rules}]}))
-    done = subprocess.run([promtool, "check", "rules", str(path)], capture_output=True, text=True, check=False)
+    done = subprocess.run(["promtool", "check", "rules", str(path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

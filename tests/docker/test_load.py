@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from tests.checkpoints import CLASS_NAMES, TINY
-from tests.service.test_server import ROOT, serving
+from tests.service.networks import Fragile, entry
+from tests.service.process import ROOT, serving
 
 # Looked for, not imported: locust replaces the sockets and threads of the process that imports it.
-pytestmark = pytest.mark.skipif(not importlib.util.find_spec("locust"), reason="locust is not installed")
+pytestmark = pytest.mark.skipif(not importlib.util.find_spec("locust"), reason="needs locust")
 
 LOCUST = [sys.executable, "-m", "locust", "--config", "docker/load/ci.conf", "-f", "docker/load/locustfile.py"]
 
@@ -45,8 +45,7 @@ def test_scenarios_have_statistics_by_model(checkpoints: Path, tmp_path: Path, s
 
 
 def test_a_failing_model_is_told_by_the_exit_code(tmp_path: Path) -> None:
-    config = {"arguments": TINY["dit"] | {"num_classes": 3}, "class_names": CLASS_NAMES}
-    models = json.dumps({"dit": {"architecture": "tests.service.test_load:Fragile", "config": config}})
+    models = json.dumps({"dit": entry(Fragile).model_dump(exclude_none=True)})
     with (tmp_path / "log").open("w+") as log, serving(tmp_path, log, models=models) as (_, url):
         ended, stats = run(url, tmp_path, "Saturation")
     assert ended.returncode == 1

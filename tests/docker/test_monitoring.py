@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -16,11 +15,13 @@ import pytest
 import yaml
 from prometheus_client import generate_latest
 
+from benchmarks.client import reserved_port
 from service.app import create_app
 from service.metrics import Metrics
 from service.settings import ModelEntry, Settings
-from tests.service.conftest import Running, running, wait_until
-from tests.service.test_server import free_port
+from tests.service.conftest import Running, running
+from tests.skips import needs
+from tests.waiting import wait_until
 
 DOCKER = Path(__file__).resolve().parents[2] / "docker"
 RULES, CONFIG = DOCKER / "prometheus" / "rules.yml", DOCKER / "prometheus" / "prometheus.yml"
@@ -31,8 +32,7 @@ VARIABLES = {"$__rate_interval": "10s", "$model": ".*"}
 SELECTOR = re.compile(r"\b(?:diffusion_\w+|up)(?:\{[^}]*\})?")
 JOB = "stepwise"
 
-needs_promtool = pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not here")
-needs_prometheus = pytest.mark.skipif(not shutil.which("prometheus"), reason="prometheus is not here")
+needs_prometheus = needs("prometheus")  # promtool comes with it
 
 
 def load_rules() -> list[dict[str, Any]]:
@@ -95,18 +95,19 @@ def scraping(service: Running, folder: Path) -> Iterator[Prometheus]:
     for job in config["scrape_configs"]:
         job["static_configs"] = [{"targets": [service.url.removeprefix("http://")]}]
     config["scrape_configs"] = [job for job in config["scrape_configs"] if job["job_name"] == JOB]
-    path, address = folder / "prometheus.yml", f"127.0.0.1:{free_port()}"
+    path = folder / "prometheus.yml"
     path.write_text(yaml.safe_dump(config))
     command = ["prometheus", f"--config.file={path}", f"--storage.tsdb.path={folder / 'data'}"]
-    with (folder / "log").open("w+") as log:
+    with (folder / "log").open("w+") as log, reserved_port() as port:
+        address = f"127.0.0.1:{port}"
         process = subprocess.Popen([*command, f"--web.listen-address={address}"], stdout=log, stderr=log)
         try:
-            with httpx.Client(base_url=f"http://{address}", timeout=30) as client:
+            with httpx.Client(base_url=f"http://{address}", timeout=60) as client:
                 wait_until(lambda: answers(client))
                 yield Prometheus(client)
         finally:
             process.terminate()
-            process.wait(timeout=30)
+            process.wait(timeout=60)
 
 
 def answers(client: httpx.Client) -> bool:
@@ -122,7 +123,7 @@ def load(service: Running) -> Iterator[None]:
     stop, statuses = threading.Event(), set[int]()
 
     def ask(model: str) -> None:
-        with httpx.Client(base_url=service.url, timeout=30) as client:
+        with httpx.Client(base_url=service.url, timeout=60) as client:
             while not stop.wait(0.02):
                 query = {"model": model, "class": 1, "steps": 10, "guidance": 2}
                 statuses.add(client.post("/generate", params=query).status_code)
@@ -135,7 +136,7 @@ def load(service: Running) -> Iterator[None]:
     finally:
         stop.set()
         for client in clients:
-            client.join(timeout=30)
+            client.join(timeout=60)
     assert statuses == {200}
 
 
@@ -156,7 +157,7 @@ def prometheus(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         yield live
 
 
-@needs_promtool
+@needs_prometheus
 @pytest.mark.parametrize(
     "command",
     [("check", "config", CONFIG), ("check", "rules", RULES), ("test", "rules", RULES.with_name("rules_test.yml"))],

@@ -1,5 +1,7 @@
 """Sums, upsampling and concatenation against plain torch in float64."""
 
+from itertools import product
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,17 +10,8 @@ from kernels import Sum, join
 
 ROUNDING = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 DTYPES = pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
-KINDS = pytest.mark.parametrize("kind", ["x", "x+bias", "x+y", "all"])
-FORMS = pytest.mark.parametrize(
-    ("upsample", "beside"),
-    [
-        pytest.param(1, 0, id="sum"),
-        pytest.param(2, 0, id="upsample"),
-        pytest.param(3, 0, id="upsample-3"),
-        pytest.param(1, 24, id="beside"),
-        pytest.param(2, 5, id="both"),
-    ],
-)
+KINDS = ("x", "x+bias", "x+y", "all")
+FORMS = ((1, 0), (2, 0), (3, 0), (1, 24), (2, 5))  # upsampled by, channels beside
 
 
 def total_of(kind: str, shape: tuple[int, int, int, int], dtype: torch.dtype) -> Sum:
@@ -50,10 +43,9 @@ def check(total: Sum, channels: int, upsample: int, dtype: torch.dtype) -> None:
 
 
 @DTYPES
-@KINDS
-@FORMS
-def test_equals_the_formula(kind: str, upsample: int, beside: int, dtype: torch.dtype) -> None:
-    check(total_of(kind, (2, 40, 4, 6), dtype), beside, upsample, dtype)
+def test_equals_the_formula(dtype: torch.dtype) -> None:
+    for kind, (upsample, beside) in product(KINDS, FORMS):
+        check(total_of(kind, (2, 40, 4, 6), dtype), beside, upsample, dtype)
 
 
 def test_nothing_to_do_is_no_copy() -> None:
@@ -80,10 +72,8 @@ def test_what_does_not_fit_is_refused() -> None:
 
 @pytest.mark.gpu
 @DTYPES
-@KINDS
-@FORMS
-def test_kernel_on_a_gpu(kind: str, upsample: int, beside: int, dtype: torch.dtype) -> None:
-    total = total_of(kind, (2, 40, 4, 6), dtype)
-    x, *others = (t if t is None else t.cuda() for t in total)
-    assert x is not None
-    check(Sum(x, *others), beside, upsample, dtype)
+def test_kernel_on_a_gpu(dtype: torch.dtype) -> None:
+    for kind, (upsample, beside) in product(KINDS, FORMS):
+        x, *others = (t if t is None else t.cuda() for t in total_of(kind, (2, 40, 4, 6), dtype))
+        assert x is not None
+        check(Sum(x, *others), beside, upsample, dtype)

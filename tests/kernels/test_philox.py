@@ -138,7 +138,7 @@ print(json.dumps(out.tolist()))
 @pytest.mark.parametrize("seed", [0, 12_345, 2**53 - 1], ids=["zero", "one-word", "two-words"])
 def test_agrees_with_triton_randn(seed: int, tmp_path: Path) -> None:
     """tl.randn(seed, offset) uses the counter (offset, 0, 0, 0): our step 0. Interpreted, in its own process."""
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", reason="needs Triton")
     script = tmp_path / "draw.py"  # triton.jit reads the source of its kernels from a file
     script.write_text(TRITON_RANDN)
     done = subprocess.run(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="there is no Triton here")
+pytest.importorskip("triton", reason="needs Triton")
 
 from kernels.inspection.recorder import Launch, recorded_launches
 from kernels.inspection.served import served

@@ -2,8 +2,7 @@
 
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,10 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
+from benchmarks import client
 from service.app import create_app
 from service.settings import Settings
+from tests.waiting import wait_until
 
 
 @dataclass
@@ -26,23 +27,7 @@ class Running:
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of all samples of /metrics with that name and those labels; raises where there is none."""
-        wanted = [f'{key}="{value}"' for key, value in labels.items()]
-        lines = [line.rpartition(" ") for line in self.client.get("/metrics").text.splitlines()]
-        found = [
-            float(value)
-            for series, _, value in lines
-            if series.partition("{")[0] == name and all(label in series for label in wanted)
-        ]
-        if not found:
-            raise KeyError(name)
-        return sum(found)
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.01)
+        return client.metric(self.client.get("/metrics").text, name, **labels)
 
 
 @contextmanager
@@ -55,11 +40,11 @@ def running(app: FastAPI) -> Iterator[Running]:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        with httpx.Client(base_url=url, timeout=30) as client:
-            wait_until(lambda: server.started and client.get("/readyz").status_code == 200)
-            yield Running(app, url, client)
+        with httpx.Client(base_url=url, timeout=60) as session:
+            wait_until(lambda: server.started and session.get("/readyz").status_code == 200)
+            yield Running(app, url, session)
         server.should_exit = True
-        thread.join(timeout=30)
+        thread.join(timeout=60)
         assert not thread.is_alive()
 
 

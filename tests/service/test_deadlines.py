@@ -1,6 +1,5 @@
 """deadline_ms over a real socket, with a model that is slow and one that is simulated."""
 
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +10,8 @@ import pytest
 from service.app import create_app
 from service.engine.simulated import StepCost
 from service.settings import ModelEntry, Settings
-from tests.service.conftest import Running, running, wait_until
+from tests.service.conftest import Running, running
+from tests.waiting import wait_until
 
 STEPS = 20  # of 10 ms each on the simulated device
 
@@ -36,10 +36,8 @@ def test_a_deadline_with_room_is_met(live: Running) -> None:
 
 def test_one_that_cannot_be_met_is_refused_at_once(live: Running) -> None:
     before = live.metric("diffusion_rejections_total", model="dit", reason="deadline")
-    started = time.monotonic()
     answer = ask(live, deadline_ms=100)  # the steps alone take 200 ms
     assert answer.status_code == 503
-    assert time.monotonic() - started < 30  # it did not wait for anything
     problem = answer.json()
     assert problem["type"] == "urn:problem:deadline-unreachable"
     assert problem["detail"].startswith("deadline_ms: the deadline cannot be met: about ")
@@ -48,18 +46,18 @@ def test_one_that_cannot_be_met_is_refused_at_once(live: Running) -> None:
 
 
 def test_one_that_passes_between_two_steps_is_504_and_its_work_stops(live: Running) -> None:
-    """The device turns out to be four times as slow as its profile said."""
+    """The device turns out to be twenty times as slow as its profile said."""
     runner = live.app.state.generator.core.runners["dit"]
-    profiled, runner.cost = runner.cost, StepCost(40, 0)
-    with ThreadPoolExecutor(4) as pool:
-        long = [pool.submit(ask, live, steps=STEPS)]
+    profiled, runner.cost = runner.cost, StepCost(200, 0)
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(ask, live, deadline_ms=2000)  # 200 ms by the profile
         wait_until(lambda: live.metric("diffusion_running_slots", model="dit") == 1)
-        answer = ask(live, deadline_ms=400)  # 200 ms by the profile
+        assert ask(live).status_code == 200
+        answer = late.result()
         assert answer.status_code == 504, answer.text
         problem = answer.json()
         assert problem["type"] == "urn:problem:deadline-passed"
         assert answer.headers["content-type"] == "application/problem+json"
-        assert [response.result().status_code for response in long] == [200]
     runner.cost = profiled
     assert live.metric("diffusion_requests_total", model="dit", outcome="expired") >= 1
     wait_until(lambda: live.metric("diffusion_running_slots", model="dit") == 0)

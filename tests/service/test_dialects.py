@@ -1,6 +1,7 @@
 """Every error in every dialect, from one table."""
 
 import json
+import re
 
 import pytest
 
@@ -28,8 +29,15 @@ def test_the_table_is_complete() -> None:
     classes = {c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, ServiceError)}
     assert classes - {ClientError} == set(EVERYTHING)
     assert {error.code: error.status for error in EVERYTHING} == STATUSES
-    for error in EVERYTHING:
-        assert error.__name__ in (errors.__doc__ or "")
+
+
+def test_the_docstring_of_the_errors_has_the_statuses_that_are_sent() -> None:
+    rows = re.findall(r"(\w+) +(\d{3})(?: \(OpenAI's (\d{3})\))? +(\d{3}) +(\w+_error)\b", errors.__doc__ or "")
+    sent = {}
+    for kind in EVERYTHING:
+        (own, *_), (openai, _, body), (inference, *_) = (said(path, kind("wrong")) for path in ("/", "/v1", "/v2"))
+        sent[kind.__name__] = (own, openai, inference, body["error"]["type"])
+    assert {n: (int(own), int(openai or own), int(v2), kind) for n, own, openai, v2, kind in rows} == sent
 
 
 @pytest.mark.parametrize("kind", EVERYTHING)

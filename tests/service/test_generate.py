@@ -22,22 +22,13 @@ from models.schedule import NoiseSchedule, Prediction
 from service.errors import MAX_FIELD_ERRORS
 from service.schemas import MAX_SEED
 from tests.service.conftest import Running
+from tests.service.pictures import difference, pixels
 
 SAMPLERS = ["ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_sde", "euler", "ab2"]
 
 
 def generate(server: Running, **query: Any) -> httpx.Response:
     return server.client.post("/generate", params={"model": "dit", "class": "cat", "seed": 1} | query)
-
-
-def pixels(response: httpx.Response) -> np.ndarray:
-    assert response.status_code == 200, response.text
-    return np.array(Image.open(io.BytesIO(response.content)))
-
-
-def difference(a: np.ndarray, b: np.ndarray) -> int:
-    """Largest difference in 0..255; 1 between equals, where float32 sums in another order round over."""
-    return int(np.abs(a.astype(int) - b).max())
 
 
 @pytest.mark.parametrize("model", ["dit", "unet"])

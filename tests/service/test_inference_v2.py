@@ -13,8 +13,8 @@ from service.dialects import InferenceError
 from tests.checkpoints import CLASS_NAMES
 from tests.service.conftest import Running
 
-http = pytest.importorskip("tritonclient.http", reason="tritonclient[http] is not installed")
-utils = pytest.importorskip("tritonclient.utils", reason="tritonclient[http] is not installed")
+http = pytest.importorskip("tritonclient.http", reason="needs tritonclient")
+utils = pytest.importorskip("tritonclient.utils", reason="needs tritonclient")
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ from service.errors import QuotaExceeded, Unauthorized
 from service.keys import ApiKey, KeyRing
 from service.middleware import KeyMiddleware
 from service.settings import ModelEntry, Settings, SettingsError, load_settings
-from tests.service.conftest import Running, running, wait_until
+from tests.service.conftest import Running, running
+from tests.waiting import wait_until
 
 ALICE, BOB, CAROL = "alice-has-a-secret-key", "bob-has-another-secret", "carol-has-a-third-secret"
 
@@ -292,7 +293,7 @@ def test_the_rate_is_refused_over_http(keyed: Running) -> None:
 def test_a_stream_holds_its_place_until_its_client_leaves(keyed: Running) -> None:
     headers = {"Authorization": f"Bearer {BOB}", "Accept": "text/event-stream"}
     query = {"model": "dit", "class": 0, "steps": 250, "preview": 64}
-    with httpx.stream("POST", f"{keyed.url}/generate", params=query, headers=headers, timeout=30) as stream:
+    with httpx.stream("POST", f"{keyed.url}/generate", params=query, headers=headers, timeout=60) as stream:
         assert stream.status_code == 200, stream.read()
         events = stream.iter_bytes()  # kept, or its end would end the stream
         next(events)

@@ -2,7 +2,6 @@
 
 import json
 import socket
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,37 +14,13 @@ from torch import nn
 from models.dit_model import DIT
 from service.app import create_app
 from service.settings import ModelEntry, Settings
-from tests.checkpoints import CLASS_NAMES, TINY
-from tests.service.conftest import Running, running, tiny_settings, wait_until
-from tests.service.test_generate import difference, pixels
+from tests.service.conftest import Running, running, tiny_settings
+from tests.service.networks import Fragile, Lost, Slow, entry
+from tests.service.pictures import difference, pixels
+from tests.waiting import wait_until
 
 LONG = {"model": "dit", "class": "cat", "steps": 200, "guidance": 2}
 SHORT = {"model": "dit", "class": "dog", "steps": 3}
-
-
-class Slow(DIT):
-    """A DIT whose forward takes a while, so that a test can act in the middle of a request."""
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        time.sleep(0.01)
-        return super().forward(x, t, y)
-
-
-class Fragile(DIT):
-    """Raises for class 1 and gives NaN for class 2."""
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        if (y == 1).any():
-            raise RuntimeError("class 1 breaks this model")
-        output = super().forward(x, t, y)
-        return torch.where((y == 2)[:, None, None, None], torch.nan, output)
-
-
-def entry(architecture: type[nn.Module]) -> ModelEntry:
-    path = f"{architecture.__module__}:{architecture.__name__}"
-    return ModelEntry(
-        architecture=path, config={"arguments": TINY["dit"] | {"num_classes": 3}, "class_names": CLASS_NAMES}
-    )
 
 
 def settings(architecture: type[nn.Module], **changes: Any) -> Settings:
@@ -137,15 +112,6 @@ def test_shutdown_finishes_what_was_accepted(checkpoints: Path) -> None:
             open_requests = [pool.submit(send, live, LONG) for _ in range(4)]
             wait_until(lambda: live.metric("diffusion_running_slots") + live.metric("diffusion_queue_depth") == 4)
         assert [future.result().status_code for future in open_requests] == [200] * 4
-
-
-class Lost(Slow):
-    """A device that fails for good, as CUDA does after an illegal access."""
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        if (y == 1).any():
-            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
-        return super().forward(x, t, y)
 
 
 def test_a_lost_device_ends_the_engine() -> None:

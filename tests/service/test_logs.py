@@ -15,7 +15,7 @@ import torch
 from models.dit_model import DIT
 from service import logs
 from tests.checkpoints import CLASS_NAMES, TINY
-from tests.service.test_server import serving
+from tests.service.process import serving
 
 KEY = "alice-has-a-secret-key"
 NAMED = {"X-Request-Id": "my-request", "Authorization": f"Bearer {KEY}"}
@@ -29,7 +29,7 @@ def logged(checkpoints: Path, folder: Path, **settings: Any) -> Iterator[tuple[s
         with serving(checkpoints, log, **settings) as (process, url):
             yield url, lines
             process.terminate()
-            assert process.wait(timeout=30) == 0
+            assert process.wait(timeout=60) == 0
         log.seek(0)
         lines.extend(log.read().splitlines())
 

@@ -13,7 +13,7 @@ from PIL import Image
 from service.dialects import OpenAIError
 from tests.service.conftest import Running
 
-openai = pytest.importorskip("openai", reason="the openai package is not installed")
+openai = pytest.importorskip("openai", reason="needs openai")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ from service.engine.thread import EngineThread
 from service.errors import PROBLEMS
 from service.metrics import OUTCOMES
 from tests.checkpoints import write_checkpoint
-from tests.service.conftest import Running, running, tiny_settings, wait_until
+from tests.service.conftest import Running, running, tiny_settings
+from tests.waiting import wait_until
 
 HISTOGRAMS = [
     "diffusion_request_duration_seconds",

@@ -1,85 +1,40 @@
 """`python run.py serve` as a process: start, signals, exit codes, broken configuration."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
-import sys
-import threading
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import IO, Any
 
 import httpx
 import pytest
-import torch
 
-from models.dit_model import DIT
+from benchmarks.client import reserved_port
 from service.server import ENGINE_DIED
-from tests.checkpoints import CLASS_NAMES, TINY
-from tests.service.conftest import wait_until
-
-ROOT = Path(__file__).parents[2]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def command(port: int) -> list[str]:
-    return [sys.executable, "run.py", "serve", "--port", str(port)]
-
-
-def environment(**settings: Any) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("DIFFUSION_")}
-    return kept | {"OMP_NUM_THREADS": "1"} | {f"DIFFUSION_{k.upper()}": str(v) for k, v in settings.items()}
-
-
-@contextmanager
-def serving(checkpoints: Path, log: IO[str], **changes: Any) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    settings = environment(checkpoints=checkpoints, device="cpu", max_rows=4, **changes)
-    process = subprocess.Popen(command(port), cwd=ROOT, env=settings, stdout=log, stderr=log, text=True)
-
-    def ready() -> bool:
-        assert process.poll() is None, "the server ended"
-        try:
-            return httpx.get(f"{url}/readyz").status_code == 200
-        except httpx.TransportError:
-            return False
-
-    try:
-        wait_until(ready, seconds=60)
-        yield process, url
-    finally:
-        process.kill()
-        process.wait()
+from tests.service.networks import Gated, Lost, entry
+from tests.service.process import ROOT, command, environment, serving, status
+from tests.waiting import wait_until
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_with_0_and_open_requests_are_answered(
     checkpoints: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    with (tmp_path / "log").open("w+") as log, serving(checkpoints, log) as (process, url):
-        assert httpx.post(f"{url}/generate?model=unet&class=cat").status_code == 200
-        answers: list[int] = []
-        query = {"model": "dit", "class": "cat", "steps": 250}
-        client = threading.Thread(
-            target=lambda: answers.append(httpx.post(f"{url}/generate", params=query, timeout=60).status_code)
-        )
-        client.start()
-        wait_until(lambda: 'running_slots{model="dit"} 1.0' in httpx.get(f"{url}/metrics").text)
-        process.send_signal(number)
-        client.join(timeout=60)
-        assert answers == [200]
-        assert process.wait(timeout=30) == 0
+    models = json.dumps({"dit": entry(Gated, folder=str(tmp_path)).model_dump(exclude_none=True)})
+    with (tmp_path / "log").open("w+") as log, ThreadPoolExecutor(1) as pool:
+        with serving(checkpoints, log, models=models) as (process, url):
+            query = {"model": "dit", "class": "cat"}
+            assert httpx.post(f"{url}/generate", params=query, timeout=60).status_code == 200
+            (tmp_path / "closed").touch()
+            answer = pool.submit(httpx.post, f"{url}/generate", params=query, timeout=60)
+            wait_until((tmp_path / "waits").exists)
+            process.send_signal(number)
+            wait_until(lambda: status(f"{url}/livez") == 0)
+            (tmp_path / "closed").unlink()
+            assert answer.result().status_code == 200
+            assert process.wait(timeout=60) == 0
         log.seek(0)
         assert "Traceback" not in log.read()
 
@@ -88,17 +43,18 @@ def test_a_signal_ends_it_with_0_and_open_requests_are_answered(
 def test_what_the_drain_cuts_off_is_told_so(
     checkpoints: Path, tmp_path: Path, drain_seconds: float, signals: int
 ) -> None:
+    models = json.dumps({"unet": {"checkpoint": str(checkpoints / "unet"), "simulate": {"t0_ms": 20, "t1_ms": 0}}})
     with (tmp_path / "log").open("w+") as log, ThreadPoolExecutor(1) as pool:
-        with serving(checkpoints, log, drain_seconds=drain_seconds) as (process, url):
+        with serving(checkpoints, log, models=models, drain_seconds=drain_seconds) as (process, url):
             query = {"model": "unet", "class": "cat", "steps": 250, "n": 16}
             answer = pool.submit(httpx.post, f"{url}/generate", params=query, timeout=60)
             wait_until(lambda: 'running_slots{model="unet"} 0.0' not in httpx.get(f"{url}/metrics").text)
             for _ in range(signals):
                 process.send_signal(signal.SIGTERM)
-                time.sleep(0.1)  # two at once would be one
+                wait_until(lambda: status(f"{url}/livez") == 0)  # two signals at once would be one
             assert answer.result().status_code == 503
             assert answer.result().headers["content-type"] == "application/problem+json"
-            assert process.wait(timeout=30) == 0
+            assert process.wait(timeout=60) == 0
         log.seek(0)
         assert "Traceback" not in log.read()
 
@@ -107,11 +63,11 @@ def test_a_signal_is_heard_while_the_imports_still_run(checkpoints: Path, tmp_pa
     """As process 1 of a container it would be lost otherwise, until the container is killed."""
     (tmp_path / "torch.py").write_text("import time\ntime.sleep(600)")  # found before the real one, and slower
     settings = environment(checkpoints=checkpoints, device="cpu") | {"PYTHONPATH": str(tmp_path)}
-    process = subprocess.Popen(command(free_port()), cwd=ROOT, env=settings, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command(0), cwd=ROOT, env=settings, stderr=subprocess.PIPE)
     try:
         wait_until(lambda: catches(process.pid, signal.SIGTERM))
         process.terminate()
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=60)
         assert (process.returncode, errors) == (0, b"")
     finally:
         process.kill()
@@ -126,7 +82,8 @@ def catches(pid: int, number: signal.Signals) -> bool:
 
 def test_the_second_signal_waits_for_no_client(checkpoints: Path, tmp_path: Path) -> None:
     """One has sent half of its request, one does not read its answers: both are cut, the process ends."""
-    with (tmp_path / "log").open("w+") as log, serving(checkpoints, log) as (process, url):
+    limits = {"body_seconds": 600, "stream_seconds": 600}
+    with (tmp_path / "log").open("w+") as log, serving(checkpoints, log, **limits) as (process, url):
         address = ("127.0.0.1", int(url.rpartition(":")[2]))
         with socket.create_connection(address) as half, socket.socket() as deaf:
             half.sendall(b"POST /generate HTTP/1.1\r\nHost: a\r\nContent-Length: 50\r\n\r\n{")
@@ -136,10 +93,10 @@ def test_the_second_signal_waits_for_no_client(checkpoints: Path, tmp_path: Path
             with suppress(TimeoutError):
                 deaf.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n" * 2000)
             process.send_signal(signal.SIGTERM)
-            time.sleep(0.3)  # two at once would be one
+            wait_until(lambda: status(f"{url}/livez") == 0)  # two signals at once would be one
             assert process.poll() is None
             process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=8) == 0  # body_seconds is 10, stream_seconds 120
+            assert process.wait(timeout=120) == 0
         log.seek(0)
         assert "Traceback" not in log.read()
 
@@ -156,9 +113,8 @@ def test_a_taken_port_is_one_sentence(checkpoints: Path) -> None:
 
 
 def test_metrics_cannot_have_the_port_of_the_service(checkpoints: Path) -> None:
-    port = free_port()
-    settings = environment(checkpoints=checkpoints, device="cpu", metrics_port=port)
-    ended = subprocess.run(command(port), cwd=ROOT, env=settings, capture_output=True, text=True, timeout=60)
+    settings = environment(checkpoints=checkpoints, device="cpu", metrics_port=12345)
+    ended = subprocess.run(command(12345), cwd=ROOT, env=settings, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 2
     assert "DIFFUSION_METRICS_PORT" in ended.stderr
 
@@ -166,12 +122,11 @@ def test_metrics_cannot_have_the_port_of_the_service(checkpoints: Path) -> None:
 def test_connections_stay_within_the_open_files(checkpoints: Path, tmp_path: Path) -> None:
     """With 128 files, and no right to more, sixty-four connections are served and the next one is told why not."""
     settings = environment(checkpoints=checkpoints, device="cpu", max_rows=4)
-    port = free_port()
-    limited = ["prlimit", "--nofile=128:128", *command(port)]
-    with (tmp_path / "log").open("w+") as log:
+    with (tmp_path / "log").open("w+") as log, reserved_port() as port:
+        limited = ["prlimit", "--nofile=128:128", *command(port)]
         process = subprocess.Popen(limited, cwd=ROOT, env=settings, stdout=log, stderr=log)
         try:
-            wait_until(lambda: answers(port), seconds=60)
+            wait_until(lambda: status(f"http://127.0.0.1:{port}/livez") == 200)
             with ExitStack() as stack:
                 address = ("127.0.0.1", port)
                 clients = [stack.enter_context(socket.create_connection(address)) for _ in range(100)]
@@ -179,7 +134,7 @@ def test_connections_stay_within_the_open_files(checkpoints: Path, tmp_path: Pat
                 client.settimeout(30)
                 client.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
                 assert client.recv(4096).startswith(b"HTTP/1.1 503")
-            wait_until(lambda: answers(port))
+            wait_until(lambda: status(f"http://127.0.0.1:{port}/livez") == 200)
         finally:
             process.kill()
             process.wait()
@@ -189,13 +144,6 @@ def test_connections_stay_within_the_open_files(checkpoints: Path, tmp_path: Pat
     assert "Traceback" not in text
 
 
-def answers(port: int) -> bool:
-    try:
-        return httpx.get(f"http://127.0.0.1:{port}/livez").status_code == 200
-    except httpx.TransportError:
-        return False
-
-
 def test_broken_configuration_is_one_sentence(tmp_path: Path) -> None:
     cases = {
         "no checkpoint": environment(checkpoints=tmp_path),
@@ -203,26 +151,15 @@ def test_broken_configuration_is_one_sentence(tmp_path: Path) -> None:
         "unknown setting DIFFUSION_SPEED": environment(speed=1),
     }
     for reason, settings in cases.items():
-        run = [*command(free_port())]
-        ended = subprocess.run(run, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=60)
+        ended = subprocess.run(command(0), cwd=ROOT, env=settings, capture_output=True, text=True, timeout=60)
         assert ended.returncode == 2
         assert ended.stderr.startswith("error: ")
         assert reason in ended.stderr
         assert ended.stderr.count("\n") == 1
 
 
-class Mortal(DIT):
-    """Loses its device when class 1 is asked for."""
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        if (y == 1).any():
-            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
-        return super().forward(x, t, y)
-
-
 def test_a_dead_engine_tells_its_clients_and_ends_the_process(tmp_path: Path) -> None:
-    config = {"arguments": TINY["dit"] | {"num_classes": 3}, "class_names": CLASS_NAMES}
-    models = json.dumps({"dit": {"architecture": f"{__name__}:Mortal", "config": config}})
+    models = json.dumps({"dit": entry(Lost).model_dump(exclude_none=True)})
     with (tmp_path / "log").open("w+") as log, ThreadPoolExecutor(2) as pool:
         with serving(tmp_path, log, models=models) as (process, url):
             query = {"model": "dit", "class": 0, "steps": 250, "guidance": 1}
@@ -232,6 +169,6 @@ def test_a_dead_engine_tells_its_clients_and_ends_the_process(tmp_path: Path) ->
             for answer in (open_one.result(), fatal.result()):
                 assert answer.status_code == 503
                 assert "the engine died: ModelFailed" in answer.json()["detail"]
-            assert process.wait(timeout=30) == ENGINE_DIED
+            assert process.wait(timeout=60) == ENGINE_DIED
         log.seek(0)
         assert "the engine died" in log.read()

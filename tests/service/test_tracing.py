@@ -18,8 +18,9 @@ from service.engine.core import EngineConfig, EngineCore
 from service.registry import load_runners
 from service.settings import SettingsError
 from service.tracing import otlp_provider
-from tests.service.conftest import Running, running, tiny_settings, wait_until
-from tests.service.test_server import serving
+from tests.service.conftest import Running, running, tiny_settings
+from tests.service.process import serving
+from tests.waiting import wait_until
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 QUERY = "/generate?model=dit&class=0&steps=3&n=2&guidance=1"
@@ -123,7 +124,7 @@ def test_spans_leave_the_process_before_it_ends(
         with serving(checkpoints, log, otel="true") as (process, url):
             assert httpx.post(url + QUERY).status_code == 200
             process.terminate()
-            assert process.wait(timeout=30) == 0
+            assert process.wait(timeout=60) == 0
         collector.shutdown()
     told = [ExportTraceServiceRequest.FromString(body) for body in received]
     resources = [resource for message in told for resource in message.resource_spans]

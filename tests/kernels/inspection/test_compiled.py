@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="there is no Triton here")
+pytest.importorskip("triton", reason="needs Triton")
 
 from kernels.__main__ import DTYPES, main
 from kernels.backend import tl, triton
@@ -57,7 +57,6 @@ def test_a_kernel_that_spills_is_seen() -> None:
         x = torch.empty(4096 * 3, device="meta")
         _hungry_kernel[(1,)](x, x, 1e-5, N=4096, num_warps=1)
     found = facts(launches[0], 90)
-    assert found.registers == 255
     assert found.stack > 0
     assert found.local_accesses > 0
     assert found.spills
@@ -66,7 +65,7 @@ def test_a_kernel_that_spills_is_seen() -> None:
     assert found.narrow_accesses >= 128  # 4096 numbers, 32 threads
     case = next(case for case in served(torch.bfloat16) if case.launch.name == "layer_norm_kernel")
     sentences = " ".join(broken_limits(case, 90, found))
-    for word in ("spills", "float64", "255 registers", "accesses below 16 bytes", "occupancy"):
+    for word in ("spills", "float64", "accesses below 16 bytes", "occupancy"):
         assert word in sentences
 
 
@@ -95,8 +94,6 @@ def sound(**changes: Any) -> Facts:
         (90, {}, None),
         (80, {"mma": 128}, "128 products a tile, 96 are needed"),
         (90, {"wgmma": 0}, "no warpgroup products"),
-        (90, {"registers": 113}, "113 registers, 112 are allowed"),
-        (80, {"registers": 169}, "169 registers, 168 are allowed"),
         (90, {"shared": 49_153}, "49153 bytes of shared memory"),
         (90, {"async_copies": 2}, "2 asynchronous copies, which belong to the loop over keys"),
         (90, {"loads": {16: 3, 8: 1}}, "1 accesses below 16 bytes a thread, 0 of them are lookups"),

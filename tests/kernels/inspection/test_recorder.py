@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="there is no Triton here")
+pytest.importorskip("triton", reason="needs Triton")
 
 from kernels import layer_norm
 from kernels.backend import TRITON_DEVICES

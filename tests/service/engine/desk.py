@@ -7,15 +7,8 @@ from typing import Any
 from service.engine.core import EngineConfig, EngineCore, StepStats
 from service.engine.request import Request
 from service.engine.thread import Answer, EngineThread
-from tests.service.engine.tiny import (
-    PATIENCE,
-    Turnstile,
-    make_params,
-    make_request,
-    recording_runner,
-    tiny_config,
-    wait_until,
-)
+from tests.service.engine.tiny import Turnstile, make_params, make_request, recording_runner, tiny_config
+from tests.waiting import PATIENCE, wait_until
 
 
 class Desk:

@@ -21,14 +21,8 @@ from service.engine.request import (
 )
 from service.engine.thread import EngineThread
 from tests.service.engine.desk import stop
-from tests.service.engine.tiny import (
-    PATIENCE,
-    Turnstile,
-    make_params,
-    recording_runner,
-    tiny_config,
-    wait_until,
-)
+from tests.service.engine.tiny import Turnstile, make_params, recording_runner, tiny_config
+from tests.waiting import PATIENCE, wait_until
 
 
 @dataclass

@@ -19,9 +19,9 @@ from tests.service.engine.tiny import (
     recording_runner,
     tiny_config,
     tiny_model,
-    wait_until,
     warm_core,
 )
+from tests.waiting import wait_until
 
 POINT = 0.6  # every pixel of the one image that PointMass knows
 

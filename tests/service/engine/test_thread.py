@@ -11,7 +11,8 @@ from service.engine.core import EngineCore, ModelStats
 from service.engine.request import EngineStopped, QueueFull, Request, RequestFailed, RequestOutput
 from service.engine.thread import EngineThread
 from tests.service.engine.desk import Desk, make_core, running, stop
-from tests.service.engine.tiny import PATIENCE, Turnstile, wait_until
+from tests.service.engine.tiny import Turnstile
+from tests.waiting import PATIENCE, wait_until
 
 
 def test_answers_are_images_and_times() -> None:
@@ -148,6 +149,7 @@ def test_stop_without_patience_answers_what_is_open() -> None:
         model.close()
         names = [desk.send(num_steps=500) for _ in range(6)]
         wait_until(lambda: len(model.rows) == 1)
+        desk.engine.request_stop(0.0)
         model.open()
         stop(desk.engine, 0.0)
         answers = [desk.answer(name) for name in names]

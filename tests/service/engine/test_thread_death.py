@@ -11,7 +11,8 @@ from service.engine import thread as thread_module
 from service.engine.core import EngineCore, Progress
 from service.engine.request import EngineStopped, Request
 from tests.service.engine.desk import make_core, running, stop
-from tests.service.engine.tiny import PATIENCE, Turnstile, wait_until
+from tests.service.engine.tiny import Turnstile
+from tests.waiting import PATIENCE, wait_until
 
 
 class MortalCore(EngineCore):

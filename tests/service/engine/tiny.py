@@ -5,8 +5,6 @@ Letters: R forward rows, C x H x W the image.
 
 import random
 import threading
-import time
-from collections.abc import Callable
 from itertools import count
 from typing import Any
 
@@ -20,8 +18,8 @@ from service.engine.core import EngineConfig, EngineCore, StepStats
 from service.engine.plan import compile_plan
 from service.engine.request import ImageTask, Request, SamplingParams
 from service.engine.runner import LaunchedStep, ModelRunner
+from tests.waiting import PATIENCE, wait_until
 
-PATIENCE = 30.0  # seconds after which a test gives up waiting
 CPU = torch.device("cpu")
 _ids = count()
 
@@ -165,10 +163,3 @@ def random_params(rng: random.Random, model: str, samplers: list[str]) -> Sampli
         guidance_interval=(low, high) if kind == "interval" else (0.0, 1.0),
         seeds=tuple(rng.getrandbits(53) for _ in range(rng.randint(1, 3))),
     )
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.001)

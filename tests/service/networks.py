@@ -1,0 +1,61 @@
+"""Networks that are slow, that wait or that fail, served by their dotted path."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.dit_model import DIT
+from service.settings import ModelEntry
+from tests.checkpoints import CLASS_NAMES, TINY
+from tests.waiting import wait_until
+
+
+def entry(architecture: type[nn.Module], **arguments: Any) -> ModelEntry:
+    """A setting that serves this architecture with fresh weights."""
+    config = {"arguments": TINY["dit"] | {"num_classes": 3} | arguments, "class_names": CLASS_NAMES}
+    return ModelEntry(architecture=f"{architecture.__module__}:{architecture.__name__}", config=config)
+
+
+class Slow(DIT):
+    """A DIT whose forward takes a while, so that a test can act in the middle of a request."""
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        time.sleep(0.01)
+        return super().forward(x, t, y)
+
+
+class Gated(DIT):
+    """A DIT whose forward waits while the folder has a file `closed`, and says so by a file `waits`."""
+
+    def __init__(self, folder: str, **sizes: Any):
+        super().__init__(**sizes)
+        self.folder = Path(folder)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        closed = self.folder / "closed"
+        if closed.exists():
+            (self.folder / "waits").touch()
+            wait_until(lambda: not closed.exists())
+        return super().forward(x, t, y)
+
+
+class Fragile(DIT):
+    """Raises for class 1 and gives NaN for class 2."""
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        if (y == 1).any():
+            raise RuntimeError("class 1 breaks this model")
+        output = super().forward(x, t, y)
+        return torch.where((y == 2)[:, None, None, None], torch.nan, output)
+
+
+class Lost(Slow):
+    """Loses its device for good when class 1 is asked for, as CUDA does after an illegal access."""
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        if (y == 1).any():
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+        return super().forward(x, t, y)
