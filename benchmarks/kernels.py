@@ -19,10 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernels import Sum, attention, gated_residual_layer_norm, join, residual_group_norm, sampler_step
+from kernels import (
+    DeferredSum,
+    attention,
+    gated_residual_layer_norm,
+    residual_group_norm,
+    sampler_step,
+    upsample2x,
+)
 from kernels.attention import attention_reference
+from kernels.deferred_sum import upsample2x_reference
 from kernels.group_norm import group_norm_reference
-from kernels.join import join_reference
 from kernels.layer_norm import gated_residual_layer_norm_reference
 from kernels.sampler_step import NUM_COEFFICIENTS, NUM_INDICES, sampler_step_reference
 from models.checkpoint import ModelConfig, build_model
@@ -87,10 +94,10 @@ def operations(B: int) -> dict[str, tuple[Callable[[], object], Callable[..., ob
     state = (latent, history, output, indices, coefficients)
 
     def norm_of_sum(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        stream = Sum(x, y, row, row).compute()
+        stream = DeferredSum(x, y, row, row).compute()
         return stream, group_norm_reference(stream, *norm)
 
-    total = Sum(image, branch, row, row)
+    total = DeferredSum(image, branch, row, row)
     return {
         "attention 64 x 96": (
             lambda: attention(qkv, 8, 2),
@@ -111,8 +118,8 @@ def operations(B: int) -> dict[str, tuple[Callable[[], object], Callable[..., ob
             4 * image.nbytes,
         ),
         "sum + upsampling": (
-            lambda: join(total, upsample=2),
-            lambda x, y: join_reference(Sum(x, y, row, row), upsample=2),
+            lambda: upsample2x(total),
+            lambda x, y: upsample2x_reference(DeferredSum(x, y, row, row)),
             (image, branch),
             6 * image.nbytes,
         ),

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.inspection.recorder import Launch, recorded_launches
 from kernels.gather_rows import NUM_ROW_INDICES, gather_rows
-from kernels.inspection.recorder import Launch, recorded_launches
 from kernels.sampler_step import NUM_COEFFICIENTS, NUM_INDICES, sampler_step
 from models import DIT, UNet
 from service.engine.runner import preferred_layout

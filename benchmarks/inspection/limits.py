@@ -1,26 +1,26 @@
-"""What a compiled kernel must keep to; a limit that breaks is a kernel that got slower before anybody ran it."""
+"""Limits for compiled kernels: registers, spills, access widths, occupancy, tensor-core instructions."""
 
 from collections.abc import Iterator
 
 import torch
 
-from kernels.inspection.compiled import Facts
-from kernels.inspection.served import Case
+from benchmarks.inspection.compiled import Facts
+from benchmarks.inspection.served import Case
 
-NORM_REGISTERS, STREAM_REGISTERS = 128, 64  # GroupNorm keeps its group in registers; the others stream
+NORM_REGISTERS, STREAM_REGISTERS = 128, 64  # GroupNorm keeps a whole group in registers; the others do not
 ATTENTION_REGISTERS = {80: 168, 89: 168, 90: 112, 100: 112}
-# Single numbers that a program looks up in the step's block or leaves there; all else moves 16 bytes a thread.
+# Single numbers that a program reads or writes; all other accesses must move 16 bytes a thread.
 LOOKUPS = {
     "sampler_step_kernel": 5 + 8 + 1,  # indices, coefficients, flag
     "gather_rows_kernel": 3,
     "label_silu_kernel": 1,
     "sinusoidal_embedding_kernel": 1,
 }
-MMA_64X64X96 = 96  # 64 x 64 scores over 96 columns and back, in m16n8k16 products of 4 warps; padding makes 128
+MMA_64X64X96 = 96  # mma.sync for 64 x 64 scores over 96 columns and back, 4 warps; padded tiles need 128
 
 
 def broken_limits(case: Case, architecture: int, found: Facts) -> Iterator[str]:
-    """One sentence a broken limit."""
+    """One sentence per broken limit."""
     if found.spills:
         yield f"spills: {found.stack} bytes of stack, {found.local_accesses} local accesses"
     if found.double:
