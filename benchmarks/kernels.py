@@ -1,10 +1,10 @@
-"""Each kernel against PyTorch, and whole steps with and without fusion and graphs. Needs a GPU, and says so.
+"""Times each kernel against PyTorch, and whole steps with and without CUDA graphs. Needs a GPU.
 
     python -m benchmarks.kernels [--rows 64] [--out kernels.json]
 
-Ceilings are measured in the same run: a large copy for memory, a large bfloat16 product for tensor cores. Every
-operation is timed as a CUDA graph of its own, so that the time is the device's; `torch` is the plain reference,
-`compiled` is torch.compile of it.
+The same run measures two ceilings: a large copy for memory, and a large bfloat16 product for tensor cores. Every
+operation is timed as a CUDA graph, which excludes the host's time. `torch` is the plain reference, and `compiled`
+is torch.compile of it.
 """
 
 import argparse
@@ -43,7 +43,7 @@ DTYPE = torch.bfloat16
 
 
 def device_seconds(run: Callable[[], object]) -> float:
-    """Seconds of one call on the device, without the host's part."""
+    """Seconds of one call on the device, without the time of the host."""
     graph = torch.cuda.CUDAGraph()
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -66,7 +66,7 @@ def device_seconds(run: Callable[[], object]) -> float:
 
 
 def ceilings() -> dict[str, float]:
-    """Bytes a second of a copy of 1 GiB (read and written), FLOP/s of a product of 8,192 cubed."""
+    """Bytes per second of a copy of 1 GiB (read and written), FLOP/s of a product of 8,192 cubed."""
     a, b = (torch.empty(2**29, dtype=torch.bfloat16, device="cuda") for _ in range(2))
     x, y = (torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda") for _ in range(2))
     return {
@@ -81,7 +81,7 @@ def randn(*shape: int) -> Tensor:
 
 
 def operations(B: int) -> dict[str, tuple[Callable[[], object], Callable[..., object], tuple[Any, ...], int]]:
-    """Kernel, reference, its arguments, and the bytes that it cannot avoid."""
+    """By name: kernel, reference, its arguments, and the bytes of every input and output once."""
     qkv, x, y = randn(B, 64, 12 * 96), randn(B, 64, 768), randn(B, 64, 768)
     gate, scale, shift = randn(B, 6, 768).unbind(1)[:3]
     image, branch, row = randn(B, 64, 32, 32), randn(B, 64, 32, 32), randn(64)
@@ -155,7 +155,7 @@ def tasks_for(config: ModelConfig, rows: int) -> list[ImageTask]:
 
 
 def step_seconds(runner: ModelRunner, rows: int) -> float:
-    """Wall time of steps launched one after the other, as the engine does."""
+    """Mean wall time of steps that are launched one after the other, as in the engine."""
     tasks = tasks_for(runner.config, rows)
     for _ in range(5):
         runner.execute(tasks)

@@ -118,10 +118,10 @@ cache. The last two columns are bounds of a whole step: the largest of products,
 
 CONCLUSION = """## What follows
 
-- At few rows, launches take longer than arithmetic. Fusion and CUDA graphs therefore help more than faster products.
+- At few rows, launches take longer than arithmetic. So fusion and CUDA graphs help more than faster products.
 - A step reads the weights once for all of its rows. More rows are nearly free until products take longer than the
   launches. Batching without a compatibility key fills the steps that a key would leave half empty.
-- At 64 tokens, attention is a few percent of the FLOPs. Its kernel helps because it needs no copies before and after.
+- At 64 tokens, attention is a few percent of the FLOPs. Its kernel helps because it needs no copies around it.
 """
 
 

@@ -223,7 +223,7 @@ def test_impossible_sizes_say_what_to_change(changes: dict[str, object], message
         small(**changes)
 
 
-def test_two_norm_launches_a_block_and_one_for_each_seam() -> None:
+def test_a_block_is_two_norm_launches() -> None:
     """On a GPU: no bias, sum, concatenation or upsampling is a launch of its own."""
     with torch.device("meta"):
         model = UNet().eval().requires_grad_(False)
@@ -234,7 +234,7 @@ def test_two_norm_launches_a_block_and_one_for_each_seam() -> None:
     counts = Counter(launch.name for launch in launches)
     assert counts == {
         "group_norm_kernel": 2 * blocks + 1,  # and the last norm
-        "join_kernel": 4 + 4 + 3,  # skips, concatenations, upsamplings
+        "deferred_sum_kernel": 4 + 4 + 3,  # skips, concatenations, upsamplings
         "sinusoidal_embedding_kernel": 1,
         "label_silu_kernel": 1,
     }
