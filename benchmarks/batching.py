@@ -46,7 +46,7 @@ def step_key(task: ImageTask) -> Hashable:
 class KeyedScheduler(Scheduler):
     """The project's scheduler with a compatibility key: a batch takes only images with the key of the oldest one.
 
-    whole: a batch takes nobody in once it has started. limit: images a batch.
+    whole: a batch takes no more images once it has started. limit: images per batch.
     """
 
     key: Key = staticmethod(lambda task: None)

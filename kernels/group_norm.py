@@ -1,4 +1,4 @@
-"""GroupNorm, then optional FiLM, then optional SiLU, in one launch; the UNet has 37 of these chains.
+"""GroupNorm, then optional FiLM, then optional SiLU, in one launch; the default UNet has 37 such chains.
 
 Letters: B batch, C channels, H x W pixels, G groups. GroupNorm: Wu & He 2018 (arXiv:1803.08494);
 FiLM: Perez et al. 2017 (arXiv:1709.07871), here as (1 + scale) * y + shift.
