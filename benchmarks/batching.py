@@ -1,14 +1,14 @@
-"""What batching without a compatibility key buys, on the real engine and a real model.
+"""The gain of batching without a compatibility key, on the real engine and a real model.
 
 Four ways to batch serve the same trace of mixed requests (steps, samplers, guidance), on the same runner:
 
     sequential   one request after another
     request      requests of equal steps, sampler and guidance form a batch that runs to its end
-    keyed step   batches are formed anew at every step among images of equal sampler and guidance
-    no key       batches are formed anew at every step among all images: this project
+    keyed step   every step forms a new batch among images of equal sampler and guidance
+    no key       every step forms a new batch among all images: this project
 
-First all requests are there at once (throughput), then they arrive at random (Poisson) at a share of the throughput
-that "no key" reached (latency). Run it on a machine that does nothing else.
+First, all requests are present at once (throughput). Then they arrive at random (Poisson) at a share of the
+throughput of "no key" (latency). Run it on a machine without other load.
 
     python -m benchmarks.batching --checkpoint checkpoints/dit
 """
@@ -44,9 +44,9 @@ def step_key(task: ImageTask) -> Hashable:
 
 
 class KeyedScheduler(Scheduler):
-    """The project's scheduler with a compatibility key: only images whose key is the oldest image's may join.
+    """The project's scheduler with a compatibility key: a batch takes only images with the key of the oldest one.
 
-    whole: a batch takes nobody in once it has started. limit: images a batch.
+    whole: a batch takes no more images once it has started. limit: images per batch.
     """
 
     key: Key = staticmethod(lambda task: None)
@@ -108,7 +108,7 @@ def make_trace(runner: ModelRunner, count: int, seed: int) -> list[Request]:
 def replay(
     runner: ModelRunner, kind: type[Scheduler], trace: list[Request], arrivals: np.ndarray, max_rows: int
 ) -> tuple[float, list[float], float]:
-    """Returns the seconds of the whole trace, each request's latency, and the mean rows of a forward."""
+    """Run a trace. Returns its seconds, the latency of each request, and the mean rows of a forward."""
     core = EngineCore({"model": runner}, EngineConfig(max_rows, len(trace) + 1, 10**9))
     core.warm_up("model")
     core.shares["model"].scheduler = kind(max_rows, len(trace) + 1, 10**9)

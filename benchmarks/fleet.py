@@ -1,8 +1,8 @@
 """Replicas of the engine on virtual clocks, behind a router.
 
-Only the devices are simulated (a step of R rows lasts t0 + t1 R, each replica has a clock that jumps) and the
-arrivals (those of benchmarks/scheduling.py: Poisson, mixed steps and guidance, every model alike); queues,
-scheduler, policy and admission are the service's. A router knows every backlog without delay.
+Devices and arrivals are simulated. A step of R rows lasts t0 + t1 R on the virtual clock of its replica. Arrivals
+are those of benchmarks/scheduling.py: Poisson, mixed steps and guidance, each model equally often. Queues,
+scheduler, policy and admission are the service's own. A router knows every backlog without delay.
 """
 
 import math
@@ -17,13 +17,13 @@ from service.engine.policy import TARGET_FACTOR
 from service.engine.request import EngineError, Request
 from service.engine.simulated import StepCost
 
-ROWS = 32  # of a step at most, where no service tells
-WARM_SECONDS, COOL_SECONDS = 1.0, 0.5  # of virtual time that count for nothing: a fleet starts and ends empty
+ROWS = 32  # maximum of a step, unless --info names a service
+WARM_SECONDS, COOL_SECONDS = 1.0, 0.5  # of virtual time that are not counted, because a fleet starts and ends empty
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model on the device: the time of its steps and their forward rows at most."""
+    """A model on the device: its step times and its row cap."""
 
     cost: StepCost
     rows: int
@@ -34,20 +34,20 @@ SIMULATED: Models = {name: Model(cost, ROWS) for name, cost in COSTS.items()}
 
 
 def capacity(models: Models) -> float:
-    """Requests a second that one device can do with full steps, each model asked for alike."""
+    """Requests per second that one device can serve with full steps, with equally many for each model."""
     needed = float(np.mean(STEPS)) * float(np.mean([1 + (scale != 1) for scale in GUIDANCE]))
     return 1 / (needed * float(np.mean([m.cost.seconds(m.rows) / m.rows for m in models.values()])))
 
 
 class CappedRunner(VirtualRunner):
-    """Takes its row cap from the number of its slots, so that every model may have its own."""
+    """A runner whose row cap is its number of slots, so that each model can have its own cap."""
 
     def warm_up(self, max_rows: int | None, on_progress: Callable[[], None] = lambda: None) -> int:
         return super().warm_up(len(self.pool), on_progress)
 
 
 class Replica:
-    """An engine and its device, on a clock of their own."""
+    """An engine and its simulated device, with their own clock."""
 
     def __init__(self, models: Models):
         self._clock = Clock()
@@ -56,17 +56,17 @@ class Replica:
         self._core = EngineCore(dict(runners), EngineConfig(shed_load=True), clock=clock)
         for name in runners:
             self._core.warm_up(name)
-        self._start = clock.now  # behind the warm-up; all other times count from here
-        self.refused: list[float] = []  # when they arrived
+        self._start = clock.now  # after the warm-up; all other times count from here
+        self.refused: list[float] = []  # arrival times
         self.done: list[tuple[float, float, float]] = []  # arrival, latency, latency over idle latency
 
     @property
     def backlog(self) -> float:
-        """Device seconds that its requests still need."""
+        """Device seconds that the accepted requests still need."""
         return sum(share.scheduler.backlog_seconds for share in self._core.shares.values())
 
     def run(self, until: float) -> None:
-        """Work until that time; the last step may end a little later."""
+        """Run steps until that time; the last step may end later."""
         while self._core.has_work and self._clock.now < self._start + until:
             for request in self._core.step().ended:
                 latency = request.finished - request.arrived
@@ -82,7 +82,7 @@ class Replica:
             self.refused.append(arrived)
 
 
-Routing = Callable[[list[Replica], float, np.random.Generator], Replica]  # those to choose from, now
+Routing = Callable[[list[Replica], float, np.random.Generator], Replica]  # (candidates, now, random numbers)
 
 
 def at_random(replicas: list[Replica], now: float, rng: np.random.Generator) -> Replica:
@@ -96,13 +96,13 @@ def least_backlog(replicas: list[Replica], now: float, rng: np.random.Generator)
 
 
 def two_choices(replicas: list[Replica], now: float, rng: np.random.Generator) -> Replica:
-    """The less busy one of two (Mitzenmacher 2001), by backlog; Ray Serve does it by open requests."""
+    """The one with less backlog of two random replicas (Mitzenmacher 2001). Ray Serve compares open requests."""
     return least_backlog([at_random(replicas, now, rng) for _ in range(2)], now, rng)
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """How requests find a replica, and whether each model has replicas of its own."""
+    """The routing of requests, and whether each model has its own replicas."""
 
     route: Routing
     apart: bool = False
@@ -117,7 +117,7 @@ FLEETS = {
 
 
 def divide(models: Models, count: int) -> dict[str, int]:
-    """Replicas by model, at least one each; every further one goes where the load is highest."""
+    """Number of replicas by model: one each, then each further one to the model with the highest load."""
     work = {name: model.cost.seconds(model.rows) / model.rows for name, model in models.items()}
     counts = dict.fromkeys(models, 1)
     for _ in range(count - len(models)):
@@ -127,21 +127,21 @@ def divide(models: Models, count: int) -> dict[str, int]:
 
 @dataclass
 class Outcome:
-    """Of the requests between the first WARM_SECONDS and the last COOL_SECONDS."""
+    """Results for the requests after the first WARM_SECONDS and before the last COOL_SECONDS."""
 
     refused: int
-    latencies: np.ndarray  # seconds, of the answered ones
-    slowdowns: np.ndarray  # the same over idle latency
-    backlog: float  # mean seconds of a replica
+    latencies: np.ndarray  # seconds, of answered requests
+    slowdowns: np.ndarray  # latency over the latency on an idle device
+    backlog: float  # seconds, mean of all replicas
 
     @property
     def in_time(self) -> float:
-        """Share of all requests, the refused ones included."""
+        """Share of all requests, refused ones included, that were answered in time."""
         return float((self.slowdowns <= TARGET_FACTOR).sum()) / max(1, len(self.slowdowns) + self.refused)
 
 
 def simulate(models: Models, count: int, rate: float, requests: int, fleet: Fleet, seed: int = 0) -> Outcome:
-    """So many replicas under `rate` requests a second, of which at least `requests` count."""
+    """Run `count` replicas at `rate` requests per second, long enough to count about `requests` of them."""
     if fleet.apart:
         parts = {
             name: [Replica({name: models[name]}) for _ in range(n)] for name, n in divide(models, count).items()
@@ -153,7 +153,7 @@ def simulate(models: Models, count: int, rate: float, requests: int, fleet: Flee
     for now, request in arrivals(rate, seconds, dict.fromkeys(models, 1 / len(models)), seed):
         replica = fleet.route(parts[request.params.model], now, rng)
         replica.run(now)
-        if now > WARM_SECONDS:  # each in turn, and before the request: Poisson arrivals see averages over time
+        if now > WARM_SECONDS:  # a look at each arrival: Poisson arrivals see time averages
             watched = replicas[len(backlogs) % count]
             watched.run(now)
             backlogs.append(watched.backlog)

@@ -1,10 +1,10 @@
-"""Each kernel against PyTorch, and whole steps with and without fusion and graphs. Needs a GPU, and says so.
+"""Times each kernel against PyTorch, and whole steps with and without CUDA graphs. Needs a GPU.
 
     python -m benchmarks.kernels [--rows 64] [--out kernels.json]
 
-Ceilings are measured in the same run: a large copy for memory, a large bfloat16 product for tensor cores. Every
-operation is timed as a CUDA graph of its own, so that the time is the device's; `torch` is the plain reference,
-`compiled` is torch.compile of it.
+The same run measures two ceilings: a large copy for memory, and a large bfloat16 product for tensor cores. Every
+operation is timed as a CUDA graph, which excludes the host's time. `torch` is the plain reference, and `compiled`
+is torch.compile of it.
 """
 
 import argparse
@@ -19,10 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernels import Sum, attention, gated_residual_layer_norm, join, residual_group_norm, sampler_step
+from kernels import (
+    DeferredSum,
+    attention,
+    gated_residual_layer_norm,
+    residual_group_norm,
+    sampler_step,
+    upsample2x,
+)
 from kernels.attention import attention_reference
+from kernels.deferred_sum import upsample2x_reference
 from kernels.group_norm import group_norm_reference
-from kernels.join import join_reference
 from kernels.layer_norm import gated_residual_layer_norm_reference
 from kernels.sampler_step import NUM_COEFFICIENTS, NUM_INDICES, sampler_step_reference
 from models.checkpoint import ModelConfig, build_model
@@ -36,7 +43,7 @@ DTYPE = torch.bfloat16
 
 
 def device_seconds(run: Callable[[], object]) -> float:
-    """Seconds of one call on the device, without the host's part."""
+    """Seconds of one call on the device, without the time of the host."""
     graph = torch.cuda.CUDAGraph()
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -59,7 +66,7 @@ def device_seconds(run: Callable[[], object]) -> float:
 
 
 def ceilings() -> dict[str, float]:
-    """Bytes a second of a copy of 1 GiB (read and written), FLOP/s of a product of 8,192 cubed."""
+    """Bytes per second of a copy of 1 GiB (read and written), FLOP/s of a product of 8,192 cubed."""
     a, b = (torch.empty(2**29, dtype=torch.bfloat16, device="cuda") for _ in range(2))
     x, y = (torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda") for _ in range(2))
     return {
@@ -74,7 +81,7 @@ def randn(*shape: int) -> Tensor:
 
 
 def operations(B: int) -> dict[str, tuple[Callable[[], object], Callable[..., object], tuple[Any, ...], int]]:
-    """Kernel, reference, its arguments, and the bytes that it cannot avoid."""
+    """By name: kernel, reference, its arguments, and the bytes of every input and output once."""
     qkv, x, y = randn(B, 64, 12 * 96), randn(B, 64, 768), randn(B, 64, 768)
     gate, scale, shift = randn(B, 6, 768).unbind(1)[:3]
     image, branch, row = randn(B, 64, 32, 32), randn(B, 64, 32, 32), randn(64)
@@ -87,10 +94,10 @@ def operations(B: int) -> dict[str, tuple[Callable[[], object], Callable[..., ob
     state = (latent, history, output, indices, coefficients)
 
     def norm_of_sum(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        stream = Sum(x, y, row, row).compute()
+        stream = DeferredSum(x, y, row, row).compute()
         return stream, group_norm_reference(stream, *norm)
 
-    total = Sum(image, branch, row, row)
+    total = DeferredSum(image, branch, row, row)
     return {
         "attention 64 x 96": (
             lambda: attention(qkv, 8, 2),
@@ -111,8 +118,8 @@ def operations(B: int) -> dict[str, tuple[Callable[[], object], Callable[..., ob
             4 * image.nbytes,
         ),
         "sum + upsampling": (
-            lambda: join(total, upsample=2),
-            lambda x, y: join_reference(Sum(x, y, row, row), upsample=2),
+            lambda: upsample2x(total),
+            lambda x, y: upsample2x_reference(DeferredSum(x, y, row, row)),
             (image, branch),
             6 * image.nbytes,
         ),
@@ -148,7 +155,7 @@ def tasks_for(config: ModelConfig, rows: int) -> list[ImageTask]:
 
 
 def step_seconds(runner: ModelRunner, rows: int) -> float:
-    """Wall time of steps launched one after the other, as the engine does."""
+    """Mean wall time of steps that are launched one after the other, as in the engine."""
     tasks = tasks_for(runner.config, rows)
     for _ in range(5):
         runner.execute(tasks)

@@ -2,10 +2,10 @@
 
     python -m benchmarks.launches
 
-The step runs on a CPU while every operation that PyTorch dispatches is written down; views and allocations launch
-nothing. The fused step sends its operations to the Triton kernels, whose launches are written down, too. A
-convolution with a bias counts as two, because PyTorch adds the bias behind cuDNN's kernel; every other operation
-counts as one, though some (GroupNorm, indexing) are several on a GPU, so the unfused numbers are lower bounds.
+The step runs on a CPU and records every operation that PyTorch dispatches, without views and allocations. The fused
+step also records the launches of the Triton kernels. A convolution with a bias counts as two, because PyTorch adds
+the bias after cuDNN's kernel. Every other operation counts as one. Some (GroupNorm, indexing) are several on a GPU,
+so the unfused numbers are lower bounds.
 """
 
 from collections import Counter
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.inspection.recorder import Launch, recorded_launches
 from kernels.gather_rows import NUM_ROW_INDICES, gather_rows
-from kernels.inspection.recorder import Launch, recorded_launches
 from kernels.sampler_step import NUM_COEFFICIENTS, NUM_INDICES, sampler_step
 from models import DIT, UNet
 from service.engine.runner import preferred_layout
@@ -35,7 +35,7 @@ PRODUCTS = {
 
 
 class LaunchCounter(TorchDispatchMode):
-    """Counts what would be launched, by kind, and the bytes of the tensors that go in and out."""
+    """Counts launches by kind, and the bytes of their operands."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ def image_shape(model: nn.Module) -> tuple[int, int, int]:
 
 
 def networks() -> dict[str, nn.Module]:
-    """The default sizes, and the DiT deep enough to be slow."""
+    """Both networks at their default sizes, and a DiT of 12 blocks."""
     models = {"DIT, 2 blocks": DIT(), "DIT, 12 blocks": DIT(depth=12), "UNet, 18 residual blocks": UNet()}
     return {name: model.eval().requires_grad_(False) for name, model in models.items()}
 

@@ -1,13 +1,12 @@
-"""Requests that do not wait for each other: what a real server does with less, and with more, than it can do.
+"""An open loop: a real server below and above its capacity, with requests that do not wait for each other.
 
     python -m benchmarks.openloop [--seconds 20] [--loads 0.5 1 1.5 3] [--plot docs/openloop.png]
 
-Requests arrive at random (Poisson) at multiples of what the device can do with full steps, whether or not the
-earlier ones were answered; a latency counts from the moment a request was due, so that a slow server cannot slow
-its own measurement down. In time is an answer within three times what the same request takes alone. The server is
-the real one in a process of its own with a simulated device (both models, mixed steps and guidance), and refuses
-what would be late (DIFFUSION_SHED_LOAD). Each load ends with some seconds of low load: how soon are new requests
-in time again? Run it on a machine that does nothing else.
+Requests arrive at random (Poisson), whether or not the earlier ones were answered. Load 1 is what the device can do
+with full steps. A latency counts from the time at which the request was due, so a slow server cannot slow its own
+measurement down. An answer is in time if it takes at most three times as long as the same request alone. The real
+server runs in its own process, with a simulated device, both models, and DIFFUSION_SHED_LOAD on. After each load,
+some seconds of low load show how soon new requests are in time again. Run it on a machine without other load.
 """
 
 import argparse
@@ -30,13 +29,13 @@ from service.engine.simulated import StepCost
 # The device of benchmarks.scheduling, ten times slower: the clients share this machine's cores with the server.
 COSTS = {model: StepCost(10 * cost.t0_ms, 10 * cost.t1_ms) for model, cost in scheduling.COSTS.items()}
 ROWS = 32
-CALM_LOAD, CALM_SECONDS = 0.3, 6.0  # behind each load
-REPEATS = 3  # of each kind of request, alone
+CALM_LOAD, CALM_SECONDS = 0.3, 6.0  # after each load
+REPEATS = 3  # of each kind of request on an idle server
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A request: all that its duration depends on."""
+    """All parameters of a request that change its duration."""
 
     model: str
     steps: int
@@ -50,13 +49,13 @@ KINDS = [Kind(model, steps, scale) for model in COSTS for steps in STEPS for sca
 class Answer:
     kind: Kind
     due: float  # seconds since the load began
-    latency: float  # seconds from then
+    latency: float  # seconds since due
     status: int  # 0: the connection broke
 
 
 @dataclass(frozen=True)
 class Load:
-    """What became of the requests of one load, and of the calm behind it."""
+    """The answers to the requests of one load, and of the low load after it."""
 
     factor: float  # of the capacity
     seconds: float
@@ -74,7 +73,7 @@ class Load:
 
     @property
     def goodput(self) -> float:
-        """Answers in time a second, of the requests that came while the load lasted."""
+        """Answers in time per second, for the requests that were due while the load lasted."""
         return sum(map(self.in_time, self.loaded)) / self.seconds
 
     def share(self, status: int) -> float:
@@ -87,8 +86,10 @@ class Load:
 
     @property
     def recovery_seconds(self) -> float:
-        """From the end of the load until the requests that arrive are in time: the first such moment from which
-        nine of ten of the rest are."""
+        """Seconds from the end of the load until new requests are in time again.
+
+        That is the first arrival from which on nine of ten requests are in time.
+        """
         calm = sorted((answer for answer in self.answers if answer.due >= self.seconds), key=lambda a: a.due)
         good = [self.in_time(answer) for answer in calm]
         for start, answer in enumerate(calm):
@@ -98,13 +99,13 @@ class Load:
 
 
 def capacity() -> float:
-    """Requests a second that the device can do with full steps, half of them for each model."""
+    """Requests per second that the device can serve with full steps, half of them for each model."""
     evaluations = float(np.mean([kind.steps * (1 + (kind.guidance != 1)) for kind in KINDS]))
     return 1 / (evaluations * float(np.mean([cost.seconds(ROWS) / ROWS for cost in COSTS.values()])))
 
 
 async def ask(server: Server, kind: Kind, retry_after: list[int]) -> int:
-    """The status of the answer."""
+    """Send a request; returns the status of the answer, or 0 if the connection broke."""
     query = {"model": kind.model, "class": 0, "steps": kind.steps, "guidance": kind.guidance, "sampler": "ddim"}
     try:
         async with server.session.post("/generate", params=query) as answer:
@@ -129,7 +130,7 @@ async def measure_alone(server: Server) -> dict[Kind, float]:
 
 
 async def offer(server: Server, factor: float, seconds: float, alone: dict[Kind, float], seed: int) -> Load:
-    """A load, then the calm; returns when every request has its answer."""
+    """Offer a load, then the low load; returns when every request has its answer."""
     rng = np.random.default_rng(seed)
     trace, now = [], 0.0
     while now < seconds + CALM_SECONDS:
@@ -177,7 +178,7 @@ def table(loads: list[Load]) -> str:
 
 
 def plot(loads: list[Load], path: Path) -> None:
-    """Each request of each load: when it came, and how long it took beside what it takes alone."""
+    """Plot each request: its arrival, and its latency over the latency on an idle server."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 2.6 * len(loads)), layout="constrained")

@@ -1,9 +1,9 @@
-"""What the deterministic mode costs: the same requests with it and without it, in turns, on one engine.
+"""The cost of the deterministic mode: the same requests with and without it, in turns, on one engine.
 
     python -m benchmarks.repetition --checkpoint checkpoints/dit [--rows 8] [--repeats 5]
 
-In that mode each step is padded to the row cap, so that a lone request pays for a full step and a crowd for little.
-The ratio is the median over the repeats. Run it on a machine that does nothing else.
+The mode pads each step to the row cap. So a single request pays for full steps, and many requests pay little.
+The ratio is the median over the repeats. Run it on a machine without other load.
 """
 
 import argparse
@@ -23,7 +23,7 @@ CROWDS = (1, 2, 4, 8, 16)
 
 
 def requests(runner: ModelRunner, count: int, deterministic: bool) -> list[Request]:
-    """Every other one guided; of 10 to 40 steps."""
+    """Requests of 10 to 40 steps; every other one has guidance."""
     made = []
     for index in range(count):
         scale, steps = (2.0, 1.0)[index % 2], (20, 10, 40, 30)[index % 4]
@@ -35,7 +35,7 @@ def requests(runner: ModelRunner, count: int, deterministic: bool) -> list[Reque
 
 
 def seconds(core: EngineCore, crowd: list[Request]) -> float:
-    """Until the last of them is done."""
+    """Seconds until the last request is done."""
     started = time.monotonic()
     for request in crowd:
         core.add(request)
@@ -50,7 +50,7 @@ def measure(
     """Time with the mode over time without it, by number of requests at once.
 
     Raises:
-        RuntimeError: this machine does not repeat itself, so that there is no such mode.
+        RuntimeError: the self-check found that this machine is not deterministic, so it has no such mode.
     """
     core = EngineCore({"model": runner}, EngineConfig(rows))
     core.warm_up("model")

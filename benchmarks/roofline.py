@@ -1,4 +1,4 @@
-"""The least time that a step can take on an H100, computed from the real modules; nothing here was timed.
+"""The least time that a step can take on an H100, computed from the real modules. Nothing is timed.
 
 python -m benchmarks.roofline > docs/roofline.md
 """
@@ -20,12 +20,12 @@ PYTHON_LAUNCH, GRAPH_LAUNCH = 6e-6, 2e-6
 
 @dataclass(frozen=True)
 class Floor:
-    """One model at one row count; seconds."""
+    """One model at one number of rows. Times are in seconds."""
 
     rows: int
     flops: float
     least_bytes: int  # weights once, latents and history in and out
-    moved_bytes: int  # every operand of every launch, as if no cache kept anything
+    moved_bytes: int  # every operand of every launch, as if there were no cache
     graph_launches: int
     python_launches: int
 
@@ -39,7 +39,7 @@ class Floor:
 
     @property
     def device(self) -> float:
-        """Products and memory can overlap perfectly, and caches keep everything that is used twice."""
+        """Assumes that products and memory overlap, and that caches hold everything that is used twice."""
         return max(self.compute, self.least_bytes / BYTES_PER_SECOND)
 
     @property
@@ -52,7 +52,7 @@ class Floor:
 
 
 def floors(model: nn.Module) -> list[Floor]:
-    """model: float32 on the CPU; the floors are those of bfloat16 weights."""
+    """model: float32 on the CPU. The floors are for bfloat16 weights."""
     shape = image_shape(model)
     launches = {fused: sum(count_step(model, 2, fused).launches.values()) for fused in (False, True)}
     model = model.to(torch.device("meta"), torch.bfloat16)
@@ -73,7 +73,7 @@ def floors(model: nn.Module) -> list[Floor]:
 
 
 def crossing(rows: list[Floor], launches: float) -> str:
-    """The row count at which the device needs as long as the launches, by interpolation of its floor."""
+    """The number of rows at which the device takes as long as the launches, by interpolation."""
     for a, b in zip(rows, rows[1:], strict=False):
         if a.device <= launches < b.device:
             return f"{a.rows + (b.rows - a.rows) * (launches - a.device) / (b.device - a.device):.0f}"
@@ -94,35 +94,34 @@ def section(name: str, model: nn.Module) -> str:
     first = rows[0]
     graph, python = first.graph_launches * GRAPH_LAUNCH, first.python_launches * PYTHON_LAUNCH
     lines.append(
-        f"\n{first.graph_launches} launches fused and replayed ({1e6 * graph:.0f} us), {first.python_launches} "
-        f"plain ones from Python ({1e6 * python:,.0f} us).\nLaunches dominate below {crossing(rows, graph)} rows "
-        f"when they are replayed, below {crossing(rows, python)} when Python starts them.\n"
+        f"\nThere are {first.graph_launches} launches fused in a graph ({1e6 * graph:.0f} us), or "
+        f"{first.python_launches} plain ones from Python ({1e6 * python:,.0f} us).\nLaunches take longest below "
+        f"{crossing(rows, graph)} rows in a graph, and below {crossing(rows, python)} rows from Python.\n"
     )
     return "\n".join(lines)
 
 
 INTRODUCTION = f"""# Roofline
 
-**No GPU time was measured for this page.** It is arithmetic on what the modules do, with data sheet numbers of
-one H100 SXM ({FLOPS_PER_SECOND / 1e12:.0f} TFLOP/s in bfloat16, {BYTES_PER_SECOND / 1e12:.2f} TB/s) and two
-assumptions: a launch costs {1e6 * PYTHON_LAUNCH:.0f} us of the host when Python starts it, and
-{1e6 * GRAPH_LAUNCH:.0f} us of the device when a CUDA graph replays it. Real products reach 50 to 70 % of the data
-sheet and small convolutions less, so all of these are floors: a step cannot be faster, and will be slower.
+**No GPU time was measured for this page.** It computes lower bounds of step times from the operations of the
+modules and the data sheet of one H100 SXM: {FLOPS_PER_SECOND / 1e12:.0f} TFLOP/s in bfloat16,
+{BYTES_PER_SECOND / 1e12:.2f} TB/s. It assumes that a launch from Python costs {1e6 * PYTHON_LAUNCH:.0f} us on the
+host, and a launch in a CUDA graph {1e6 * GRAPH_LAUNCH:.0f} us on the device. Real products reach 50 to 70 % of the
+data sheet, and small convolutions less. So real steps are slower than these bounds.
 
-A row is one model evaluation; a guided image costs two. *Least* is every weight once, and latents and history in
-and out. *Moved* adds up the operands of all launches, as if no cache kept anything between them. The last two
-columns are floors of a whole step: the larger of products, least bytes and launches.
+A row is one model evaluation: an image with guidance takes two rows a step. *Least MB* reads every weight once, and
+reads and writes latents and history once. *Moved MB* adds up the operands of all launches, as if there were no
+cache. The last two columns are bounds of a whole step: the largest of products, least bytes and launches.
 
 `python -m benchmarks.roofline > docs/roofline.md` writes this page.
 """
 
 CONCLUSION = """## What follows
 
-- At few rows a step costs its launches, not its arithmetic: fusion and graphs come before faster products.
-- Weights are read once a step, whoever is in it: more rows are nearly free until products take over. That is what
-  batching over steps without a compatibility key is for: it fills steps that a key would leave half empty.
-- Attention is a few percent of the FLOPs at 64 tokens. Its kernel matters because nothing has to be copied around
-  it.
+- At few rows, launches take longer than arithmetic. So fusion and CUDA graphs help more than faster products.
+- A step reads the weights once for all of its rows. More rows are nearly free until products take longer than the
+  launches. Batching without a compatibility key fills the steps that a key would leave half empty.
+- At 64 tokens, attention is a few percent of the FLOPs. Its kernel helps because it needs no copies around it.
 """
 
 

@@ -3,9 +3,9 @@
     python -m benchmarks.scaling [--rates 10 1000 100000] [--price 1.0] [--plot docs/scaling.png]
     python -m benchmarks.scaling --info http://127.0.0.1:8000/info   # the step times of a running service
 
-benchmarks/fleet.py says what is simulated. Load 1 is what the devices can do with full steps. A request is answered
-in time if it takes at most three times what it takes alone; one that is refused is not. docs/scaling.md explains
-the tables; on a busy two-core machine they take about ten minutes, half of it for the largest rate.
+benchmarks/fleet.py says what is simulated. Load 1 is what the devices can do with full steps. A request is in time
+if it takes at most three times as long as alone on an idle device; a refused one is not. docs/scaling.md explains
+the tables. On a busy two-core machine they take about ten minutes, half of it for the largest rate.
 """
 
 import argparse
@@ -22,12 +22,12 @@ import numpy as np
 from benchmarks.fleet import FLEETS, SIMULATED, Fleet, Model, Models, Outcome, capacity, simulate
 from service.engine.simulated import StepCost
 
-COUNTS = (1, 4, 16)  # replicas of the fleets whose highest load is looked for
+COUNTS = (1, 4, 16)  # replicas of the fleets in the first table
 LOADS = tuple(round(0.4 + 0.05 * i, 2) for i in range(13))  # up to 1
 PLANNED = ("together, two choices", "a model's own, two choices")
-SPARE = 0.05  # of the replicas, and at least one (of each model's own): they may fail, or be away for an update
+SPARE = 0.05  # of the replicas, at least one (per model where models have their own): for failures and updates
 HOUR = 3600  # seconds
-ANSWER_BYTES = 1250  # a PNG of the shipped models, 760 to 1050 bytes, and 305 of its head
+ANSWER_BYTES = 1250  # a PNG of the shipped models (760 to 1050 bytes) and its headers (305)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +37,7 @@ Curves = dict[tuple[str, int], Curve]  # by fleet and replicas
 
 
 def measured(profiles: dict[str, dict[str, Any]]) -> Models:
-    """A straight line through the step times of each model, as GET /info has them."""
+    """A straight line through the step times of each model in an answer of GET /info."""
     models = {}
     for name, profile in profiles.items():
         points = [(int(rows), 1000 * seconds) for rows, seconds in profile["step_seconds"].items()]
@@ -48,7 +48,7 @@ def measured(profiles: dict[str, dict[str, Any]]) -> Models:
 
 
 def curve(models: Models, count: int, fleet: Fleet, requests: int, loads: Iterable[float]) -> Curve:
-    """Outcomes at rising loads, until a fifth of the requests is late."""
+    """Outcomes at increasing loads, until a fifth of the requests is late."""
     outcomes: Curve = {}
     for load in loads:
         outcomes[load] = simulate(models, count, load * count * capacity(models), requests, fleet)
@@ -58,7 +58,7 @@ def curve(models: Models, count: int, fleet: Fleet, requests: int, loads: Iterab
 
 
 def highest_load(outcomes: Curve, target: float) -> float:
-    """The load up to which that share of the requests is in time, on a line between two simulated ones."""
+    """The load up to which that share of the requests is in time, interpolated between simulated loads."""
     best, share = 0.0, 1.0
     for load, outcome in outcomes.items():
         if outcome.in_time < target:
@@ -68,7 +68,7 @@ def highest_load(outcomes: Curve, target: float) -> float:
 
 
 def measure(models: Models, requests: int) -> Curves:
-    """Every fleet at rising loads; a single replica is the same fleet whatever the routing."""
+    """Every fleet at increasing loads. A single replica is simulated once, because routing makes no difference."""
     return {
         (name, count): curve(models, count, fleet, requests, LOADS)
         for count in COUNTS
@@ -90,12 +90,12 @@ class Plan:
 
     @property
     def open_requests(self) -> float:
-        """On a replica (Little's law): what its crash answers with an error."""
+        """Open requests on a replica (Little's law); they fail if it crashes."""
         return self.rate / self.replicas * float(np.mean(self.outcome.latencies))
 
 
 def plan(models: Models, rate: float, name: str, load: float, target: float, requests: int) -> Plan:
-    """The replicas that a load would ask for, and more until a simulation of them meets the target."""
+    """Start with the replicas for `load`, and add more until a simulation meets the target."""
     count = least_replicas(models, rate, name, load)
     while (outcome := simulate(models, count, rate, requests, FLEETS[name])).in_time < target:
         count += max(1, count // 50)
@@ -111,7 +111,7 @@ def spare(models: Models, count: int, name: str) -> int:
 
 
 def _device_hours(rate: float, count: int) -> float:
-    """For a million requests."""
+    """Device-hours for a million requests."""
     return 1e6 * count / rate / HOUR
 
 
@@ -186,9 +186,9 @@ def _plot_price(axes: "Axes", models: Models, name: str, load: float, colour: st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rates", type=float, nargs="+", default=[10, 1_000, 100_000], help="requests a second")
-    parser.add_argument("--target", type=float, default=0.99, help="share of the requests that is in time")
+    parser.add_argument("--target", type=float, default=0.99, help="share of the requests that must be in time")
     parser.add_argument("--price", type=float, default=1.0, help="of a device for an hour, in any unit")
-    parser.add_argument("--bytes", type=float, default=ANSWER_BYTES, help="of an answer, with its head")
+    parser.add_argument("--bytes", type=float, default=ANSWER_BYTES, help="of an answer, with its headers")
     parser.add_argument("--requests", type=int, default=8000, help="simulated for each number")
     parser.add_argument("--info", help="a service's GET /info, or a file with its answer: step times")
     parser.add_argument("--plot", type=Path)

@@ -2,10 +2,10 @@
 
     python -m benchmarks.scheduling [--seconds 10] [--rows 32] [--plot docs/scheduling.png]
 
-Only the device is simulated (a step of R rows lasts t0 + t1 R, the clock jumps) and the arrivals (Poisson, half of
-the requests to each model, mixed steps and guidance); queues, scheduler, policy and admission are the service's.
-A request is answered in time if it takes at most three times what it takes alone. Load 1 is what the device can do
-with full steps. "Foretold" compares each latency with the one that the engine expected at admission.
+Device and arrivals are simulated. A step of R rows lasts t0 + t1 R on a virtual clock. Arrivals are Poisson, half
+of them for each model, with mixed steps and guidance. Queues, scheduler, policy and admission are the service's
+own. A request is in time if it takes at most three times as long as alone on an idle device. Load 1 is what the
+device can do with full steps. "Foretold" compares each latency with the engine's prediction at admission.
 """
 
 import argparse
@@ -24,12 +24,19 @@ from service.engine.simulated import SimulatedRunner, StepCost
 
 COSTS = {"dit": StepCost(2, 0.02), "unet": StepCost(4, 0.05)}
 STEPS, GUIDANCE = (5, 10, 20, 30, 50), (1.0, 2.0)
-SMALL = {"image_size": 4, "image_channels": 1, "hidden_dim": 32, "depth": 1, "num_heads": 4}  # nobody looks
+# The images are not used, so the network is tiny.
+SMALL = {
+    "image_size": 4,
+    "image_channels": 1,
+    "hidden_dim": 32,
+    "depth": 1,
+    "num_heads": 4,
+}  # the smallest that fits: its images are not used
 CONFIG = ModelConfig("dit", SMALL)
 
 
 class Clock:
-    """Time passes when the device works, and when nobody has anything to do."""
+    """A virtual clock, which moves when the device runs a step and when nothing is left to do."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -42,7 +49,7 @@ class Clock:
 
 
 class VirtualRunner(SimulatedRunner):
-    """Its profile is exact."""
+    """A simulated runner, whose step times are exactly those of its profile."""
 
     def _time_step(self, rows: int) -> float:
         return self.cost.seconds(rows)
@@ -50,12 +57,12 @@ class VirtualRunner(SimulatedRunner):
 
 @dataclass
 class Outcome:
-    """Of the requests that arrived while the load lasted."""
+    """Results for the requests that arrived while the load lasted."""
 
     arrived: int
     refused: int
-    slowdowns: dict[str, list[float]]  # latency over idle latency of the answered ones, by model
-    predictions: list[tuple[float, float]]  # latency foretold at admission and real one, seconds
+    slowdowns: dict[str, list[float]]  # latency over idle latency of answered requests, by model
+    predictions: list[tuple[float, float]]  # seconds: latency predicted at admission, and measured
     seconds: float
 
     @property
@@ -68,7 +75,7 @@ class Outcome:
 
     @property
     def goodput(self) -> float:
-        """Requests a second that were answered in time."""
+        """Requests per second that were answered in time."""
         return self.in_time / self.seconds
 
     @property
@@ -78,13 +85,13 @@ class Outcome:
 
 
 def capacity(rows: int, shares: dict[str, float]) -> float:
-    """Requests a second that the device can do with full steps; shares of the requests by model."""
+    """Requests per second that the device can serve with full steps; shares are of the requests, by model."""
     needed = float(np.mean(STEPS)) * float(np.mean([1 + (scale != 1) for scale in GUIDANCE]))
     return 1 / (needed * sum(share * COSTS[model].seconds(rows) / rows for model, share in shares.items()))
 
 
 def arrivals(rate: float, seconds: float, shares: dict[str, float], seed: int) -> list[tuple[float, Request]]:
-    """Poisson, and as random in all that a request can ask for."""
+    """Poisson arrival times, each with a random model, steps and guidance."""
     rng = np.random.default_rng(seed)
     trace, now = [], 0.0
     while (now := now + rng.exponential(1 / rate)) < seconds:
@@ -98,7 +105,7 @@ def arrivals(rate: float, seconds: float, shares: dict[str, float], seed: int) -
 def simulate(
     trace: list[tuple[float, Request]], seconds: float, policy: Policy, shed_load: bool, rows: int
 ) -> Outcome:
-    """Run a trace to its end, or until the backlog of an overload has been looked at for twice its length."""
+    """Run a trace until all requests are answered, or until twice its length has passed."""
     clock = Clock()
     runners = {model: VirtualRunner(CONFIG, cost, rows, clock, clock.advance) for model, cost in COSTS.items()}
     config = EngineConfig(rows, 10**9, 10**12, shed_load)
@@ -128,7 +135,7 @@ def simulate(
 
 
 def alternate() -> Policy:
-    """One step of each in turn."""
+    """A policy: the models take turns, one step each."""
     last = ""
 
     def policy(shares: dict[str, DeviceShare], now: float) -> str | None:
@@ -141,7 +148,7 @@ def alternate() -> Policy:
 
 
 def equal_time(shares: dict[str, DeviceShare], now: float) -> str | None:
-    """The model that has used the device least."""
+    """A policy: the model that has used the device least runs next."""
     busy = wake(shares)
     return min(busy, key=lambda model: busy[model].virtual_time, default=None)
 
@@ -155,7 +162,7 @@ POLICIES: dict[str, tuple[Callable[[], Policy], bool]] = {
 
 
 def compare(loads: list[float], seconds: float, rows: int, seed: int = 0) -> dict[tuple[str, float], Outcome]:
-    """Every policy on the same traces."""
+    """Run every policy on the same traces."""
     shares = {"dit": 0.5, "unet": 0.5}
     outcomes = {}
     for load in loads:

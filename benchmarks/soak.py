@@ -1,11 +1,11 @@
-"""Many hours of requests in minutes: does anything grow, get lost, or stay behind?
+"""Hours of requests in minutes: does memory grow, is a request lost, does the service keep anything?
 
     python -m benchmarks.soak [--requests 200000] [--clients 32] [--json soak.json]
 
-The server is the real one in a process of its own; only its device is simulated, and fast. Of the requests 5 % hang
-up on the way, 5 % are event streams with previews, and the rest ask for one image with random steps, sampler and
-guidance. At the end every request must have had exactly one answer, the server's own count must agree, and nothing
-may be left in its slots and queues. Resident memory, threads and open files are read from the kernel on the way.
+The real server runs in its own process, with a fast simulated device. Of the requests, 5 % hang up, 5 % are event
+streams with previews, and the rest ask for one image with random steps, sampler and guidance. Every request must
+get exactly one answer, and the server's own count must agree. At the end, slots and queues must be empty. Resident
+memory, threads and open files of the server are read from the kernel.
 """
 
 import argparse
@@ -34,7 +34,7 @@ PICTURE, COMPLETED = b"\x89PNG", b"event: image_generation.completed"
 
 
 FINE = ("picture", "stream", "hung up")
-GROWTH = 0.05  # of the resident memory behind the first quarter; more is a leak
+GROWTH = 0.05  # of resident memory after the first quarter of the requests; more is a leak
 SPARE_FILES = 8  # connections that were just hung up
 
 
@@ -53,16 +53,16 @@ class Sample:
 class Report:
     answers: dict[str, int]
     counted: dict[str, int]  # by the server, by outcome
-    left: dict[str, float]  # gauges behind the last answer
+    left: dict[str, float]  # gauges after the last answer
     samples: list[Sample]
 
     @property
     def faults(self) -> list[str]:
-        """What a healthy server does not do."""
+        """One sentence for everything that a healthy server does not do."""
         found = [f"{count} requests: {kind}" for kind, count in self.answers.items() if kind not in FINE]
         found += [f"{name} is {value:g}" for name, value in self.left.items() if value]
         answered = self.answers.get("picture", 0) + self.answers.get("stream", 0)
-        # who hung up may have been answered just before
+        # A client that hung up may have been answered just before.
         if not answered <= self.counted["ok"] <= answered + self.answers.get("hung up", 0):
             found.append(f"the server counted {self.counted['ok']} answers, the clients {answered}")
         if sum(self.counted.values()) > sum(self.answers.values()):
@@ -158,7 +158,7 @@ async def _counted(server: Server) -> dict[str, int]:
 
 
 async def _left(server: Server) -> dict[str, float]:
-    """A moment later: who hung up last is noticed within a step."""
+    """Gauges after a second: the server notices the last hung-up client within a step."""
     await asyncio.sleep(1)
     gauges = ("running_slots", "queue_depth", "backlog_seconds")
     return {gauge: await server.metric(f"diffusion_{gauge}") for gauge in gauges}

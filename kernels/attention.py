@@ -1,4 +1,4 @@
-"""Non-causal grouped-query attention that reads the fused qkv projection as it lies in memory.
+"""Non-causal grouped-query attention that reads the packed qkv projection without splitting or copying it.
 
 Letters: B batch, N tokens, H query heads, K key/value heads, G = H / K query heads per kv head, D head dim.
 Grouped-query attention: Ainslie et al. 2023 (arXiv:2305.13245). Online softmax: Milakov & Gimelshein 2018
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from kernels.backend import tl, triton, use_triton, width_tiles
 
-KEYS = 64  # a pass; up to so many tokens there is one, which keeps a head's keys and values in one tile
-PROGRAMS = 132  # fewer leave multiprocessors of a large GPU idle; then each takes fewer queries
+KEYS = 64  # of a pass; up to 64 tokens there is one pass, and a head's keys and values are one tile
+PROGRAMS = 132  # multiprocessors of an H100; with fewer programs of 64 queries than that, a program takes 16
 MAX_HEAD_DIM = 128
 
 
@@ -55,7 +55,7 @@ def _attention_kernel(
     image = tl.program_id(2).to(tl.int64)
     WIDTH: tl.constexpr = (H + 2 * K) * D
     rows = qkv + image * N * WIDTH
-    kv_head = H + head // (H // K)  # the value head lies K heads behind it
+    kv_head = H + head // (H // K)  # of the keys; the values are K heads further on
 
     q, q_tail = _tiles(rows + head * D, query, WIDTH, N, D, MAIN, TAIL)  # [QUERIES, MAIN], [QUERIES, TAIL]
     if KEYS >= N:
@@ -79,7 +79,7 @@ def _attention_kernel(
             v, v_tail = _tiles(rows + (kv_head + K) * D, key, WIDTH, N, D, MAIN, TAIL)
             scores = _scores(q, q_tail, k, k_tail, key, N, KEYS, TAIL, SCALE, PRECISION)
             grown = tl.maximum(largest, tl.max(scores, 1))
-            shrink = tl.exp2(largest - grown)  # what was summed under the smaller maximum
+            shrink = tl.exp2(largest - grown)  # rescales the sums so far to the new maximum
             weights = tl.exp2(scores - grown[:, None])
             total = total * shrink + tl.sum(weights, 1)
             weights = weights.to(v.dtype)
@@ -88,24 +88,24 @@ def _attention_kernel(
                 result_tail = tl.dot(weights, v_tail, result_tail * shrink[:, None], input_precision=PRECISION)
             largest = grown
 
-    at = out + image * N * H * D + head * D
-    _store(at, query, 0, result / total[:, None], H * D, N, D, MAIN)
+    out_head = out + image * N * H * D + head * D
+    _store(out_head, query, 0, result / total[:, None], H * D, N, D, MAIN)
     if TAIL > 0:
-        _store(at, query, MAIN, result_tail / total[:, None], H * D, N, D, TAIL)
+        _store(out_head, query, MAIN, result_tail / total[:, None], H * D, N, D, TAIL)
 
 
 @triton.jit
 def _tiles(
     head, token, WIDTH: tl.constexpr, N: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr
 ):
-    """One head's rows of the given tokens; zero where there is no token or no column."""
+    """One head's rows of the given tokens as main and tail tile; 0 beyond the last token or column."""
     column = tl.arange(0, MAIN)[None, :]
-    at = head + token[:, None] * WIDTH
-    main = tl.load(at + column, mask=(token[:, None] < N) & (column < D), other=0.0)
+    row_ptrs = head + token[:, None] * WIDTH
+    main = tl.load(row_ptrs + column, mask=(token[:, None] < N) & (column < D), other=0.0)
     tail = main
     if TAIL > 0:
         column = MAIN + tl.arange(0, TAIL)[None, :]
-        tail = tl.load(at + column, mask=(token[:, None] < N) & (column < D), other=0.0)
+        tail = tl.load(row_ptrs + column, mask=(token[:, None] < N) & (column < D), other=0.0)
     return main, tail
 
 
@@ -122,6 +122,7 @@ def _scores(
     SCALE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """q kT * SCALE [QUERIES, KEYS] in float32; -inf for keys beyond the last token."""
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     if TAIL > 0:
         scores = tl.dot(q_tail, tl.trans(k_tail), scores, input_precision=PRECISION)
@@ -143,15 +144,15 @@ def _store(
     COLUMNS: tl.constexpr,
 ):
     column = FIRST + tl.arange(0, COLUMNS)[None, :]
-    here = (token[:, None] < N) & (column < D)
-    tl.store(head + token[:, None] * WIDTH + column, tile.to(head.dtype.element_ty), mask=here)
+    mask = (token[:, None] < N) & (column < D)
+    tl.store(head + token[:, None] * WIDTH + column, tile.to(head.dtype.element_ty), mask=mask)
 
 
 def _launch(qkv: Tensor, num_heads: int, num_kv_heads: int, head_dim: int) -> Tensor:
     B, N, _ = qkv.shape
     out = torch.empty(B, N, num_heads * head_dim, dtype=qkv.dtype, device=qkv.device)
     queries, warps = _tile_rows(B * num_heads, N, head_dim, qkv.dtype)
-    main, tail = width_tiles(head_dim, smallest=16)  # the least that tensor cores take
+    main, tail = width_tiles(head_dim, smallest=16)  # the smallest tile of the tensor cores
     _attention_kernel[(triton.cdiv(N, queries), num_heads, B)](
         qkv.contiguous(),
         out,
@@ -164,7 +165,7 @@ def _launch(qkv: Tensor, num_heads: int, num_kv_heads: int, head_dim: int) -> Te
         QUERIES=queries,
         KEYS=KEYS,
         SCALE=math.log2(math.e) * head_dim**-0.5,
-        PRECISION="ieee",  # float32 products stay float32; 16-bit ones know no other way
+        PRECISION="ieee",  # no TF32 for float32; without effect on 16-bit products
         num_warps=warps,
         num_stages=2,
     )
@@ -172,7 +173,7 @@ def _launch(qkv: Tensor, num_heads: int, num_kv_heads: int, head_dim: int) -> Te
 
 
 def _tile_rows(heads: int, tokens: int, head_dim: int, dtype: torch.dtype) -> tuple[int, int]:
-    """Queries of a program and its warps: what fits into registers, with 16 bytes a thread in every access."""
+    """Queries and warps of a program: tiles fit into registers, and each access moves 16 bytes a thread."""
     if dtype == torch.float32:
         return 32, (8 if head_dim > 64 else 4)
     if heads * triton.cdiv(tokens, 64) >= PROGRAMS:
@@ -183,7 +184,7 @@ def _tile_rows(heads: int, tokens: int, head_dim: int, dtype: torch.dtype) -> tu
 def attention(qkv: Tensor, num_heads: int, num_kv_heads: int) -> Tensor:
     """Attention over one packed projection.
 
-    The kernel takes head dims that are multiples of 8 up to 128; others run the reference everywhere.
+    The kernel takes head dims that are multiples of 8, up to 128; for others the reference runs on every device.
 
     Args:
         qkv: [B, N, (H + 2K) * D], query heads first, then keys, then values; query head h reads the keys
@@ -192,7 +193,7 @@ def attention(qkv: Tensor, num_heads: int, num_kv_heads: int) -> Tensor:
         num_kv_heads: K.
 
     Returns:
-        [B, N, H * D] in the dtype of qkv, the layout the output projection wants.
+        [B, N, H * D] in the dtype of qkv, which is the input layout of the output projection.
 
     Raises:
         ValueError: the width does not divide into heads.

@@ -1,4 +1,7 @@
-"""Which implementation runs, and the one place that knows whether Triton is there."""
+"""Which implementation runs, and what all kernels share about layouts and tiles.
+
+This is the only file that knows whether Triton is installed.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +22,10 @@ else:
     try:
         import triton
         import triton.language as tl
-    except ModuleNotFoundError:  # outside Linux there is none; the references run everywhere
+    except ModuleNotFoundError:  # Triton exists for Linux only; the references run everywhere
 
         class _Absent:
-            """Takes the place of both modules while kernel files are read: decorators and annotations."""
+            """Stands for both modules while kernel files are imported, for their decorators and annotations."""
 
             def __getattr__(self, name: str) -> Any:
                 return self
@@ -34,13 +37,13 @@ else:
 
 philox: Any = tl.philox  # Triton's own types say that it never returns
 
-__all__ = ["image_layout", "philox", "tl", "triton", "use_triton", "width_tiles"]
+__all__ = ["contiguous_rows", "image_layout", "philox", "tl", "triton", "use_triton", "width_tiles"]
 
-TRITON_DEVICES = {"cuda"}  # tools that compile, count or interpret kernels without a GPU add "cpu" or "meta"
+TRITON_DEVICES = {"cuda"}  # tools that compile, count or interpret kernels without a GPU add "cpu" and "meta"
 
 
 def use_triton(*tensors: Tensor | None) -> bool:
-    """Inference on a GPU takes the kernel; a CPU, or a gradient that somebody needs, takes the reference."""
+    """Whether the Triton kernel runs: not for CPU tensors, and not for inputs that require grad."""
     given = [t for t in tensors if t is not None]
     if given[0].device.type not in TRITON_DEVICES:
         return False
@@ -48,26 +51,33 @@ def use_triton(*tensors: Tensor | None) -> bool:
 
 
 def image_layout(images: Tensor) -> torch.memory_format:
-    """How [B, C, H, W] lies in memory: contiguous_format or channels_last; a kernel walks it in that order.
+    """The memory format of images [B, C, H, W]: contiguous_format or channels_last.
 
-    One channel fits both descriptions; its stride then tells what a convolution will take it for.
+    Images of one channel fit both formats; then the channel stride decides, as it does in cuDNN.
 
     Raises:
-        ValueError: neither, as of a slice.
+        ValueError: the tensor has neither format; a slice is an example.
     """
     if images.stride(1) == 1 and images.is_contiguous(memory_format=torch.channels_last):
         return torch.channels_last
     if images.is_contiguous():
         return torch.contiguous_format
-    raise ValueError(f"images {tuple(images.shape)} with strides {images.stride()} are no whole tensor")
+    given = f"shape {tuple(images.shape)} and strides {images.stride()}"
+    raise ValueError(f"images must be contiguous or channels_last, got {given}")
 
 
 def width_tiles(width: int, smallest: int = 1) -> tuple[int, int]:
-    """Main and tail tile of an axis, because a Triton tile is a power of two: 96 -> (64, 32), 768 -> (512, 256).
+    """Main and tail tile that cover an axis: 96 -> (64, 32), 768 -> (512, 256), 64 -> (64, 0).
 
-    The main tile is the largest power of two in `width`, the tail covers the rest (0: nothing is left); covering 96
-    by one tile of 128 would multiply a third too much. No tile is below `smallest`; what stands out is masked.
+    A Triton tile is a power of two, and one tile of 128 for 96 columns would multiply a third too much. So the
+    main tile is the largest power of two up to `width`, and the tail covers the rest. No tile is smaller than
+    `smallest`; kernels mask the columns that exceed `width`.
     """
     main = max(smallest, 1 << (width.bit_length() - 1))
     tail = max(smallest, 1 << (width - main - 1).bit_length()) if width > main else 0
     return (2 * main, 0) if tail == main else (main, tail)
+
+
+def contiguous_rows(x: Tensor) -> Tensor:
+    """x [B, D] itself if the elements of a row lie next to each other, as in a slice of columns; else a copy."""
+    return x if x.stride(1) == 1 else x.contiguous()

@@ -1,7 +1,7 @@
-"""What a network is conditioned on: waves of the timestep, and the class label that joins them under a SiLU.
+"""The condition of a network: the sinusoidal embedding of the timestep, and SiLU of time plus class embedding.
 
-Both are small, and that is the point: a step of few images costs what its launches cost, and these chains are
-eleven of them as plain operations.
+Both are small. They are kernels because a step of few images costs what its launches cost, and in plain PyTorch
+these two are eleven launches.
 
 Letters: B batch, D width, V rows of the label table.
 """
@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.backend import tl, triton, use_triton
-from kernels.trigonometry import cos_radians
+from kernels.cosine import cos_radians
 
-COLUMNS = 256  # of one program, which is one warp: 8 numbers a thread
+COLUMNS = 256  # of a program of one warp: 8 a thread
 MAX_PERIOD = 10_000.0
 
 
@@ -62,9 +62,9 @@ def _label_silu_kernel(
     image = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     label = tl.load(labels + image).to(tl.int64)
-    joined = tl.load(x + image * D + column, mask=column < D, other=0.0).to(tl.float32)
-    joined += tl.load(table + label * D + column, mask=column < D, other=0.0).to(tl.float32)
-    tl.store(out + image * D + column, (joined * tl.sigmoid(joined)).to(out.dtype.element_ty), mask=column < D)
+    total = tl.load(x + image * D + column, mask=column < D, other=0.0).to(tl.float32)
+    total += tl.load(table + label * D + column, mask=column < D, other=0.0).to(tl.float32)
+    tl.store(out + image * D + column, (total * tl.sigmoid(total)).to(out.dtype.element_ty), mask=column < D)
 
 
 def _launch_sinusoidal(positions: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
@@ -93,11 +93,11 @@ def _launch_label_silu(x: Tensor, table: Tensor, labels: Tensor) -> Tensor:
 
 
 def sinusoidal_embedding(positions: Tensor, dim: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Cosines, then sines, of geometric frequencies (Vaswani et al. 2017, section 3.5), computed in float32.
+    """Cosines, then sines, of positions times geometric frequencies (Vaswani et al. 2017, section 3.5), in float32.
 
     Args:
-        positions: [B], whole or fractional, up to 1e5.
-        dim: width; an odd one is filled with a zero.
+        positions: [B], integer or float, up to 1e5.
+        dim: D; if it is odd, the last column is 0.
 
     Returns:
         [B, dim] in dtype.
@@ -113,7 +113,7 @@ def label_silu(x: Tensor, table: Tensor, labels: Tensor) -> Tensor:
     Args:
         x: [B, D].
         table: [V, D].
-        labels: [B], 0 .. V - 1; a kernel cannot refuse others, so callers have checked them.
+        labels: [B], 0 .. V - 1. The kernel does not check them; the caller must.
 
     Returns:
         [B, D].
@@ -122,7 +122,7 @@ def label_silu(x: Tensor, table: Tensor, labels: Tensor) -> Tensor:
         ValueError: shapes do not match.
     """
     if x.shape != (len(labels), table.shape[1]):
-        raise ValueError(f"x {tuple(x.shape)} must be [{len(labels)}, {table.shape[1]}]: one row a label")
+        raise ValueError(f"x {tuple(x.shape)} must be [{len(labels)}, {table.shape[1]}]: one row per label")
     if use_triton(x, table):
         return _launch_label_silu(x, table, labels)
     return label_silu_reference(x, table, labels)

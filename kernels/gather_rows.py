@@ -1,6 +1,9 @@
-"""The network's input of a step: one row an evaluation, by slot, in the network's dtype; new images start here.
+"""The network's input of a step: one row per model evaluation, gathered by slot and cast to the network's dtype.
 
-Letters: S slots, R forward rows, C x H x W the image, E = C * H * W.
+A row is one model evaluation: an image with guidance takes two rows a step, one without takes one. A slot is the
+place of an image in the state tensors. An image at its first step gets its initial noise here.
+
+Letters: R rows; the image is C x H x W, and E = C * H * W are its elements.
 """
 
 import torch
@@ -8,9 +11,10 @@ from torch import Tensor
 
 from kernels.backend import image_layout, tl, triton, use_triton
 from kernels.philox import normal, normal_noise
-from kernels.vector import store_wide
+from kernels.wide_access import store_wide
 
-SLOT, SEED, FRESH = range(3)  # columns of the block that the host writes each step
+# Columns of the block `rows`, which the host writes each step.
+SLOT, SEED, FRESH = (tl.constexpr(column) for column in range(3))
 NUM_ROW_INDICES = 3
 BLOCK = 1024  # elements of a program of 4 warps
 
@@ -26,33 +30,30 @@ def gather_rows_reference(x: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor
 
 @triton.jit
 def _gather_rows_kernel(
-    x,  # [S, E], the elements in the order in which they lie in memory
+    x,  # [slots, E], the elements in memory order
     rows,  # [R, 3] int64
-    out,  # [R, E], the same order
+    out,  # [R, E], in the order of x
     E: tl.constexpr,
-    C: tl.constexpr,
+    NUM_CHANNELS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    SLOT: tl.constexpr,
-    SEED: tl.constexpr,
-    FRESH: tl.constexpr,
+    NUM_ROW_INDICES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    here = place < E
-    latent = x + tl.load(rows + row * COLUMNS + SLOT) * E + place
-    if tl.load(rows + row * COLUMNS + FRESH) != 0:
-        element = (place % C) * (E // C) + place // C if CHANNELS_LAST else place
-        value = normal_noise(tl.load(rows + row * COLUMNS + SEED), tl.full((), 0, tl.int32), element)
-        tl.store(latent, value, mask=here)  # both rows of a guided image write the same numbers
+    offs = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = offs < E
+    latent_ptrs = x + tl.load(rows + row * NUM_ROW_INDICES + SLOT) * E + offs
+    if tl.load(rows + row * NUM_ROW_INDICES + FRESH) != 0:
+        element = (offs % NUM_CHANNELS) * (E // NUM_CHANNELS) + offs // NUM_CHANNELS if CHANNELS_LAST else offs
+        value = normal_noise(tl.load(rows + row * NUM_ROW_INDICES + SEED), tl.full((), 0, tl.int32), element)
+        tl.store(latent_ptrs, value, mask=mask)  # both rows of a guided image write the same numbers
     else:
-        value = tl.load(latent, mask=here, other=0.0)
+        value = tl.load(latent_ptrs, mask=mask, other=0.0)
     store_wide(out + row * E, tl.program_id(1) * BLOCK, E, value, BLOCK)
 
 
 def _launch(x: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
-    C, E = x.shape[1], x[0].numel()
+    E = x[0].numel()
     layout = image_layout(x)
     out = torch.empty(len(rows), *x.shape[1:], dtype=dtype, device=x.device, memory_format=layout)
     _gather_rows_kernel[(len(rows), triton.cdiv(E, BLOCK))](
@@ -60,12 +61,9 @@ def _launch(x: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
         rows.contiguous(),
         out,
         E=E,
-        C=C,
+        NUM_CHANNELS=x.shape[1],
         CHANNELS_LAST=layout == torch.channels_last,
-        COLUMNS=NUM_ROW_INDICES,
-        SLOT=SLOT,
-        SEED=SEED,
-        FRESH=FRESH,
+        NUM_ROW_INDICES=NUM_ROW_INDICES,
         BLOCK=BLOCK,
         num_warps=4,
     )
@@ -73,19 +71,19 @@ def _launch(x: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def gather_rows(x: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """Collect the rows of a forward.
+    """Collect the input of a forward.
 
     Args:
-        x: [S, C, H, W] float32 latents by slot, contiguous or channels_last. Slots of fresh rows are overwritten
+        x: [slots, C, H, W] float32 latents, contiguous or channels_last. The slots of fresh rows are overwritten
             with the noise of step 0 of their seed.
-        rows: [R, 3] int64: slot, seed, fresh (0 or 1). Rows that share a slot agree in the rest.
+        rows: [R, 3] int64: slot, seed, fresh (0 or 1). Rows of the same slot must have the same seed and fresh.
         dtype: of the network.
 
     Returns:
         [R, C, H, W] in dtype and in the layout of x.
 
     Raises:
-        ValueError: the block has the wrong width, or x is not float32 or no whole tensor.
+        ValueError: rows has another width than 3, x is not float32, or x is neither contiguous nor channels_last.
     """
     if rows.shape[1] != NUM_ROW_INDICES:
         raise ValueError(f"rows must be [R, {NUM_ROW_INDICES}], got {tuple(rows.shape)}")

@@ -1,4 +1,4 @@
-"""GroupNorm, then optional FiLM, then optional SiLU: the UNet's most frequent chain as one operation.
+"""GroupNorm, then optional FiLM, then optional SiLU, in one launch; the default UNet has 37 such chains.
 
 Letters: B batch, C channels, H x W pixels, G groups. GroupNorm: Wu & He 2018 (arXiv:1803.08494);
 FiLM: Perez et al. 2017 (arXiv:1709.07871), here as (1 + scale) * y + shift.
@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.backend import tl, triton, use_triton
-from kernels.join import Sum, load_sum
+from kernels.backend import contiguous_rows, tl, triton, use_triton
+from kernels.deferred_sum import DeferredSum, as_deferred_sum, load_sum
 
 # Elements of a group that one program keeps in registers, 64 a thread. A single image has too few groups to fill a
-# GPU; splitting those as well would double the launches, which cost more than its norms take.
+# GPU (4 of 64 channels), but splitting them would cost a second launch per norm, which is more than it saves.
 ONE_PROGRAM = 16_384
 CHUNK = 4096  # elements of a program where a group is larger
 
@@ -28,7 +28,7 @@ def group_norm_reference(
     silu: bool = True,
     eps: float = 1e-5,
 ) -> Tensor:
-    """torch's group_norm keeps its statistics in float32 whatever the dtype of x."""
+    """torch computes the statistics in float32 for every dtype of x."""
     y = F.group_norm(x, num_groups, weight, bias, eps)  # [B, C, H, W]
     if scale is not None and shift is not None:
         y = y * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
@@ -37,7 +37,7 @@ def group_norm_reference(
 
 @triton.jit
 def _group_norm_kernel(
-    x,  # [B, H * W, C] in memory, as all images here; for x, y and their biases see load_sum
+    x,  # [B, H * W, C] in memory (channels_last), like all images here; see load_sum for y and the biases
     y,
     x_bias,
     y_bias,
@@ -45,7 +45,7 @@ def _group_norm_kernel(
     bias,
     scale,  # [B, C] by scale_stride, or None with shift
     shift,
-    stream,  # the sum, or None where nobody needs it
+    stream,  # the sum, or None where it is not needed
     out,
     partial,  # [B, G, chunks, 2] mean and M2 (sum of squared deviations), or None: one program a group
     scale_stride,
@@ -63,13 +63,13 @@ def _group_norm_kernel(
     pixel = (tl.program_id(0) * PIXELS + tl.arange(0, PIXELS))[:, None]
     in_group = tl.arange(0, CHANNELS)[None, :] < CPG
     channel = group * CPG + tl.arange(0, CHANNELS)[None, :]
-    here = (pixel < HW) & in_group
-    at = image * HW * C + pixel.to(tl.int64) * C + channel
-    value = load_sum(x, y, x_bias, y_bias, at, channel, here, in_group)
+    mask = (pixel < HW) & in_group
+    offs = image * HW * C + pixel.to(tl.int64) * C + channel
+    value = load_sum(x, y, x_bias, y_bias, offs, channel, mask, in_group)
     if stream is not None:
-        tl.store(stream + at, value.to(stream.dtype.element_ty), mask=here)
+        tl.store(stream + offs, value.to(stream.dtype.element_ty), mask=mask)
     if partial is None:
-        mean, squares = _statistics(value, here, HW * CPG)
+        mean, squares = _statistics(value, mask, HW * CPG)
     else:
         mean, squares = _merged(partial, image * tl.num_programs(1) + group, HW, CPG, PIXELS, CHUNKS)
 
@@ -82,7 +82,7 @@ def _group_norm_kernel(
     value = (value - mean) * (tl.rsqrt(squares / (HW * CPG) + EPS) * factor) + offset
     if SILU:
         value *= tl.sigmoid(value)
-    tl.store(out + at, value.to(out.dtype.element_ty), mask=here)
+    tl.store(out + offs, value.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -98,27 +98,25 @@ def _statistics_kernel(
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Mean and M2 of one chunk of a group, for groups that do not fit into one program."""
+    """Mean and M2 of one chunk, for groups above ONE_PROGRAM elements."""
     chunk, group, image = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     pixel = (chunk * PIXELS + tl.arange(0, PIXELS))[:, None]
     in_group = tl.arange(0, CHANNELS)[None, :] < CPG
     channel = group * CPG + tl.arange(0, CHANNELS)[None, :]
-    here = (pixel < HW) & in_group
-    at = image * HW * C + pixel.to(tl.int64) * C + channel
-    value = load_sum(x, y, x_bias, y_bias, at, channel, here, in_group)
-    mean, squares = _statistics(value, here, tl.minimum(HW - chunk * PIXELS, PIXELS) * CPG)
-    to = partial + ((image * tl.num_programs(1) + group) * tl.num_programs(0) + chunk) * 2
-    tl.store(to, mean)
-    tl.store(to + 1, squares)
+    mask = (pixel < HW) & in_group
+    offs = image * HW * C + pixel.to(tl.int64) * C + channel
+    value = load_sum(x, y, x_bias, y_bias, offs, channel, mask, in_group)
+    mean, squares = _statistics(value, mask, tl.minimum(HW - chunk * PIXELS, PIXELS) * CPG)
+    partial_ptr = partial + ((image * tl.num_programs(1) + group) * tl.num_programs(0) + chunk) * 2
+    tl.store(partial_ptr, mean)
+    tl.store(partial_ptr + 1, squares)
 
 
 @triton.jit
-def _statistics(value, here, count):
-    """Mean and M2. The second pass runs over registers: E[x^2] - E[x]^2 would lose the variance of a mean far
-    from zero.
-    """
-    mean = tl.sum(tl.where(here, value, 0.0)) / count
-    centred = tl.where(here, value - mean, 0.0)
+def _statistics(value, mask, count):
+    """Mean and M2 in two passes over registers: E[x^2] - E[x]^2 loses the variance to rounding at a large mean."""
+    mean = tl.sum(tl.where(mask, value, 0.0)) / count
+    centred = tl.where(mask, value - mean, 0.0)
     return mean, tl.sum(centred * centred)
 
 
@@ -127,16 +125,16 @@ def _merged(partial, group, HW: tl.constexpr, CPG: tl.constexpr, PIXELS: tl.cons
     """Mean and M2 of a group from those of its chunks (Chan et al. 1979, equation 2.1)."""
     chunks: tl.constexpr = (HW + PIXELS - 1) // PIXELS
     chunk = tl.arange(0, CHUNKS)
-    at = partial + (group * chunks + chunk) * 2
+    ptrs = partial + (group * chunks + chunk) * 2
     count = tl.where(chunk < chunks, tl.minimum(HW - chunk * PIXELS, PIXELS) * CPG, 0).to(tl.float32)
-    means = tl.load(at, mask=chunk < chunks, other=0.0)
-    squares = tl.load(at + 1, mask=chunk < chunks, other=0.0)
+    means = tl.load(ptrs, mask=chunk < chunks, other=0.0)
+    squares = tl.load(ptrs + 1, mask=chunk < chunks, other=0.0)
     mean = tl.sum(means * count) / (HW * CPG)
     return mean, tl.sum(squares + count * (means - mean) * (means - mean))
 
 
 def _tiles(channels: int, num_groups: int, pixels: int) -> dict[str, int]:
-    """Constants of both kernels: a whole group a program where it fits into registers, else chunks of it."""
+    """Sizes for both kernels: a program takes a whole group where it fits into registers, else a chunk of it."""
     per_group = channels // num_groups
     lanes = triton.next_power_of_2(per_group)
     rows = triton.next_power_of_2(pixels)
@@ -145,7 +143,7 @@ def _tiles(channels: int, num_groups: int, pixels: int) -> dict[str, int]:
 
 
 def _launch(
-    total: Sum,
+    total: DeferredSum,
     num_groups: int,
     affine: tuple[Tensor, Tensor],
     film: tuple[Tensor, Tensor] | None,
@@ -157,7 +155,7 @@ def _launch(
     B, C, H, W = total.x.shape
     out = torch.empty_like(total.x)
     stream = torch.empty_like(total.x) if keep else None
-    scale, shift = (None, None) if film is None else (_packed_rows(film[0]), _packed_rows(film[1]))
+    scale, shift = (None, None) if film is None else (contiguous_rows(film[0]), contiguous_rows(film[1]))
     tiles = _tiles(C, num_groups, H * W)
     chunks = triton.cdiv(H * W, tiles["PIXELS"])
     warps = min(4 * out.element_size(), max(1, tiles["PIXELS"] * tiles["CHANNELS"] // 1024))
@@ -184,12 +182,8 @@ def _launch(
     return total.x if stream is None else stream, out
 
 
-def _packed_rows(rows: Tensor) -> Tensor:
-    return rows if rows.stride(1) == 1 else rows.contiguous()
-
-
 def group_norm(
-    x: Tensor | Sum,
+    x: Tensor | DeferredSum,
     num_groups: int,
     weight: Tensor,
     bias: Tensor,
@@ -202,7 +196,7 @@ def group_norm(
     """GroupNorm [-> FiLM] [-> SiLU].
 
     Args:
-        x: [B, C, H, W], or a Sum of that shape.
+        x: [B, C, H, W], or a DeferredSum of that shape.
         num_groups: divides C.
         weight, bias: [C], the affine of the norm.
         scale, shift: [B, C], both or neither.
@@ -213,7 +207,7 @@ def group_norm(
     Raises:
         ValueError: C is no multiple of num_groups, or only one of scale and shift is given.
     """
-    total = x if isinstance(x, Sum) else Sum(x)
+    total = as_deferred_sum(x)
     film = _check(total, num_groups, scale, shift)
     if use_triton(*total, weight, bias, scale, shift):
         return _launch(total, num_groups, (weight, bias), film, silu, eps, keep=False)[1]
@@ -221,7 +215,7 @@ def group_norm(
 
 
 def residual_group_norm(
-    total: Sum,
+    x: Tensor | DeferredSum,
     num_groups: int,
     weight: Tensor,
     bias: Tensor,
@@ -229,23 +223,26 @@ def residual_group_norm(
     silu: bool = True,
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor]:
-    """The sum itself and its GroupNorm [-> SiLU], for a branch that joins the stream before the next one leaves it.
+    """The sum (the new residual stream) and its GroupNorm [-> SiLU] (the input of the next branch).
 
-    Arguments and errors as of group_norm. Returns two tensors [B, C, H, W]; the first is total.x itself where there
-    is nothing to add.
+    Takes the arguments of group_norm and raises its errors.
+
+    Returns:
+        (sum, normed), both [B, C, H, W]; sum is the input tensor itself if there is nothing to add.
     """
+    total = as_deferred_sum(x)
     _check(total, num_groups, None, None)
     if use_triton(*total, weight, bias):
-        return _launch(total, num_groups, (weight, bias), None, silu, eps, keep=not total.is_plain)
+        return _launch(total, num_groups, (weight, bias), None, silu, eps, keep=not total.has_one_term)
     stream = total.compute()
     return stream, group_norm_reference(stream, num_groups, weight, bias, silu=silu, eps=eps)
 
 
-def _check(total: Sum, num_groups: int, scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor] | None:
+def _check(
+    total: DeferredSum, num_groups: int, scale: Tensor | None, shift: Tensor | None
+) -> tuple[Tensor, Tensor] | None:
     if total.x.shape[1] % num_groups:
         raise ValueError(f"{total.x.shape[1]} channels do not divide into {num_groups} groups")
-    if total.y is not None and total.y.shape != total.x.shape:
-        raise ValueError(f"x {tuple(total.x.shape)} and y {tuple(total.y.shape)} differ")
     if scale is None or shift is None:
         if scale is not shift:
             raise ValueError("scale and shift go together")

@@ -1,4 +1,4 @@
-"""LayerNorm without affine under adaLN modulation, alone or behind a gated residual.
+"""LayerNorm without affine, modulated as in adaLN, alone or after a gated residual addition.
 
 Letters: B batch, N tokens, D width. adaLN: Peebles & Xie 2022 (arXiv:2212.09748), section 3.2.
 """
@@ -7,15 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.backend import tl, triton, use_triton, width_tiles
+from kernels.backend import contiguous_rows, tl, triton, use_triton, width_tiles
 
-ROWS = 4  # tokens a program, one a warp: sums stay inside a warp, no shared memory, no barrier; half in float32
-MAX_REGISTERS = 64  # half of a multiprocessor's warps stay resident
-WIDE = 2048  # beyond this width a token takes a program of its own, with all its warps
+ROWS = 4  # tokens a program, one a warp: a sum stays inside a warp and needs no barrier; 2 tokens in float32
+MAX_REGISTERS = 64  # then half of a multiprocessor's warps are resident
+WIDE = 2048  # above this width one program takes one token, with all its warps
 
 
 def layer_norm_reference(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-6) -> Tensor:
-    """LayerNorm(x) * (1 + scale) + shift; torch's layer_norm keeps its statistics in float32."""
+    """LayerNorm(x) * (1 + scale) + shift; torch computes the statistics in float32 for every dtype."""
     y = F.layer_norm(x, x.shape[-1:], eps=eps)  # [B, N, D]
     return y * (1 + scale[:, None]) + shift[:, None]
 
@@ -30,7 +30,7 @@ def gated_residual_layer_norm_reference(
 @triton.jit
 def _layer_norm_kernel(
     x,  # [rows, D], rows = B * N
-    y,  # [y_rows, D] or None; row r joins row r % y_rows
+    y,  # [y_rows, D] or None; row r of x gets row r % y_rows
     gate,  # [B, D] by gate_stride, or None
     scale,  # [B, D] by scale_stride
     shift,
@@ -51,16 +51,23 @@ def _layer_norm_kernel(
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]  # [ROWS, 1]
     column = tl.arange(0, MAIN)[None, :]  # [1, MAIN]
     image = (row // tokens).to(tl.int64)
-    here = (row < rows) & (column < D)
-    main = _joined(x, y, gate, stream, row, image, column, here, y_rows, gate_stride, D)  # [ROWS, MAIN]
+    mask = (row < rows) & (column < D)
+    row_offs = row.to(tl.int64) * D
+    scale, shift = scale + image * scale_stride, shift + image * shift_stride  # [ROWS, 1] pointers, as all below
+    x, out = x + row_offs, out + row_offs
+    if y is not None:
+        y, stream = y + (row % y_rows).to(tl.int64) * D, stream + row_offs
+    if gate is not None:
+        gate += image * gate_stride
+    main = _residual_sum(x, y, gate, stream, column, mask)  # [ROWS, MAIN]
     total = tl.sum(main, axis=1, keep_dims=True)
     if TAIL > 0:
         tail_column = MAIN + tl.arange(0, TAIL)[None, :]
-        tail_here = (row < rows) & (tail_column < D)
-        tail = _joined(x, y, gate, stream, row, image, tail_column, tail_here, y_rows, gate_stride, D)
+        tail_mask = (row < rows) & (tail_column < D)
+        tail = _residual_sum(x, y, gate, stream, tail_column, tail_mask)
         total += tl.sum(tail, axis=1, keep_dims=True)
 
-    # The second pass runs over registers: E[x^2] - E[x]^2 would lose the variance of a mean far from zero.
+    # A second pass over registers: E[x^2] - E[x]^2 loses the variance to rounding if the mean is large.
     mean = total / D
     main = tl.where(column < D, main - mean, 0.0)
     squares = tl.sum(main * main, axis=1, keep_dims=True)
@@ -69,51 +76,46 @@ def _layer_norm_kernel(
         squares += tl.sum(tail * tail, axis=1, keep_dims=True)
     rstd = tl.rsqrt(squares / D + EPS)
 
-    _modulate(main * rstd, scale, shift, out, row, image, column, here, scale_stride, shift_stride, D)
+    _modulate(main * rstd, scale, shift, out, column, mask)
     if TAIL > 0:
-        _modulate(tail * rstd, scale, shift, out, row, image, tail_column, tail_here, scale_stride, shift_stride, D)
+        _modulate(tail * rstd, scale, shift, out, tail_column, tail_mask)
 
 
 @triton.jit
-def _joined(x, y, gate, stream, row, image, column, here, y_rows, gate_stride, D: tl.constexpr):
-    """x [+ gate * y] of one tile in float32; writes it to the residual stream where there is one."""
-    at = row.to(tl.int64) * D + column
-    value = tl.load(x + at, mask=here, other=0.0).to(tl.float32)
+def _residual_sum(x, y, gate, stream, column, mask):
+    """x [+ gate * y] of one tile in float32, written to the residual stream if there is a y. Takes row pointers."""
+    value = tl.load(x + column, mask=mask, other=0.0).to(tl.float32)
     if y is not None:
-        joined = tl.load(y + (row % y_rows).to(tl.int64) * D + column, mask=here, other=0.0).to(tl.float32)
+        branch = tl.load(y + column, mask=mask, other=0.0).to(tl.float32)
         if gate is not None:
-            joined *= tl.load(gate + image * gate_stride + column, mask=here, other=0.0).to(tl.float32)
-        value += joined
-        tl.store(stream + at, value.to(stream.dtype.element_ty), mask=here)
+            branch *= tl.load(gate + column, mask=mask, other=0.0).to(tl.float32)
+        value += branch
+        tl.store(stream + column, value.to(stream.dtype.element_ty), mask=mask)
     return value
 
 
 @triton.jit
-def _modulate(normed, scale, shift, out, row, image, column, here, scale_stride, shift_stride, D: tl.constexpr):
-    factor = 1.0 + tl.load(scale + image * scale_stride + column, mask=here, other=0.0).to(tl.float32)
-    offset = tl.load(shift + image * shift_stride + column, mask=here, other=0.0).to(tl.float32)
-    tl.store(out + row.to(tl.int64) * D + column, (normed * factor + offset).to(out.dtype.element_ty), mask=here)
-
-
-def _packed_rows(rows: Tensor) -> Tensor:
-    return rows if rows.stride(1) == 1 else rows.contiguous()
+def _modulate(normed, scale, shift, out, column, mask):
+    """Write normed * (1 + scale) + shift. Takes row pointers."""
+    factor = 1.0 + tl.load(scale + column, mask=mask, other=0.0).to(tl.float32)
+    offset = tl.load(shift + column, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + column, (normed * factor + offset).to(out.dtype.element_ty), mask=mask)
 
 
 def _launch(
     x: Tensor, y: Tensor | None, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Modulation rows may be slices of one wide tensor: they are read by their row stride, never copied."""
+    """gate, scale and shift may be column slices of one wide tensor: the kernel reads them by row stride."""
     B, N, D = x.shape
     x = x.contiguous()
     y = None if y is None else y.contiguous()
-    scale, shift = _packed_rows(scale), _packed_rows(shift)
-    gate = None if gate is None else _packed_rows(gate)
+    scale, shift = contiguous_rows(scale), contiguous_rows(shift)
+    gate = None if gate is None else contiguous_rows(gate)
     out = torch.empty_like(x)
     stream = torch.empty_like(x) if y is not None else x
     rows = ROWS * 2 // x.element_size() if D <= WIDE else 1
-    main, tail = (
-        width_tiles(D) if D > 512 else (triton.next_power_of_2(D), 0)
-    )  # a short tail moves 8 bytes a thread
+    # The tail of a width up to 512 would move only 8 bytes a thread, so one tile covers it.
+    main, tail = width_tiles(D) if D > 512 else (triton.next_power_of_2(D), 0)
     _layer_norm_kernel[(triton.cdiv(B * N, rows),)](
         x,
         y,
@@ -161,12 +163,12 @@ def layer_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-6) -> Te
 def gated_residual_layer_norm(
     x: Tensor, y: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float = 1e-6
 ) -> tuple[Tensor, Tensor]:
-    """x' = x + gate * y and LayerNorm(x') * (1 + scale) + shift, the seam between two halves of a DiT block.
+    """x' = x + gate * y, then LayerNorm(x') * (1 + scale) + shift, between two branches of a DiT block.
 
     Args:
         x: [B, N, D], the residual stream.
-        y: [B, N, D] or [1, N, D], the branch that joins it.
-        gate: [B, D]; None joins y as it is (position embeddings).
+        y: [B, N, D] or [1, N, D], the output of the branch.
+        gate: [B, D]; None adds y as it is (position embeddings).
         scale, shift: [B, D].
 
     Returns:

@@ -2,8 +2,8 @@
 
 Philox 4x32-10 of Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (Random123), with the
 conventions of Triton's tl.randn: the key is the 64-bit seed, one counter block per element, word 0 and 1 go
-through Box-Muller, and the cosine branch is the sample. A stream that hangs on nothing but its request makes an
-image independent of the batch it was computed in.
+through Box-Muller, and the cosine branch is the sample. The noise depends on nothing but the request, so an image
+does not depend on the batch in which it was computed.
 
 Counter layout: (element, step, 0, 0). Step 0 is the initial latent, step k + 1 the noise of update k.
 """
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from kernels.backend import philox, tl, triton
-from kernels.trigonometry import cos_turns
+from kernels.cosine import cos_turns
 
 ROUNDS = 10
 MULTIPLIER_A, MULTIPLIER_B = 0xD2511F53, 0xCD9E8D57
 WEYL_A, WEYL_B = 0x9E3779B9, 0xBB67AE85
 MASK = 0xFFFFFFFF
-SEED_BITS = 53  # integers up to 2^53 survive every JSON reader (RFC 8259, section 6)
+SEED_BITS = 53  # JSON readers that use float64 keep integers up to 2^53 exact (RFC 8259, section 6)
 
 
 def philox4x32(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -37,7 +37,7 @@ def philox4x32(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tupl
 def image_seed(seed: int, index: int) -> int:
     """The seed of image `index` of a request: the request's own for image 0, a Philox word of both after it.
 
-    Hashing instead of seed + index keeps the images of neighbouring seeds apart.
+    A hash instead of seed + index: otherwise image 1 of seed 7 would be image 0 of seed 8.
     """
     if index == 0:
         return seed
@@ -76,21 +76,21 @@ def _philox_words(seeds: Tensor, steps: Tensor, elements: int) -> tuple[Tensor, 
 
 
 def _multiply(x: Tensor, m: int) -> tuple[Tensor, Tensor]:
-    """High and low word of a 32 x 32 bit product; int64 would overflow, so x is split into 16-bit halves."""
+    """High and low word of a 32 x 32 bit product, from two 16-bit halves of x: int64 cannot hold the product."""
     lower = (x & 0xFFFF) * m  # < 2^48
     upper = (x >> 16) * m + (lower >> 16)  # < 2^49
     return upper >> 16, (upper & 0xFFFF) << 16 | lower & 0xFFFF
 
 
 def _uniform(word: Tensor) -> Tensor:
-    """Triton's uint_to_uniform_float: fold the sign of the int32 away, scale to [0, 1)."""
+    """Triton's uint_to_uniform_float: the absolute value of the word as int32, scaled to [0, 1)."""
     folded = torch.where(word >= 1 << 31, MASK - word, word)
     return folded.float() * 4.6566127342e-10
 
 
 @triton.jit
 def normal_noise(seed, step, element):
-    """normal() inside a kernel: seed and step are scalars, element is a tile of int32."""
+    """normal() inside a kernel: seed and step are scalars, element is a tile of int32; returns float32."""
     a, b, _, _ = philox(seed, element, step.to(tl.int32), 0, 0)
     u, v = tl.uint_to_uniform_float(a), tl.uint_to_uniform_float(b)
     return tl.sqrt(-2.0 * tl.log(tl.maximum(u, 1e-7))) * cos_turns(v)

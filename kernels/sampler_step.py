@@ -1,12 +1,14 @@
-"""One denoising step for any mix of requests: guidance, prediction -> denoised, clamp, multistep update, noise.
+"""One denoising step for images of any requests: guidance, denoised image, clamp, multistep update, noise.
 
-A sampler is a table (models/samplers.py), so images at different steps of different samplers share this call:
+A sampler is a table of coefficients (models/samplers.py), so images at different steps of different samplers share
+one call:
 
     M  = M_uncond + w * (M_cond - M_uncond)
-    d  = p * x + q * M                            clamped to [-1, 1] where the row asks for it
+    d  = p * x + q * M                            clamped to [-1, 1] where clamp is 1
     x' = a * x + b * d + c * d_prev + s * z
 
-Letters: S slots, n images of this step, R forward rows, C x H x W the image, E = C * H * W.
+Letters: n images of this step, R rows (model evaluations); the image is C x H x W, and E = C * H * W are its
+elements. The lower-case letters w, p, q, a, b, c, s are the coefficients of these equations.
 """
 
 import torch
@@ -14,95 +16,94 @@ from torch import Tensor
 
 from kernels.backend import image_layout, tl, triton, use_triton
 from kernels.philox import normal, normal_noise
-from kernels.vector import load_wide
+from kernels.wide_access import load_wide
 
-# Columns of the two coefficient blocks that the host writes each step.
-SLOT, COND_ROW, UNCOND_ROW, SEED, NOISE_STEP = range(5)
-W, P, Q, A, B, C, S, CLAMP = range(8)
+# Columns of the blocks `indices` and `coefficients`, which the host writes each step.
+SLOT, COND_ROW, UNCOND_ROW, SEED, NOISE_STEP = (tl.constexpr(column) for column in range(5))
+W, P, Q, A, B, C, S, CLAMP = (tl.constexpr(column) for column in range(8))
 NUM_INDICES, NUM_COEFFICIENTS = 5, 8
-MAX_REGISTERS = 64  # half of a multiprocessor's warps stay resident
+MAX_REGISTERS = 64  # then half of a multiprocessor's warps are resident
 BLOCK = 1024  # elements a pass
 
 
 def sampler_step_reference(
     x: Tensor, history: Tensor, output: Tensor, indices: Tensor, coefficients: Tensor
 ) -> Tensor:
-    """All arithmetic in float32, whatever the dtype of the network's output."""
-    slots = indices[:, SLOT]
+    """All arithmetic in float32 for every dtype of the network's output."""
+    slots, cond_rows, uncond_rows, seeds, noise_steps = indices.unbind(1)  # each [n]
     w, p, q, a, b, c, s, clamp = coefficients[:, :, None, None, None].unbind(1)  # each [n, 1, 1, 1]
-    cond = output[indices[:, COND_ROW]].float()  # [n, C, H, W]
-    uncond = output[indices[:, UNCOND_ROW]].float()
+    cond = output[cond_rows].float()  # [n, C, H, W]
+    uncond = output[uncond_rows].float()
     latent, previous = x[slots], history[slots]
     denoised = p * latent + q * (uncond + w * (cond - uncond))
-    finite = denoised.isfinite()  # before the clamp, which would make a plausible image of an infinite prediction
+    finite = denoised.isfinite()  # before the clamp, which turns infinity into 1
     denoised = torch.where(clamp > 0, denoised.clamp(-1, 1), denoised)
-    # An unused history may hold another request's non-finite numbers, and 0 * nan is nan.
+    # The history of a slot may hold NaN of the request before, and 0 * NaN is NaN.
     remembered = torch.where(c != 0, c * previous, torch.zeros_like(previous))
-    updated = a * latent + b * denoised + remembered + _noise(s, indices, latent)
+    updated = a * latent + b * denoised + remembered + _noise(s, seeds, noise_steps, latent)
     x[slots], history[slots] = updated, denoised
     return (finite & updated.isfinite()).flatten(1).all(dim=1)
 
 
-def _noise(s: Tensor, indices: Tensor, like: Tensor) -> Tensor:
-    """s * z for the rows that ask for noise; Philox costs more than the update, so the others skip it."""
-    noise = torch.zeros_like(like)  # [n, C, H, W]
-    rows = s.flatten().nonzero().flatten()
-    if len(rows):
-        z = normal(indices[rows, SEED], indices[rows, NOISE_STEP], like[0].numel())
-        noise[rows] = s[rows] * z.view(len(rows), *like.shape[1:])
+def _noise(s: Tensor, seeds: Tensor, noise_steps: Tensor, like: Tensor) -> Tensor:
+    """s * z, [n, C, H, W]; Philox runs for images with s != 0 only, because it costs more than the update."""
+    noise = torch.zeros_like(like)
+    noisy = s.flatten().nonzero().flatten()
+    if len(noisy):
+        z = normal(seeds[noisy], noise_steps[noisy], like[0].numel())
+        noise[noisy] = s[noisy] * z.view(len(noisy), *like.shape[1:])
     return noise
 
 
 @triton.jit
 def _sampler_step_kernel(
-    x,  # [S, E], the elements of all three in the order in which they lie in memory
-    history,  # [S, E]
+    x,  # [slots, E]; x, history and output have their elements in the same memory order
+    history,  # [slots, E]
     output,  # [R, E]
     indices,  # [n, 5] int64
     coefficients,  # [n, 8]
     finite,  # [n]
     E: tl.constexpr,
-    C: tl.constexpr,
+    NUM_CHANNELS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
+    NUM_INDICES: tl.constexpr,
+    NUM_COEFFICIENTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One image a program, all its elements one after the other: its flag then needs no atomic, and no second
-    launch.
-    """
+    """A program updates one image, block after block, so that it can write the image's flag without atomics."""
     image = tl.program_id(0).to(tl.int64)
-    index, row = indices + image * 5, coefficients + image * 8
-    slot, cond_row, uncond_row = tl.load(index), tl.load(index + 1), tl.load(index + 2)
-    seed, noise_step = tl.load(index + 3), tl.load(index + 4)
-    w, p, q, a = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
-    b, c, s, clamp = tl.load(row + 4), tl.load(row + 5), tl.load(row + 6), tl.load(row + 7)
+    index, coef = indices + image * NUM_INDICES, coefficients + image * NUM_COEFFICIENTS
+    slot, cond_row, uncond_row = tl.load(index + SLOT), tl.load(index + COND_ROW), tl.load(index + UNCOND_ROW)
+    seed, noise_step = tl.load(index + SEED), tl.load(index + NOISE_STEP)
+    w, p, q, a = tl.load(coef + W), tl.load(coef + P), tl.load(coef + Q), tl.load(coef + A)
+    b, c, s, clamp = tl.load(coef + B), tl.load(coef + C), tl.load(coef + S), tl.load(coef + CLAMP)
     guided = uncond_row != cond_row
-    remembers = tl.where(c != 0, 1, 0) == 1  # the interpreter cannot join c != 0 with a mask
-    sound = tl.arange(0, BLOCK) >= 0
+    multistep = tl.where(c != 0, 1, 0) == 1  # the interpreter cannot combine c != 0 with a mask
+    all_finite = tl.arange(0, BLOCK) >= 0
     for start in range(0, E, BLOCK):
-        place = start + tl.arange(0, BLOCK)
-        here = place < E
-        fresh = tl.zeros([BLOCK], tl.float32)
-        if s != 0:  # Philox costs more than the rest together
-            element = (place % C) * (E // C) + place // C if CHANNELS_LAST else place
-            fresh = s * normal_noise(seed, noise_step, element)
-        latent = tl.load(x + slot * E + place, mask=here, other=0.0)
-        # What a row does not use is not read: it costs bandwidth, and may hold NaN.
+        offs = start + tl.arange(0, BLOCK)
+        mask = offs < E
+        noise = tl.zeros([BLOCK], tl.float32)
+        if s != 0:  # Philox costs more than all the rest
+            element = (offs % NUM_CHANNELS) * (E // NUM_CHANNELS) + offs // NUM_CHANNELS if CHANNELS_LAST else offs
+            noise = s * normal_noise(seed, noise_step, element)
+        latent = tl.load(x + slot * E + offs, mask=mask, other=0.0)
+        # Unused inputs are not read: that saves bandwidth, and they may hold NaN.
         cond = load_wide(output + cond_row * E, start, E, True, BLOCK)
         uncond = load_wide(output + uncond_row * E, start, E, guided, BLOCK)
-        previous = tl.load(history + slot * E + place, mask=here & remembers, other=0.0)
+        previous = tl.load(history + slot * E + offs, mask=mask & multistep, other=0.0)
         denoised = p * latent + q * tl.where(guided, uncond + w * (cond - uncond), cond)
-        sound &= tl.abs(denoised) < float("inf")  # NaN is not below infinity either
+        all_finite &= tl.abs(denoised) < float("inf")  # false for NaN, too
         clamped = tl.minimum(tl.maximum(denoised, -1.0), 1.0)
         denoised = tl.where(clamp > 0, clamped, denoised)
-        updated = a * latent + b * denoised + c * previous + fresh
-        sound &= tl.abs(updated) < float("inf")
-        tl.store(x + slot * E + place, updated, mask=here)
-        tl.store(history + slot * E + place, denoised, mask=here)
-    tl.store(finite + image, tl.min(sound.to(tl.int32), 0) == 1)
+        updated = a * latent + b * denoised + c * previous + noise
+        all_finite &= tl.abs(updated) < float("inf")
+        tl.store(x + slot * E + offs, updated, mask=mask)
+        tl.store(history + slot * E + offs, denoised, mask=mask)
+    tl.store(finite + image, tl.min(all_finite.to(tl.int32), 0) == 1)
 
 
 def _launch(x: Tensor, history: Tensor, output: Tensor, indices: Tensor, coefficients: Tensor) -> Tensor:
-    C, E = x.shape[1], x[0].numel()
     layout = image_layout(x)
     finite = torch.empty(len(indices), dtype=torch.bool, device=x.device)
     if len(indices) == 0:
@@ -114,9 +115,11 @@ def _launch(x: Tensor, history: Tensor, output: Tensor, indices: Tensor, coeffic
         indices.contiguous(),
         coefficients.contiguous(),
         finite,
-        E=E,
-        C=C,
+        E=x[0].numel(),
+        NUM_CHANNELS=x.shape[1],
         CHANNELS_LAST=layout == torch.channels_last,
+        NUM_INDICES=NUM_INDICES,
+        NUM_COEFFICIENTS=NUM_COEFFICIENTS,
         BLOCK=BLOCK,
         num_warps=4,
         maxnreg=MAX_REGISTERS,
@@ -128,24 +131,28 @@ def sampler_step(x: Tensor, history: Tensor, output: Tensor, indices: Tensor, co
     """Advance n images by one step, in place.
 
     Args:
-        x: [S, C, H, W] float32 latents by slot, contiguous or channels_last; the images' slots are overwritten.
-        history: [S, C, H, W] float32 in the layout of x, the previous step's d by slot; overwritten likewise.
-        output: [R, C, H, W] network output, any float dtype; in another layout than x it is copied.
-        indices: [n, 5] int64: slot, conditional row, unconditional row (the conditional one again where
-            there is no guidance), seed, noise step.
+        x: [slots, C, H, W] float32 latents, contiguous or channels_last; the images' slots are overwritten.
+        history: [slots, C, H, W] float32 in the layout of x, d of the previous step; overwritten in the same slots.
+        output: [R, C, H, W], what the network returned, any float dtype; copied if its layout is not that of x.
+        indices: [n, 5] int64: slot, row of the conditional output, row of the unconditional output (the same row
+            if there is no guidance), seed, noise step.
         coefficients: [n, 8] float32: w, p, q, a, b, c, s, clamp (0 or 1).
 
     Returns:
-        [n] bool, whether every number of the image and of its unclamped denoised image is finite.
+        [n] bool: whether x' and the unclamped d of the image are finite.
 
     Raises:
-        ValueError: a block has the wrong width, or the state is not float32 or not two whole tensors alike.
+        ValueError: indices or coefficients have the wrong width, x or history is not float32, their strides differ,
+            or they are neither contiguous nor channels_last.
     """
     if indices.shape[1] != NUM_INDICES or coefficients.shape[1] != NUM_COEFFICIENTS:
-        raise ValueError(f"blocks must be [n, {NUM_INDICES}] and [n, {NUM_COEFFICIENTS}]")
+        raise ValueError(
+            f"indices must be [n, {NUM_INDICES}] and coefficients [n, {NUM_COEFFICIENTS}], got "
+            f"{tuple(indices.shape)} and {tuple(coefficients.shape)}"
+        )
     if x.dtype != torch.float32 or history.dtype != torch.float32:
         raise ValueError(f"sampler state must be float32, got {x.dtype} and {history.dtype}")
     if x.stride() != history.stride():
-        raise ValueError(f"x and history must lie alike, got strides {x.stride()} and {history.stride()}")
+        raise ValueError(f"x and history must have equal strides, got {x.stride()} and {history.stride()}")
     step = _launch if use_triton(x, output) else sampler_step_reference
     return step(x, history, output, indices, coefficients)

@@ -1,4 +1,4 @@
-"""The two networks and the mathematics they are trained and sampled under."""
+"""The two networks, and the noise schedules and samplers for training and sampling."""
 
 from models.dit_model import DIT
 from models.unet import UNet

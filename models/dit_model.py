@@ -1,8 +1,8 @@
 """DIT: a diffusion transformer with grouped-query attention.
 
 Peebles & Xie 2022 (arXiv:2212.09748) with adaLN-zero, and grouped-query attention of Ainslie et al. 2023.
-The modulation of every block comes out of one matrix product instead of one a block: same parameters, same
-mathematics, depth times fewer launches.
+One matrix product computes the modulation of all blocks, instead of one product per block. Parameters and results
+are the same.
 
 Letters: B batch, N tokens, D hidden width, P patch, C x S x S the image.
 """
@@ -19,7 +19,7 @@ from models.layers import ConditionEmbedder, check, check_whole
 
 
 class DITBlock(nn.Module):
-    """Attention and MLP; norms and gates are applied by DIT.forward, which fuses them across the seams."""
+    """Attention and MLP. DIT.forward applies norms and gates, because it fuses them between branches."""
 
     def __init__(self, hidden_dim: int, num_heads: int, num_kv_heads: int, mlp_ratio: float):
         super().__init__()
@@ -32,6 +32,7 @@ class DITBlock(nn.Module):
         )
 
     def attend(self, x: Tensor) -> Tensor:
+        """[B, N, D] -> [B, N, D]."""
         return self.proj(attention(self.qkv(x), self.num_heads, self.num_kv_heads))  # [B, N, D]
 
 
@@ -49,7 +50,7 @@ class DIT(nn.Module):
         mlp_ratio: width of the MLP over hidden_dim.
 
     Raises:
-        ValueError: sizes that do not fit together.
+        ValueError: a size is no whole number from 1, or sizes do not fit together; the message says what to change.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class DIT(nn.Module):
 
 
 def grid_positions(n: int, dim: int) -> Tensor:
-    """Two-dimensional sinusoidal positions, half of the width for rows and half for columns: [n*n, dim]."""
+    """Sinusoidal embedding of an n x n grid, [n*n, dim]: half of the width for rows, half for columns."""
     row, column = torch.meshgrid(torch.arange(n), torch.arange(n), indexing="ij")
     halves = [sinusoidal_embedding(axis.flatten(), d) for axis, d in ((row, dim // 2), (column, dim - dim // 2))]
     return torch.cat(halves, dim=1)

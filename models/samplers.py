@@ -8,7 +8,7 @@ Every one-evaluation linear multistep sampler is, per step and per image,
 
 so a sampler compiles once, in float64, to rows t, p, q, a, b, c, s. d is the denoised image x0; only for ab2 it is
 the velocity, which is why ab2 cannot clamp. Solvers with several evaluations a step (Heun, single-step
-DPM-Solver) do not fit. A row does not know its batch, so images with different tables share one forward.
+DPM-Solver) do not fit. A row does not depend on the batch, so images with different tables share one forward.
 """
 
 from collections.abc import Callable
@@ -111,7 +111,7 @@ class Grid:
     def second_order(self, i: int) -> float:
         """1 / r with r = h[i-1] / h[i]; 0 where the multistep formula falls back to first order.
 
-        That is the first step, the last one (h infinite), and the one behind a first step from alpha = 0.
+        That is the first step, the last one (h infinite), and the step after a first step from alpha = 0.
         """
         if i == 0 or self.sigma[i + 1] == 0 or self.alpha[i - 1] == 0:
             return 0.0
@@ -122,8 +122,8 @@ class Grid:
         return float(self.u[i] if self.schedule.is_flow else np.arctan2(self.sigma[i], self.alpha[i]))
 
     def look(self, sampler: str) -> np.ndarray:
-        """SamplerTable.look: d is the denoised image, but for ab2 it is the velocity v. From that x - u v (flow) or
-        alpha x - sigma v (VP) makes one, at the state behind the step. The last state is the image itself.
+        """SamplerTable.look. d is the denoised image, but for ab2 it is the velocity v. Then x - u v (flow) or
+        alpha x - sigma v (VP) is the denoised image at the state after the step. The last state is the image.
         """
         look = np.tile([0.0, 1.0], (len(self.u) - 1, 1))
         if sampler == "ab2":

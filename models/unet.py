@@ -1,11 +1,10 @@
 """UNet: residual blocks with GroupNorm, FiLM conditioning and skip connections.
 
 After Ho et al. 2020 (arXiv:2006.11239) and Dhariwal & Nichol 2021 (arXiv:2105.05233): scale-shift conditioning
-behind the second norm, zero-initialised last convolution of a block, one skip connection per level. The FiLM
-parameters of every block come out of one matrix product.
+after the second norm, zero-initialised last convolution of a block, one skip connection per level. One matrix
+product computes the FiLM parameters of all blocks.
 
-A residual block returns its sum uncomputed, and a convolution may leave its bias behind: the norm or the join that
-follows adds them up on its way.
+Convolutions and residual blocks return a DeferredSum: the kernel that follows adds the bias and the residual.
 
 Letters: B batch, C channels, H x W pixels, D width of the condition.
 """
@@ -15,8 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from kernels import Sum, group_norm, join, residual_group_norm
-from kernels.backend import use_triton
+from kernels import DeferredSum, concat_skip, convolve, group_norm, materialize, residual_group_norm, upsample2x
 from models.layers import ConditionEmbedder, check, check_whole
 
 CHANNELS_PER_GROUP = 16  # 16 channels of 16 bits are one 32-byte sector of GPU memory
@@ -32,16 +30,17 @@ class GroupNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Sum, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor | DeferredSum, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """x: of [B, C, H, W]; scale, shift: [B, C]. Returns [B, C, H, W]."""
         return group_norm(x, self.num_groups, self.weight, self.bias, scale, shift, silu=True)
 
-    def of_stream(self, x: Sum) -> tuple[Tensor, Tensor]:
-        """The sum itself, and its norm."""
+    def sum_and_norm(self, x: Tensor | DeferredSum) -> tuple[Tensor, Tensor]:
+        """x as a tensor, and SiLU of its norm, both [B, C, H, W]."""
         return residual_group_norm(x, self.num_groups, self.weight, self.bias, silu=True)
 
 
 class ResBlock(nn.Module):
-    """norm, SiLU, conv, norm, FiLM, SiLU, conv, plus the input."""
+    """Input + (norm, SiLU, conv, norm, FiLM, SiLU, conv)."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -54,13 +53,13 @@ class ResBlock(nn.Module):
         )
         nn.init.zeros_(self.conv2.weight)  # a block starts close to the identity
 
-    def forward(self, x: Sum, scale: Tensor, shift: Tensor) -> Sum:
-        """x: [B, C_in, H, W]; scale, shift: [B, C_out]. Returns [B, C_out, H, W]."""
-        stream, h = self.norm1.of_stream(x)
+    def forward(self, x: Tensor | DeferredSum, scale: Tensor, shift: Tensor) -> DeferredSum:
+        """x: of [B, C_in, H, W]; scale, shift: [B, C_out]. Returns a sum of [B, C_out, H, W]."""
+        stream, h = self.norm1.sum_and_norm(x)
         h = self.norm2(convolve(self.conv1, h), scale, shift)
         branch = convolve(self.conv2, h)
-        skip = Sum(stream) if isinstance(self.skip, nn.Identity) else convolve(self.skip, stream)
-        return Sum(skip.x, branch.x, skip.x_bias, branch.x_bias)
+        skip = DeferredSum(stream) if isinstance(self.skip, nn.Identity) else convolve(self.skip, stream)
+        return DeferredSum(skip.x, branch.x, skip.x_bias, branch.x_bias)
 
 
 class UNet(nn.Module):
@@ -69,14 +68,15 @@ class UNet(nn.Module):
     Args:
         image_size, image_channels: the square image [C, S, S].
         base_channels: width at full resolution.
-        channel_multipliers: width of each resolution over base_channels; each further one halves the image.
+        channel_multipliers: width of each resolution, as a multiple of base_channels; each entry after the first
+            halves the image.
         num_res_blocks: residual blocks per resolution, on the way down and on the way up.
         num_classes: labels 0 .. num_classes - 1; label num_classes is the null class.
-        num_mid_blocks: residual blocks at the lowest resolution between the two ways.
+        num_mid_blocks: residual blocks at the lowest resolution, between down and up.
         condition_dim: width of the condition; default 4 * base_channels.
 
     Raises:
-        ValueError: sizes that do not fit together.
+        ValueError: a size is no whole number from 1, or sizes do not fit together; the message says what to change.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class UNet(nn.Module):
         self.norm_out, self.conv_out = GroupNorm(widths[0]), conv3x3(widths[0], image_channels)
         nn.init.zeros_(self.conv_out.weight)
 
-        # in the order in which forward meets the blocks
+        # modules() lists the blocks in the order in which forward runs them
         self.film_widths = [m.out_channels for m in self.modules() if isinstance(m, ResBlock)]
         self.film = nn.Linear(dim, 2 * sum(self.film_widths))
 
@@ -123,7 +123,7 @@ class UNet(nn.Module):
         film = self.film(self.condition(t, y))  # [B, 2 * sum(film_widths)]
         scale_and_shift = iter(film.split([w for width in self.film_widths for w in (width, width)], dim=1))
 
-        def run(blocks: nn.Module, h: Sum) -> Sum:
+        def run(blocks: nn.Module, h: Tensor | DeferredSum) -> Tensor | DeferredSum:
             for block in blocks.children():
                 h = block(h, next(scale_and_shift), next(scale_and_shift))
             return h
@@ -131,23 +131,16 @@ class UNet(nn.Module):
         h = convolve(self.conv_in, x.to(self.conv_in.weight.dtype))  # [B, base, S, S]
         skips = []
         for level, blocks in enumerate(self.down):
-            skips.append(join(run(blocks, h)))
-            last = level == len(self.downsample)
-            h = Sum(skips[-1]) if last else convolve(self.downsample[level], skips[-1])  # [B, C, H/2, W/2]
+            h = materialize(run(blocks, h))
+            skips.append(h)
+            if level < len(self.downsample):
+                h = convolve(self.downsample[level], h)  # [B, C, H/2, W/2]
         h = run(self.mid, h)
         for level, blocks in enumerate(self.up):
-            h = run(blocks, Sum(join(h, beside=skips.pop())))
+            h = run(blocks, concat_skip(h, skips.pop()))
             if level < len(self.upsample):
-                h = convolve(self.upsample[level], join(h, upsample=2))
+                h = convolve(self.upsample[level], upsample2x(h))  # [B, C, 2H, 2W]
         return self.conv_out(self.norm_out(h))
-
-
-def convolve(conv: nn.Module, x: Tensor) -> Sum:
-    """A convolution; its bias waits for the next kernel where adding it would be a launch of its own."""
-    assert isinstance(conv, nn.Conv2d)
-    if not use_triton(x, conv.weight):
-        return Sum(conv(x))
-    return Sum(nn.functional.conv2d(x, conv.weight, None, conv.stride, conv.padding), x_bias=conv.bias)
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
@@ -155,7 +148,7 @@ def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
 
 
 def res_blocks(in_channels: int, out_channels: int, count: int) -> nn.ModuleList:
-    """The first block changes the width."""
+    """`count` blocks; the first one changes the width."""
     widths = [in_channels] + [out_channels] * count
     return nn.ModuleList([ResBlock(a, b) for a, b in pairwise(widths)])
 

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from training.augment import distort
 from training.data import Data, Split, fingerprint, to_float
-from training.distort import distort
 
 FEATURES = 64
 EPOCHS = 80

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.inspection.recorder import recorded_launches
 from kernels import attention
-from kernels.inspection.recorder import recorded_launches
 
 # The relative size of one rounding.
 ROUNDING = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}

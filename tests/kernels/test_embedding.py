@@ -68,7 +68,7 @@ def test_label_silu_equals_the_formula(B: int, D: int, dtype: torch.dtype) -> No
 
 def test_rows_must_match_labels() -> None:
     x, table, labels = label_inputs(3, 8, torch.float32)
-    with pytest.raises(ValueError, match=r"x \(3, 8\) must be \[2, 8\]: one row a label"):
+    with pytest.raises(ValueError, match=r"x \(3, 8\) must be \[2, 8\]: one row per label"):
         label_silu(x, table, labels[:2])
     with pytest.raises(ValueError, match=r"x \(3, 7\) must be \[3, 8\]"):
         label_silu(x[:, :7], table, labels)

@@ -72,7 +72,7 @@ def test_what_does_not_fit_is_refused() -> None:
         gather_rows(x, ROWS[:, :2], torch.float32)
     with pytest.raises(ValueError, match="latents must be float32, got torch.float16"):
         gather_rows(x.half(), ROWS, torch.float32)
-    with pytest.raises(ValueError, match="are no whole tensor"):
+    with pytest.raises(ValueError, match="must be contiguous or channels_last"):
         gather_rows(x[:, :, ::2], ROWS, torch.float32)
 
 

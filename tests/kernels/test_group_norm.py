@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import Sum, group_norm, residual_group_norm
-from kernels.inspection.recorder import recorded_launches
+from benchmarks.inspection.recorder import recorded_launches
+from kernels import DeferredSum, group_norm, residual_group_norm
 
 ROUNDING = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 
@@ -103,12 +103,12 @@ def test_refuses_half_a_film() -> None:
 def test_refuses_branches_that_differ() -> None:
     x, row = torch.zeros(1, 4, 2, 2), torch.zeros(4)
     with pytest.raises(ValueError, match=r"x \(1, 4, 2, 2\) and y \(1, 4, 2, 1\) differ"):
-        group_norm(Sum(x, x[..., :1]), 2, row, row)
+        group_norm(DeferredSum(x, x[..., :1]), 2, row, row)
 
 
 def test_residual_gives_the_sum_and_its_norm() -> None:
     x, weight, bias, scale, _ = inputs((2, 32, 4, 4), torch.float32)
-    total = Sum(x, x / 3, bias, weight)
+    total = DeferredSum(x, x / 3, bias, weight)
     stream, out = residual_group_norm(total, 2, weight, bias)
     expected = x.double() * 4 / 3 + (bias + weight).double().view(1, -1, 1, 1)
     torch.testing.assert_close(stream.double(), expected, rtol=0, atol=32 * 3 * 2.0**-24)  # three sums below 32

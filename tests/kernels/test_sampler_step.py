@@ -131,15 +131,15 @@ def test_nobody_is_a_batch_too() -> None:
 
 def test_wrong_blocks_and_state_are_refused() -> None:
     x, history, output, indices, coefficients = mixed_batch()
-    with pytest.raises(ValueError, match=r"\[n, 5\] and \[n, 8\]"):
+    with pytest.raises(ValueError, match=r"\[n, 5\] and coefficients \[n, 8\]"):
         sampler_step(x, history, output, indices[:, :4], coefficients)
-    with pytest.raises(ValueError, match=r"\[n, 5\] and \[n, 8\]"):
+    with pytest.raises(ValueError, match=r"\[n, 5\] and coefficients \[n, 8\]"):
         sampler_step(x, history, output, indices, coefficients[:, :7])
     with pytest.raises(ValueError, match="float32, got torch.float16 and torch.float32"):
         sampler_step(x.half(), history, output, indices, coefficients)
     with pytest.raises(ValueError, match="float32, got torch.float32 and torch.float64"):
         sampler_step(x, history.double(), output, indices, coefficients)
-    with pytest.raises(ValueError, match="x and history must lie alike"):
+    with pytest.raises(ValueError, match="x and history must have equal strides"):
         sampler_step(x, history.contiguous(memory_format=torch.channels_last), output, indices, coefficients)
 
 

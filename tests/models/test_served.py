@@ -7,11 +7,11 @@ import torch
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from kernels.inspection.recorder import Launch, recorded_launches
-from kernels.inspection.served import served
+from benchmarks.inspection.recorder import Launch, recorded_launches
+from benchmarks.inspection.served import served
 from models.checkpoint import ModelConfig, build_model, load_config
 
-SIZES = {"C", "D", "E", "H", "BESIDE", "WIDTH", "SCALE", "HALF", "EXPONENT"}  # constants that change no tile
+SIZES = {"C", "D", "E", "H", "SKIP", "WIDTH", "SCALE", "HALF", "EXPONENT"}  # constants that change no tile
 CONFIGS = {name: ModelConfig(name, {}) for name in ("dit", "unet")}
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 

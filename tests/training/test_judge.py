@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from training import judge as judge_module
+from training.augment import distort, random_affine
 from training.data import Data, Split
-from training.distort import distort, random_affine
 from training.judge import CARD, WEIGHTS, load_judge, train_judge
 
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from kernels import Sum, group_norm, residual_group_norm
+from kernels import DeferredSum, group_norm, residual_group_norm
 from tests.kernels.test_group_norm import ROUNDING, bound, formula, inputs
 
 DTYPES = pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
@@ -54,8 +54,8 @@ def test_a_sum_is_added_up_on_the_way(
 ) -> None:
     x, weight, bias, scale, _ = inputs(shape, dtype)
     y, x_bias, y_bias = x.flip(0, 2) / 4, bias.flip(0), weight * 2
-    total = Sum(x, y.contiguous(memory_format=torch.channels_last), x_bias, y_bias)
-    expected = Sum(*(t.double() for t in (x, y, x_bias, y_bias))).compute()
+    total = DeferredSum(x, y.contiguous(memory_format=torch.channels_last), x_bias, y_bias)
+    expected = DeferredSum(*(t.double() for t in (x, y, x_bias, y_bias))).compute()
     stream, out = residual_group_norm(total, num_groups, weight, bias)
     # three sums in float32 of numbers below 32, one rounding to the dtype
     torch.testing.assert_close(stream.double(), expected, rtol=0, atol=32 * (ROUNDING[dtype] + 3 * 2.0**-24))
@@ -76,7 +76,7 @@ def test_a_mean_far_from_zero_keeps_its_variance() -> None:
 def test_nothing_to_add_leaves_the_stream_as_it_is() -> None:
     x, weight, bias, *_ = inputs((1, 32, 4, 4), torch.float32)
     x = x.contiguous(memory_format=torch.channels_last)
-    stream, _ = residual_group_norm(Sum(x), 2, weight, bias)
+    stream, _ = residual_group_norm(DeferredSum(x), 2, weight, bias)
     assert stream is x
 
 

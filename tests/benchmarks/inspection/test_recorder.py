@@ -5,9 +5,9 @@ import torch
 
 pytest.importorskip("triton", reason="needs Triton")
 
+from benchmarks.inspection.recorder import recorded_launches
 from kernels import layer_norm
 from kernels.backend import TRITON_DEVICES
-from kernels.inspection.recorder import recorded_launches
 
 
 def test_a_launch_is_written_down_with_everything_it_was_given() -> None:

@@ -1,20 +1,21 @@
-"""The tests of tests/kernels/test_join.py with the kernel by the interpreter, and the UNet that is made of it."""
+"""The tests of tests/kernels/test_deferred_sum.py with the kernel by the interpreter, and a UNet that uses it."""
 
 import pytest
 import torch
 
 from kernels import backend
 from models.unet import UNet
-from tests.kernels import test_join as plain
+from tests.kernels import test_deferred_sum as plain
 from tests.models.networks import awake, inputs
 
 test_equals_the_formula = plain.test_equals_the_formula
-test_nothing_to_do_is_no_copy = plain.test_nothing_to_do_is_no_copy
+test_one_term_is_not_copied = plain.test_one_term_is_not_copied
 
 
 @pytest.mark.parametrize("channels", [1, 3, 64, 100])
 def test_any_width(channels: int) -> None:
-    plain.check(plain.total_of("all", (1, channels, 5, 3), torch.float32), 7, 1, torch.float32)
+    total = plain.total_of("all", (1, channels, 5, 3), torch.float32)
+    plain.check(total, "concat_skip", torch.float32, skip_channels=7)
 
 
 def small_unet() -> torch.nn.Module:

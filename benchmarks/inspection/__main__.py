@@ -1,4 +1,7 @@
-"""python -m kernels: what the compiler makes of every kernel at its served shapes, with no GPU needed."""
+"""What the compiler makes of every kernel at the shapes that the service launches. It needs no GPU.
+
+python -m benchmarks.inspection [--kernel attention] [--arch 90] [--dtype bf16]
+"""
 
 import argparse
 import sys
@@ -6,9 +9,9 @@ from collections.abc import Iterator
 
 import torch
 
-from kernels.inspection.compiled import ARCHITECTURES, Facts, facts
-from kernels.inspection.limits import broken_limits
-from kernels.inspection.served import Case, served
+from benchmarks.inspection.compiled import ARCHITECTURES, Facts, facts
+from benchmarks.inspection.limits import broken_limits
+from benchmarks.inspection.served import Case, served
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 COLUMNS = "kernel|case|dtype|arch|registers|spills|shared|mma|widest load|narrow|occupancy|bytes|of minimum"
@@ -34,7 +37,7 @@ def row(case: Case, architecture: int, found: Facts) -> list[str]:
 
 
 def table(rows: list[list[str]]) -> Iterator[str]:
-    """Markdown, aligned."""
+    """The lines of a Markdown table with aligned columns."""
     rows = [list(COLUMNS.split("|")), *rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for i, cells in enumerate(rows):
@@ -44,12 +47,25 @@ def table(rows: list[list[str]]) -> Iterator[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints the table; 1 if a limit is broken."""
-    parser = argparse.ArgumentParser(prog="python -m kernels", description=__doc__)
-    parser.add_argument(
-        "--arch", type=int, choices=ARCHITECTURES, action="append", help="80 is sm_80; default: all"
+    """Print the table and the broken limits; returns 1 if there is one, else 0."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.inspection",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--dtype", choices=DTYPES, action="append", help="default: bf16")
+    parser.add_argument(
+        "--arch",
+        type=int,
+        choices=ARCHITECTURES,
+        action="append",
+        help="80 for sm_80; repeat for more; default: all",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        action="append",
+        help="of the weights; repeat for more; default: bf16",
+    )
     parser.add_argument("--kernel", default="", help="only kernels with this in their name")
     chosen = parser.parse_args(arguments)
 

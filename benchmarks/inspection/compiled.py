@@ -1,8 +1,7 @@
-"""What the compiler makes of a launch, for any GPU and without one.
+"""Compiles a recorded launch for any GPU and reads facts off the result, such as registers and spills.
 
-A recorded launch is compiled by Triton's own rules (which arguments become constants, which are known to be
-multiples of 16), and the facts are read off the result: the PTX, and the machine code through the disassemblers
-that come with Triton.
+Triton's own rules say which arguments become constants and which are multiples of 16. The facts come from the PTX,
+and from the machine code through the disassemblers that Triton ships.
 """
 
 import re
@@ -18,7 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from kernels.inspection.recorder import Launch
+from benchmarks.inspection.recorder import Launch
 
 ARCHITECTURES = (80, 89, 90, 100)
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -32,7 +31,7 @@ ASYNC_COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\],
 
 @dataclass(frozen=True)
 class Facts:
-    """One compiled kernel. Loads and stores are instructions by bytes a thread, in the text, not as executed."""
+    """One compiled kernel. Loads and stores count instructions in the program text, by bytes a thread."""
 
     registers: int
     stack: int  # bytes a thread
@@ -44,8 +43,8 @@ class Facts:
     loads: dict[int, int]
     stores: dict[int, int]
     async_copies: int
-    double: bool  # float64 anywhere: a Python float that was not made constexpr
-    occupancy: float  # share of the multiprocessor's warps, as registers and shared memory allow
+    double: bool  # float64 anywhere; the usual cause is a Python float argument that is not constexpr
+    occupancy: float  # resident warps over the maximum, as registers and shared memory allow
 
     @property
     def widest_load(self) -> int:
@@ -53,7 +52,7 @@ class Facts:
 
     @property
     def narrow_accesses(self) -> int:
-        """Loads and stores of less than 16 bytes a thread: single numbers that a kernel looks up, one hopes."""
+        """Loads and stores of less than 16 bytes a thread; only look-ups of single numbers should be among them."""
         return sum(count for kind in (self.loads, self.stores) for width, count in kind.items() if width < 16)
 
     @property
@@ -62,7 +61,7 @@ class Facts:
 
 
 def compile_launch(launch: Launch, architecture: int) -> Any:
-    """Compile for sm_<architecture>, with the arguments' own specialisation."""
+    """Compile for sm_<architecture>, specialised for the arguments of the launch."""
     target = GPUTarget("cuda", architecture, 32)
     backend = make_backend(target)
     bind = create_function_from_signature(launch.kernel.signature, launch.kernel.params, backend)
@@ -96,7 +95,7 @@ def facts(launch: Launch, architecture: int) -> Facts:
 
 
 def accesses(ptx: str, kind: str) -> dict[int, int]:
-    """Global loads (`ld`, asynchronous copies among them) or stores (`st`) by bytes a thread."""
+    """Number of global loads (kind "ld", with asynchronous copies) or stores (kind "st") by bytes a thread."""
     widths = [int(vector or 1) * int(bits) // 8 for op, vector, bits in ACCESS.findall(ptx) if op == kind]
     if kind == "ld":
         widths += [int(size, 0) for size in ASYNC_COPY.findall(ptx)]
@@ -104,7 +103,7 @@ def accesses(ptx: str, kind: str) -> dict[int, int]:
 
 
 def disassemble(cubin: bytes) -> tuple[str, str]:
-    """Resource usage and machine code."""
+    """Resource usage and machine code, as text."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
@@ -123,8 +122,10 @@ def resource(usage: str, name: str) -> str:
 
 
 def occupancy(registers: int, shared: int, warps: int, architecture: int) -> float:
-    """Resident warps over the most there can be; a warp's registers come in units of 256, and a block's shared
-    memory has 1 KiB more for the system.
+    """Resident warps over the maximum, 0..1.
+
+    A warp's registers are allocated in units of 256, and the system adds 1 KiB to a block's shared memory (CUDA
+    occupancy calculator).
     """
     by_registers = REGISTERS_PER_SM // (warps * -(-32 * registers // 256) * 256)
     by_shared = SHARED_PER_SM[architecture] * 1024 // (shared + 1024)

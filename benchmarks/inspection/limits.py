@@ -1,28 +1,28 @@
-"""What a compiled kernel must keep to; a limit that breaks is a kernel that got slower before anybody ran it.
+"""Limits that a compiled kernel must keep: spills, access widths, occupancy, tensor-core instructions.
 
-Register counts are no limits of their own: they change with every version of Triton. What they cost is: spills, and
-warps that do not fit onto a multiprocessor (occupancy).
+There is no limit on register counts, because they change with every version of Triton. What too many registers cost is
+limited: spills, and fewer warps on a multiprocessor (occupancy).
 """
 
 from collections.abc import Iterator
 
 import torch
 
-from kernels.inspection.compiled import Facts
-from kernels.inspection.served import Case
+from benchmarks.inspection.compiled import Facts
+from benchmarks.inspection.served import Case
 
-# Single numbers that a program looks up in the step's block or leaves there; all else moves 16 bytes a thread.
+# Single numbers that a program reads or writes; all other accesses must move 16 bytes a thread.
 LOOKUPS = {
     "sampler_step_kernel": 5 + 8 + 1,  # indices, coefficients, flag
     "gather_rows_kernel": 3,
     "label_silu_kernel": 1,
     "sinusoidal_embedding_kernel": 1,
 }
-MMA_64X64X96 = 96  # 64 x 64 scores over 96 columns and back, in m16n8k16 products of 4 warps; padding makes 128
+MMA_64X64X96 = 96  # mma.sync for 64 x 64 scores over 96 columns and back, 4 warps; padded tiles need 128
 
 
 def broken_limits(case: Case, architecture: int, found: Facts) -> Iterator[str]:
-    """One sentence a broken limit."""
+    """One sentence per broken limit."""
     if found.spills:
         yield f"spills: {found.stack} bytes of stack, {found.local_accesses} local accesses"
     if found.double:

@@ -1,9 +1,9 @@
-"""The launches that a service makes, by name: what the compile table shows and its tests bound.
+"""The launches that a service makes, by name: the rows of the compile table, which the tests hold to limits.
 
-Every case calls the public function with tensors on meta, which have shapes and no memory, and the recorder writes
-down the launch. tests/models/test_served.py holds the list against the networks themselves.
+Every case calls the public function with tensors on meta, which have shapes and no memory, and the recorder takes
+the launch. tests/models/test_served.py compares the list with what the networks launch.
 
-Letters: B images or rows of a forward, N tokens, D width, C channels, H x W pixels.
+Letters: B batch size, N tokens, D width, C channels, H x W pixels.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchmarks.inspection.recorder import Launch, recorded_launches
 from kernels.attention import attention
+from kernels.deferred_sum import DeferredSum, concat_skip, materialize, upsample2x
 from kernels.embedding import label_silu, sinusoidal_embedding
 from kernels.gather_rows import NUM_ROW_INDICES, gather_rows
 from kernels.group_norm import group_norm, residual_group_norm
-from kernels.inspection.recorder import Launch, recorded_launches
-from kernels.join import Sum, join
 from kernels.layer_norm import gated_residual_layer_norm
 from kernels.sampler_step import NUM_COEFFICIENTS, NUM_INDICES, sampler_step
 
@@ -28,13 +28,13 @@ GROUP = 16  # channels a group
 
 @dataclass(frozen=True)
 class Case:
-    """A launch and the bytes that it cannot avoid: every input read once, every output written once."""
+    """A launch and its bytes. The minimum is every input read once and every output written once."""
 
     name: str
     launch: Launch
     dtype: torch.dtype
     minimum_bytes: int
-    moved_bytes: int  # what its programs ask for together; caches serve what exceeds the minimum
+    moved_bytes: int  # what all programs request together; caches serve what exceeds the minimum
 
 
 def meta(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -45,7 +45,7 @@ def meta(*shape: int, dtype: torch.dtype) -> Tensor:
 def record(
     name: str, dtype: torch.dtype, run: Callable[[], object], minimum: int, again: int = 0
 ) -> Iterator[Case]:
-    """again: bytes that more than one program reads."""
+    """The launches of run() as cases; `again` counts the bytes that programs after the first one read again."""
     with torch.no_grad(), recorded_launches() as launches:
         run()
     for launch in launches:
@@ -58,12 +58,12 @@ def served(dtype: torch.dtype) -> Iterator[Case]:
     yield from attention_cases(dtype)
     yield from layer_norm_cases(dtype)
     yield from group_norm_cases(dtype)
-    yield from join_cases(dtype)
+    yield from deferred_sum_cases(dtype)
     yield from step_cases(dtype)
 
 
 def attention_cases(dtype: torch.dtype) -> Iterator[Case]:
-    """Both sizes of DIT; few images take small tiles; 1,024 tokens are a 128 x 128 image."""
+    """Both sizes of DIT with 64 images and with 1 (smaller tiles), and the 1,024 tokens of a 128 x 128 image."""
     H, K, size = 8, 2, dtype.itemsize
     for B, N, D in [(BATCH, 64, 96), (1, 64, 96), (BATCH, 64, 48), (1, 64, 48), (4, 1024, 96)]:
         qkv = meta(B, N, (H + 2 * K) * D, dtype=dtype)
@@ -88,11 +88,11 @@ def layer_norm_cases(dtype: torch.dtype) -> Iterator[Case]:
 
 
 def group_norm_cases(dtype: torch.dtype) -> Iterator[Case]:
-    """What the UNet of 64 base channels meets; 64 x 64 pixels do not fit into one program."""
+    """Shapes of the UNet with 64 base channels, and 64 x 64 pixels, whose groups do not fit into one program."""
     for C, H in [*NORM_SHAPES, (64, 64)]:
         x, row, film = meta(BATCH, C, H, H, dtype=dtype), meta(C, dtype=dtype), meta(BATCH, 2 * C, dtype=dtype)
         image, name = x.numel() * dtype.itemsize, f"{C} x {H} x {H}"
-        residual, behind_conv = Sum(x, x, row, row), Sum(x, x_bias=row)
+        residual, after_conv = DeferredSum(x, x, row, row), DeferredSum(x, x_bias=row)
         groups = C // GROUP
         vectors = 4 * C * dtype.itemsize
         yield from record(
@@ -104,22 +104,22 @@ def group_norm_cases(dtype: torch.dtype) -> Iterator[Case]:
         yield from record(
             f"FiLM {name}",
             dtype,
-            lambda a=(behind_conv, groups, row, row, film[:, :C], film[:, C:]): group_norm(*a),
+            lambda a=(after_conv, groups, row, row, film[:, :C], film[:, C:]): group_norm(*a),
             2 * image + vectors + film.numel() * dtype.itemsize,
         )
 
 
-def join_cases(dtype: torch.dtype) -> Iterator[Case]:
+def deferred_sum_cases(dtype: torch.dtype) -> Iterator[Case]:
     for C in (128, 32):
         x, row = meta(BATCH, C, 16, 16, dtype=dtype), meta(C, dtype=dtype)
-        total, image = Sum(x, x, row, row), x.numel() * dtype.itemsize
-        yield from record(f"sum of {C}", dtype, lambda s=total: join(s), 3 * image)
-        yield from record(f"upsampled {C}", dtype, lambda s=total: join(s, upsample=2), 6 * image)
-        yield from record(f"{C} beside a skip", dtype, lambda s=total, skip=x: join(s, beside=skip), 5 * image)
+        total, image = DeferredSum(x, x, row, row), x.numel() * dtype.itemsize
+        yield from record(f"sum of {C}", dtype, lambda s=total: materialize(s), 3 * image)
+        yield from record(f"upsampled {C}", dtype, lambda s=total: upsample2x(s), 6 * image)
+        yield from record(f"{C} and a skip", dtype, lambda s=total, skip=x: concat_skip(s, skip), 5 * image)
 
 
 def step_cases(dtype: torch.dtype) -> Iterator[Case]:
-    """What a step has around its forward; half of the images are guided."""
+    """The kernels before and after the forward; half of the images are guided."""
     images = 2 * BATCH // 3
     rows, block = meta(BATCH, NUM_ROW_INDICES, dtype=torch.int64), meta(images, NUM_INDICES, dtype=torch.int64)
     coefficients = meta(images, NUM_COEFFICIENTS, dtype=torch.float32)

@@ -1,5 +1,5 @@
 """What the compiler makes of every kernel at its served shapes: registers, spills, shared memory, tensor cores and
-the width of its accesses, within the limits of kernels/inspection/limits.py. No GPU is needed.
+the width of its accesses, within the limits of benchmarks/inspection/limits.py. No GPU is needed.
 """
 
 import os
@@ -13,12 +13,13 @@ import torch
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from kernels.__main__ import DTYPES, main
+import kernels
+from benchmarks.inspection.__main__ import DTYPES, main
+from benchmarks.inspection.compiled import Facts, accesses, facts, occupancy, resource
+from benchmarks.inspection.limits import broken_limits
+from benchmarks.inspection.recorder import recorded_launches
+from benchmarks.inspection.served import served
 from kernels.backend import tl, triton
-from kernels.inspection.compiled import Facts, accesses, facts, occupancy, resource
-from kernels.inspection.limits import broken_limits
-from kernels.inspection.recorder import recorded_launches
-from kernels.inspection.served import served
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -160,6 +161,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_every_kernel_file_is_served() -> None:
     """A kernel that nobody lists would escape the limits."""
-    files = [path for path in Path(main.__code__.co_filename).parent.glob("*.py") if "_kernel[" in path.read_text()]
+    folder = Path(kernels.__file__).parent
+    files = [path for path in folder.glob("*.py") if "_kernel[" in path.read_text()]
     launched = {case.launch.kernel.fn.__module__ for case in served(torch.bfloat16)}
     assert launched == {f"kernels.{path.stem}" for path in files}

@@ -1,7 +1,7 @@
-"""What would be launched: runs code with every Triton launch written down instead of executed.
+"""Runs code and records every Triton launch instead of executing it.
 
-For the compile table, the launch counts and the roofline, which need no GPU: tensors may lie on the CPU or on
-meta, and what a kernel would have written stays uninitialised.
+The compile table, the launch counts and the roofline use it, so they need no GPU. Tensors may be on the CPU or on
+meta. The outputs of the recorded kernels stay uninitialised.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ class Launch:
 
     kernel: JITFunction
     grid: tuple[int, ...]
-    arguments: dict[str, Any]  # every parameter of the kernel by name, tensors as they were passed
+    arguments: dict[str, Any]  # every parameter of the kernel by name, tensors as passed
     options: dict[str, Any]  # num_warps, num_stages, maxnreg
 
     @property
@@ -31,7 +31,7 @@ class Launch:
 
 @contextmanager
 def recorded_launches() -> Iterator[list[Launch]]:
-    """Send every operation to its Triton kernel on any device, and list the launches instead of running them."""
+    """Every operation takes its Triton kernel on any device, and the list collects the launches."""
     launches: list[Launch] = []
 
     def record(kernel: JITFunction, *args: Any, grid: tuple[int, ...], warmup: bool, **kwargs: Any) -> None:

@@ -1,1 +1,0 @@
-"""What would be launched and what the compiler makes of it; needs Triton, but no GPU."""

@@ -1,0 +1,95 @@
+"""Sums, upsampling and concatenation against plain torch in float64."""
+
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels import DeferredSum, concat_skip, convolve, materialize, upsample2x
+
+ROUNDING = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+DTYPES = pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
+KINDS = ("x", "x+bias", "x+y", "all")
+FORMS = ("materialize", "concat_skip", "upsample2x")
+
+
+def total_of(kind: str, shape: tuple[int, int, int, int], dtype: torch.dtype) -> DeferredSum:
+    generator = torch.Generator().manual_seed(shape[1])
+    x, y = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
+    x_bias, y_bias = (torch.randn(shape[1], generator=generator).to(dtype) for _ in range(2))
+    return {
+        "x": DeferredSum(x),
+        "x+bias": DeferredSum(x, x_bias=x_bias),
+        "x+y": DeferredSum(x, y),
+        "all": DeferredSum(x, y, x_bias, y_bias),
+    }[kind]
+
+
+def sum_in_float64(total: DeferredSum) -> Tensor:
+    x, *others = (t if t is None else t.double() for t in total)
+    assert x is not None
+    for term in others:
+        if term is not None:
+            x = x + (term if term.dim() == 4 else term.view(1, -1, 1, 1))
+    return x
+
+
+def check(total: DeferredSum, form: str, dtype: torch.dtype, skip_channels: int = 24) -> None:
+    x, expected = total.x, sum_in_float64(total)
+    if form == "materialize":
+        out = materialize(total)
+    elif form == "upsample2x":
+        out, expected = upsample2x(total), expected.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    else:
+        skip = torch.randn(x.shape[0], skip_channels, *x.shape[2:]).to(dtype).to(x.device)
+        out, expected = concat_skip(total, skip), torch.cat([expected, skip.double()], dim=1)
+        assert torch.equal(out[:, -skip_channels:], skip)
+    assert out.dtype == dtype
+    # up to three sums of numbers below 8; in plain torch each of them rounds
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=3 * 8 * ROUNDING[dtype])
+
+
+@DTYPES
+def test_equals_the_formula(dtype: torch.dtype) -> None:
+    for kind, form in product(KINDS, FORMS):
+        check(total_of(kind, (2, 40, 4, 6), dtype), form, dtype)
+
+
+def test_one_term_is_not_copied() -> None:
+    x = torch.randn(1, 4, 3, 3)
+    assert materialize(x) is x
+    assert materialize(DeferredSum(x)) is x
+
+
+def test_gradients_pass() -> None:
+    x, bias = torch.randn(1, 4, 3, 3, requires_grad=True), torch.randn(4, requires_grad=True)
+    upsample2x(DeferredSum(x, x, bias)).sum().backward()
+    assert x.grad is not None
+    assert bias.grad is not None
+    assert x.grad.unique().tolist() == [8]
+    assert bias.grad.tolist() == [36] * 4
+
+
+def test_a_convolution_on_a_cpu_adds_its_own_bias() -> None:
+    conv, x = torch.nn.Conv2d(3, 4, 3, padding=1), torch.randn(1, 3, 5, 5)
+    total = convolve(conv, x)
+    assert total.has_one_term
+    assert torch.equal(total.x, conv(x))
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    x = torch.zeros(2, 4, 3, 3)
+    with pytest.raises(ValueError, match="differ"):
+        materialize(DeferredSum(x, x[:1]))
+    with pytest.raises(ValueError, match=r"must be \[2, any, 3, 3\].*got \(2, 4, 3, 2\)"):
+        concat_skip(x, x[..., :2])
+
+
+@pytest.mark.gpu
+@DTYPES
+def test_kernel_on_a_gpu(dtype: torch.dtype) -> None:
+    for kind, form in product(KINDS, FORMS):
+        x, *others = (t if t is None else t.cuda() for t in total_of(kind, (2, 40, 4, 6), dtype))
+        assert x is not None
+        check(DeferredSum(x, *others), form, dtype)
