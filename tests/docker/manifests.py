@@ -105,10 +105,10 @@ def namespaces(manifests: Manifests) -> list[str]:
         item["kind"]: item["metadata"].get("namespace") for item in manifests if item["kind"] not in CLUSTER_WIDE
     }
     complaints = [f"{kind} is in namespace {where}, not {home}" for kind, where in placed.items() if where != home]
-    for monitor in of_kind(manifests, "ServiceMonitor"):
-        if monitor["spec"].get("namespaceSelector", {}).get("matchNames") != [home]:
-            complaints.append(f"the ServiceMonitor does not look into {home}")
-    return complaints
+    looks = [monitor["spec"].get("namespaceSelector", {}) for monitor in of_kind(manifests, "ServiceMonitor")]
+    return complaints + [
+        f"the ServiceMonitor does not look into {home}" for look in looks if look.get("matchNames") != [home]
+    ]
 
 
 def ports(manifests: Manifests) -> list[str]:
