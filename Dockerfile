@@ -32,19 +32,20 @@ RUN --mount=type=cache,target=/var/cache/pip \
     /opt/venv/bin/pip install ${PIP_EXTRA} --require-hashes -r cuda.txt
 
 # The project: what pyproject.toml lists and nothing else, with the metadata that tells its version. training/ is
-# in it because run.py reads its options from there; what training itself needs is not installed.
+# in it because run.py reads its options from there; what training itself needs is not installed. setuptools wants
+# a folder checkpoints: it stays empty here, and the real one is a layer of its own, which the sources do not change.
 FROM pip AS project
 ARG PIP_EXTRA=
 COPY constraints.txt ./
 RUN --mount=type=cache,target=/var/cache/pip \
     /opt/venv/bin/pip install ${PIP_EXTRA} -c constraints.txt setuptools
-COPY pyproject.toml README.md LICENSE run.py ./
+COPY pyproject.toml README.md LICENSE run.py stepwise.py ./
 COPY kernels kernels
 COPY models models
 COPY training training
 COPY service service
 RUN --mount=type=cache,target=/var/cache/pip \
-    /opt/venv/bin/pip install --no-build-isolation --no-deps --target /app .
+    mkdir checkpoints && /opt/venv/bin/pip install --no-build-isolation --no-deps --target /app .
 
 # What both targets have in common. No layer of it changes with the sources.
 FROM ${BASE}${BASE_DIGEST} AS runtime

@@ -48,7 +48,7 @@ check: lint security
 
 # Severity medium and up. A list of vulnerabilities is not asked: it needs the internet, see docker/audit.sh.
 security: $(VENV)/.dev
-	$(BIN)/bandit -q -ll -r kernels models service training benchmarks docker run.py
+	$(BIN)/bandit -q -ll -r kernels models service training benchmarks docker run.py stepwise.py
 	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --exclude-files '$(HASHES)' --exclude-lines '$(EXAMPLES)'
 	@mkdir -p build
 	$(BIN)/cyclonedx-py requirements docker/locks/cpu.txt -o build/sbom-cpu.json

@@ -11,7 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     import triton.language as tl
 
-    class triton:  # its own types know no launch options: kernel[grid](..., num_warps=4) would be an error
+    class triton:  # noqa: N801  # its own types know no launch options: kernel[grid](..., num_warps=4) is an error
         @staticmethod
         def jit(fn: Any) -> Any: ...
         @staticmethod

@@ -95,8 +95,9 @@ def test_labels_say_what_it_is(target: str) -> None:
 def test_what_is_copied_exists_and_travels() -> None:
     assert len(copied()) > 8
     assert [path for path in copied() if not (ROOT / path).exists() or not sent(path)] == []
-    allowed = {"LICENSE", "README.md", "checkpoints", "constraints.txt", "docker", "pyproject.toml", "run.py"}
-    allowed |= set(PROJECT["tool"]["setuptools"]["packages"])
+    setuptools = PROJECT["tool"]["setuptools"]
+    allowed = {"LICENSE", "README.md", "constraints.txt", "docker", "pyproject.toml"}
+    allowed |= set(setuptools["packages"]) | {f"{name}.py" for name in setuptools["py-modules"]}
     assert {Path(path).parts[0] for path in copied()} <= allowed
 
 
