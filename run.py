@@ -9,6 +9,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+CHECKPOINTS_HELP = "a folder of checkpoints (default: ./checkpoints, or else the shipped ones)"
+
 
 def main(argv: list[str] | None = None) -> int:
     if (sys.argv[1:] if argv is None else argv)[:1] == ["serve"]:
@@ -93,7 +95,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 def add_sample(commands: Any) -> None:
     parser = commands.add_parser("sample", help="draw a labelled grid of every model, side by side")
     parser.set_defaults(run=run_sample)
-    parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"))
+    parser.add_argument("--checkpoints", type=Path, help=CHECKPOINTS_HELP)
     parser.add_argument("--models", nargs="+", default=["dit", "unet"], help="folders in --checkpoints")
     parser.add_argument("--out", type=Path, default=Path("docs/samples.png"))
     parser.add_argument("--columns", type=int, default=8, help="images of each class")
@@ -104,27 +106,31 @@ def add_sample(commands: Any) -> None:
 
 
 def run_sample(arguments: argparse.Namespace) -> int:
+    from models.checkpoint import default_checkpoints
     from training.samples import draw_samples
 
-    names = ("checkpoints", "out", "models", "columns", "seed", "sampler", "steps", "guidance")
-    print(draw_samples(**{name: getattr(arguments, name) for name in names}))
+    names = ("out", "models", "columns", "seed", "sampler", "steps", "guidance")
+    options = {name: getattr(arguments, name) for name in names}
+    print(draw_samples(arguments.checkpoints or default_checkpoints(), **options))
     return 0
 
 
 def add_compare(commands: Any) -> None:
     parser = commands.add_parser("compare", help="measure checkpoints/dit and checkpoints/unet, write a page")
     parser.set_defaults(run=run_compare)
-    parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"))
+    parser.add_argument("--checkpoints", type=Path, help=CHECKPOINTS_HELP)
     parser.add_argument("--out", type=Path, default=Path("docs/comparison.md"))
     parser.add_argument("--images", type=int, default=1000, help="images sampled from each model")
     parser.add_argument("--judge", type=Path, default=Path("runs/judge"), help="where the classifier is kept")
 
 
 def run_compare(arguments: argparse.Namespace) -> int:
+    from models.checkpoint import default_checkpoints
     from training.compare import compare
 
     check_train_extra("compare")
-    misses = compare(arguments.checkpoints, arguments.out, arguments.images, arguments.judge)
+    folder = arguments.checkpoints or default_checkpoints()
+    misses = compare(folder, arguments.out, arguments.images, arguments.judge)
     print(arguments.out)
     for miss in misses:
         print(f"bar missed: {miss}", file=sys.stderr)

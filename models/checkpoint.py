@@ -26,6 +26,7 @@ from models.unet import UNet
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {"dit": DIT, "unet": UNet}
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"  # in a checkout and in an installed wheel
 DEFAULT_SAMPLING: dict[str, Any] = {
     "sampler": "dpmpp_2m", "steps": 10, "guidance": 1.5, "guidance_interval": (0.0, 1.0),
 }  # fmt: skip
@@ -37,6 +38,12 @@ FIELD_TYPES: dict[str, type] = {
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message names the file and what is wrong."""
+
+
+def default_checkpoints() -> Path:
+    """`checkpoints` in the current folder if there is one, else the folder that comes with this project."""
+    local = Path("checkpoints")
+    return local if local.is_dir() else SHIPPED
 
 
 @dataclass(frozen=True)

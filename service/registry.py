@@ -81,8 +81,8 @@ def model_entries(settings: Settings) -> dict[str, ModelEntry]:
     folders = sorted(path.parent for path in settings.checkpoints.glob(f"*/{CONFIG}"))
     if not folders:
         raise SettingsError(
-            f"no checkpoint in {settings.checkpoints}: a folder with {CONFIG} is needed for each model, or set "
-            "DIFFUSION_MODELS or DIFFUSION_CHECKPOINTS"
+            f"no checkpoint in {settings.checkpoints.resolve()}: each model needs a folder in it with {CONFIG}. "
+            "Set DIFFUSION_CHECKPOINTS to another folder, or name the models in DIFFUSION_MODELS"
         )
     return {folder.name: ModelEntry(checkpoint=folder) for folder in folders}
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as SettingsSourceError
 
+from models.checkpoint import default_checkpoints
 from service.keys import ApiKeys, Origins
 
 PREFIX = "DIFFUSION_"
@@ -56,7 +57,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    checkpoints: Path = Path("checkpoints")  # every folder in it that has a config.json is served
+    checkpoints: Path = Field(default_factory=default_checkpoints)  # each folder in it with a config.json is served
     models: dict[str, ModelEntry] = {}  # served instead of checkpoints, by name
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the weights

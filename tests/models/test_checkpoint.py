@@ -14,9 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from models.checkpoint import (
+    SHIPPED,
     CheckpointError,
     ModelConfig,
     build_model,
+    default_checkpoints,
     load_checkpoint,
     load_config,
     save_checkpoint,
@@ -220,6 +222,16 @@ def test_operator_may_name_any_architecture(tmp_path: Path) -> None:
 def test_operators_mistakes_are_named(path: str, reason: str) -> None:
     with pytest.raises(CheckpointError, match=reason):
         build_model(DIT_CONFIG, architecture=path)
+
+
+def test_checkpoints_are_looked_for_here_and_then_beside_the_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert default_checkpoints() == SHIPPED
+    assert load_config(default_checkpoints() / "dit").architecture == "dit"
+    (tmp_path / "checkpoints").mkdir()
+    assert default_checkpoints() == Path("checkpoints")
 
 
 def test_loading_unpickles_nothing(folder: Path) -> None:

@@ -16,7 +16,7 @@ def test_every_checkpoint_in_the_folder_is_a_model(checkpoints: Path) -> None:
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"no checkpoint in .*DIFFUSION_MODELS"):
+    with pytest.raises(SettingsError, match=rf"no checkpoint in {tmp_path}: .*DIFFUSION_MODELS"):
         load_runners(tiny_settings(tmp_path))
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from models.checkpoint import default_checkpoints
 from service.settings import Settings, SettingsError, load_settings
 
 
@@ -15,7 +16,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_defaults() -> None:
     assert load_settings() == Settings()
-    assert load_settings().checkpoints == Path("checkpoints")
+    assert load_settings().checkpoints == default_checkpoints()
 
 
 def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
