@@ -114,7 +114,8 @@ def test_adams_bashforth_follows_a_straight_line(spacing: str, steps: int, x0: f
 @pytest.mark.parametrize("steps", [1, 2, 3, 10])
 @pytest.mark.parametrize("spacing", list(SPACINGS))
 @pytest.mark.parametrize(
-    ("name", "sampler"), [(n, s) for n in ("flow", "cosine", "linear") for s in SAMPLERS if s != "euler" or n == "flow"]
+    ("name", "sampler"),
+    [(n, s) for n in ("flow", "cosine", "linear") for s in SAMPLERS if s != "euler" or n == "flow"],
 )
 def test_a_perfect_network_gives_its_image_in_any_number_of_steps(
     name: str, sampler: str, spacing: str, steps: int
