@@ -58,7 +58,7 @@ def version() -> str:
     try:
         return importlib.metadata.version("stepwise-diffusion")
     except importlib.metadata.PackageNotFoundError:
-        return "of a folder that is not installed"
+        return "none"  # a checkout that was never installed
 
 
 def add_command(commands: Any, run: Any, text: str, examples: str) -> argparse.ArgumentParser:

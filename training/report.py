@@ -161,4 +161,4 @@ def draw_grid(path: Path, images: Tensor, row_names: list[str], columns: int, sc
 def label_width(names: list[str], font_size: int, least: int) -> int:
     """Pixels in which every name fits with a margin."""
     font = ImageFont.load_default(font_size)
-    return max(least, *(math.ceil(font.getlength(name)) + font_size for name in names))
+    return max(least, *(math.ceil(font.getlength(name)) + 6 for name in names))

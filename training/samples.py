@@ -66,7 +66,7 @@ def panel(images: Tensor, title: str, line: str, names: list[str], columns: int)
     """images: [R * K, C, H, W] uint8, row by row."""
     step = TILE + GAP
     size = 18 if max(map(len, names)) < 3 else 12
-    left = MARGIN + label_width(names, size, LABELS)
+    left = MARGIN + label_width(names, size, LABELS - 14) + 14
     height = MARGIN + HEADING + len(names) * step + MARGIN
     width = max(
         left + columns * step, *(left + label_width([text], font, 0) for text, font in ((title, 26), (line, 14)))

@@ -53,8 +53,8 @@ def describe_start(config: TrainConfig, model: nn.Module, data: Data, world: Pro
         "classes": f"{len(data.class_names)}: {', '.join(data.class_names)}",
         "held out": held_out(data),
         "left out": data.left_out,
-        "device": f"{device}, {torch.get_num_threads()} threads, {world.size} processes, "
-        f"{'bfloat16' if config.autocast else 'float32'} products",
+        "device": f"{device}, threads: {torch.get_num_threads()}, processes: {world.size}, products in "
+        + ("bfloat16" if config.autocast else "float32"),
         "start": f"weights of {config.init_from}" if config.init_from and not step else "",
         "steps": f"{step:,} of {config.steps:,} done, {config.batch_size} pictures in each",
         "out": f"{config.out}, a state every {config.checkpoint_every:,} steps",

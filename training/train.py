@@ -236,7 +236,7 @@ class Trainer:
         return {"train_sha256": self.train_sha256} | initial
 
     def facts(self) -> dict[str, object]:
-        facts = {
+        facts: dict[str, object] = {
             "recipe": self.config.recipe(),
             **self.sources(),
             "steps": self.step,
