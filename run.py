@@ -1,15 +1,18 @@
-"""Command line: serve | train | sample | compare | info. Parses, builds a config, calls one function."""
+"""Small class-conditional diffusion models: train them, look at them, and serve them with step-level batching."""
 
 import argparse
+import importlib.metadata
 import importlib.util
 import json
+import logging
 import signal
 import sys
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
-CHECKPOINTS_HELP = "a folder of checkpoints (default: ./checkpoints, or else the shipped ones)"
+CHECKPOINT_HELP = "a name in --checkpoints, or the path of a folder with config.json"
+CHECKPOINTS_HELP = "folder of checkpoints (default: ./checkpoints, or else the shipped ones)"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,6 +24,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:  # bad input: one sentence, no stack trace
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 def leave_on_signals() -> None:
@@ -39,24 +45,42 @@ def leave_on_signals() -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="run.py", description=__doc__)
+    name = "stepwise" if Path(sys.argv[0]).stem == "stepwise" else "run.py"
+    parser = argparse.ArgumentParser(prog=name, description=__doc__)
+    parser.add_argument("--version", action="version", version=f"stepwise {version()}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    for add in (
-        add_serve,
-        add_train,
-        add_sample,
-        add_compare,
-        add_info,
-    ):
+    for add in (add_serve, add_train, add_sample, add_compare, add_info):
         add(commands)
     return parser
 
 
+def version() -> str:
+    try:
+        return importlib.metadata.version("stepwise-diffusion")
+    except importlib.metadata.PackageNotFoundError:
+        return "none"  # a checkout that was never installed
+
+
+def add_command(commands: Any, run: Any, text: str, examples: str) -> argparse.ArgumentParser:
+    """A parser whose help ends with examples; text: what the command does."""
+    lines = "".join(f"  %(prog)s {line}".rstrip() + "\n" for line in examples.strip().splitlines())
+    parser = commands.add_parser(
+        run.__name__.removeprefix("run_"),
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=f"examples:\n{lines}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
 def add_serve(commands: Any) -> None:
-    parser = commands.add_parser("serve", help="serve checkpoints over HTTP; settings come from the environment")
-    parser.set_defaults(run=run_serve)
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=port, default=8000)
+    text = "serve checkpoints over HTTP; all other settings are environment variables, see docs/configuration.md"
+    parser = add_command(commands, run_serve, text, "--port 8080\n--host 0.0.0.0")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=port, default=8000, help="0 takes a free one (default: %(default)s)")
 
 
 def run_serve(arguments: argparse.Namespace) -> int:
@@ -66,71 +90,101 @@ def run_serve(arguments: argparse.Namespace) -> int:
     return 0
 
 
+TRAIN_EXAMPLES = """
+--model dit --threads 1
+--model dit --data folder --data-path my_pictures --steps 400 --out runs/mine
+--model dit --init-from checkpoints/dit --steps 2000 --lr 2e-4 --out runs/more
+--model unet --data cifar10 --data-path cifar-10-python.tar.gz --out runs/cifar
+"""
+
+
 def add_train(commands: Any) -> None:
     from training.config import TrainConfig
 
-    parser = commands.add_parser("train", help="train dit or unet; continues where an earlier run in --out stopped")
-    parser.set_defaults(run=run_train)
-    parser.add_argument("--model", choices=("dit", "unet"), required=True)
-    parser.add_argument(
-        "--arguments", type=json_object, help="constructor arguments, as in '{\"hidden_dim\": 384}'"
-    )
+    text = "train a network; the same command continues a run that was stopped, more --steps a finished one"
+    parser = add_command(commands, run_train, text, TRAIN_EXAMPLES)
     for field in fields(TrainConfig):
-        if field.name not in ("model", "arguments"):
-            kind = KINDS[field.type]
-            parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind)
+        add_option(parser, field)
+
+
+def add_option(parser: argparse.ArgumentParser, field: Field[Any]) -> None:
+    """An option for a field of TrainConfig, explained by its metadata."""
+    (kind, metavar), choices = KINDS[field.type], field.metadata["choices"]
+    given: dict[str, Any] = {"choices": choices} if choices else {"metavar": metavar}
+    help_text = field.metadata["help"]
+    if field.name != "model":
+        help_text += f" (default: {field.metadata['shown'] or field.default})"
+    name = "--" + field.name.replace("_", "-")
+    parser.add_argument(name, type=kind, required=field.name == "model", help=help_text.replace("%", "%%"), **given)
 
 
 def run_train(arguments: argparse.Namespace) -> int:
-    from training.config import PRESETS, TrainConfig
+    from training.config import TrainConfig, recipe_of
+    from training.stop import Stopped
     from training.train import train
 
     check_train_extra("train")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("training").setLevel(logging.INFO)
     given = {f.name: getattr(arguments, f.name) for f in fields(TrainConfig)}
-    given = {name: value for name, value in given.items() if value is not None}
-    print(train(TrainConfig(**(PRESETS[arguments.model] | given))))
+    try:
+        print(train(recipe_of({name: value for name, value in given.items() if value is not None})))
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.exit_code
     return 0
 
 
 def add_sample(commands: Any) -> None:
-    parser = commands.add_parser("sample", help="draw a labelled grid of every model, side by side")
-    parser.set_defaults(run=run_sample)
+    text = "draw a labelled grid of every checkpoint, side by side"
+    parser = add_command(commands, run_sample, text, "\nruns/mine --columns 12 --steps 20 --guidance 2")
+    add_checkpoints(parser, ["dit", "unet"])
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/samples.png"), help="picture to write (default: %(default)s)"
+    )
+    parser.add_argument("--columns", type=int, default=8, help="images of each class (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first image (default: %(default)s)")
+    own = "(default: the checkpoint's own)"
+    parser.add_argument("--sampler", help=f"ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, euler or ab2 {own}")
+    parser.add_argument("--steps", type=int, help=f"evaluations of the network, 1 to 1000 {own}")
+    parser.add_argument("--guidance", type=float, help=f"guidance scale; 1 is off {own}")
+
+
+def add_checkpoints(parser: argparse.ArgumentParser, default: list[str]) -> None:
+    shown = f"{CHECKPOINT_HELP} (default: {' '.join(default)})"
+    parser.add_argument("names", nargs="*", default=default, metavar="CHECKPOINT", help=shown)
     parser.add_argument("--checkpoints", type=Path, help=CHECKPOINTS_HELP)
-    parser.add_argument("--models", nargs="+", default=["dit", "unet"], help="folders in --checkpoints")
-    parser.add_argument("--out", type=Path, default=Path("docs/samples.png"))
-    parser.add_argument("--columns", type=int, default=8, help="images of each class")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sampler")
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--guidance", type=float, help="guidance scale; 1 is off")
 
 
 def run_sample(arguments: argparse.Namespace) -> int:
-    from models.checkpoint import default_checkpoints
+    from training.checkpoints import find_checkpoints
     from training.samples import draw_samples
 
-    names = ("out", "models", "columns", "seed", "sampler", "steps", "guidance")
-    options = {name: getattr(arguments, name) for name in names}
-    print(draw_samples(arguments.checkpoints or default_checkpoints(), **options))
+    options = {name: getattr(arguments, name) for name in ("columns", "seed", "sampler", "steps", "guidance")}
+    print(draw_samples(find_checkpoints(arguments.names, arguments.checkpoints), arguments.out, **options))
     return 0
 
 
 def add_compare(commands: Any) -> None:
-    parser = commands.add_parser("compare", help="measure checkpoints/dit and checkpoints/unet, write a page")
-    parser.set_defaults(run=run_compare)
-    parser.add_argument("--checkpoints", type=Path, help=CHECKPOINTS_HELP)
-    parser.add_argument("--out", type=Path, default=Path("docs/comparison.md"))
-    parser.add_argument("--images", type=int, default=1000, help="images sampled from each model")
-    parser.add_argument("--judge", type=Path, default=Path("runs/judge"), help="where the classifier is kept")
+    text = "measure checkpoints and write a page about them; quality is graded for models of the digits only"
+    parser = add_command(commands, run_compare, text, "\nruns/mine runs/more\ndit unet --out docs/comparison.md")
+    add_checkpoints(parser, ["dit", "unet"])
+    out = Path("runs/comparison/comparison.md")
+    parser.add_argument("--out", type=Path, default=out, help="page to write (default: %(default)s)")
+    parser.add_argument(
+        "--images", type=int, default=1000, help="images drawn by each model (default: %(default)s)"
+    )
+    judge = "folder in which the classifier is kept that grades (default: %(default)s)"
+    parser.add_argument("--judge", type=Path, default=Path("runs/judge"), help=judge)
 
 
 def run_compare(arguments: argparse.Namespace) -> int:
-    from models.checkpoint import default_checkpoints
+    from training.checkpoints import find_checkpoints
     from training.compare import compare
 
     check_train_extra("compare")
-    folder = arguments.checkpoints or default_checkpoints()
-    misses = compare(folder, arguments.out, arguments.images, arguments.judge)
+    folders = find_checkpoints(arguments.names, arguments.checkpoints)
+    misses = compare(folders, arguments.out, arguments.images, arguments.judge)
     print(arguments.out)
     for miss in misses:
         print(f"bar missed: {miss}", file=sys.stderr)
@@ -138,16 +192,28 @@ def run_compare(arguments: argparse.Namespace) -> int:
 
 
 def add_info(commands: Any) -> None:
-    parser = commands.add_parser("info", help="parameters and FLOPs of a configuration, part by part")
-    parser.set_defaults(run=run_info)
-    parser.add_argument("--model", choices=("dit", "unet"), required=True)
-    parser.add_argument("--arguments", type=json_object, default={}, help="as in '{\"hidden_dim\": 384}'")
+    text = "describe a checkpoint, or count parameters and FLOPs of a configuration, part by part"
+    examples = "dit\nruns/mine\n--model dit --arguments '{\"hidden_dim\": 384}'"
+    parser = add_command(commands, run_info, text, examples)
+    parser.add_argument("name", nargs="?", metavar="CHECKPOINT", help=CHECKPOINT_HELP)
+    parser.add_argument("--checkpoints", type=Path, help=CHECKPOINTS_HELP)
+    parser.add_argument("--architecture", help="package.module:Class of a checkpoint whose network is your own")
+    parser.add_argument("--model", choices=("dit", "unet"), help="network of a configuration without a checkpoint")
+    parser.add_argument(
+        "--arguments", type=json_object, help="arguments of its constructor as JSON (default: its own)"
+    )
 
 
 def run_info(arguments: argparse.Namespace) -> int:
-    from training.info import describe
+    from training.checkpoints import find_checkpoint
+    from training.info import describe, describe_checkpoint
 
-    print(describe(arguments.model, arguments.arguments))
+    if bool(arguments.name) == bool(arguments.model):
+        raise ValueError("info needs either a checkpoint or --model")
+    if arguments.model:
+        print(describe(arguments.model, arguments.arguments or {}))
+    else:
+        print(describe_checkpoint(find_checkpoint(arguments.name, arguments.checkpoints), arguments.architecture))
     return 0
 
 
@@ -170,16 +236,24 @@ def boolean(text: str) -> bool:
     return text.lower() == "true"
 
 
-KINDS: dict[Any, Any] = {
-    int: int, int | None: int, float: float, str: str, bool | None: boolean, Path: Path, Path | None: Path,
-}  # fmt: skip
-
-
 def json_object(text: str) -> dict[str, Any]:
-    value = json.loads(text)
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError("a JSON object")
+        raise argparse.ArgumentTypeError("a JSON object, as in '{\"hidden_dim\": 384}'")
     return value
+
+
+KINDS: dict[Any, Any] = {  # by the type of a field: how an option is read, and what the help calls its value
+    **dict.fromkeys((int, int | None), (int, "N")),
+    **dict.fromkeys((Path, Path | None), (Path, "PATH")),
+    float: (float, "X"),
+    str: (str, "NAME"),
+    bool | None: (boolean, "{true,false}"),
+    dict[str, Any]: (json_object, "JSON"),
+}
 
 
 if __name__ == "__main__":

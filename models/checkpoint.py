@@ -16,7 +16,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
 
 from models.dit_model import DIT
 from models.names import check_class_names
@@ -146,20 +146,50 @@ def save_checkpoint(folder: Path, model: nn.Module, config: ModelConfig) -> None
     Raises:
         CheckpointError: a weight beyond float16's range.
     """
-    weights = {name: tensor.detach().half().contiguous() for name, tensor in model.state_dict().items()}
-    if not all(tensor.isfinite().all() for tensor in weights.values()):
-        raise CheckpointError("a weight is not finite in float16")
+    weights = half_weights(model)
     folder.mkdir(parents=True, exist_ok=True)
     content = save(weights)  # written by hand below: save_file makes files that only their owner may read
     facts = asdict(config) | {"sha256": hashlib.sha256(content).hexdigest()}
-    _replace_file(folder / WEIGHTS, content)
-    _replace_file(folder / CONFIG, (json.dumps(facts, indent=2) + "\n").encode())
+    replace_file(folder / WEIGHTS, content)
+    replace_file(folder / CONFIG, (json.dumps(facts, indent=2) + "\n").encode())
 
 
-def _replace_file(path: Path, content: bytes) -> None:
+def half_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Raises CheckpointError: a weight beyond float16's range."""
+    weights = {name: tensor.detach().half().contiguous() for name, tensor in model.state_dict().items()}
+    if not all(tensor.isfinite().all() for tensor in weights.values()):
+        raise CheckpointError("a weight is not finite in float16")
+    return weights
+
+
+def replace_file(path: Path, content: bytes, keep: Path | None = None) -> None:
+    """Write the file whole or not at all, also when the power fails: without fsync the name can outlive the bytes.
+
+    The mode is what the umask leaves. An error leaves the old file and no temporary one. keep: the name that an
+    old file gets; for a moment there is only that one.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if keep and path.exists():
+            os.replace(path, keep)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the renames in it outlast a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def load_config(folder: Path) -> ModelConfig:

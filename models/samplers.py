@@ -174,7 +174,13 @@ def dpmpp_2m_sde(grid: Grid, i: int, eta: float) -> tuple[float, float, float, f
 
 
 def ab2(grid: Grid, i: int, eta: float) -> tuple[float, float, float, float]:
-    """Two-step Adams-Bashforth with variable steps on the probability-flow ODE; the first step is Euler's."""
+    """Two-step Adams-Bashforth with variable steps on the probability-flow ODE; the first step is Euler's.
+
+    On a VP schedule the last step is x' = alpha x - sigma v, the denoised image, as the other samplers end: there
+    the path is a quarter circle, of which one or two straight steps left noise even with a perfect network.
+    """
+    if grid.sigma[i + 1] == 0 and not grid.schedule.is_flow:
+        return grid.alpha[i], -grid.sigma[i], 0.0, 0.0
     h = grid.velocity_time(i + 1) - grid.velocity_time(i)
     if i == 0:
         return 1.0, h, 0.0, 0.0

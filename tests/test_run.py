@@ -1,14 +1,18 @@
 """The command line, but for `serve`: what it writes, and how it refuses."""
 
+import importlib.metadata
 import json
+import shlex
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 
 from models.checkpoint import ModelConfig, build_model, load_checkpoint, save_checkpoint
-from run import main
+from run import build_parser, main
+from training.config import PRESETS, TrainConfig
 
 TINY = ["--arguments", '{"hidden_dim": 32, "depth": 1, "num_heads": 2}']
 
@@ -28,7 +32,8 @@ def test_train_writes_a_checkpoint_a_curve_and_samples(tmp_path: Path, capsys: p
     assert capsys.readouterr().out.strip() == str(out)
     names = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
     assert names == {
-        "model.safetensors", "config.json", "state.safetensors", "loss.csv", "loss.png", "samples/000003.png"
+        "model.safetensors", "config.json", "state.safetensors", "loss.csv", "loss.png", "samples/000003.png",
+        ".lock",
     }  # fmt: skip
     assert len((out / "loss.csv").read_text().splitlines()) == 1 + 3
     config = load_checkpoint(out)[1]
@@ -38,7 +43,7 @@ def test_train_writes_a_checkpoint_a_curve_and_samples(tmp_path: Path, capsys: p
 
 def test_sample_draws_a_grid(checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "samples.png"
-    command = ["sample", "--checkpoints", str(checkpoints), "--models", "dit", "--columns", "1", "--out", str(out)]
+    command = ["sample", "--checkpoints", str(checkpoints), "dit", "--columns", "1", "--out", str(out)]
     assert main([*command, "--sampler", "ddim", "--steps", "1", "--guidance", "1"]) == 0
     assert capsys.readouterr().out.strip() == str(out)
     assert out.read_bytes().startswith(b"\x89PNG")
@@ -60,10 +65,14 @@ def test_serve_takes_every_port(given: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize(("misses", "code"), [([], 0), (["DiT: class accuracy 97.00 % (the bar is 98.5 %)"], 1)])
 def test_compare_fails_where_the_bar_is_missed(
-    misses: list[str], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    misses: list[str],
+    code: int,
+    checkpoints: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("training.compare.compare", lambda *_: misses)
-    assert main(["compare", "--out", "page.md"]) == code
+    assert main(["compare", "--checkpoints", str(checkpoints), "dit", "--out", "page.md"]) == code
     said = capsys.readouterr()
     assert said.out == "page.md\n"
     assert said.err.splitlines() == [f"bar missed: {miss}" for miss in misses]
@@ -97,17 +106,36 @@ def test_another_model_does_not_continue_a_run(tmp_path: Path, capsys: pytest.Ca
         ("train --model dit --steps 0", "error: steps must be at least 1, got 0"),
         ("train --model dit --data cifar10 --data-path no/such.tar.gz", "error: no/such.tar.gz does not exist"),
         ("train --model dit --data cifar10", "error: data cifar10 needs a path: --data-path"),
-        ("train --model dit --data mnist", "error: unknown data 'mnist': use digits, cifar10 or folder"),
-        ("train --model dit --label-dropout 1.5", "error: label_dropout must lie in 0..1, got 1.5"),
+        ("train --model dit --data mnist", "argument --data: invalid choice: 'mnist' (choose from"),
+        ("train --model dit --label-dropout 1.5", "error: label_dropout must be at least 0 and below 1, got 1.5"),
         ('train --model dit --arguments {"hidden_dim":7}', "hidden_dim 7 does not divide into num_heads 8"),
-        ("sample --checkpoints nowhere", "error: nowhere/dit/config.json does not exist"),
-        ("sample --checkpoints CHECKPOINTS --models dit --steps 0", "error: steps must lie in 1..1000, got 0"),
-        ("sample --checkpoints CHECKPOINTS --models dit --sampler heun", "error: unknown sampler 'heun'"),
-        ("sample --checkpoints CHECKPOINTS --models dit --guidance nan", "error: guidance must be a finite number"),
-        ("sample --checkpoints CHECKPOINTS --models dit --columns 0", "error: columns must be at least 1, got 0"),
-        ("compare --checkpoints nowhere", "error: nowhere/dit/config.json does not exist"),
-        ("info --model dit --arguments {}x", "argument --arguments: invalid json_object value"),
+        ("sample --checkpoints nowhere", "error: no checkpoint 'dit': looked for config.json in "),
+        ("sample dit --checkpoints CHECKPOINTS --steps 0", "error: steps must lie in 1..1000, got 0"),
+        ("sample dit --checkpoints CHECKPOINTS --sampler heun", "error: unknown sampler 'heun'"),
+        ("sample dit --checkpoints CHECKPOINTS --guidance nan", "error: guidance must be a finite number"),
+        ("sample dit --checkpoints CHECKPOINTS --columns 0", "error: columns must be at least 1, got 0"),
+        ("compare --checkpoints nowhere", "error: no checkpoint 'dit': looked for config.json in "),
+        ("info --model dit --arguments {}x", "argument --arguments: not JSON: "),
         ("info --model dit --arguments [1]", "argument --arguments: a JSON object"),
+        ("train --model dit --threads -1", "error: threads must be at least 1, got -1"),
+        ("train --model dit --threads 99999999999", "error: threads must be at most 1024, got 99999999999"),
+        ("train --model dit --seed -1", "error: seed must be at least 0, got -1"),
+        (f"train --model dit --seed {2**70}", f"error: seed must be at most {2**63 - 1}, got {2**70}"),
+        ("train --model dit --lr inf", "error: lr must be positive and finite, got inf"),
+        ("train --model dit --lr nan", "error: lr must be positive and finite, got nan"),
+        ("train --model dit --clip nan", "error: clip must be positive and finite, got nan"),
+        ("train --model dit --weight-decay -1", "error: weight_decay must be at least 0, got -1"),
+        ("train --model dit --weight-decay nan", "error: weight_decay must be at least 0, got nan"),
+        ("train --model dit --warmup -1", "error: warmup must be at least 0, got -1"),
+        ("train --model dit --ema-decay 1", "error: ema_decay must be at least 0 and below 1, got 1"),
+        ("train --model dit --init-from nowhere", "error: nowhere/config.json does not exist"),
+        ("train --model dit --out CHECKPOINTS/dit", "holds a checkpoint that this run did not make"),
+        (f"sample dit --checkpoints CHECKPOINTS --seed {2**70}", "error: seed must lie in 0..2^62, got"),
+        ("compare dit --checkpoints CHECKPOINTS", "error: compare needs at least two checkpoints, got dit"),
+        ("compare dit CHECKPOINTS/dit --checkpoints CHECKPOINTS", "and CHECKPOINTS/dit have the same name"),
+        ("info", "error: info needs either a checkpoint or --model"),
+        ("info dit --model dit", "error: info needs either a checkpoint or --model"),
+        ("info nowhere", "error: no checkpoint 'nowhere': looked for config.json in "),
         ("train --model resnet", "argument --model: invalid choice: 'resnet' (choose from"),
         ("train --model dit --steps many", "argument --steps: invalid int value: 'many'"),
         ("train --model dit --autocast perhaps", "argument --autocast: true or false, not 'perhaps'"),
@@ -133,5 +161,82 @@ def test_bad_input_ends_in_one_sentence(
         code = error.code
     assert code == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert message in last
+    assert message.replace("CHECKPOINTS", str(checkpoints)) in last
     assert "error: " in last
+
+
+def test_info_describes_a_checkpoint(checkpoints: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(checkpoints / "dit")]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line.strip())
+    assert lines["architecture"] == "dit"
+    assert lines["arguments"] == TINY[1]
+    assert lines["classes"] == "10: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
+    assert lines["sampling"] == "dpmpp_2m, 2 steps, guidance 1.5"
+    model, _ = load_checkpoint(checkpoints / "dit")
+    assert lines["total"].split()[0] == f"{sum(p.numel() for p in model.parameters()):,}"
+
+
+@pytest.mark.parametrize("command", ["serve", "train", "sample", "compare", "info"])
+def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert f"examples:\n  run.py {command}" in text
+    (parser,) = (action.choices[command] for action in build_parser()._actions if action.choices)  # type: ignore[index]
+    for action in parser._actions:
+        assert action.help
+        assert (
+            action.required
+            or action.dest in ("help", "architecture", "model", "name")
+            or "(default: " in action.help
+        )
+
+
+def test_the_training_options_are_those_of_the_config() -> None:
+    parser = build_parser().parse_args(["train", "--model", "dit"])
+    assert {field.name for field in fields(TrainConfig)} == vars(parser).keys() - {"run"}
+    assert all(field.metadata["help"] for field in fields(TrainConfig))
+    shown = next(field.metadata["shown"] for field in fields(TrainConfig) if field.name == "steps")
+    assert shown == ", ".join(f"{preset['steps']} for {name}" for name, preset in PRESETS.items())
+
+
+def test_examples_in_the_help_can_be_parsed(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("serve", "train", "sample", "compare", "info"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        examples = capsys.readouterr().out.partition("examples:\n")[2]
+        assert examples.splitlines()
+        for line in examples.splitlines():
+            assert build_parser().parse_args(shlex.split(line)[1:]).run
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"stepwise {importlib.metadata.version('stepwise-diffusion')}\n"
+
+
+@pytest.mark.parametrize(
+    ("called", "name"), [("/usr/bin/stepwise", "stepwise"), ("run.py", "run.py"), ("pytest", "run.py")]
+)
+def test_the_help_names_the_program_as_it_was_called(
+    called: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [called])
+    assert build_parser().prog == name
+
+
+def test_a_fine_tuned_run_takes_the_arguments_of_its_checkpoint(checkpoints: Path, tmp_path: Path) -> None:
+    command = ["train", "--model", "dit", "--init-from", str(checkpoints / "dit"), "--out", str(tmp_path / "more")]
+    assert main([*command, "--steps", "1", "--batch-size", "2"]) == 0
+    config = load_checkpoint(tmp_path / "more")[1]
+    assert config.arguments == json.loads(TINY[1])
+    assert config.training["init_sha256"] == load_checkpoint(checkpoints / "dit")[1].sha256
+
+
+@pytest.mark.parametrize("command", ["sample", "compare"])
+def test_nothing_is_written_into_the_docs_unless_asked(command: str) -> None:
+    arguments = build_parser().parse_args([command])
+    assert arguments.out.parts[0] == "runs"

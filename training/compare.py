@@ -1,4 +1,4 @@
-"""Both shipped models measured under the same conditions: figures to JSON, a page and pictures beside it."""
+"""Checkpoints measured under the same conditions: figures to JSON, a page and pictures beside it."""
 
 import json
 import statistics
@@ -15,67 +15,96 @@ from models.schedule import NUM_TIMESTEPS
 from training.comparison_page import missed, page
 from training.data import Data, load_data
 from training.evaluate import grade, images_per_class, sample_balanced, save_neighbours_picture
-from training.info import model_info
+from training.info import config_info, model_info
 from training.judge import Judge, load_judge
 from training.machine import describe_machine
 from training.report import plot_losses, sampling_of
 from training.samples import draw_samples
 
-MODELS = ("dit", "unet")
 ROWS = (1, 8)  # forward rows whose step time is measured
 REPEATS = 20
 
 
-def compare(checkpoints: Path, out: Path, images: int = 1000, judge_folder: Path = Path("runs/judge")) -> list[str]:
-    """Measure checkpoints/dit and checkpoints/unet on the digits and write `out`, a Markdown page.
+def compare(
+    folders: dict[str, Path], out: Path, images: int = 1000, judge_folder: Path = Path("runs/judge")
+) -> list[str]:
+    """Measure the checkpoints `folders`, by name, and write `out`, a Markdown page.
 
     Beside it: the raw figures as JSON, samples.png, the generated images nearest to training images, and loss.png
-    where a loss.csv stands beside the checkpoints. The judge is trained where judge_folder does not hold one.
-    Returns a phrase for every bar that a model misses.
+    where a loss.csv stands beside the checkpoints. Only models of the digits are graded. Their classifier
+    is trained if judge_folder does not hold it. Returns a phrase for every bar that a model misses.
 
     Raises:
         CheckpointError: a checkpoint that cannot be read.
-        ValueError: too few images to grade.
+        ValueError: fewer than two checkpoints, or too few images to grade.
     """
-    loaded = {name: load_checkpoint(checkpoints / name) for name in MODELS}
-    data = load_data("digits")
-    images_per_class(images, len(data.class_names))  # refused before minutes are spent on the judge
-    judge, card = load_judge(judge_folder, data)
+    if len(folders) < 2:
+        raise ValueError(f"compare needs at least two checkpoints, got {', '.join(folders)}")
+    loaded = {name: load_checkpoint(folder) for name, folder in folders.items()}
+    reasons = {name: why_not_graded(config) for name, (_, config) in loaded.items()}
+    judge: tuple[Judge, Data] | None = None
+    figures: dict[str, Any] = {"machine": describe_machine(), "judge": None, "models": {}}
+    if not all(reasons.values()):
+        data = load_data("digits")
+        images_per_class(images, len(data.class_names))  # refused before minutes are spent on the judge
+        grader, figures["judge"] = load_judge(judge_folder, data)
+        judge = grader, data
     folder = out.parent
     folder.mkdir(parents=True, exist_ok=True)
-    figures: dict[str, Any] = {"machine": describe_machine(), "judge": card, "models": {}}
     for name, (model, config) in loaded.items():
-        picture = folder / f"neighbours-{name}.png"
-        figures["models"][name] = model_figures(model, config, judge, data, images, picture)
-    shapes = {name: (model, config.image_shape) for name, (model, config) in loaded.items()}
-    for name, milliseconds in step_times(shapes).items():
+        facts = model_facts(config) | {"evaluation": None, "not_graded": reasons[name]}
+        if judge and not reasons[name]:
+            facts["evaluation"] = evaluation_of(model, config, *judge, images, folder / f"neighbours-{name}.png")
+        figures["models"][name] = facts
+    for name, milliseconds in step_times({n: (m, c.image_shape) for n, (m, c) in loaded.items()}).items():
         figures["models"][name]["step_ms"] = milliseconds
-    logs = {name: checkpoints / name / "loss.csv" for name in MODELS}
+    logs = {name: path / "loss.csv" for name, path in folders.items()}
     if all(path.is_file() for path in logs.values()):
         plot_losses(logs, folder / "loss.png")
-    draw_samples(checkpoints, folder / "samples.png", list(MODELS))
-    figures["missed"] = missed(figures["models"])
-    out.with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n")
-    out.write_text(page(figures))
+    draw_samples(folders, folder / "samples.png")
+    write_page(out, figures)
     return figures["missed"]
 
 
-def model_figures(
-    model: nn.Module, config: ModelConfig, judge: Judge, data: Data, images: int, picture: Path
-) -> dict[str, Any]:
-    """Size, training facts and quality of one model."""
-    sampling = sampling_of(config)
-    generated = sample_balanced(model, config, images, sampling)
-    save_neighbours_picture(picture, generated.images, data.train.images)
-    info = model_info(config.architecture, config.arguments | {"num_classes": config.num_classes})
+def write_page(out: Path, figures: dict[str, Any]) -> None:
+    figures["missed"] = missed(figures["models"])
+    raw = out.with_suffix(".json")
+    raw.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+    out.write_text(page(figures, raw.name), "utf-8")
+
+
+def why_not_graded(config: ModelConfig) -> str:
+    """Why the classifier of digits cannot grade a model, in one phrase; empty where it can."""
+    data = config.training.get("recipe", {}).get("data", "digits")
+    if data != "digits":
+        return f"it was trained on {data}, and only models of the digits can be graded"
+    if config.class_names != [str(digit) for digit in range(10)]:
+        return "its classes are not the ten digits, and only models of the digits can be graded"
+    if config.image_shape != (3, 32, 32):
+        return f"its images have the shape {config.image_shape}, and the classifier reads (3, 32, 32)"
+    return ""
+
+
+def model_facts(config: ModelConfig) -> dict[str, Any]:
+    """Size and training facts."""
+    info = config_info(config)
     return {
         "arguments": config.arguments,
         "parameters": info["parameters"],
-        "seed_parameters": model_info(config.architecture, {})["parameters"],
+        "default_parameters": model_info(config.architecture, {})["parameters"],
         "gflop_per_row": info["flops"] / 1e9,
         "training": config.training,
-        "evaluation": asdict(grade(generated, judge, data, sampling)),
     }
+
+
+def evaluation_of(
+    model: nn.Module, config: ModelConfig, judge: Judge, data: Data, images: int, picture: Path
+) -> dict[str, Any]:
+    """Quality of one model; draws the picture of its nearest neighbours."""
+    how = sampling_of(config)
+    generated = sample_balanced(model, config, images, how)
+    save_neighbours_picture(picture, generated.images, data.train.images)
+    return asdict(grade(generated, judge, data, how))
 
 
 @torch.no_grad()

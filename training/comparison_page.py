@@ -1,16 +1,19 @@
-"""The comparison as a Markdown page: measured figures, and the claims of the seed document beside them."""
+"""The comparison as a Markdown page: figures of every checkpoint, and what was expected of the shipped two."""
 
+from collections.abc import Sequence
 from typing import Any
 
+PAIR = ("dit", "unet")  # the shipped models, of which claims are checked
 TITLES = {"dit": "DiT", "unet": "UNet"}
 CLASS_ACCURACY_BAR = 0.985  # at least
 FRECHET_RATIO_BAR = 2.5  # at most
 CLEAR = 1.1  # figures closer than this ratio are called equal: timings and samples are noisy
+Figures = dict[str, dict[str, Any]]  # of each model, by name
 
-INTRODUCTION = """# DiT and UNet compared
+INTRODUCTION = """# {titles} compared
 
-Written by `python run.py compare` from the checkpoints in this repository; the raw figures are in
-[comparison.json]({json}). Times were measured on {machine}, in float32, and hold for that machine.
+Written by `python run.py compare`; the raw figures are in [{json}]({json}). Times were measured on {machine}, in
+float32, and hold for that machine.
 
 ![samples](samples.png)
 """
@@ -26,55 +29,88 @@ others, each the mean of 20 class-balanced draws. 1 is perfect, the bar is {rati
 
 **Nearest training image**: L2 distance in pixels of -1..1, squares averaged over channels. A copy would lie at 0.
 "Suspicious" counts images closer to a training image than 99 % of real held-out digits are; 1 % is expected of
-a model that does not copy. The closest pairs: [DiT](neighbours-dit.png), [UNet](neighbours-unet.png).
+a model that does not copy. The closest pairs: {pictures}.
+
+All of this is one run of each model, one seed, and one way of sampling. Another guidance scale can turn the order.
 """
 
 
-def page(figures: dict[str, Any]) -> str:
+def page(figures: dict[str, Any], json_name: str = "comparison.json") -> str:
     """figures: what compare.py writes as JSON."""
-    dit, unet = figures["models"]["dit"], figures["models"]["unet"]
-    evaluation = dit["evaluation"]
-    notes = NOTES.format(
+    models: Figures = figures["models"]
+    graded = {name: model for name, model in models.items() if model["evaluation"]}
+    titles = [title(name) for name in models]
+    sections = [
+        INTRODUCTION.format(
+            titles=", ".join(titles[:-1]) + f" and {titles[-1]}", json=json_name, machine=figures["machine"]
+        ),
+        "## Measured\n",
+        table(("", *titles), measured_rows(models)),
+        *not_graded(models),
+    ]
+    if graded:
+        misses = missed(models)
+        verdict_line = "the bar is missed: " + "; ".join(misses) if misses else f"{both(graded)} pass"
+        sections += [f"\n**Verdict**: {verdict_line}.", notes(graded), "## By class\n", class_table(graded)]
+    if all(name in graded for name in PAIR):
+        answers = claims(*(graded[name] for name in PAIR))
+        sections += [
+            "\n## What was expected of the two networks\n",
+            table(("claim", "measured", "verdict"), answers),
+        ]
+    return "\n".join(sections) + "\n"
+
+
+def title(name: str) -> str:
+    return TITLES.get(name, name)
+
+
+def both(graded: Figures) -> str:
+    return "both models" if len(graded) == 2 else f"all {len(graded)} graded models"
+
+
+def not_graded(models: Figures) -> list[str]:
+    """A sentence for every model without an evaluation."""
+    return [
+        f"\n{title(name)} is not graded: {model['not_graded']}."
+        for name, model in models.items()
+        if not model["evaluation"]
+    ]
+
+
+def notes(graded: Figures) -> str:
+    evaluation = next(iter(graded.values()))["evaluation"]
+    return NOTES.format(
         images=evaluation["images"],
         judge=evaluation["judge_accuracy"],
         size=evaluation["frechet"]["sample_size"],
         accuracy_bar=100 * CLASS_ACCURACY_BAR,
         ratio_bar=FRECHET_RATIO_BAR,
+        pictures=", ".join(f"[{title(name)}](neighbours-{name}.png)" for name in graded),
     )
-    misses = missed(figures["models"])
-    sections = [
-        INTRODUCTION.format(json="comparison.json", machine=figures["machine"]),
-        "## Measured\n",
-        table(("", "DiT", "UNet"), [(name, *values) for name, *values in measured_rows(dit, unet)]),
-        f"\n**Verdict**: {'the bar is missed: ' + '; '.join(misses) if misses else 'both models pass'}.",
-        notes,
-        "## By class\n",
-        class_table(dit, unet),
-        "\n## Claims of the seed document\n",
-        table(("claim", "measured", "verdict"), claims(dit, unet)),
-    ]
-    return "\n".join(sections) + "\n"
 
 
-def missed(models: dict[str, Any]) -> list[str]:
-    """One phrase for every bar that a model misses; models: figures by name."""
+def missed(models: Figures) -> list[str]:
+    """One phrase for every bar that a graded model misses."""
     phrases = []
     for name, model in models.items():
+        if not model["evaluation"]:
+            continue
         accuracy, ratio = model["evaluation"]["class_accuracy"], model["evaluation"]["frechet"]["ratio"]
         if not accuracy >= CLASS_ACCURACY_BAR:  # a figure that is no number passes nothing
             bar = f"the bar is {100 * CLASS_ACCURACY_BAR:.1f} %"
-            phrases.append(f"{TITLES[name]}: class accuracy {100 * accuracy:.2f} % ({bar})")
+            phrases.append(f"{title(name)}: class accuracy {100 * accuracy:.2f} % ({bar})")
         if not ratio <= FRECHET_RATIO_BAR:
-            phrases.append(f"{TITLES[name]}: Frechet ratio {ratio:.2f} (the bar is {FRECHET_RATIO_BAR:g})")
+            phrases.append(f"{title(name)}: Frechet ratio {ratio:.2f} (the bar is {FRECHET_RATIO_BAR:g})")
     return phrases
 
 
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def measured_rows(dit: dict[str, Any], unet: dict[str, Any]) -> list[tuple[str, str, str]]:
+def measured_rows(models: Figures) -> list[tuple[str, ...]]:
     rows = [
         ("parameters", lambda m: f"{m['parameters']:,}"),
         ("GFLOP a forward row", lambda m: f"{m['gflop_per_row']:.2f}"),
@@ -84,6 +120,8 @@ def measured_rows(dit: dict[str, Any], unet: dict[str, Any]) -> list[tuple[str, 
         ("training images seen", lambda m: fact(m, "images_seen", ",")),
         ("training time", lambda m: f"{m['training'].get('seconds', 0) / 60:.0f} min"),
         ("trained on", lambda m: m["training"].get("machine", "machine not recorded")),
+    ]
+    graded = [
         ("sampling", sampling),
         ("class accuracy", lambda m: f"{m['evaluation']['class_accuracy']:.1%}"),
         ("Frechet distance, all images", lambda m: f"{m['evaluation']['frechet']['generated']:.2f}"),
@@ -94,7 +132,11 @@ def measured_rows(dit: dict[str, Any], unet: dict[str, Any]) -> list[tuple[str, 
         ("nearest training image, 1 % quantile", lambda m: neighbour(m, "first_percentile")),
         ("suspicious", lambda m: f"{m['evaluation']['neighbours']['suspicious']:.1%}"),
     ]
-    return [(name, cell(dit), cell(unet)) for name, cell in rows]
+    found = list(models.values())
+    lines = [(name, *(cell(model) for model in found)) for name, cell in rows]
+    if any(model["evaluation"] for model in found):
+        lines += [(name, *(cell(m) if m["evaluation"] else "not graded" for m in found)) for name, cell in graded]
+    return lines
 
 
 def throughput(model: dict[str, Any]) -> str:
@@ -121,12 +163,11 @@ def neighbour(model: dict[str, Any], figure: str) -> str:
     return f"{distances[f'generated_{figure}']:.2f} (held-out digits {distances[f'held_out_{figure}']:.2f})"
 
 
-def class_table(dit: dict[str, Any], unet: dict[str, Any]) -> str:
-    by_class = [m["evaluation"]["accuracy_by_class"] for m in (dit, unet)]
-    names = list(by_class[0])
+def class_table(graded: Figures) -> str:
+    names = list(next(iter(graded.values()))["evaluation"]["accuracy_by_class"])
     rows = [
-        (title, *(f"{accuracy[name]:.0%}" for name in names))
-        for title, accuracy in zip(("DiT", "UNet"), by_class, strict=True)
+        (title(model), *(f"{figures['evaluation']['accuracy_by_class'][name]:.0%}" for name in names))
+        for model, figures in graded.items()
     ]
     return table(("accuracy", *names), rows)
 
@@ -138,8 +179,8 @@ def claims(dit: dict[str, Any], unet: dict[str, Any]) -> list[tuple[str, str, st
     distance = [m["evaluation"]["frechet"]["ratio"] for m in (dit, unet)]
     accuracy = [m["evaluation"]["class_accuracy"] for m in (dit, unet)]
     return [
-        ("DIT has about 4M parameters", size(dit), "with smaller arguments than the document's"),
-        ("UNet has about 10M parameters", size(unet), "with smaller arguments than the document's"),
+        ("DiT has about 4M parameters", size(dit), "with smaller arguments than the constructor's defaults"),
+        ("UNet has about 10M parameters", size(unet), "with smaller arguments than the constructor's defaults"),
         (
             "DiT is faster per step",
             f"a UNet forward takes {ratio['1']:.1f} times as long at 1 row, {ratio['8']:.1f} times at 8 rows",
@@ -161,7 +202,7 @@ def claims(dit: dict[str, Any], unet: dict[str, Any]) -> list[tuple[str, str, st
             "UNet needs fewer training images",
             f"the figures above were reached after {fact(unet, 'images_seen', ',')} images by the UNet, "
             f"{fact(dit, 'images_seen', ',')} by the DiT",
-            "holds for these runs" if fewer_images(dit, unet) and distance[1] <= distance[0] else "not shown",
+            "holds here" if fewer_images(dit, unet) and distance[1] <= distance[0] else "not shown",
         ),
     ]
 
@@ -169,16 +210,16 @@ def claims(dit: dict[str, Any], unet: dict[str, Any]) -> list[tuple[str, str, st
 def size(model: dict[str, Any]) -> str:
     arguments = ", ".join(f"{name}={value}" for name, value in model["arguments"].items())
     return (
-        f"served ({arguments}): {model['parameters'] / 1e6:.1f} M; with the document's own arguments: "
-        f"{model['seed_parameters'] / 1e6:.1f} M"
+        f"served ({arguments}): {model['parameters'] / 1e6:.1f} M; with the constructor's defaults: "
+        f"{model['default_parameters'] / 1e6:.1f} M"
     )
 
 
 def verdict(*ratios: float) -> str:
-    """Whether a claim holds of which every ratio should exceed 1."""
+    """Whether a claim holds here of which every ratio should exceed 1."""
     if all(ratio > CLEAR for ratio in ratios):
-        return "holds"
-    return "does not hold" if all(ratio < 1 / CLEAR for ratio in ratios) else "no clear difference"
+        return "holds here"
+    return "does not hold here" if all(ratio < 1 / CLEAR for ratio in ratios) else "no clear difference"
 
 
 def fewer_images(dit: dict[str, Any], unet: dict[str, Any]) -> bool:

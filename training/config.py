@@ -1,38 +1,77 @@
-"""Everything a training run depends on."""
+"""Everything a training run depends on. The command line, its help and docs/training.md read the options here."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from models.schedule import NoiseSchedule, Prediction
+from models.checkpoint import ARCHITECTURES, load_config
+from models.schedule import ALPHAS, NoiseSchedule, Prediction
 
-CIRCUMSTANCES = {"out", "data_path", "threads", "checkpoint_every", "sample_every"}
+DATA = ("digits", "cifar10", "folder")
+CIRCUMSTANCES = {"out", "data_path", "init_from", "threads", "checkpoint_every", "sample_every"}
+AT_LEAST = {"steps": 1, "batch_size": 1, "warmup": 0, "weight_decay": 0, "seed": 0, "threads": 1}
+AT_LEAST |= {"checkpoint_every": 1, "sample_every": 1}
+AT_MOST = {"threads": 1024, "seed": 2**63 - 1}
+
+
+def option(default: Any, text: str, choices: tuple[str, ...] = (), shown: str = "") -> Any:
+    """A field with its help; shown: what the help gives as the default, where that is not the value itself."""
+    metadata = {"help": text, "choices": choices, "shown": shown}
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Defaults are the recipe of the shipped checkpoints; presets below fill in what differs per model."""
 
-    model: str = "dit"  # dit or unet
-    data: str = "digits"  # digits, cifar10 or folder
-    data_path: Path | None = None  # archive or folder of cifar10 and folder
-    out: Path = Path("runs/dit")  # where everything of this run is written
-    arguments: dict[str, Any] = field(default_factory=dict)  # of the network's constructor
-    schedule: str = "flow"  # noise schedule: flow, cosine or linear
-    prediction: str = "x0"  # what the network outputs: x0, v, eps or flow
-    steps: int = 1000  # optimizer steps of the whole run
-    batch_size: int = 32  # images a step, over all processes
-    lr: float = 1e-3  # peak learning rate
-    warmup: int = 100  # steps of linear warm-up; a cosine to 2 % follows
-    weight_decay: float = 0.01
-    clip: float = 1.0  # gradient norm
-    ema_decay: float = 0.999  # upper bound; the average is younger in the first steps
-    label_dropout: float = 0.1  # share of images trained under the null class
-    autocast: bool | None = None  # bfloat16 matrix products; None: where the processor has them
-    seed: int = 0
-    threads: int | None = None  # CPU threads; None leaves torch's default
-    checkpoint_every: int = 250  # steps between resumable states
-    sample_every: int = 2000  # steps between sample grids
+    model: str = option("dit", "network: a transformer (dit) or a convolutional UNet (unet)", tuple(ARCHITECTURES))
+    data: str = option(
+        "digits",
+        "what to learn: 3,000 MNIST digits, the CIFAR-10 archive, or a folder of your own with a sub-folder of "
+        "pictures for every class",
+        DATA,
+    )
+    data_path: Path | None = option(
+        None, "path of the CIFAR-10 archive or of your folder of pictures", shown="none"
+    )
+    out: Path = option(Path("runs/dit"), "folder that everything of this run is written to", shown="runs/MODEL")
+    init_from: Path | None = option(
+        None,
+        "folder of a checkpoint whose weights the run starts from; its arguments, schedule and prediction become "
+        "the defaults",
+        shown="fresh weights",
+    )
+    arguments: dict[str, Any] = option(
+        {},
+        'arguments of the network\'s constructor as JSON, for example \'{"hidden_dim": 256, "image_size": 64}\'',
+        shown="the preset of the model",
+    )
+    schedule: str = option("flow", "noise schedule", tuple(ALPHAS))
+    prediction: str = option(
+        "x0",
+        "what the network outputs: noise (eps), velocity (v), image (x0) or noise minus image (flow)",
+        tuple(Prediction),
+    )
+    steps: int = option(1000, "optimizer steps of the whole run", shown="16000 for dit, 5000 for unet")
+    batch_size: int = option(32, "pictures in a step, over all processes")
+    lr: float = option(1e-3, "peak of the learning rate")
+    warmup: int = option(100, "steps in which the learning rate rises; then it falls along a cosine to 2 % of it")
+    weight_decay: float = option(0.01, "weight decay of AdamW")
+    clip: float = option(1.0, "largest norm of the gradient; a larger one is scaled down to it")
+    ema_decay: float = option(0.999, "decay of the average of the weights, which is what the checkpoint holds")
+    label_dropout: float = option(
+        0.1, "share of pictures that are trained without their class, which guidance needs"
+    )
+    autocast: bool | None = option(
+        None, "multiply matrices in bfloat16", shown="true where the processor has bfloat16"
+    )
+    seed: int = option(0, "seed of weights, order, noise and dropped classes")
+    threads: int | None = option(None, "CPU threads", shown="what torch chooses")
+    checkpoint_every: int = option(250, "steps between two saved states; Ctrl-C and SIGTERM save one, too")
+    sample_every: int = option(2000, "steps between two sheets of samples")
 
     def recipe(self) -> dict[str, Any]:
         """What the weights depend on: all but where the run lives and how often it saves."""
@@ -41,14 +80,19 @@ class TrainConfig:
     def __post_init__(self) -> None:
         NoiseSchedule(self.schedule)
         Prediction(self.prediction)
-        for name in ("steps", "batch_size", "checkpoint_every", "sample_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in AT_LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value < math.inf:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        for name, most in AT_MOST.items():
+            if (value := getattr(self, name)) is not None and value > most:
+                raise ValueError(f"{name} must be at most {most}, got {value}")
         for name in ("label_dropout", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in 0..1, got {getattr(self, name)}")
-        if self.lr <= 0 or self.clip <= 0 or self.warmup < 0:
-            raise ValueError("lr and clip must be positive, warmup must not be negative")
+                raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        for name in ("lr", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
 
 
 # fmt: off
@@ -58,3 +102,17 @@ PRESETS: dict[str, dict[str, Any]] = {
     "unet": {"arguments": {"base_channels": 32},           "steps": 5_000,  "out": Path("runs/unet")},
 }
 # fmt: on
+
+
+def recipe_of(given: dict[str, Any]) -> TrainConfig:
+    """What is given, then what the checkpoint says that the run starts from, then the preset of the model.
+
+    Raises:
+        CheckpointError: init_from cannot be read.
+        ValueError: an impossible value.
+    """
+    inherited = {}
+    if "init_from" in given:
+        known = load_config(given["init_from"])
+        inherited = {name: getattr(known, name) for name in ("arguments", "schedule", "prediction")}
+    return TrainConfig(**(PRESETS[given["model"]] | inherited | given))

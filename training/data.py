@@ -1,7 +1,8 @@
 """Image data, split once and for all into what generators learn from and what they never see.
 
-Every loader returns three splits: `train` for the generators, `judge` for the classifier that grades them, `test`
-for the figures. No image stands in two of them.
+Three splits: `train` for the generators, `judge` for the classifier that grades them, `test` for the figures.
+No digit stands in two of them; CIFAR-10 keeps the halves that its authors made. A folder of one's own is all
+`train`, because nothing grades models of it: holding pictures back would only cost the generator.
 """
 
 import hashlib
@@ -17,16 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+
+from training.image_folder import DataError, read_image_folder
 
 SPLIT_SEED = 0
 SHARES = (0.6, 0.2, 0.2)  # train, judge, test of data that has no split of its own
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
-
-
-class DataError(ValueError):
-    """Data that cannot be read; the message names the path and what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,7 @@ class Data:
     judge: Split
     test: Split
     class_names: list[str]
+    left_out: str = ""  # of a folder: the files that were not read, in words
 
 
 def load_data(name: str, path: Path | None = None, image_size: int = 32, channels: int = 3) -> Data:
@@ -217,29 +215,10 @@ def _text(value: str | bytes) -> str:
 
 
 def load_folder(path: Path, image_size: int, channels: int) -> Data:
-    """One sub-folder a class, its name the class name; images are cropped to the middle square and scaled."""
-    folders = sorted(p for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
-    if not folders:
-        raise DataError(f"{path} has no sub-folders: one a class is needed")
-    images, labels = [], []
-    for label, folder in enumerate(folders):
-        files = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-        if len(files) < 5:
-            raise DataError(f"{folder} holds {len(files)} images: a class needs at least 5 to be split")
-        images += [_read_image(file, image_size, channels) for file in files]
-        labels += [label] * len(files)
-    return split_by_class(Split(torch.stack(images), torch.tensor(labels)), [p.name for p in folders])
-
-
-def _read_image(file: Path, image_size: int, channels: int) -> Tensor:
-    try:
-        with Image.open(file) as image:
-            pixels = image.convert("L" if channels == 1 else "RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise DataError(f"{file} is not a readable image: {error}") from error
-    side = min(pixels.size)
-    left, top = (pixels.width - side) // 2, (pixels.height - side) // 2
-    square = pixels.crop((left, top, left + side, top + side)).resize(
-        (image_size, image_size), Image.Resampling.LANCZOS
-    )
-    return torch.from_numpy(np.array(square)).view(image_size, image_size, channels).permute(2, 0, 1)
+    """See read_image_folder."""
+    found = read_image_folder(path, image_size, channels)
+    everything = Split(found.images, found.labels)
+    suffixes = sorted(found.left_out.items(), key=lambda kind: (-kind[1], kind[0]))
+    kinds = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in suffixes)
+    left_out = f"{found.left_out.total()} files that are no pictures of a class ({kinds})" if suffixes else ""
+    return Data(everything, everything[:0], everything[:0], found.class_names, left_out)

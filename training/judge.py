@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from models.checkpoint import replace_file
 from training.augment import distort
 from training.data import Data, Split, fingerprint, to_float
 
@@ -101,9 +102,9 @@ def load_judge(folder: Path, data: Data, *, seed: int = 0) -> tuple[Judge, dict[
         return judge.eval().requires_grad_(False), card
     judge = train_judge(data.judge, len(data.class_names), seed=seed, epochs=EPOCHS)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(judge.state_dict(), folder / WEIGHTS)
+    replace_file(folder / WEIGHTS, save(judge.state_dict()))
     card = identity | {"accuracy": judge.accuracy(data.test), "sha256": _sha256(folder / WEIGHTS)}
-    (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
+    replace_file(folder / CARD, (json.dumps(card, indent=2) + "\n").encode())
     return judge, card
 
 

@@ -40,6 +40,14 @@ class Processes:
         part = batch_size // self.size
         return slice(self.rank * part, (self.rank + 1) * part)
 
+    def largest(self, number: int) -> int:
+        """The largest of the numbers that all processes pass here at the same time."""
+        if self.size == 1:
+            return number
+        everyone = torch.tensor(number, device=self.device)
+        dist.all_reduce(everyone, dist.ReduceOp.MAX)
+        return int(everyone)
+
     def agree(self, step: int) -> None:
         """Raises StateError in every process unless all stand at the same step: some would wait for ever."""
         if self.size == 1:

@@ -1,21 +1,25 @@
 """What a run leaves for people to look at: a loss curve, sample grids."""
 
 import csv
+import io
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from models.checkpoint import ModelConfig
+from models.checkpoint import ModelConfig, replace_file
 from models.samplers import Guidance, build_table, sample, to_uint8
 from models.schedule import NoiseSchedule, Prediction
 
+logger = logging.getLogger(__name__)
+
 SMOOTHING = 0.99
-LABEL_WIDTH = 28  # pixels beside each row of a grid
+LABEL_WIDTH = 28  # pixels beside each row of a grid, at least
 
 
 class LossLog:
@@ -25,11 +29,10 @@ class LossLog:
 
     def __init__(self, path: Path, step: int):
         self.path, self.smoothed = path, float("nan")
-        kept = [row for row in self._read() if int(row["step"]) <= step]
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.FIELDS)
-            writer.writeheader()
-            writer.writerows(kept)
+        rows = read_losses(path) if path.exists() else []
+        text = io.StringIO()
+        csv.writer(text).writerows([self.FIELDS, *(row for row in rows if int(row[0]) <= step)])
+        replace_file(path, text.getvalue().encode())
 
     def add(self, step: int, loss: Tensor, lr: float, seconds: float) -> None:
         value = loss.item()
@@ -38,15 +41,35 @@ class LossLog:
         with self.path.open("a", newline="") as file:
             csv.writer(file).writerow([step, f"{value:.6f}", f"{lr:.3e}", f"{seconds:.1f}"])
 
-    def _read(self) -> list[dict[str, str]]:
-        if not self.path.exists():
-            return []
-        with self.path.open(newline="") as file:
-            return list(csv.DictReader(file))
-
     def plot(self, title: str) -> Path:
         """Write loss.png beside the CSV."""
         return plot_losses({title: self.path}, self.path.with_suffix(".png"))
+
+
+def read_losses(path: Path) -> list[list[str]]:
+    """The rows of a loss.csv under rising steps. Lines that a power cut or an editor damaged are dropped aloud."""
+    rows, damaged, step = [], 0, 0
+    lines = path.read_text("utf-8-sig", errors="replace").splitlines()
+    for line in lines:
+        row = line.split(",")
+        if row == list(LossLog.FIELDS):
+            continue
+        if not is_loss_row(row) or int(row[0]) <= step:
+            damaged += 1
+            continue
+        step = int(row[0])
+        rows.append(row)
+    if damaged:
+        logger.warning("%s: %d of %d lines are damaged and dropped", path, damaged, len(lines))
+    return rows
+
+
+def is_loss_row(row: list[str]) -> bool:
+    """Whether it holds a number for every field, the step a whole one."""
+    try:
+        return len(row) == len(LossLog.FIELDS) and int(row[0]) > 0 and all(math.isfinite(float(x)) for x in row)
+    except ValueError:
+        return False
 
 
 def plot_losses(logs: dict[str, Path], out: Path) -> Path:
@@ -58,12 +81,13 @@ def plot_losses(logs: dict[str, Path], out: Path) -> Path:
 
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for name, path in logs.items():
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        losses = np.array([float(row["loss"]) for row in rows])
+        rows = read_losses(path)
+        if not rows:  # all of it was damaged
+            continue
+        steps, losses = np.array([(int(row[0]), float(row[1])) for row in rows]).T
         window = max(1, min(200, len(losses) // 5))
         smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
-        axes.plot(np.arange(window, len(losses) + 1), smooth, label=name)
+        axes.plot(steps[window - 1 :], smooth, label=name)
     axes.set(xlabel="step", ylabel="loss", yscale="log", xscale="log")
     axes.legend()
     axes.grid(alpha=0.3, which="both")
@@ -115,20 +139,26 @@ def generate(
 
 
 def draw_grid(path: Path, images: Tensor, row_names: list[str], columns: int, scale: int = 2) -> None:
-    """images: [rows * columns, C, H, W] uint8, row by row."""
+    """images: [rows * columns, C, H, W] uint8, row by row. The names stand beside their rows, whole."""
     n, channels, height, width = images.shape
     rows = n // columns
     tiles = images.view(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2)
     pixels = tiles.reshape(rows * height, columns * width, channels).numpy()
     sheet = Image.fromarray(pixels.repeat(3, axis=2) if channels == 1 else pixels)
     sheet = sheet.resize((sheet.width * scale, sheet.height * scale), Image.Resampling.NEAREST)
-    canvas = Image.new("RGB", (sheet.width + LABEL_WIDTH, sheet.height), "white")
-    canvas.paste(sheet, (LABEL_WIDTH, 0))
+    size = 14 if max(map(len, row_names)) < 3 else 10
+    left = label_width(row_names, size, LABEL_WIDTH)
+    canvas = Image.new("RGB", (sheet.width + left, sheet.height), "white")
+    canvas.paste(sheet, (left, 0))
     draw = ImageDraw.Draw(canvas)
     for row, name in enumerate(row_names[:rows]):
         middle = int((row + 0.5) * height * scale)
-        draw.text(
-            (LABEL_WIDTH // 2, middle), name[:4], fill="black", anchor="mm", font_size=14 if len(name) < 3 else 10
-        )
+        draw.text((left // 2, middle), name, fill="black", anchor="mm", font_size=size)
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(path)
+
+
+def label_width(names: list[str], font_size: int, least: int) -> int:
+    """Pixels in which every name fits with a margin."""
+    font = ImageFont.load_default(font_size)
+    return max(least, *(math.ceil(font.getlength(name)) + 6 for name in names))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.checkpoint import load_checkpoint, parameter_count
 from models.samplers import to_uint8
-from training.report import Sampling, generate, sampling_of
+from training.report import Sampling, generate, label_width, sampling_of
 
 NAMES = {"dit": "DiT", "unet": "UNet"}
 INK, FAINT, PAPER = "#1f2328", "#656d76", "#ffffff"
@@ -19,13 +19,12 @@ TILE = 56  # pixels of an image on the sheet
 GAP = 4  # between images
 MARGIN = 28
 HEADING = 64  # height above a panel
-LABELS = 48  # width left of a panel
+LABELS = 48  # width left of a panel, at least
 
 
 def draw_samples(
-    checkpoints: Path,
+    folders: dict[str, Path],
     out: Path,
-    models: list[str],
     *,
     columns: int = 8,
     seed: int = 0,
@@ -35,19 +34,23 @@ def draw_samples(
 ) -> Path:
     """Sample every model under the same seeds and draw one panel a model, one row a class.
 
+    folders: checkpoints by name. Networks whose code is not part of this project cannot be drawn.
+
     Raises:
         CheckpointError: a checkpoint that cannot be read.
         ValueError: fewer than one column, or sampling options that do not exist.
     """
     if columns < 1:
         raise ValueError(f"columns must be at least 1, got {columns}")
+    if not 0 <= seed < 2**62:
+        raise ValueError(f"seed must lie in 0..2^62, got {seed}")
     panels = []
-    for name in models:
-        model, config = load_checkpoint(checkpoints / name)
+    for name, folder in folders.items():
+        model, config = load_checkpoint(folder)
         how = sampling_of(config, sampler=sampler, steps=steps, guidance=guidance)
         labels = torch.arange(config.num_classes).repeat_interleave(columns)
         images = to_uint8(generate(model, config, labels, torch.arange(len(labels)) + seed, how))
-        title = NAMES.get(config.architecture, config.architecture)
+        title = NAMES.get(name, name)
         panels.append(panel(images, title, subtitle(parameter_count(model), how), config.class_names, columns))
     sheet = Image.new("RGB", (sum(p.width for p in panels) + MARGIN, max(p.height for p in panels)), PAPER)
     left = 0
@@ -62,9 +65,13 @@ def draw_samples(
 def panel(images: Tensor, title: str, line: str, names: list[str], columns: int) -> Image.Image:
     """images: [R * K, C, H, W] uint8, row by row."""
     step = TILE + GAP
-    left = MARGIN + LABELS
+    size = 18 if max(map(len, names)) < 3 else 12
+    left = MARGIN + label_width(names, size, LABELS - 14) + 14
     height = MARGIN + HEADING + len(names) * step + MARGIN
-    sheet = Image.new("RGB", (left + columns * step, height), PAPER)
+    width = max(
+        left + columns * step, *(left + label_width([text], font, 0) for text, font in ((title, 26), (line, 14)))
+    )
+    sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((left, MARGIN), title, fill=INK, font_size=26, anchor="lt")
     draw.text((left, MARGIN + 36), line, fill=FAINT, font_size=14, anchor="lt")
@@ -74,7 +81,7 @@ def panel(images: Tensor, title: str, line: str, names: list[str], columns: int)
         sheet.paste(tile(image), corner)
     for row, name in enumerate(names):
         middle = MARGIN + HEADING + row * step + TILE // 2
-        draw.text((left - 14, middle), name[:6], fill=FAINT, font_size=18 if len(name) < 3 else 12, anchor="rm")
+        draw.text((left - 14, middle), name, fill=FAINT, font_size=size, anchor="rm")
     return sheet
 
 

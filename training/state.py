@@ -1,26 +1,37 @@
-"""The resumable state of a training run: one safetensors file, replaced atomically.
+"""The resumable state of a training run: one safetensors file, replaced atomically, and the one before it.
 
 There is no random state in it: every random number of step k is drawn from (seed, k), so a run that continues at
 step k draws what an uninterrupted run would have drawn. The recipe is in it, so that no run continues another one.
 """
 
 import json
-import os
+import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from models.checkpoint import replace_file
 from training.ema import EMA
 
-STATE = "state.safetensors"
+logger = logging.getLogger(__name__)
+
+STATE, PREVIOUS = "state.safetensors", "state.previous.safetensors"
 
 
 class StateError(ValueError):
     """A state that cannot be resumed."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    step: int = 0  # optimizer steps done
+    seconds: float = 0.0  # spent in training
+    finished_at: tuple[int, ...] = ()  # steps at which the run was finished before it was given more
 
 
 def save_state(
@@ -29,66 +40,90 @@ def save_state(
     ema: EMA,
     optimizer: torch.optim.Optimizer,
     *,
-    step: int,
-    seconds: float,
+    progress: Progress,
     recipe: dict[str, Any],
 ) -> None:
-    """step: optimizer steps done; seconds: spent in training so far; recipe: what the run depends on, for JSON."""
+    """recipe: what the run depends on, for JSON. The state before is kept as PREVIOUS."""
     tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"ema.{k}": v for k, v in ema.model.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": v for k, v in values.items()}
-    temporary = folder / (STATE + ".tmp")
     contiguous = {k: v.detach().contiguous() for k, v in tensors.items()}
-    metadata = {"step": str(step), "seconds": repr(seconds), "recipe": json.dumps(recipe)}
-    save_file(contiguous, temporary, metadata)
-    os.replace(temporary, folder / STATE)
+    metadata = {"step": str(progress.step), "seconds": repr(progress.seconds), "recipe": json.dumps(recipe)}
+    metadata["finished_at"] = json.dumps(progress.finished_at)
+    replace_file(folder / STATE, save(contiguous, metadata), keep=folder / PREVIOUS)
 
 
 def load_state(
     folder: Path, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, recipe: dict[str, Any]
-) -> tuple[int, float]:
-    """Restore all three in place; returns (step, seconds), (0, 0.0) where there is no state.
+) -> Progress:
+    """Restore all three in place; a fresh Progress where there is no state. A damaged one is passed over.
 
     Raises:
-        StateError: the file is damaged, or its run had another recipe; the message names the first difference.
+        StateError: no state can be read though there is one, or its run had another recipe; the message names
+            every difference.
     """
-    path = folder / STATE
-    if not path.exists():
-        return 0, 0.0
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = file.keys()
-            tensors = {name: file.get_tensor(name) for name in names}
-            metadata = file.metadata() or {}
-        step, seconds = int(metadata["step"]), float(metadata["seconds"])
-        known = json.loads(metadata.get("recipe", "{}"))
-        if difference := first_difference(known, recipe):
-            raise StateError(
-                f"{path} belongs to another run: {difference}. Choose another --out, or delete {folder}"
-            )
-        model.load_state_dict(_under("model.", tensors))
-        ema.model.load_state_dict(_under("ema.", tensors))
-    except StateError:
-        raise
-    except (SafetensorError, OSError, RuntimeError, KeyError, ValueError) as error:
-        raise StateError(f"{path} cannot be resumed: {error}. Choose another --out, or delete it") from error
+    damage = []
+    for path in (folder / STATE, folder / PREVIOUS):
+        if not path.exists():
+            continue
+        try:
+            progress = _load(path, model, ema, optimizer, recipe)
+        except StateError:
+            raise
+        except (SafetensorError, OSError, RuntimeError, KeyError, ValueError) as error:
+            damage.append(f"{path} cannot be resumed: {error}")
+            continue
+        for sentence in damage:
+            logger.warning("%s. Going on from step %d of %s", sentence, progress.step, path.name)
+        return progress
+    if damage:
+        raise StateError(f"{'; '.join(damage)}. Choose another --out, or delete {folder}")
+    return Progress()
+
+
+def _load(
+    path: Path, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, recipe: dict[str, Any]
+) -> Progress:
+    with safe_open(path, framework="pt") as file:
+        names = file.keys()
+        tensors = {name: file.get_tensor(name) for name in names}
+        metadata = file.metadata() or {}
+    progress = _progress(metadata)
+    known = json.loads(metadata.get("recipe", "{}"))
+    if is_finished(progress.step, known) and recipe.get("steps", 0) > known["steps"]:
+        progress = Progress(progress.step, progress.seconds, (*progress.finished_at, progress.step))
+        known["steps"] = recipe["steps"]  # more steps for a finished run are no difference
+    if found := differences(known, recipe):
+        raise StateError(f"{path} belongs to another run: {found}. Choose another --out, or delete {path.parent}")
+    model.load_state_dict(_under("model.", tensors))
+    ema.model.load_state_dict(_under("ema.", tensors))
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in _under("optimizer.", tensors).items():
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return step, seconds
+    return progress
 
 
-def first_difference(known: dict[str, Any], now: dict[str, Any]) -> str:
+def _progress(metadata: dict[str, str]) -> Progress:
+    finished_at = json.loads(metadata.get("finished_at", "[]"))
+    return Progress(int(metadata["step"]), float(metadata["seconds"]), tuple(finished_at))
+
+
+def is_finished(step: int, recipe: dict[str, Any]) -> bool:
+    return step == recipe.get("steps")
+
+
+def differences(known: dict[str, Any], now: dict[str, Any]) -> str:
     """Where two recipes part, in one phrase; empty where they do not."""
+    found = []
     for name in [*now, *sorted(known.keys() - now.keys())]:
         was = json.dumps(known[name], sort_keys=True) if name in known else "not recorded"
         new = json.dumps(now[name], sort_keys=True) if name in now else "unknown"
         if was != new:
-            return f"{name} was {was}, now {new}"
-    return ""
+            found.append(f"{name} was {was}, now {new}")
+    return "; ".join(found)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -3,9 +3,12 @@
 Letters: B batch of this process, C x H x W the image.
 """
 
+import logging
 import math
+import signal
 import subprocess
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from models.checkpoint import CheckpointError, ModelConfig, build_model, load_checkpoint, save_checkpoint
+from models.checkpoint import (
+    CheckpointError,
+    ModelConfig,
+    build_model,
+    half_weights,
+    load_checkpoint,
+    save_checkpoint,
+)
 from models.precision import multiplies_bfloat16
 from models.schedule import NUM_TIMESTEPS, NoiseSchedule, Prediction, sample_noise_times, training_loss
 from training.config import TrainConfig
@@ -23,7 +33,12 @@ from training.ema import EMA
 from training.machine import describe_machine
 from training.processes import Processes
 from training.report import LossLog, save_sample_grid
-from training.state import load_state, save_state
+from training.run_folder import check_own, locked
+from training.start import describe_start, initial_sha256, load_initial_weights
+from training.state import Progress, load_state, save_state
+from training.stop import Signals, Stopped, deferred_signals
+
+logger = logging.getLogger(__name__)
 
 FINAL_LR = 0.02  # of the peak
 
@@ -46,12 +61,15 @@ def train(config: TrainConfig) -> Path:
     Raises:
         DataError, CheckpointError, StateError: bad input, named in the message.
         TrainingDiverged: the loss or the weights are no longer finite.
+        Stopped: SIGINT or SIGTERM ended it; its state is saved.
     """
+    check_own(config.out)
     if config.threads:
         torch.set_num_threads(config.threads)
     world = Processes.join()
     try:
-        return Trainer(config, world).run()
+        with locked(config.out) if world.rank == 0 else nullcontext():
+            return Trainer(config, world).run()
     finally:
         world.leave()
 
@@ -70,24 +88,39 @@ class Trainer:
         self.train_sha256 = fingerprint(self.data.train)
         torch.manual_seed(config.seed)
         self.model = build_model(self.model_config).to(world.device)
+        self.init_sha256 = initial_sha256(config.init_from) if config.init_from else ""
+        if config.init_from:
+            load_initial_weights(self.model, self.model_config, config.init_from)
         self.null_label = len(self.data.class_names)
         self.schedule, self.prediction = NoiseSchedule(config.schedule), Prediction(config.prediction)
         self.ema = EMA(self.model, config.ema_decay)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
         )
-        config.out.mkdir(parents=True, exist_ok=True)
-        self.step, self.seconds = load_state(config.out, self.model, self.ema, self.optimizer, self.identity())
+        self.resumed = load_state(config.out, self.model, self.ema, self.optimizer, self.identity())
+        self.step, self.seconds, self.saved_step = self.resumed.step, self.resumed.seconds, self.resumed.step
         world.agree(self.step)
         self.network: nn.Module = DistributedDataParallel(self.model) if world.size > 1 else self.model
 
     def run(self) -> Path:
-        from tqdm import tqdm
-
         leader = self.world.rank == 0
         log = LossLog(self.config.out / "loss.csv", self.step) if leader else None
+        if log:
+            logger.info(describe_start(self.config, self.model, self.data, self.world, self.step))
+        with deferred_signals() as signals:
+            self.loop(log, signals)
+        if log:
+            if not self.exported():
+                self.export()
+            log.plot(f"{self.config.model}, {self.config.data}")
+        return self.config.out
+
+    def loop(self, log: LossLog | None, signals: Signals) -> None:
+        """Until the last step or a signal. log: of process 0."""
+        from tqdm import tqdm
+
         started = time.monotonic() - self.seconds
-        progress = tqdm(total=self.config.steps, initial=self.step, disable=not leader, unit="step", mininterval=5)
+        progress = tqdm(total=self.config.steps, initial=self.step, disable=not log, unit="step", mininterval=5)
         with progress:
             while self.step < self.config.steps:
                 loss = self.train_step()
@@ -97,11 +130,18 @@ class Trainer:
                     log.add(self.step, loss, self.learning_rate(self.step - 1), self.seconds)
                     progress.set_postfix(loss=f"{log.smoothed:.4f}", refresh=False)
                     self.save_if_due()
-        if log:
-            if not self.exported():
-                self.export()
-            log.plot(f"{self.config.model}, {self.config.data}")
-        return self.config.out
+                number = self.world.largest(signals.received)  # else processes would stop at different steps
+                if number and self.step < self.config.steps:
+                    self.stop(number)
+
+    def stop(self, number: int) -> None:
+        """Raises Stopped."""
+        if self.world.rank == 0 and self.saved_step != self.step:
+            self.save()
+        name, steps = signal.Signals(number).name, f"step {self.step} of {self.config.steps}"
+        raise Stopped(
+            number, f"stopped by {name}: {steps} is saved in {self.config.out}, the same command goes on from there"
+        )
 
     def train_step(self) -> Tensor:
         """One optimizer step; returns the loss of this process's images."""
@@ -155,19 +195,28 @@ class Trainer:
         """Resumable state, exported checkpoint and sample grid; called by process 0 only."""
         config, last = self.config, self.step == self.config.steps
         if last or self.step % config.checkpoint_every == 0:
-            self.export()
-            progress = {"step": self.step, "seconds": self.seconds, "recipe": self.identity()}
-            save_state(config.out, self.model, self.ema, self.optimizer, **progress)
+            self.save()
         if last or self.step % config.sample_every == 0:
             path = config.out / "samples" / f"{self.step:06d}.png"
             save_sample_grid(path, self.ema.model, self.model_config, columns=8)
 
-    def export(self) -> None:
-        """The average as a checkpoint; before the state, which must not be replaced by one that has no export."""
+    def save(self) -> None:
+        """The state, then the average as a checkpoint: a checkpoint without a state is taken for another run's.
+
+        Weights that cannot be exported must not replace the last good state.
+        """
         try:
-            save_checkpoint(self.config.out, self.ema.model, replace(self.model_config, training=self.facts()))
+            half_weights(self.ema.model)
         except CheckpointError as error:
             raise TrainingDiverged(self.step, str(error)) from error
+        progress = Progress(self.step, self.seconds, self.resumed.finished_at)
+        recipe = self.identity()
+        save_state(self.config.out, self.model, self.ema, self.optimizer, progress=progress, recipe=recipe)
+        self.export()
+        self.saved_step = self.step
+
+    def export(self) -> None:
+        save_checkpoint(self.config.out, self.ema.model, replace(self.model_config, training=self.facts()))
 
     def exported(self) -> bool:
         """Whether the checkpoint of this step lies in config.out, whole."""
@@ -179,12 +228,17 @@ class Trainer:
 
     def identity(self) -> dict[str, Any]:
         """What tells this run from another one."""
-        return self.config.recipe() | {"train_sha256": self.train_sha256}
+        return self.config.recipe() | self.sources()
+
+    def sources(self) -> dict[str, str]:
+        """SHA-256 of what the run starts with: the pictures, and the weights where they are not fresh."""
+        initial = {"init_sha256": self.init_sha256} if self.init_sha256 else {}
+        return {"train_sha256": self.train_sha256} | initial
 
     def facts(self) -> dict[str, object]:
-        return {
+        facts: dict[str, object] = {
             "recipe": self.config.recipe(),
-            "train_sha256": self.train_sha256,
+            **self.sources(),
             "steps": self.step,
             "images_seen": self.step * self.config.batch_size,
             "train_images": len(self.data.train),
@@ -193,6 +247,7 @@ class Trainer:
             "processes": self.world.size,
             "git_commit": git_commit(),
         }
+        return facts | ({"finished_at": self.resumed.finished_at} if self.resumed.finished_at else {})
 
 
 def batch_indices(seed: int, step: int, batch_size: int, length: int) -> Tensor:

@@ -111,6 +111,25 @@ def test_adams_bashforth_follows_a_straight_line(spacing: str, steps: int, x0: f
         assert x == pytest.approx((1 - u[i + 1]) * x0 + u[i + 1] * eps, abs=TOLERANCE)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 10])
+@pytest.mark.parametrize("spacing", list(SPACINGS))
+@pytest.mark.parametrize(
+    ("name", "sampler"),
+    [(n, s) for n in ("flow", "cosine", "linear") for s in SAMPLERS if s != "euler" or n == "flow"],
+)
+def test_a_perfect_network_gives_its_image_in_any_number_of_steps(
+    name: str, sampler: str, spacing: str, steps: int
+) -> None:
+    """The network knows x0, and answers for the state that it is shown, also where that has left the path."""
+    schedule, x0 = NoiseSchedule(name), 0.7
+    table = build_table(schedule, Prediction.X0, sampler, steps, spacing=spacing)
+    x, history = -1.3, 0.0
+    for _, p, q, a, b, c, _ in table.rows:
+        d = p * x + q * x0
+        x, history = a * x + b * d + c * history, d
+    assert x == pytest.approx(x0, abs=TOLERANCE)
+
+
 def test_euler_is_ddim_without_noise() -> None:
     flow = NoiseSchedule("flow")
     euler, ddim = (build_table(flow, Prediction.FLOW, sampler, 13) for sampler in ("euler", "ddim"))

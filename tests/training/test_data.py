@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
 from models.samplers import to_uint8
+from tests.training.pictures import write_pictures
 from training.data import Data, DataError, Split, fingerprint, load_data, split_by_class, to_float
 
 
@@ -69,7 +69,7 @@ def test_digits_in_other_sizes(image_size: int, channels: int, shape: tuple[int,
 @pytest.mark.parametrize("channels", [0, 2, 4, "3"])
 @pytest.mark.parametrize("name", ["digits", "folder"])
 def test_other_channels_than_grey_and_colour_are_refused(name: str, channels: Any, tmp_path: Path) -> None:
-    root = write_images(tmp_path / "pets", {"cat": 6})
+    root = write_pictures(tmp_path / "pets", {"cat": 6})
     with pytest.raises(DataError, match=f"image_channels must be 1 or 3, got {channels!r}"):
         load_data(name, root, 32, channels)
 
@@ -77,7 +77,7 @@ def test_other_channels_than_grey_and_colour_are_refused(name: str, channels: An
 @pytest.mark.parametrize("image_size", [0, -8, "32", 32.0])
 @pytest.mark.parametrize("name", ["digits", "folder"])
 def test_image_sizes_that_are_no_sizes_are_refused(name: str, image_size: Any, tmp_path: Path) -> None:
-    root = write_images(tmp_path / "pets", {"cat": 6})
+    root = write_pictures(tmp_path / "pets", {"cat": 6})
     with pytest.raises(DataError, match=f"image_size must be a whole number from 1, got {image_size!r}"):
         load_data(name, root, image_size)
 
@@ -89,56 +89,6 @@ def test_a_fingerprint_tells_images_and_labels_apart() -> None:
     assert fingerprint(Split(images, labels)) == fingerprint(same)
     prints = {fingerprint(s) for s in (same, Split(other, labels), Split(images, labels.flip(0)))}
     assert len(prints) == 3
-
-
-def write_images(root: Path, counts: dict[str, int], size: tuple[int, int] = (48, 32)) -> Path:
-    """One folder a class; the colour of an image counts its class and itself."""
-    for label, (name, count) in enumerate(counts.items()):
-        (root / name).mkdir(parents=True)
-        for i in range(count):
-            Image.new("RGB", size, (100 * label, i, 255)).save(root / name / f"{i}.png")
-        (root / name / "notes.txt").write_text("no image")
-    return root
-
-
-def test_folder_reads_a_class_a_sub_folder(tmp_path: Path) -> None:
-    data = load_data("folder", write_images(tmp_path / "pets", {"cat": 10, "dog": 5}))
-    assert data.class_names == ["cat", "dog"]
-    assert [len(s) for s in (data.train, data.judge, data.test)] == [9, 3, 3]
-    assert data.train.images.shape[1:] == (3, 32, 32)
-    for split in (data.train, data.judge, data.test):
-        assert (split.images[:, 0, 3, 3].long() == 100 * split.labels).all()
-    assert len(set(all_images(data))) == 15
-
-
-def test_folder_keeps_the_middle_square(tmp_path: Path) -> None:
-    for i in range(5):
-        image = Image.new("RGB", (60, 20), "red")
-        image.paste("blue", (20, 0, 40, 20))
-        (tmp_path / "flags" / "a").mkdir(parents=True, exist_ok=True)
-        image.save(tmp_path / "flags" / "a" / f"{i}.png")
-    images = load_data("folder", tmp_path / "flags").train.images
-    assert images[:, 2].min() == 255
-    assert images[:, 0].max() == 0
-
-
-def test_folder_in_grey(tmp_path: Path) -> None:
-    data = load_data("folder", write_images(tmp_path / "pets", {"cat": 5}), 16, 1)
-    assert data.train.images.shape[1:] == (1, 16, 16)
-
-
-def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
-    root = write_images(tmp_path / "pets", {"cat": 6})
-    whole = (root / "cat" / "3.png").read_bytes()
-    (root / "cat" / "3.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"3\.png is not a readable image"):
-        load_data("folder", root)
-
-
-@pytest.mark.parametrize("count", [0, 4])
-def test_a_class_too_small_to_split_is_named(count: int, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"dog holds {count} images"):
-        load_data("folder", write_images(tmp_path / "pets", {"cat": 6, "dog": count}))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 
 from models.checkpoint import ModelConfig, load_checkpoint
 from models.samplers import Guidance
@@ -99,3 +99,43 @@ def test_steps_0_is_refused_and_not_replaced(checkpoints: Path) -> None:
     model, config = load_checkpoint(checkpoints / "dit")
     with pytest.raises(ValueError, match=r"steps must lie in 1\.\.1000, got 0"):
         generate(model, config, torch.tensor([0]), torch.tensor([0]), sampling_of(config, steps=0))
+
+
+HEADER = "step,loss,lr,seconds\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "steps", "damaged"),
+    [
+        (HEADER + "1,0.5,1e-3,0.1\n2,0.4,1e-3,0.2\n\0\0", [1, 2], 1),
+        (HEADER + "1,0.5,1e-3,0.1\n2,0.4", [1], 1),
+        ("1,0.5,1e-3,0.1\n2,0.4,1e-3,0.2\n", [1, 2], 0),
+        ("\ufeff" + HEADER + "1,0.5,1e-3,0.1\r\n", [1], 0),
+        (HEADER + "1,0.5,1e-3,0.1\n1,0.6,1e-3,0.1\n2,0.4,1e-3,0.2\n", [1, 2], 1),
+        (HEADER + "1;0,5;1e-3;0,1\n1,nan,1e-3,0.1\n-1,0.5,1e-3,0.1\nx,0.5,1e-3,0.1\n", [], 4),
+        ("", [], 0),
+    ],
+    ids=["zeros", "cut", "no-header", "byte-order-mark", "twice", "no-numbers", "empty"],
+)
+def test_damaged_lines_of_a_log_are_dropped_aloud(
+    content: str, steps: list[int], damaged: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "loss.csv"
+    path.write_text(content, "utf-8")
+    log = LossLog(path, 9)
+    log.add(10, torch.tensor(1.0), 1e-3, 4.0)
+    assert [row[0] for row in rows(path)] == ["step", *map(str, steps), "10"]
+    assert (f"{path}: {damaged} of " in caplog.text) is bool(damaged)
+    assert log.plot("dit").exists()
+
+
+def test_names_stand_whole_beside_their_rows(tmp_path: Path) -> None:
+    names = ["maison jaune", "zielony dom", "a"]
+    images = torch.zeros(3, 3, 32, 32, dtype=torch.uint8)
+    draw_grid(tmp_path / "grid.png", images, names, columns=1)
+    with Image.open(tmp_path / "grid.png") as grid:
+        left = grid.width - 64
+        assert left >= max(ImageFont.load_default(10).getlength(name) for name in names)
+        inked = [x for x in range(left) if any(grid.getpixel((x, y)) != (255, 255, 255) for y in range(64))]
+    assert inked[0] > 0  # nothing is cut at the border
+    assert inked[-1] < left - 1

@@ -38,7 +38,7 @@ def stop_before(step: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None
         ({"model": "unet", "arguments": TINY_UNET}, 'model was "dit", now "unet"'),
         ({"arguments": {"hidden_dim": 32, "depth": 1, "num_heads": 4}}, 'arguments was .*"num_heads": 2.*, now '),
         ({"lr": 2e-3}, "lr was 0.001, now 0.002"),
-        ({"steps": 8}, "steps was 6, now 8"),
+        ({"steps": 4}, "steps was 6, now 4"),
         ({"seed": 1}, "seed was 0, now 1"),
         ({"autocast": True}, "autocast was false, now true"),
         ({"prediction": "v"}, 'prediction was "x0", now "v"'),
@@ -246,6 +246,6 @@ def test_checkpoints_have_the_permissions_that_the_umask_leaves(
         folder = train(tiny_config(steps=1))
     finally:
         os.umask(mask)
-    files = ("model.safetensors", "config.json")
-    assert [(folder / name).stat().st_mode & 0o777 for name in files] == [0o644] * 2
+    files = ("model.safetensors", "config.json", "state.safetensors", "loss.csv")
+    assert [(folder / name).stat().st_mode & 0o777 for name in files] == [0o644] * 4
     assert not list(folder.glob("*.tmp"))

@@ -1,3 +1,5 @@
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from training.ema import EMA
-from training.state import STATE, StateError, load_state, save_state
+from training.state import PREVIOUS, STATE, Progress, StateError, load_state, save_state
 
 RECIPE = {"lr": 0.01, "arguments": {"depth": 2}}
 Run = tuple[nn.Module, EMA, torch.optim.Optimizer]
@@ -30,8 +32,8 @@ def advance(run: Run) -> None:
 def test_a_state_is_restored_bit_exactly(tmp_path: Path) -> None:
     saved, restored = a_run(seed=0), a_run(seed=1)
     advance(saved)
-    save_state(tmp_path, *saved, step=7, seconds=12.5, recipe=RECIPE)
-    assert load_state(tmp_path, *restored, RECIPE) == (7, 12.5)
+    save_state(tmp_path, *saved, progress=Progress(7, 12.5), recipe=RECIPE)
+    assert load_state(tmp_path, *restored, RECIPE) == Progress(7, 12.5)
     for run in (saved, restored):
         advance(run)
     for a, b in zip(saved[:2], restored[:2], strict=True):
@@ -41,7 +43,7 @@ def test_a_state_is_restored_bit_exactly(tmp_path: Path) -> None:
 
 
 def test_no_state_is_a_fresh_run(tmp_path: Path) -> None:
-    assert load_state(tmp_path, *a_run(), RECIPE) == (0, 0.0)
+    assert load_state(tmp_path, *a_run(), RECIPE) == Progress()
 
 
 def truncate(path: Path) -> None:
@@ -64,14 +66,14 @@ def no_facts(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [truncate, empty, other_tensors, no_facts])
 def test_a_damaged_state_is_refused(damage: Callable[[Path], None], tmp_path: Path) -> None:
-    save_state(tmp_path, *a_run(), step=1, seconds=1.0, recipe=RECIPE)
+    save_state(tmp_path, *a_run(), progress=Progress(1, 1.0), recipe=RECIPE)
     damage(tmp_path / STATE)
     with pytest.raises(StateError, match=r"state\.safetensors cannot be resumed: .*Choose another --out"):
         load_state(tmp_path, *a_run(), RECIPE)
 
 
 def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
-    save_state(tmp_path, *a_run(), step=1, seconds=1.0, recipe=RECIPE)
+    save_state(tmp_path, *a_run(), progress=Progress(1, 1.0), recipe=RECIPE)
     with pytest.raises(StateError, match="size mismatch"):
         load_state(tmp_path, *a_run(width=5), RECIPE)
 
@@ -79,15 +81,15 @@ def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("now", "difference"),
     [
-        ({"lr": 0.02, "arguments": {}}, "lr was 0.01, now 0.02"),  # the one that stands first
+        ({"lr": 0.02, "arguments": {}}, r'lr was 0.01, now 0.02; arguments was {"depth": 2}, now {}'),
         ({"lr": 0.01, "arguments": {"depth": 3}}, r'arguments was {"depth": 2}, now {"depth": 3}'),
         ({"lr": 0.01, "arguments": {"depth": 2}, "momentum": 0.9}, "momentum was not recorded, now 0.9"),
         ({"lr": 0.01}, r'arguments was {"depth": 2}, now unknown'),
     ],
-    ids=["first", "nested", "new", "gone"],
+    ids=["two", "nested", "new", "gone"],
 )
 def test_a_state_of_another_recipe_is_refused(now: dict, difference: str, tmp_path: Path) -> None:
-    save_state(tmp_path, *a_run(), step=1, seconds=1.0, recipe=RECIPE)
+    save_state(tmp_path, *a_run(), progress=Progress(1, 1.0), recipe=RECIPE)
     fresh = a_run(seed=1)
     before = {name: tensor.clone() for name, tensor in fresh[0].state_dict().items()}
     with pytest.raises(StateError, match=f"belongs to another run: {difference}. Choose another --out, or delete"):
@@ -97,6 +99,54 @@ def test_a_state_of_another_recipe_is_refused(now: dict, difference: str, tmp_pa
 
 def test_a_recipe_may_be_written_in_another_way(tmp_path: Path) -> None:
     written = {"arguments": {"channel_multipliers": (1, 2), "base_channels": 8}}
-    save_state(tmp_path, *a_run(), step=1, seconds=1.0, recipe=written)
+    save_state(tmp_path, *a_run(), progress=Progress(1, 1.0), recipe=written)
     same = {"arguments": {"base_channels": 8, "channel_multipliers": [1, 2]}}
-    assert load_state(tmp_path, *a_run(), same)[0] == 1
+    assert load_state(tmp_path, *a_run(), same).step == 1
+
+
+def test_the_state_before_the_last_one_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for step in (1, 2, 3):
+        save_state(tmp_path, *a_run(), progress=Progress(step, 1.0), recipe=RECIPE)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([STATE, PREVIOUS])
+    empty(tmp_path / STATE)
+    assert load_state(tmp_path, *a_run(), RECIPE).step == 2
+    assert f"{STATE} cannot be resumed" in caplog.text
+    assert f"Going on from step 2 of {PREVIOUS}" in caplog.text
+    (tmp_path / STATE).unlink()  # as after a power cut between two renames
+    assert load_state(tmp_path, *a_run(), RECIPE).step == 2
+    empty(tmp_path / PREVIOUS)
+    with pytest.raises(StateError, match="cannot be resumed"):
+        load_state(tmp_path, *a_run(), RECIPE)
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
+def test_a_state_has_the_mode_that_the_umask_leaves(mask: int, tmp_path: Path) -> None:
+    before = os.umask(mask)
+    try:
+        save_state(tmp_path, *a_run(), progress=Progress(1, 1.0), recipe=RECIPE)
+    finally:
+        os.umask(before)
+    assert (tmp_path / STATE).stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_a_state_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_state(tmp_path, *a_run(), progress=Progress(1, 1.0), recipe=RECIPE)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_state(tmp_path, *a_run(), progress=Progress(2, 2.0), recipe=RECIPE)
+    assert [p.name for p in tmp_path.iterdir()] == [STATE]
+    assert load_state(tmp_path, *a_run(), RECIPE).step == 1
+
+
+def test_file_and_folder_are_synced_around_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(
+        os, "fsync", lambda d: (calls.append(Path(os.readlink(f"/proc/self/fd/{d}")).name), fsync(d))
+    )
+    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("rename"), replace(a, b)))
+    save_state(tmp_path, *a_run(), progress=Progress(1, 1.0), recipe=RECIPE)
+    assert calls == [f"{STATE}.tmp", "rename", tmp_path.name]

@@ -1,0 +1,33 @@
+"""Checkpoints by name or folder, as the command line takes them."""
+
+from pathlib import Path
+
+from models.checkpoint import CONFIG, CheckpointError, default_checkpoints
+
+
+def find_checkpoints(names: list[str], root: Path | None = None) -> dict[str, Path]:
+    """The folder of each checkpoint under the name that tables and pictures give it.
+
+    names: of folders in root (by default those of this project), or paths of folders anywhere.
+
+    Raises:
+        CheckpointError: one is not there, or two have the same name.
+    """
+    folders: dict[str, Path] = {}
+    for name in names:
+        folder = find_checkpoint(name, root)
+        label = folder.resolve().name
+        if label in folders:
+            raise CheckpointError(f"{folder} and {folders[label]} have the same name: rename one of the folders")
+        folders[label] = folder
+    return folders
+
+
+def find_checkpoint(name: str, root: Path | None = None) -> Path:
+    """See find_checkpoints."""
+    places = [(root or default_checkpoints()) / name, Path(name)]
+    for place in places:
+        if (place / CONFIG).is_file():
+            return place
+    looked = " and ".join(dict.fromkeys(str(place.resolve()) for place in places))
+    raise CheckpointError(f"no checkpoint {name!r}: looked for {CONFIG} in {looked}")

@@ -1,0 +1,68 @@
+"""The start of a run: the weights it begins with, and what it tells people about itself."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from models.checkpoint import WEIGHTS, CheckpointError, ModelConfig, load_checkpoint, parameter_count
+from training.config import TrainConfig
+from training.data import Data
+from training.processes import Processes
+
+
+def load_initial_weights(model: nn.Module, config: ModelConfig, folder: Path) -> None:
+    """Copy the weights of the checkpoint in `folder` into a network that was built from config.
+
+    Raises:
+        CheckpointError: a checkpoint that cannot be read, or one of another network or other classes.
+    """
+    source, known = load_checkpoint(folder)
+    for name in ("architecture", "arguments", "schedule", "prediction", "class_names"):
+        had, has = getattr(known, name), getattr(config, name)
+        if had != has:
+            raise CheckpointError(
+                f"init_from: {name} of {folder} is {json.dumps(had)}, of this run {json.dumps(has)}"
+            )
+    model.load_state_dict(source.state_dict())
+
+
+def initial_sha256(folder: Path) -> str:
+    """Of the weights that a run starts from.
+
+    Raises:
+        CheckpointError: no weights there.
+    """
+    try:
+        with (folder / WEIGHTS).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"init_from: {folder / WEIGHTS} cannot be read: {error.strerror}") from error
+
+
+def describe_start(config: TrainConfig, model: nn.Module, data: Data, world: Processes, step: int) -> str:
+    """What a run is about to do; config: with autocast decided."""
+    device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
+    source = f"{config.data} {config.data_path}" if config.data_path else config.data
+    height, width = data.train.images.shape[2:]
+    rows = {
+        "model": f"{config.model}, {parameter_count(model):,} parameters, arguments {json.dumps(config.arguments)}",
+        "data": f"{source}, {len(data.train):,} pictures of {width}x{height} pixels",
+        "classes": f"{len(data.class_names)}: {', '.join(data.class_names)}",
+        "held out": held_out(data),
+        "left out": data.left_out,
+        "device": f"{device}, threads: {torch.get_num_threads()}, processes: {world.size}, products in "
+        + ("bfloat16" if config.autocast else "float32"),
+        "start": f"weights of {config.init_from}" if config.init_from and not step else "",
+        "steps": f"{step:,} of {config.steps:,} done, {config.batch_size} pictures in each",
+        "out": f"{config.out}, a state every {config.checkpoint_every:,} steps",
+    }
+    return "\n".join(f"{name:9}{text}" for name, text in rows.items() if text)
+
+
+def held_out(data: Data) -> str:
+    if not len(data.judge) + len(data.test):
+        return ""
+    return f"{len(data.judge):,} pictures for the classifier of `compare`, {len(data.test):,} to measure with"
