@@ -90,7 +90,7 @@ def test_the_command_works_in_another_folder(wheel: zipfile.ZipFile, tmp_path: P
     site, folder = tmp_path / "site", tmp_path / "folder"
     wheel.extractall(site)
     folder.mkdir()
-    options = ["--models", "dit", "--steps", "1", "--columns", "1", "--out", "grid.png"]
+    options = ["dit", "--steps", "1", "--columns", "1", "--out", "grid.png"]
     said = run_python(COMMAND, "sample", *options, cwd=folder, path=str(site))
     assert said.splitlines() == ["grid.png", str(site / "checkpoints")]
     assert (folder / "grid.png").read_bytes().startswith(b"\x89PNG")

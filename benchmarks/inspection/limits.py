@@ -1,7 +1,7 @@
 """Limits that a compiled kernel must keep: spills, access widths, occupancy, tensor-core instructions.
 
-There is no limit on register counts, because they change with every version of Triton. What too many registers cost is
-limited: spills, and fewer warps on a multiprocessor (occupancy).
+There is no limit on register counts, because they change with every version of Triton. What too many registers cost
+is limited: spills, and fewer warps on a multiprocessor (occupancy).
 """
 
 from collections.abc import Iterator
