@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from fastapi import FastAPI
@@ -19,10 +19,11 @@ from service.engine.runner import ModelRunner
 from service.engine.simulated import SimulatedRunner
 from service.engine.thread import EngineThread
 from service.generation import Generator
+from service.methods import HeadMiddleware
 from service.metrics import Metrics
 from service.registry import load_runners, model_entries
-from service.routes import generate, inference_v2, openai, ops, page
-from service.schemas import FIELD_NAMES
+from service.routes import generate, inference_v2, openai, ops, page, triton
+from service.schemas import FIELD_NAMES, Fields
 from service.settings import Settings
 from service.tracing import OtelSpans, Spans
 
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 T = TypeVar("T")
+FASTAPI_OPTIONS: dict[str, Any] = {
+    "redirect_slashes": False,
+    "docs_url": None,  # FastAPI's pages take their scripts from a foreign host
+    "redoc_url": None,
+    "generate_unique_id_function": lambda route: route.name,  # the operationId, which clients turn into a function
+}
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -74,24 +81,28 @@ def assemble(core: EngineCore, settings: Settings, provider: "TracerProvider | N
             await asyncio.to_thread(provider.shutdown)
 
     version = info.version(info.PROJECT)
-    app = FastAPI(
-        title="Step-batched diffusion service", version=version, lifespan=lifespan, redirect_slashes=False
-    )
+    app = FastAPI(title=openapi.TITLE, version=version, lifespan=lifespan, **FASTAPI_OPTIONS)
     app.state.thread, app.state.started = thread, int(time.time())
     simulated = frozenset(name for name, runner in core.runners.items() if isinstance(runner, SimulatedRunner))
     spans = OtelSpans(provider) if provider else Spans()
-    app.state.generator = Generator(AsyncEngine(thread, configs), metrics, settings, core, simulated, spans)
+    generator = Generator(AsyncEngine(thread, configs), metrics, settings, core, simulated, spans, version)
+    app.state.generator = generator
     app.state.describe = lambda: [info.describe_model(name, core) for name in core.runners]
     app.state.info = lambda: info.describe_service(core, settings)
-    for routes in (page, generate, openai, inference_v2):
+    _add_routes(app, settings)
+    app.add_middleware(HeadMiddleware)
+    middleware.install(app, settings, metrics.registry, provider)
+    dialects.install(app, Fields(FIELD_NAMES, generator.limits))
+    openapi.install(app, generator)
+    return app
+
+
+def _add_routes(app: FastAPI, settings: Settings) -> None:
+    """A path belongs to the first route that matches, so /v2/models/stats stands before /v2/models/{model}."""
+    for routes in (page, generate, openai, triton, inference_v2, ops):
         app.include_router(routes.router)
-    app.include_router(ops.router)
     if settings.metrics_port is None:
         app.include_router(ops.exposition)
-    middleware.install(app, settings, metrics.registry, provider)
-    dialects.install(app, {dialects.OWN: FIELD_NAMES, dialects.OPENAI: list(openai.ImageRequest.model_fields)})
-    openapi.install(app, settings, list(core.runners))
-    return app
 
 
 def _rehearse(configs: dict[str, ModelConfig]) -> None:

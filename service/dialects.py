@@ -13,8 +13,19 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
-from service.errors import PROBLEMS, BodyTooLarge, ClientError, FieldError, InvalidRequest, NotFound, ServiceError
-from service.schemas import FIELD_NAMES
+from service.errors import (
+    PROBLEMS,
+    BodyTooLarge,
+    ClientError,
+    FieldError,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    ServiceError,
+    echo,
+)
+from service.methods import allowed_methods
+from service.schemas import Fields, allowed
 
 
 class Problem(BaseModel):
@@ -104,14 +115,15 @@ def answer(scope: Scope | Request, error: ServiceError) -> Response:
     facts: Mapping[str, Any] = scope.scope if isinstance(scope, Request) else scope
     dialect = dialect_of(facts["path"])
     body = dialect.say(error, facts.get("request_id", ""))
-    return JSONResponse(body, dialect.status(error), error.headers(), dialect.media_type)
+    headers = error.headers() | {"Cache-Control": "no-store"}
+    return JSONResponse(body, dialect.status(error), headers, dialect.media_type)
 
 
-def install(app: FastAPI, fields: Mapping[Dialect, list[str]]) -> None:
+def install(app: FastAPI, fields: Fields) -> None:
     """Answer every error of the application in the dialect of its path.
 
     Args:
-        fields: names of those that exist, for whoever sends one that does not.
+        fields: of GET /generate, whose query FastAPI reads; the other routes read their fields themselves.
     """
 
     @app.exception_handler(ServiceError)
@@ -120,11 +132,12 @@ def install(app: FastAPI, fields: Mapping[Dialect, list[str]]) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> Response:
-        known = fields.get(dialect_of(request.scope["path"]), FIELD_NAMES)
-        return answer(request, invalid(error.errors(), known))
+        return answer(request, invalid(error.errors(), fields))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 405:
+            return _not_allowed(app, request)
         response = answer(request, _from_http(error))
         response.headers.update(error.headers or {})
         return response
@@ -138,10 +151,16 @@ def install(app: FastAPI, fields: Mapping[Dialect, list[str]]) -> None:
         return response
 
 
+def _not_allowed(app: FastAPI, request: Request) -> Response:
+    methods = allowed_methods(app, request.scope["path"])
+    error = MethodNotAllowed(f"{request.method[:20]} is not allowed here: use {' or '.join(methods)}")
+    response = answer(request, error)
+    response.headers["Allow"] = ", ".join(methods)
+    return response
+
+
 def _from_http(error: HTTPException) -> ServiceError:
     match error.status_code:
-        case 400:  # FastAPI's answer to a body that it cannot parse
-            return InvalidRequest.field("body", "not a JSON object in UTF-8")
         case 404:
             return NotFound("there is nothing at this path: see /openapi.json")
         case 413:
@@ -151,26 +170,55 @@ def _from_http(error: HTTPException) -> ServiceError:
     return said
 
 
-def invalid(items: Any, known: list[str] = FIELD_NAMES) -> InvalidRequest:
+def invalid(items: Any, fields: Fields) -> InvalidRequest:
     """What pydantic found wrong, one field error an item.
 
     Args:
         items: as ValidationError.errors() lists them.
-        known: the fields that exist, for those that do not.
+        fields: of the API, to say what is allowed.
     """
-    return InvalidRequest.of([_field_error(item, known) for item in items])
+    return InvalidRequest.of([_field_error(item, fields) for item in items])
 
 
-def _field_error(item: dict[str, Any], known: list[str]) -> FieldError:
-    path = [str(part) for part in item["loc"] if part not in ("query", "body")]
-    message = item["msg"].removeprefix("Value error, ")
+# pydantic's error types begin with the type that it wanted: int_parsing, int_type, int_from_float, ...
+KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text",
+    "list": "a list",
+    "dict": "an object",
+}
+
+
+def _field_error(item: dict[str, Any], fields: Fields) -> FieldError:
+    path = ".".join(str(part) for part in item["loc"] if part not in ("query", "body"))
+    field = path[:80].encode(errors="replace").decode()  # JSON can write half a surrogate pair, UTF-8 cannot
     if item["type"] == "json_invalid":
-        path, message = [], f"not valid JSON: {item['ctx']['error']}"
-    elif item["type"] == "extra_forbidden":
-        message = f"unknown field: use {', '.join(known)}"
-    elif item["type"] == "model_attributes_type":
-        message = "send a JSON object, with Content-Type: application/json"
-    return FieldError(field=".".join(path)[:80] or "body", message=message)
+        return FieldError(field="body", message=f"not valid JSON in UTF-8: {item['ctx']['error']}")
+    return FieldError(field=field or "body", message=_message(item, field, fields))
+
+
+def _message(item: dict[str, Any], field: str, fields: Fields) -> str:
+    facts, kind = item.get("ctx", {}), item["type"].partition("_")[0]
+    match item["type"]:
+        case "missing":
+            return "required"
+        case "extra_forbidden":
+            return f"unknown field: use {', '.join(fields.names)}"
+        case "model_type" | "model_attributes_type":
+            return "must be a JSON object"
+        case "string_too_long":
+            return f"must be at most {facts['max_length']} characters long"
+        case "too_long":
+            return f"must have at most {facts['max_length']} items"
+        case "literal_error":
+            return f"must be {facts['expected']}, not {echo(item['input'])}"
+    if field in fields.limits:
+        return f"must be {allowed(fields.limits[field])}, not {echo(item['input'])}"
+    if kind in KINDS:
+        return f"must be {KINDS[kind]}, not {echo(item['input'])}"
+    return item["msg"].removeprefix("Value error, ")
 
 
 def document(dialect: Dialect = OWN, codes: tuple[type[ServiceError], ...] = PROBLEMS) -> dict[int | str, Any]:

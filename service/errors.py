@@ -4,11 +4,13 @@ error                 own API and OpenAI's   Open Inference    OpenAI's type
 ServiceError          500                    500               server_error
 ├── Unauthorized       401                    401               authentication_error
 ├── NotFound           404                    404               invalid_request_error
+├── MethodNotAllowed   405                    405               invalid_request_error, with Allow
 ├── UnknownModel       404                    404               invalid_request_error
 ├── NotAcceptable      406                    406               invalid_request_error
 ├── RequestTimeout     408                    408               invalid_request_error
 ├── BodyTooLarge       413                    413               invalid_request_error
 ├── UriTooLong         414                    414               invalid_request_error
+├── CompressedBody     415                    415               invalid_request_error, with Accept-Encoding
 ├── InvalidRequest     422 (OpenAI's 400)     400               invalid_request_error, names the field
 ├── QuotaExceeded      429                    429               rate_limit_error, with Retry-After
 ├── HeadersTooLarge    431                    431               invalid_request_error
@@ -21,6 +23,7 @@ ServiceError          500                    500               server_error
 """
 
 import math
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -28,12 +31,24 @@ from service.engine import request
 from service.engine.request import EngineError, EngineStopped, QueueFull, RequestFailed
 
 MAX_FIELD_ERRORS = 10  # in one answer
+MAX_ECHO = 40  # characters of a value that a message repeats
 CLIENT_CLOSED_REQUEST = 499  # nginx's code; nobody is left to read it
 
 
 class FieldError(BaseModel):
     field: str
     message: str
+
+
+def echo(value: Any) -> str:
+    """A value as a message repeats it: at most 40 characters, however long it was."""
+    if isinstance(value, bool | float):
+        return f"{value:g}" if isinstance(value, float) else str(value).lower()
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= MAX_ECHO else f"{text[: MAX_ECHO - 3]}..."
 
 
 class ServiceError(Exception):
@@ -76,6 +91,10 @@ class NotFound(ClientError):
     status, code, title = 404, "not-found", "Not Found"
 
 
+class MethodNotAllowed(ClientError):
+    status, code, title = 405, "method-not-allowed", "Method not allowed"
+
+
 class UnknownModel(ClientError):
     status, code, title = 404, "unknown-model", "Unknown model"
 
@@ -94,6 +113,13 @@ class BodyTooLarge(ClientError):
 
 class UriTooLong(ClientError):
     status, code, title = 414, "uri-too-long", "URI too long"
+
+
+class CompressedBody(ClientError):
+    status, code, title = 415, "compressed-body", "Compressed body"
+
+    def headers(self) -> dict[str, str]:
+        return {"Accept-Encoding": "identity"}
 
 
 class InvalidRequest(ClientError):
@@ -151,9 +177,9 @@ class GenerationFailed(ServiceError):
 
 
 PROBLEMS = (
-    Unauthorized, UnknownModel, NotAcceptable, RequestTimeout, BodyTooLarge, UriTooLong, InvalidRequest,
-    QuotaExceeded, HeadersTooLarge, GenerationFailed, QueueIsFull, Overloaded, DeadlineUnreachable, Unavailable,
-    DeadlinePassed,
+    Unauthorized, UnknownModel, NotAcceptable, RequestTimeout, BodyTooLarge, UriTooLong, CompressedBody,
+    InvalidRequest, QuotaExceeded, HeadersTooLarge, GenerationFailed, QueueIsFull, Overloaded, DeadlineUnreachable,
+    Unavailable, DeadlinePassed,
 )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ CLIENT_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 MAX_BODY = 64 * 1024  # bytes; a request needs a few hundred
 MAX_QUERY = 4096  # bytes
 # Without a key: what a person or a probe opens first. Everything else needs one, also what is added later.
-OPEN_PATHS = {"/", "/favicon.ico", "/livez", "/readyz", "/openapi.json", "/docs", "/redoc"}
+OPEN_PATHS = {"/", "/favicon.ico", "/livez", "/readyz", "/openapi.json"}
 OPEN_FOLDERS = ("/static/", "/v2/health/")
 CORS_METHODS = ["GET", "HEAD", "POST"]
 CORS_SENT = ["Accept", "Authorization", "Content-Type", "If-None-Match", "X-API-Key", "X-Request-Id"]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 
-from service.errors import NotAcceptable
+from service.errors import NotAcceptable, echo
 
 MAX_RANGES = 32  # of an Accept header; browsers send ten
 
@@ -31,13 +31,8 @@ def negotiate(accept: str, formats: Mapping[str, str]) -> str:
             if qualities[form] > quality and _holds(named, media_type):
                 best, quality = form, qualities[form]
     if not best:
-        raise NotAcceptable(f"Accept: none of {accept!r:.200}; this service has {', '.join(formats.values())}")
+        raise NotAcceptable(f"Accept: none of {echo(accept)}; this service has {', '.join(formats.values())}")
     return best
-
-
-def allows(accept: str, media_type: str) -> bool:
-    """Whether the header takes answers of that type; without a header it does."""
-    return not accept.strip() or _quality(_parse_accept(accept), media_type) > 0
 
 
 def _holds(media_range: str, media_type: str) -> bool:

@@ -1,4 +1,4 @@
-"""The OpenAPI document: this service's models and bounds, and the schemas that routes name by hand."""
+"""The OpenAPI document: this service's models, limits and keys, and the schemas that routes name by hand."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,25 +6,41 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from service.dialects import SHAPES
-from service.schemas import GenerateResponse
-from service.settings import Settings
+from models.samplers import SAMPLERS
+from service.dialects import SHAPES, dialect_of, document
+from service.errors import QuotaExceeded, Unauthorized
+from service.generation import Generator
+from service.middleware import is_open
+from service.routes.openai import ImageRequest, own_limits
+from service.schemas import GenerateBody, GenerateResponse, Limits
 from service.tensors import InferenceRequest
 
 Schema = dict[str, Any]
 
+TITLE = "Stepwise"
+REQUIRED = {"GenerateBody": ["model", "class"], "ImageRequest": ["model", "prompt"]}  # of the bodies
+REQUIRED_QUERY = ["model", "class", "seed", "deterministic"]  # of GET /generate
+SECURITY = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
 
-def install(app: FastAPI, settings: Settings, models: list[str]) -> None:
+
+def install(app: FastAPI, generator: Generator) -> None:
     """Make app.openapi() tell what this service really takes."""
 
     def openapi() -> Schema:
         if app.openapi_schema is None:
-            schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+            schema = get_openapi(title=app.title, version=app.version, routes=app.routes, summary=app.summary)
+            # relative to the document itself, so that it holds behind any path prefix of a proxy
+            schema["servers"] = [{"url": "."}]
             _add_components(schema)
-            _narrow(schema, "model", "string", enum=models)
-            _narrow(schema, "steps", "integer", maximum=settings.max_steps)
-            _narrow(schema, "num_inference_steps", "integer", maximum=settings.max_steps)
-            _narrow(schema, "n", "integer", maximum=settings.max_images)
+            _mark_required(schema)
+            _add_bounds(schema, generator.limits | own_limits(generator.limits))
+            _narrow(schema, "model", "string", enum=list(generator.engine.configs))
+            _narrow(schema, "sampler", "string", enum=list(SAMPLERS))
+            if generator.settings.api_keys:
+                _add_security(schema)
             app.openapi_schema = schema
         return app.openapi_schema
 
@@ -33,29 +49,66 @@ def install(app: FastAPI, settings: Settings, models: list[str]) -> None:
 
 def _add_components(schema: Schema) -> None:
     components = schema.setdefault("components", {}).setdefault("schemas", {})
-    for model in (*SHAPES, GenerateResponse, InferenceRequest):
+    for model in (*SHAPES, GenerateBody, GenerateResponse, ImageRequest, InferenceRequest):
         own = model.model_json_schema(ref_template="#/components/schemas/{model}")
         components.update(own.pop("$defs", {}))
         components[model.__name__] = own
     # FastAPI adds its own shape of errors where a route names none; this service never sends it.
-    for operation in _operations(schema):
+    for _, operation in _operations(schema):
         if "HTTPValidationError" in str(operation["responses"].get("422")):
             del operation["responses"]["422"]
     for unused in ("HTTPValidationError", "ValidationError"):
         components.pop(unused, None)
 
 
-def _operations(schema: Schema) -> Iterator[Schema]:
-    return (operation for path in schema["paths"].values() for operation in path.values())
+def _operations(schema: Schema) -> Iterator[tuple[str, Schema]]:
+    return ((path, operation) for path, methods in schema["paths"].items() for operation in methods.values())
+
+
+def _mark_required(schema: Schema) -> None:
+    """The classes allow None, because their errors name the models and classes that there are."""
+    for name, required in REQUIRED.items():
+        body = schema["components"]["schemas"][name]
+        body["required"] = required
+        for field in required:
+            body["properties"][field] = _not_null(body["properties"][field])
+    for parameter in schema["paths"]["/generate"]["get"]["parameters"]:
+        if parameter["name"] in REQUIRED_QUERY:
+            parameter |= {"required": True, "schema": _not_null(parameter["schema"])}
+        if parameter["name"] == "deterministic":
+            parameter["schema"]["enum"] = [True]
+
+
+def _not_null(schema: Schema) -> Schema:
+    """Without the option null, and without a choice where one option is left."""
+    rest = {name: value for name, value in schema.items() if name not in ("anyOf", "default")}
+    options = [option for option in schema.get("anyOf", []) if option != {"type": "null"}]
+    return rest | (options[0] if len(options) == 1 else {"anyOf": options} if options else {})
+
+
+def _add_bounds(schema: Schema, limits: Limits) -> None:
+    for field, (low, high) in limits.items():
+        kind = "integer" if isinstance(low, int) else "number"
+        _narrow(schema, field, kind, minimum=low, maximum=high)
 
 
 def _narrow(schema: Schema, field: str, kind: str, **facts: Any) -> None:
     """Write facts into the schema of a field, wherever a request has it: query, path or body."""
-    bodies = ("GenerateBody", "ImageRequest")
-    places = [schema["components"]["schemas"][name]["properties"].get(field) for name in bodies]
-    for operation in _operations(schema):
+    places = [schema["components"]["schemas"][name]["properties"].get(field) for name in REQUIRED]
+    for _, operation in _operations(schema):
         places += [p["schema"] for p in operation.get("parameters", []) if p["name"] == field]
     for place in filter(None, places):
         for option in place.get("anyOf", [place]):
             if option.get("type") == kind:
                 option.update(facts)
+
+
+def _add_security(schema: Schema) -> None:
+    schema["components"]["securitySchemes"] = SECURITY
+    schema["security"] = [{name: []} for name in SECURITY]
+    for path, operation in _operations(schema):
+        if is_open(path):
+            operation["security"] = []
+            continue
+        for status, response in document(dialect_of(path), (Unauthorized, QuotaExceeded)).items():
+            operation["responses"].setdefault(str(status), response)

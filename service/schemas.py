@@ -1,70 +1,112 @@
 """What clients send and receive."""
 
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from kernels.philox import SEED_BITS
 
-SAMPLER_NAMES = Literal["ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_sde", "euler", "ab2"]
 Format = Literal["png", "webp", "jpeg", "npy", "json"]
 MAX_SEED = (1 << SEED_BITS) - 1
 MAX_GUIDANCE = 20.0
-MAX_PREVIEWS = 64
+
+Limits = dict[str, tuple[float, float]]  # the least and the greatest number that a field takes, by its name
 
 
-# The bounds belong to the number inside, because null is allowed everywhere and means the default.
-Count = Annotated[int, Field(ge=1)]
-Unit = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Previews = Annotated[int, Field(ge=0, le=MAX_PREVIEWS)]
-
-Steps = Annotated[
-    Annotated[int, Field(ge=1, le=1000)] | None, Field(description="Denoising steps; default: the model's.")
-]
-Guidance = Annotated[
-    Annotated[float, Field(ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)] | None,
-    Field(description="Guidance scale; 1 is off."),
-]
-Seed = Annotated[
-    Annotated[int, Field(ge=0, le=MAX_SEED)] | None, Field(description="Default: random; X-Seed tells it.")
-]
-Deadline = Annotated[
-    Annotated[int, Field(ge=1, le=3_600_000)] | None,
-    Field(description="To the last step. 503 if it cannot be met, 504 if it was not."),
-]
+def limits(max_steps: int, max_images: int) -> Limits:
+    """Of the fields of /generate. Generator.resolve checks them, and the OpenAPI document states them."""
+    return {
+        "steps": (1, max_steps),
+        "n": (1, max_images),
+        "guidance": (0.0, MAX_GUIDANCE),
+        "guidance_low": (0.0, 1.0),
+        "guidance_high": (0.0, 1.0),
+        "seed": (0, MAX_SEED),
+        "deadline_ms": (1, 3_600_000),
+        "preview": (0, 64),
+    }
 
 
-def _class_as_text(value: Any) -> Any:
-    """JSON clients may send a class index as a number."""
+def allowed(limit: tuple[float, float]) -> str:
+    """In plain words; the type of the limit tells whole numbers from others."""
+    kind = "a whole number" if isinstance(limit[0], int) else "a number"
+    low, high = (str(bound) if isinstance(bound, int) else f"{bound:g}" for bound in limit)
+    return f"{kind} from {low} to {high}"
+
+
+class Fields(NamedTuple):
+    """What the messages of an API say about its fields."""
+
+    names: list[str]
+    limits: Limits
+
+
+def _digits(value: Any) -> Any:
+    """The query has text only, and int() would also take "1_0", " 5" and "5.0"."""
+    if isinstance(value, str) and not re.fullmatch("[0-9]{1,30}", value):
+        raise ValueError  # the message is made of the field's limits
+    return value
+
+
+def _decimal(value: Any) -> Any:
+    if isinstance(value, str) and not re.fullmatch(r"[-+]?[0-9.]{1,30}(e[-+]?[0-9]{1,3})?", value):
+        raise ValueError
+    return value
+
+
+def _class(value: Any) -> Any:
     if isinstance(value, bool | float | list | dict):
-        raise ValueError("a class name or an index")
-    return str(value) if isinstance(value, int) else value
+        raise ValueError("must be the name of a class, or its index as a whole number")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_digits)]
+Number = Annotated[float, BeforeValidator(_decimal)]
+# A number is an index and text is a name, so that a class that is called "2" can be asked for either way.
+ClassLabel = Annotated[
+    int | str,
+    BeforeValidator(_class),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 0}]}),
+]
+
+Steps = Annotated[Whole | None, Field(description="Denoising steps. Default: the model's.")]
+Sampler = Annotated[str | None, Field(description="See /models for those of each model. Default: the model's.")]
+Guidance = Annotated[Number | None, Field(description="Guidance scale; 1 turns guidance off.")]
+Seed = Annotated[Whole | None, Field(description="Default: random; X-Seed tells it.")]
+Deadline = Annotated[
+    Whole | None,
+    Field(description="Milliseconds until the last step. 503 if that cannot be met, 504 once it has passed."),
+]
 
 
 class GenerateFields(BaseModel):
-    """The fields of /generate in the query, where all values are text."""
+    """The fields of /generate. This class reads the query, where all values are text."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str | None = Field(None, description="Name of a model, see /models. Required.", examples=["dit"])
-    class_: Annotated[str | None, BeforeValidator(_class_as_text)] = Field(
-        None, alias="class", description="Class name or index. Required.", examples=["3"]
+    model: str | None = Field(None, description="Name of a model, see /models.", examples=["dit"])
+    class_: ClassLabel | None = Field(
+        None,
+        alias="class",
+        description="Name of a class. A JSON number, or digits that name no class, are an index.",
+        examples=["3"],
     )
     steps: Steps = None
-    sampler: SAMPLER_NAMES | None = Field(None, description="Default: the model's.")
+    sampler: Sampler = None
     guidance: Guidance = None
-    guidance_low: Unit | None = Field(None, description="Guide only from this noise time (0 clean) ...")
-    guidance_high: Unit | None = Field(None, description="... to this one (1 noise).")
+    guidance_low: Number | None = Field(None, description="Guide only from this noise time (0 clean) ...")
+    guidance_high: Number | None = Field(None, description="... to this one (1 noise).")
     seed: Seed = None
-    n: Count | None = Field(None, description="Images; pictures show several as a grid.")
+    n: Whole | None = Field(None, description="Images; a picture shows several as a grid.")
     deterministic: bool | None = Field(
-        None, description="The same bytes in any company, at the price of full steps; with a seed also an ETag."
+        None, description="The same bytes whatever else runs. Every step then costs as much as a full one."
     )
     deadline_ms: Deadline = None
-    preview: Previews | None = Field(
-        None, description="Pictures of each image on its way, in an event stream; default 4."
+    preview: Whole | None = Field(
+        None, description="Previews of each image, in an event stream (Accept: text/event-stream). Default: 4."
     )
-    format: Format | None = Field(None, description="Default: by the Accept header, png without one.")
+    format: Format | None = Field(None, description="Default: by the Accept header; png without one.")
 
 
 class GenerateBody(GenerateFields):

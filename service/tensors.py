@@ -7,16 +7,29 @@ https://github.com/triton-inference-server/server/blob/main/docs/protocol/extens
 import json
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, WithJsonSchema
 
 from service.dialects import invalid
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, echo
+from service.schemas import Fields
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
-Parameter = bool | int | float | str
+
+
+def _scalar(value: Any) -> Any:
+    if not isinstance(value, bool | int | float | str):
+        raise ValueError(f"must be true, false, a number or text, not {echo(value)}")
+    return value
+
+
+Parameter = Annotated[
+    Any,
+    BeforeValidator(_scalar),
+    WithJsonSchema({"anyOf": [{"type": kind} for kind in ("boolean", "number", "string")]}),
+]
 INTEGERS = {"INT8": "<i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8"} | {
     "UINT8": "<u1",
     "UINT16": "<u2",
@@ -87,7 +100,7 @@ def parse(body: bytes, json_length: str | None) -> tuple[InferenceRequest, dict[
     try:
         request = InferenceRequest.model_validate_json(body[:length])
     except ValidationError as error:
-        raise invalid(error.errors()) from error
+        raise invalid(error.errors(), Fields([], {})) from error
     binary = body[length:]
     inputs: dict[str, list[int]] = {}
     for tensor in request.inputs:
@@ -101,7 +114,7 @@ def parse(body: bytes, json_length: str | None) -> tuple[InferenceRequest, dict[
 
 def _whole(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
-        raise InvalidRequest.field(LENGTH_HEADER, f"{text[:40]!r} is not a number of bytes")
+        raise InvalidRequest.field(LENGTH_HEADER, f"must be a number of bytes, not {echo(text)}")
     return int(text[:12])
 
 
@@ -109,9 +122,15 @@ def _read(tensor: InputTensor, binary: bytes) -> tuple[list[int], bytes]:
     """One input's integers, and the binary data behind them."""
     name, count = tensor.name[:40], math.prod(tensor.shape)
     if tensor.datatype not in INTEGERS:
-        raise InvalidRequest.field(name, f"datatype {tensor.datatype[:20]!r}: use {', '.join(INTEGERS)}")
+        raise InvalidRequest.field(
+            name, f"datatype must be one of {', '.join(INTEGERS)}, not {echo(tensor.datatype)}"
+        )
     if any(size < 1 for size in tensor.shape) or not 0 < count <= MAX_ELEMENTS:
-        raise InvalidRequest.field(name, f"shape {tensor.shape[:8]}: 1 to {MAX_ELEMENTS} elements are allowed")
+        raise InvalidRequest.field(
+            name, f"shape must have from 1 to {MAX_ELEMENTS} elements, not {echo(tensor.shape)}"
+        )
+    if "shared_memory_region" in tensor.parameters:
+        raise InvalidRequest.field(name, "cannot be read from shared memory: send it in the request")
     size = tensor.parameters.get("binary_data_size")
     if size is None:
         values = list(_flat(name, tensor.data or []))
@@ -119,10 +138,14 @@ def _read(tensor: InputTensor, binary: bytes) -> tuple[list[int], bytes]:
         kind = np.dtype(INTEGERS[tensor.datatype])
         end = count * kind.itemsize
         if tensor.data is not None or size != end or end > len(binary):
-            raise InvalidRequest.field(name, f"binary_data_size {size}, but the shape has {end} bytes")
+            raise InvalidRequest.field(
+                name, f"binary_data_size must be {end}, the size of its shape, not {echo(size)}"
+            )
         values, binary = np.frombuffer(binary[:end], kind).tolist(), binary[end:]
     if len(values) != count:
-        raise InvalidRequest.field(name, f"{len(values)} elements, but the shape {tensor.shape[:8]} has {count}")
+        raise InvalidRequest.field(
+            name, f"has {len(values)} elements, but the shape {echo(tensor.shape)} has {count}"
+        )
     return values, binary
 
 
@@ -133,7 +156,7 @@ def _flat(name: str, values: list[Any], depth: int = 0) -> Iterator[int]:
         elif isinstance(value, int) and not isinstance(value, bool):
             yield value
         else:
-            raise InvalidRequest.field(name, f"{value!r:.40} is not an integer")
+            raise InvalidRequest.field(name, f"must be whole numbers, not {echo(value)}")
 
 
 def serialise(

@@ -1,85 +1,124 @@
-"""POST /generate."""
+"""/generate: POST makes any picture, GET one that can be cached."""
 
-import asyncio
-import json
-from collections.abc import Coroutine
 from functools import partial
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Query, Request
+from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from models.checkpoint import ModelConfig
 from service import event_stream, images
+from service.bodies import read_bytes, read_json, read_query, refuse_query, refuse_repeats
 from service.dialects import document
 from service.engine.request import SamplingParams
-from service.errors import CLIENT_CLOSED_REQUEST, InvalidRequest
-from service.event_stream import disconnected, open_stream, picture_events
-from service.generation import Generated, Generator, check_previews
+from service.errors import InvalidRequest
+from service.event_stream import open_stream, picture_events
+from service.generation import Generated, Generator
 from service.images import MEDIA_TYPES
-from service.negotiation import allows, negotiate
-from service.schemas import GenerateBody, GeneratedImage, GenerateFields, GenerateResponse
+from service.negotiation import negotiate
+from service.resolve import check_previews
+from service.routes.answers import (
+    NO_STORE,
+    answer_headers,
+    client_has_gone,
+    picture_size,
+    seconds,
+    seed_headers,
+    unless_disconnected,
+)
+from service.schemas import FIELD_NAMES, Fields, GenerateBody, GeneratedImage, GenerateFields, GenerateResponse
+from service.settings import Settings
 
-T = TypeVar("T")
-router = APIRouter()
+router = APIRouter(tags=["Stepwise"])
 
 DEFAULT_PREVIEWS = 4
+FRESH_SECONDS = 3600  # a cache may answer so long without asking, also after another model took the name
 FORMATS = MEDIA_TYPES | {"stream": event_stream.MEDIA_TYPE}
 PICTURES = ("png", "webp", "jpeg")
+LASTING = {name: kind for name, kind in MEDIA_TYPES.items() if name != "json"}  # JSON has timings in it
 BINARY = {"schema": {"type": "string", "format": "binary"}}
+HEADERS = {
+    "X-Seed": {"description": "Seed of each image, the first 16, comma separated", "schema": {"type": "string"}},
+    "X-Request-Id": {"description": "The service's name of this request", "schema": {"type": "string"}},
+    "X-Simulated": {"description": "true: no model drew this", "schema": {"type": "string"}},
+    "Server-Timing": {"description": "queue, denoise and encode in ms", "schema": {"type": "string"}},
+}
 ANSWER = {
     "description": "The image; several as a grid, in JSON as a list, in npy as an array [n, H, W, C] of bytes; or "
     "events image_generation.partial_image, image_generation.completed and error",
-    "content": {kind: BINARY for name, kind in MEDIA_TYPES.items() if name != "json"}
+    "content": dict.fromkeys(LASTING.values(), BINARY)
     | {"application/json": {"schema": {"$ref": "#/components/schemas/GenerateResponse"}}}
     | {event_stream.MEDIA_TYPE: {"schema": event_stream.EVENT_SCHEMA}},
-    "headers": {
-        "X-Seed": {"description": "Seed of each image, comma separated", "schema": {"type": "string"}},
-        "X-Request-Id": {"description": "The service's name of this request", "schema": {"type": "string"}},
-        "X-Simulated": {"description": "true: no model drew this", "schema": {"type": "string"}},
-        "Server-Timing": {"description": "queue, denoise and encode in ms", "schema": {"type": "string"}},
-    },
+    "headers": HEADERS,
 }
+LASTING_ANSWER = {
+    "description": "The image; several as a grid, in npy as an array [n, H, W, C] of bytes",
+    "content": dict.fromkeys(LASTING.values(), BINARY),
+    "headers": HEADERS | {"ETag": {"description": "Names these bytes", "schema": {"type": "string"}}},
+}
+BODY = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/GenerateBody"}}}}
+ONLY_POST = (
+    "GET answers only with deterministic=true and a seed, so that its picture can be cached: add {}, or use POST"
+)
 
 
-@router.post("/generate", response_class=Response, responses={200: ANSWER, **document()}, summary="Generate images")
-async def generate(
-    request: Request,
-    query: Annotated[GenerateFields, Query()],
-    body: Annotated[GenerateBody | None, Body()] = None,
-) -> Response:
-    """Sample images of one class. Fields come in the query, in a JSON body, or in both as long as they agree."""
+@router.post(
+    "/generate",
+    response_class=Response,
+    responses={200: ANSWER, **document()},
+    openapi_extra={"requestBody": BODY | {"required": True}},
+    summary="Generate images",
+)
+async def generate(request: Request) -> Response:
+    """Sample images of one class. The fields may stand in the query instead of the body."""
     generator: Generator = request.app.state.generator
-    refuse_repeats([name for name, _ in request.query_params.multi_items()], "query")
-    if body is not None:  # parsed once more, because pydantic sees only the last of two equal keys
-        pairs = json.loads(await request.body(), object_pairs_hook=lambda pairs: pairs)
-        refuse_repeats([name for name, _ in pairs], "body")
-    fields = merge(query, body)
+    fields = await _read(request, generator)
     form = choose_format(fields, ",".join(request.headers.getlist("accept")))
     params = generator.resolve(fields)
     if form == "stream":
         return await _stream(generator, fields, params)
-    etag = _etag(generator, fields, params, form)
-    if etag and has_tag(request.headers.getlist("if-none-match"), etag):
-        return Response(status_code=304, headers=cache_headers(etag))
-    encode = images.encode_base64 if form == "json" else partial(images.encode, form=form)
-    work = generator.generate(params, encode, seconds(fields.deadline_ms))
-    generated = await unless_disconnected(request, work)
+    generated = await _finish(request, generator, params, form, fields)
     if generated is None:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
+        return client_has_gone()
     content = generated.result
     if form == "json":
         content = as_json(generated, generator.config(params.model), request.scope["request_id"])
-    return Response(content, headers=_headers(generated, etag), media_type=MEDIA_TYPES[form])
+    return Response(content, headers=answer_headers(generated) | NO_STORE, media_type=MEDIA_TYPES[form])
 
 
-def merge(query: GenerateFields, body: GenerateFields | None) -> GenerateFields:
-    """Raises InvalidRequest where both give a field and differ."""
-    given = {} if body is None else body.model_dump(exclude_none=True, by_alias=True)
-    for name, value in query.model_dump(exclude_none=True, by_alias=True).items():
-        if given.setdefault(name, value) != value:
-            raise InvalidRequest.field(name, f"the query says {value!r:.80}, the body {given[name]!r:.80}")
-    return GenerateFields.model_validate(given)
+@router.get(
+    "/generate",
+    response_class=Response,
+    responses={200: LASTING_ANSWER, 304: {"description": "If-None-Match names it: no model ran"}, **document()},
+    summary="A picture that can be linked and cached",
+)
+async def get_image(request: Request, query: Annotated[GenerateFields, Query()]) -> Response:
+    """The same picture whenever it is asked for, which takes `deterministic=true` and a `seed`."""
+    generator: Generator = request.app.state.generator
+    refuse_repeats(request)
+    form = _lasting_format(query, ",".join(request.headers.getlist("accept")))
+    params = generator.resolve(query)
+    etag = generator.etag(params, form)
+    cached = _cache_headers(etag, bool(query.format), generator.settings)
+    if etag and has_tag(request.headers.getlist("if-none-match"), etag):
+        return Response(status_code=304, headers=cached)
+    generated = await _finish(request, generator, params, form, query)
+    if generated is None:
+        return client_has_gone()
+    if (
+        not etag or generator.etag(params, form) != etag
+    ):  # the device ran out of memory and lowered the rows on the way
+        cached = NO_STORE
+    return Response(generated.result, headers=answer_headers(generated) | cached, media_type=MEDIA_TYPES[form])
+
+
+async def _read(request: Request, generator: Generator) -> GenerateFields:
+    """The fields of a POST: all in its body, or all in its query."""
+    fields = Fields(FIELD_NAMES, generator.limits)
+    if not await read_bytes(request):
+        return read_query(request, GenerateFields, fields)
+    refuse_query(request, "send the fields in the body or in the query, not in both")
+    return await read_json(request, GenerateBody, fields)
 
 
 def choose_format(fields: GenerateFields, accept: str) -> str:
@@ -89,9 +128,7 @@ def choose_format(fields: GenerateFields, accept: str) -> str:
         NotAcceptable: the Accept header allows nothing that there is.
         InvalidRequest: the fields contradict it, or each other.
     """
-    if fields.preview and allows(accept, event_stream.MEDIA_TYPE):
-        form = "stream"
-    elif fields.format and event_stream.MEDIA_TYPE not in accept.lower():
+    if fields.format and event_stream.MEDIA_TYPE not in accept.lower():
         form = fields.format
     else:
         form = negotiate(accept, FORMATS)
@@ -103,71 +140,47 @@ def choose_format(fields: GenerateFields, accept: str) -> str:
     return form if form == "stream" else fields.format or form
 
 
+def _lasting_format(fields: GenerateFields, accept: str) -> str:
+    """A key of LASTING; raises as choose_format does."""
+    missing = [
+        name
+        for name, given in (("deterministic", fields.deterministic), ("seed", fields.seed is not None))
+        if not given
+    ]
+    if missing:
+        raise InvalidRequest.field(missing[0], ONLY_POST.format(" and ".join(missing)))
+    if fields.preview:
+        raise InvalidRequest.field("preview", "GET answers with one picture: use POST for an event stream")
+    if fields.format and fields.format not in LASTING:
+        raise InvalidRequest.field(
+            "format", f"must be one of {', '.join(LASTING)} for GET: use POST for {fields.format}"
+        )
+    return fields.format or negotiate(accept, LASTING)
+
+
+async def _finish(
+    request: Request, generator: Generator, params: SamplingParams, form: str, fields: GenerateFields
+) -> Generated[Any] | None:
+    encode: Any = partial(images.encode, form=form, text=generator.recipe(params))
+    if form == "json":
+        encode = partial(images.encode_base64, texts=generator.recipes(params))
+    return await unless_disconnected(request, generator.generate(params, encode, seconds(fields.deadline_ms)))
+
+
 async def _stream(generator: Generator, fields: GenerateFields, params: SamplingParams) -> Response:
     form = fields.format or "png"
     previews = check_previews(params, DEFAULT_PREVIEWS if fields.preview is None else fields.preview, "preview")
     encode = partial(images.encode_base64, form=form)
-    updates = generator.stream(params, encode, seconds(fields.deadline_ms), previews)
+    encode_last = partial(encode, texts=generator.recipes(params))
+    updates = generator.stream(params, encode_last, seconds(fields.deadline_ms), previews, encode)
     events = picture_events(updates, params, form, picture_size(generator.config(params.model)))
     return await open_stream(events, seed_headers(params, params.model in generator.simulated))
 
 
-def picture_size(config: ModelConfig) -> str:
-    """Width x height, as OpenAI writes it."""
-    return f"{config.image_shape[2]}x{config.image_shape[1]}"
-
-
-def seconds(milliseconds: int | None) -> float | None:
-    return None if milliseconds is None else milliseconds / 1000
-
-
-async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
-    """Await work, but cancel it and return None as soon as the client has gone."""
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(disconnected(request.receive))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
-    finally:
-        leaving.cancel()
-        working.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-def refuse_query(request: Request) -> None:
-    """Where all fields stand in the body, what stands in the query would have no effect."""
-    for name in request.query_params:
-        raise InvalidRequest.field(name[:40], "fields belong into the body, the query takes none")
-
-
-def refuse_repeats(names: list[str], place: str) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            raise InvalidRequest.field(name, f"given more than once in the {place}")
-
-
-def _etag(generator: Generator, fields: GenerateFields, params: SamplingParams, form: str) -> str:
-    """Of answers that are the same bytes whenever they are asked for; empty for the others."""
-    repeats = fields.deterministic and fields.seed is not None and form != "json"
-    return generator.etag(params, form) if repeats else ""
-
-
-def seed_headers(params: SamplingParams, simulated: bool) -> dict[str, str]:
-    seeds = {"X-Seed": ",".join(str(seed) for seed in params.seeds)}
-    return seeds | ({"X-Simulated": "true"} if simulated else {})
-
-
-def timing_headers(generated: Generated[Any]) -> dict[str, str]:
-    timings = generated.timings.model_dump()
-    return {"Server-Timing": ", ".join(f"{name};dur={1000 * value:.3f}" for name, value in timings.items())}
-
-
-def _headers(generated: Generated[Any], etag: str) -> dict[str, str]:
-    seeds = seed_headers(generated.params, generated.simulated)
-    return seeds | timing_headers(generated) | cache_headers(etag)
-
-
-def cache_headers(etag: str) -> dict[str, str]:
-    return {"ETag": etag, "Cache-Control": "no-cache"} if etag else {"Cache-Control": "no-store"}
+def _cache_headers(etag: str, has_format: bool, settings: Settings) -> dict[str, str]:
+    reach = "private" if settings.api_keys else "public"
+    headers = {"ETag": etag, "Cache-Control": f"{reach}, max-age={FRESH_SECONDS}"}
+    return headers | ({} if has_format else {"Vary": "Accept"})
 
 
 def has_tag(if_none_match: list[str], etag: str) -> bool:

@@ -3,27 +3,32 @@
 https://github.com/kserve/open-inference-protocol
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ValidationError
 from starlette.responses import JSONResponse, Response
 
+from service.bodies import read_bytes, refuse_query
 from service.dialects import INFERENCE, document, invalid
 from service.engine.request import SamplingParams
-from service.errors import CLIENT_CLOSED_REQUEST, InvalidRequest, UnknownModel
+from service.errors import InvalidRequest, UnknownModel, echo
 from service.generation import Generator
 from service.routes import ops
-from service.routes.generate import refuse_query, seconds, seed_headers, timing_headers, unless_disconnected
-from service.schemas import MAX_SEED, GenerateBody
-from service.tensors import LENGTH_HEADER, InferenceRequest, InferenceResponse, parse, serialise
+from service.routes.answers import NO_STORE, answer_headers, client_has_gone, seconds, unless_disconnected
+from service.schemas import MAX_SEED, Fields, GenerateBody, allowed
+from service.tensors import LENGTH_HEADER, InferenceRequest, InferenceResponse, RequestedOutput, parse, serialise
 
-router = APIRouter(prefix="/v2")
+router = APIRouter(prefix="/v2", tags=["Open Inference"])
 
 VERSION = "1"  # a model has one; what it is made of is told by /models
 PARAMETERS = ("steps", "sampler", "guidance", "guidance_low", "guidance_high", "deadline_ms", "deterministic")
+TRITON_PARAMETERS = ("timeout", "priority")  # of its client's infer()
+TIMEOUT = (1, 3_600_000_000)  # microseconds
 INPUTS, OUTPUTS = ("class", "seed"), ("images", "seed")
+EXTENSIONS = ["binary_tensor_data", "model_configuration", "parameters", "statistics"]
+PLATFORM = "pytorch_diffusion"
 
 
 class ServerMetadata(BaseModel):
@@ -36,12 +41,13 @@ class TensorMetadata(BaseModel):
     name: str
     datatype: str
     shape: list[int]  # -1 is the number of images
+    parameters: dict[str, Any] | None = None  # of "class": class_names, in the order of their indices
 
 
 class ModelMetadata(BaseModel):
     name: str
     versions: list[str]
-    platform: Literal["pytorch_diffusion"] = "pytorch_diffusion"
+    platform: str = PLATFORM
     inputs: list[TensorMetadata]
     outputs: list[TensorMetadata]
 
@@ -55,34 +61,37 @@ class Ready(BaseModel):
     name: str | None = None
 
 
-@router.get("", summary="Open Inference: the server")
+@router.get("", summary="The server")
 async def server_metadata(request: Request) -> ServerMetadata:
-    return ServerMetadata(name=request.app.title, version=request.app.version, extensions=["binary_tensor_data"])
+    return ServerMetadata(name=request.app.title, version=request.app.version, extensions=EXTENSIONS)
 
 
-@router.get("/health/live", response_model=Live, summary="Open Inference: as /livez")
-async def live(request: Request) -> Response:
+@router.get("/health/live", response_model=Live, summary="As /livez")
+async def server_live(request: Request) -> Response:
     status = (await ops.livez(request)).status_code
-    return JSONResponse(Live(live=status == 200).model_dump(), status)
+    return JSONResponse(Live(live=status == 200).model_dump(), status, NO_STORE)
 
 
-@router.get("/health/ready", response_model=Ready, summary="Open Inference: as /readyz")
-async def ready(request: Request) -> Response:
+@router.get("/health/ready", response_model=Ready, summary="As /readyz")
+async def server_ready(request: Request) -> Response:
     return await _ready(request)
 
 
 UNKNOWN: dict[str, Any] = {"responses": document(INFERENCE, (UnknownModel,))}
+META: dict[str, Any] = UNKNOWN | {"response_model_exclude_none": True}
 
 
-@router.get("/models/{model}", **UNKNOWN, summary="Open Inference: a model")
+@router.get("/models/{model}", **META, summary="A model")
 async def model_metadata(request: Request, model: str) -> ModelMetadata:
-    return await version_metadata(request, model, VERSION)
+    return await model_version_metadata(request, model, VERSION)
 
 
-@router.get("/models/{model}/versions/{version}", **UNKNOWN, summary="Open Inference: a version of a model")
-async def version_metadata(request: Request, model: str, version: str) -> ModelMetadata:
-    C, H, W = _generator(request, model, version).config(model).image_shape
+@router.get("/models/{model}/versions/{version}", **META, summary="A version of a model")
+async def model_version_metadata(request: Request, model: str, version: str) -> ModelMetadata:
+    config = find_generator(request, model, version).config(model)
+    C, H, W = config.image_shape
     integers = [TensorMetadata(name=name, datatype="INT64", shape=[-1]) for name in INPUTS]
+    integers[0].parameters = {"class_names": config.class_names}
     images = TensorMetadata(name="images", datatype="UINT8", shape=[-1, H, W, C])
     return ModelMetadata(name=model, versions=[VERSION], inputs=integers, outputs=[images, integers[1]])
 
@@ -90,20 +99,20 @@ async def version_metadata(request: Request, model: str, version: str) -> ModelM
 READY: dict[str, Any] = UNKNOWN | {"response_model": Ready}
 
 
-@router.get("/models/{model}/ready", **READY, summary="Open Inference: whether a model is warm")
+@router.get("/models/{model}/ready", **READY, summary="Whether a model is warm")
 async def model_ready(request: Request, model: str) -> Response:
-    return await version_ready(request, model, VERSION)
+    return await model_version_ready(request, model, VERSION)
 
 
-@router.get("/models/{model}/versions/{version}/ready", **READY, summary="Open Inference: whether it is warm")
-async def version_ready(request: Request, model: str, version: str) -> Response:
-    _generator(request, model, version)
+@router.get("/models/{model}/versions/{version}/ready", **READY, summary="Whether a version of a model is warm")
+async def model_version_ready(request: Request, model: str, version: str) -> Response:
+    find_generator(request, model, version)
     return await _ready(request, name=model)
 
 
 async def _ready(request: Request, **name: str) -> Response:
     status = (await ops.readyz(request)).status_code
-    return JSONResponse(Ready(ready=status == 200, **name).model_dump(exclude_none=True), status)
+    return JSONResponse(Ready(ready=status == 200, **name).model_dump(exclude_none=True), status, NO_STORE)
 
 
 INFER: dict[str, Any] = {
@@ -121,44 +130,44 @@ INFER: dict[str, Any] = {
 }
 
 
-@router.post("/models/{model}/infer", **INFER, summary="Open Inference: generate images")
-async def infer(request: Request, model: str) -> Response:
+@router.post("/models/{model}/infer", **INFER, summary="Generate images")
+async def infer_model(request: Request, model: str) -> Response:
     """Inputs: `class` [n], and if you like `seed` [n]. Outputs: `images` UINT8 [n, H, W, C], `seed` INT64 [n].
 
     Sampling parameters (steps, sampler, guidance, ...) go into the request's `parameters`. Clients may send no
     Content-Type, so the body is read as it is.
     """
-    return await infer_version(request, model, VERSION)
+    return await infer_model_version(request, model, VERSION)
 
 
-@router.post("/models/{model}/versions/{version}/infer", **INFER, summary="Open Inference: generate images")
-async def infer_version(request: Request, model: str, version: str) -> Response:
+@router.post("/models/{model}/versions/{version}/infer", **INFER, summary="Generate images by a version")
+async def infer_model_version(request: Request, model: str, version: str) -> Response:
     """As without a version: every model has exactly one."""
     refuse_query(request)
-    generator = _generator(request, model, version)
-    asked, inputs = parse(await request.body(), request.headers.get(LENGTH_HEADER))
+    generator = find_generator(request, model, version)
+    asked, inputs = parse(await read_bytes(request), request.headers.get(LENGTH_HEADER))
     params, deadline = _resolve(generator, model, asked, inputs)
     outputs = _outputs(asked)
     generated = await unless_disconnected(request, generator.generate(params, np.stack, deadline))
     if generated is None:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
+        return client_has_gone()
     answer = InferenceResponse(model_name=model, model_version=VERSION, id=asked.id, outputs=[])
     arrays = {"images": generated.result, "seed": np.array(params.seeds, np.int64)}
     binary = {name for name in outputs if asked.wants_binary(name)}
     body, json_length = serialise(answer, {name: arrays[name] for name in outputs}, binary)
-    headers = seed_headers(params, generated.simulated) | timing_headers(generated) | {"Cache-Control": "no-store"}
+    headers = answer_headers(generated) | NO_STORE
     if json_length is None:
         return Response(body, headers=headers, media_type="application/json")
     headers[LENGTH_HEADER] = str(json_length)
     return Response(body, headers=headers, media_type="application/octet-stream")
 
 
-def _generator(request: Request, model: str, version: str) -> Generator:
+def find_generator(request: Request, model: str, version: str) -> Generator:
     """Raises UnknownModel."""
     generator: Generator = request.app.state.generator
     generator.config(model)
     if version != VERSION:
-        raise UnknownModel(f"version: {model} has no version {version[:20]!r}, only {VERSION}")
+        raise UnknownModel(f"version: {model} has no version {echo(version)}, only {VERSION}")
     return generator
 
 
@@ -166,30 +175,66 @@ def _resolve(
     generator: Generator, model: str, asked: InferenceRequest, inputs: dict[str, list[int]]
 ) -> tuple[SamplingParams, float | None]:
     """Sampling parameters and the deadline in seconds."""
+    labels, seeds = _read_inputs(inputs, generator.limits["n"])
+    wanted = {name: value for name, value in asked.parameters.items() if name != "binary_data_output"}
+    for name in wanted:
+        if name not in PARAMETERS + TRITON_PARAMETERS:
+            known = ", ".join(PARAMETERS + TRITON_PARAMETERS)
+            raise InvalidRequest.field(name[:40], f"there is no such parameter: use {known}")
+    timeout = _read_triton(wanted)
+    try:
+        fields = GenerateBody.model_validate(wanted | {"model": model, "n": len(labels)})
+    except ValidationError as error:
+        raise invalid(error.errors(), Fields(list(PARAMETERS), generator.limits)) from error
+    deadline = seconds(fields.deadline_ms) if timeout is None else timeout
+    return generator.resolve(fields, labels=tuple(labels), seeds=tuple(seeds)), deadline
+
+
+def _read_inputs(inputs: dict[str, list[int]], images: tuple[float, float]) -> tuple[list[int], list[int]]:
+    """Class indices and seeds, one an image; no seeds where none were sent."""
     for name in inputs:
         if name not in INPUTS:
             raise InvalidRequest.field(name[:40], f"there is no such input: use {', '.join(INPUTS)}")
     labels, seeds = inputs.get("class"), inputs.get("seed", [])
     if not labels:
         raise InvalidRequest.field("class", "required: a tensor of class indices, one an image")
+    if len(labels) > images[1]:
+        raise InvalidRequest.field("class", f"must have from 1 to {images[1]} elements, not {len(labels)}")
     if seeds and len(seeds) != len(labels):
         raise InvalidRequest.field("seed", f"{len(seeds)} seeds for {len(labels)} classes")
-    if not all(0 <= seed <= MAX_SEED for seed in seeds):
-        raise InvalidRequest.field("seed", f"0 to {MAX_SEED}")
-    wanted = {name: value for name, value in asked.parameters.items() if name != "binary_data_output"}
-    for name in wanted:
-        if name not in PARAMETERS:
-            raise InvalidRequest.field(name[:40], f"there is no such parameter: use {', '.join(PARAMETERS)}")
-    try:
-        fields = GenerateBody.model_validate(wanted | {"model": model, "n": len(labels)})
-    except ValidationError as error:
-        raise invalid(error.errors()) from error
-    return generator.resolve(fields, labels=tuple(labels), seeds=tuple(seeds)), seconds(fields.deadline_ms)
+    for seed in seeds:
+        if not 0 <= seed <= MAX_SEED:
+            raise InvalidRequest.field("seed", f"must be whole numbers from 0 to {MAX_SEED}, not {echo(seed)}")
+    return labels, seeds
+
+
+def _read_triton(wanted: dict[str, Any]) -> float | None:
+    """Take the parameters that Triton's client sends out of `wanted`; returns the timeout in seconds."""
+    if (priority := wanted.pop("priority", 0)) != 0:
+        raise InvalidRequest.field(
+            "priority", f"must be 0, because requests have no priorities here, not {echo(priority)}"
+        )
+    if (timeout := wanted.pop("timeout", None)) is None:
+        return None
+    if "deadline_ms" in wanted:
+        raise InvalidRequest.field("timeout", "give timeout, in microseconds, or deadline_ms, but not both")
+    if isinstance(timeout, bool) or not isinstance(timeout, int) or not TIMEOUT[0] <= timeout <= TIMEOUT[1]:
+        raise InvalidRequest.field("timeout", f"must be {allowed(TIMEOUT)} (microseconds), not {echo(timeout)}")
+    return timeout / 1e6
 
 
 def _outputs(asked: InferenceRequest) -> list[str]:
-    wanted = list(dict.fromkeys(output.name for output in asked.outputs)) or list(OUTPUTS)
-    for name in wanted:
-        if name not in OUTPUTS:
-            raise InvalidRequest.field(name[:40], f"there is no such output: use {', '.join(OUTPUTS)}")
-    return wanted
+    for output in asked.outputs:
+        if output.name not in OUTPUTS:
+            raise InvalidRequest.field(output.name[:40], f"there is no such output: use {', '.join(OUTPUTS)}")
+        _check_output(output)
+    return list(dict.fromkeys(output.name for output in asked.outputs)) or list(OUTPUTS)
+
+
+def _check_output(output: RequestedOutput) -> None:
+    if "classification" in output.parameters:
+        raise InvalidRequest.field(output.name, "has no classes to sort: ask for it without class_count")
+    if "shared_memory_region" in output.parameters:
+        raise InvalidRequest.field(
+            output.name, "cannot be written to shared memory: this service sends it in the answer"
+        )

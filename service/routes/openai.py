@@ -12,24 +12,46 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response
 
 from service import event_stream, images
+from service.bodies import read_json, refuse_query
 from service.dialects import OPENAI, document
 from service.engine.request import SamplingParams
-from service.errors import CLIENT_CLOSED_REQUEST, InvalidRequest, UnknownModel
+from service.errors import InvalidRequest, UnknownModel, echo
 from service.event_stream import NO_TOKENS, open_stream, picture_events
-from service.generation import Generator, check_previews
-from service.routes.generate import (
+from service.generation import Generator
+from service.resolve import check_previews
+from service.routes.answers import (
+    NO_STORE,
+    answer_headers,
+    client_has_gone,
     picture_size,
-    refuse_query,
     seconds,
     seed_headers,
-    timing_headers,
     unless_disconnected,
 )
-from service.schemas import SAMPLER_NAMES, Count, Deadline, GenerateFields, Guidance, Previews, Seed, Steps
+from service.schemas import (
+    ClassLabel,
+    Deadline,
+    Fields,
+    GenerateFields,
+    Guidance,
+    Limits,
+    Sampler,
+    Seed,
+    Steps,
+    Whole,
+    allowed,
+)
 
-router = APIRouter(prefix="/v1")
+router = APIRouter(prefix="/v1", tags=["OpenAI Images"])
 
-OWN_NAMES = {"class": "prompt", "steps": "num_inference_steps", "guidance": "guidance_scale"}  # ours: theirs
+# Ours: theirs.
+OWN_NAMES = {
+    "class": "prompt",
+    "steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "preview": "partial_images",
+}
+COMPRESSION = (0, 100)
 
 
 class ImageRequest(BaseModel):
@@ -40,14 +62,17 @@ class ImageRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    prompt: Annotated[str, Field(max_length=1000, description="Class name or index.", examples=["3"])]
+    prompt: Annotated[ClassLabel, Field(description="Class name or index.", examples=["3"])]
     model: Annotated[str, Field(description="Name of a model, see /v1/models.", examples=["dit"])]
-    n: Count | None = Field(None, description="Images.")
+    n: Whole | None = Field(None, description="Images.")
     size: str | None = Field(None, max_length=20, description="auto, or the model's own size.", examples=["auto"])
     response_format: Literal["b64_json"] | None = Field(None, description="There are no urls here.")
     output_format: Literal["png", "webp", "jpeg"] | None = None
+    output_compression: Whole | None = Field(
+        None, description="Quality of webp and jpeg. Default: webp without loss, jpeg 95."
+    )
     stream: bool | None = None
-    partial_images: Previews | None = Field(None, description="Of each image, in a stream.")
+    partial_images: Whole | None = Field(None, description="Previews of each image, in a stream.")
     background: Literal["auto", "opaque"] | None = None
     quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] | None = None
     style: Literal["vivid", "natural"] | None = None
@@ -57,7 +82,7 @@ class ImageRequest(BaseModel):
 
     num_inference_steps: Steps = None
     guidance_scale: Guidance = None
-    sampler: SAMPLER_NAMES | None = None
+    sampler: Sampler = None
     seed: Seed = None
     deadline_ms: Deadline = None
     deterministic: bool | None = None
@@ -68,8 +93,19 @@ class ImageRequest(BaseModel):
             "class": self.prompt,
             "steps": self.num_inference_steps,
             "guidance": self.guidance_scale,
+            "preview": self.partial_images,
         } | self.model_dump(include={"model", "n", "sampler", "seed", "deadline_ms", "deterministic"})
         return GenerateFields.model_validate(fields)
+
+
+FIELD_NAMES = list(ImageRequest.model_fields)
+
+
+def own_limits(limits: Limits) -> Limits:
+    """By the names of this API."""
+    return {OWN_NAMES.get(name, name): limit for name, limit in limits.items()} | {
+        "output_compression": COMPRESSION
+    }
 
 
 class ImageDatum(BaseModel):
@@ -102,39 +138,62 @@ class ModelPage(BaseModel):
 
 
 EVENTS = {"content": {event_stream.MEDIA_TYPE: {"schema": event_stream.EVENT_SCHEMA}}}
+BODY = {
+    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ImageRequest"}}},
+    "required": True,
+}
 
 
 @router.post(
     "/images/generations",
     response_model=ImagesResponse,
     responses={200: EVENTS, **document(OPENAI)},
-    summary="OpenAI: create images",
+    openapi_extra={"requestBody": BODY},
+    summary="Create images",
 )
-async def create_images(request: Request, body: ImageRequest) -> Response:
+async def create_image(request: Request) -> Response:
     """With stream, the answer is events: image_generation.partial_image and image_generation.completed."""
     refuse_query(request)
     generator: Generator = request.app.state.generator
+    body = await read_json(request, ImageRequest, Fields(FIELD_NAMES, own_limits(generator.limits)))
     params = _resolve(generator, body)
     size = picture_size(generator.config(params.model))
-    if body.size not in (None, "auto", size):
-        raise InvalidRequest.field("size", f"{body.size!r} is not the size of {params.model}: use {size} or auto")
-    if body.partial_images and not body.stream:
-        raise InvalidRequest.field("partial_images", "needs stream: true")
+    _check_picture(body, params.model, size)
     form, deadline = body.output_format or "png", seconds(body.deadline_ms)
-    encode = partial(images.encode_base64, form=form)
-    headers = seed_headers(params, params.model in generator.simulated)
+    encode = partial(images.encode_base64, form=form, quality=body.output_compression)
+    encode_last = partial(encode, texts=generator.recipes(params))
     if body.stream:
         previews = check_previews(params, body.partial_images or 0, "partial_images")
-        updates = generator.stream(params, encode, deadline, previews)
+        updates = generator.stream(params, encode_last, deadline, previews, encode)
+        headers = seed_headers(params, params.model in generator.simulated)
         return await open_stream(picture_events(updates, params, form, size), headers)
-    generated = await unless_disconnected(request, generator.generate(params, encode, deadline))
+    generated = await unless_disconnected(request, generator.generate(params, encode_last, deadline))
     if generated is None:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
+        return client_has_gone()
     pairs = zip(generated.result, params.seeds, strict=True)
     data = [ImageDatum(b64_json=picture, seed=seed) for picture, seed in pairs]
     answer = ImagesResponse(created=int(time.time()), data=data, output_format=form, size=size)
-    headers |= timing_headers(generated) | {"Cache-Control": "no-store"}
-    return JSONResponse(answer.model_dump(), headers=headers)
+    return JSONResponse(answer.model_dump(), headers=answer_headers(generated) | NO_STORE)
+
+
+def _check_picture(body: ImageRequest, model: str, size: str) -> None:
+    """Raises InvalidRequest for a size, previews or compression that the answer cannot have."""
+    if body.size not in (None, "auto", size):
+        raise InvalidRequest.field(
+            "size", f"must be {size}, which is the size of {model}, or auto, not {echo(body.size)}"
+        )
+    if body.partial_images and not body.stream:
+        raise InvalidRequest.field("partial_images", "needs stream: true")
+    if body.output_compression is None:
+        return
+    if body.output_format not in ("webp", "jpeg"):
+        raise InvalidRequest.field(
+            "output_compression", "needs output_format: webp or jpeg, because a png has no loss"
+        )
+    low, high = COMPRESSION
+    if not low <= body.output_compression <= high:
+        message = f"must be {allowed(COMPRESSION)}, not {echo(body.output_compression)}"
+        raise InvalidRequest.field("output_compression", message)
 
 
 def _resolve(generator: Generator, body: ImageRequest) -> SamplingParams:
@@ -144,12 +203,12 @@ def _resolve(generator: Generator, body: ImageRequest) -> SamplingParams:
         raise error.renamed(OWN_NAMES) from error
 
 
-@router.get("/models", summary="OpenAI: list the models", responses=document(OPENAI, ()))
+@router.get("/models", summary="List the models", responses=document(OPENAI, ()))
 async def list_models(request: Request) -> ModelPage:
     return ModelPage(data=[_model(request, name) for name in request.app.state.generator.engine.configs])
 
 
-@router.get("/models/{model}", summary="OpenAI: one model", responses=document(OPENAI, (UnknownModel,)))
+@router.get("/models/{model}", summary="One model", responses=document(OPENAI, (UnknownModel,)))
 async def retrieve_model(request: Request, model: str) -> Model:
     request.app.state.generator.config(model)
     return _model(request, model)
@@ -157,4 +216,4 @@ async def retrieve_model(request: Request, model: str) -> Model:
 
 def _model(request: Request, name: str) -> Model:
     """Its date is that of this process: checkpoints carry none."""
-    return Model(id=name, created=request.app.state.started, owned_by="this-service")
+    return Model(id=name, created=request.app.state.started, owned_by=request.app.title)

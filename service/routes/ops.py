@@ -10,11 +10,13 @@ from starlette.responses import JSONResponse, Response
 from service.engine.thread import EngineThread
 from service.schemas import Health, ModelList, ServiceInfo
 
-router, exposition = APIRouter(), APIRouter()  # the second may have a port of its own
+router, exposition = (
+    APIRouter(tags=["Operations"]),
+    APIRouter(tags=["Operations"]),
+)  # the second may have a port of its own
 UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": Health, "description": "Not so"}}
 
 
-@router.head("/livez", include_in_schema=False)
 @router.get("/livez", response_model=Health, responses=UNAVAILABLE, summary="Does the engine's loop turn?")
 async def livez(request: Request) -> Response:
     """503 means: restart this process. A full queue or a slow start never turns it red."""
@@ -27,7 +29,6 @@ async def livez(request: Request) -> Response:
     return _health("")
 
 
-@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", response_model=Health, responses=UNAVAILABLE, summary="Are all models loaded and warm?")
 async def readyz(request: Request) -> Response:
     thread: EngineThread = request.app.state.thread
@@ -52,4 +53,4 @@ async def metrics(request: Request) -> Response:
 
 def _health(reason: str) -> Response:
     health = Health(status="unavailable" if reason else "ok", reason=reason)
-    return JSONResponse(health.model_dump(), 503 if reason else 200)
+    return JSONResponse(health.model_dump(), 503 if reason else 200, {"Cache-Control": "no-store"})

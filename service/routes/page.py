@@ -5,7 +5,7 @@ from pathlib import Path
 from fastapi import APIRouter
 from starlette.responses import FileResponse, Response
 
-from service.errors import NotFound
+from service.errors import NotFound, echo
 
 router = APIRouter(include_in_schema=False)
 
@@ -40,7 +40,7 @@ async def page() -> Response:
 async def static(name: str) -> Response:
     """By a list of names, so that no path can lead out of the folder."""
     if name not in FILES:
-        raise NotFound(f"there is no file {name[:40]!r}")
+        raise NotFound(f"there is no file {echo(name)}")
     return _file(name)
 
 

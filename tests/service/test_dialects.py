@@ -1,21 +1,23 @@
 """Every error in every dialect, from one table."""
 
 import json
+import re
 
 import pytest
 
 from service import errors
-from service.dialects import InferenceError, OpenAIError, Problem, answer, dialect_of
+from service.dialects import INFERENCE, OPENAI, OWN, InferenceError, OpenAIError, Problem, answer, dialect_of
 from service.errors import PROBLEMS, ClientError, FieldError, InvalidRequest, ServiceError
 
 STATUSES = {
     "unauthorized": 401, "not-found": 404, "unknown-model": 404, "not-acceptable": 406, "request-timeout": 408,
-    "body-too-large": 413, "uri-too-long": 414, "invalid-request": 422, "quota-exceeded": 429,
+    "method-not-allowed": 405, "body-too-large": 413, "uri-too-long": 414, "compressed-body": 415,
+    "invalid-request": 422, "quota-exceeded": 429,
     "headers-too-large": 431, "internal-error": 500, "generation-failed": 500, "queue-full": 503, "overloaded": 503,
     "deadline-unreachable": 503, "unavailable": 503, "deadline-passed": 504,
 }  # fmt: skip
 OPENAI_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
-EVERYTHING = [*PROBLEMS, errors.NotFound, ServiceError]
+EVERYTHING = [*PROBLEMS, errors.NotFound, errors.MethodNotAllowed, ServiceError]
 
 
 def said(path: str, error: ServiceError) -> tuple[int, dict[str, str], dict]:
@@ -30,6 +32,15 @@ def test_the_table_is_complete() -> None:
     assert {error.code: error.status for error in EVERYTHING} == STATUSES
     for error in EVERYTHING:
         assert error.__name__ in (errors.__doc__ or "")
+
+
+def test_the_table_tells_the_statuses() -> None:
+    for error in EVERYTHING:
+        found = re.search(rf"{error.__name__} +(\d+)(?: \(OpenAI's (\d+)\))? +(\d+) ", errors.__doc__ or "")
+        assert found is not None, error
+        ours, openai, inference = found.groups()
+        assert (int(ours), int(inference)) == (OWN.status(error), INFERENCE.status(error))
+        assert int(openai or ours) == OPENAI.status(error)
 
 
 @pytest.mark.parametrize("kind", EVERYTHING)
@@ -74,6 +85,7 @@ def test_v2_speaks_open_inference(kind: type[ServiceError]) -> None:
 def test_every_dialect_tells_when_to_come_back(path: str) -> None:
     _, headers, _ = said(path, errors.QueueIsFull("full", retry_after=0.2))
     assert headers["retry-after"] == "1"
+    assert headers["cache-control"] == "no-store"
     _, headers, _ = said(path, errors.Unauthorized("no key"))
     assert headers["www-authenticate"] == "Bearer"
 

@@ -49,3 +49,32 @@ def test_base64_is_one_png_an_image() -> None:
     tiles = images(2)
     decoded = [np.array(Image.open(io.BytesIO(base64.b64decode(text)))) for text in encode_base64(tiles)]
     assert all(np.array_equal(a, b) for a, b in zip(decoded, tiles, strict=True))
+
+
+def test_jpeg_keeps_the_colour_of_every_pixel() -> None:
+    """Stripes of one pixel, which Pillow's default (4:2:0) turns purple."""
+    stripes = np.zeros((16, 16, 3), dtype=np.uint8)
+    stripes[:, ::2, 0], stripes[:, 1::2, 2] = 255, 255
+    decoded = np.array(Image.open(io.BytesIO(encode([stripes], "jpeg"))))
+    assert np.abs(decoded.astype(int) - stripes).mean() < 8
+
+
+@pytest.mark.parametrize("form", ["webp", "jpeg"])
+def test_quality_is_that_of_the_format(form: str) -> None:
+    [image] = images(1)
+    sizes = [len(encode([image], form, quality=quality)) for quality in (0, 50, 100)]
+    assert sizes == sorted(set(sizes))
+
+
+def test_a_hundred_is_the_webp_without_loss() -> None:
+    [image] = images(1)
+    assert np.array_equal(np.array(Image.open(io.BytesIO(encode([image], "webp", quality=100)))), image)
+
+
+def test_text_is_in_a_png_and_in_no_other_format() -> None:
+    [image] = images(1)
+    text = {"class": "cat", "model": "日本"}  # the second one is no Latin-1
+    assert dict(Image.open(io.BytesIO(encode([image], "png", text))).text) == text  # pyright: ignore
+    assert b"class" in encode([image], "png", text)  # tEXt is not compressed
+    for form in ("webp", "jpeg", "npy"):
+        assert encode([image], form, text) == encode([image], form)

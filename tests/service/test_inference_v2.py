@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from service.dialects import InferenceError
+from service.routes.inference_v2 import EXTENSIONS
 from tests.checkpoints import CLASS_NAMES
-from tests.service.conftest import Running
+from tests.service.conftest import Running, wait_until
 
 http = pytest.importorskip("tritonclient.http", reason="tritonclient[http] is not installed")
 utils = pytest.importorskip("tritonclient.utils", reason="tritonclient[http] is not installed")
@@ -37,10 +38,14 @@ def test_health_and_metadata(client: Any, server: Running) -> None:
     assert client.is_model_ready("dit", "1")
     assert not client.is_model_ready("nope")
     assert not client.is_model_ready("dit", "2")
-    assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
+    server_metadata = client.get_server_metadata()
+    assert (server_metadata["name"], server_metadata["extensions"]) == ("Stepwise", EXTENSIONS)
     facts = client.get_model_metadata("unet", "1")
     assert (facts["name"], facts["versions"]) == ("unet", ["1"])
-    assert facts["inputs"][0] == {"name": "class", "datatype": "INT64", "shape": [-1]}
+    assert facts["inputs"] == [
+        {"name": "class", "datatype": "INT64", "shape": [-1], "parameters": {"class_names": CLASS_NAMES}},
+        {"name": "seed", "datatype": "INT64", "shape": [-1]},
+    ]
     assert facts["outputs"][0] == {"name": "images", "datatype": "UINT8", "shape": [-1, 8, 8, 3]}
     # kserve's client reads the bodies
     assert server.client.get("/v2/health/live").json() == {"live": True}
@@ -82,7 +87,7 @@ def test_without_seeds_there_are_random_ones(client: Any) -> None:
         ([], {}, "class"),
         ([("class", [3])], {}, "class"),
         ([("class", [-1])], {}, "class"),
-        ([("class", [0] * 17)], {}, "n: 17"),
+        ([("class", [0] * 17)], {}, "class: must have from 1 to 16 elements, not 17"),
         ([("class", [0, 1]), ("seed", [1])], {}, "seed"),
         ([("class", [0]), ("seed", [-1])], {}, "seed"),
         ([("class", [0]), ("noise", [1])], {}, "noise"),
@@ -179,3 +184,89 @@ def test_parameters_in_the_query_are_refused(server: Running) -> None:
     answer = server.client.post("/v2/models/dit/infer?steps=3", json={"inputs": [tensor]})
     assert answer.status_code == 400
     assert answer.json()["error"].startswith("steps: ")
+
+
+def test_statistics(client: Any, server: Running) -> None:
+    def stats(*version: str) -> dict[str, Any]:
+        [found] = client.get_inference_statistics("unet", *version)["model_stats"]
+        return found
+
+    before = stats()
+    client.infer("unet", [tensor("class", [1, 1, 0])], parameters={"steps": 4})
+    after = stats("1")
+    assert (after["name"], after["version"]) == ("unet", "1")
+    assert after["inference_count"] - before["inference_count"] == 3
+    took = after["inference_stats"]
+    for name in ("success", "queue", "compute_infer", "compute_output"):
+        assert took[name]["count"] - before["inference_stats"][name]["count"] == 1
+        assert took[name]["ns"] >= before["inference_stats"][name]["ns"]
+    assert took["success"]["ns"] >= took["queue"]["ns"] + took["compute_infer"]["ns"]
+    wait_until(lambda: stats()["execution_count"] >= before["execution_count"] + 4)
+    everything = client.get_inference_statistics()["model_stats"]
+    assert [model["name"] for model in everything] == ["dit", "unet"]
+
+
+def test_configuration(client: Any) -> None:
+    config = client.get_model_config("dit", "1")
+    assert (config["name"], config["backend"], config["max_batch_size"]) == ("dit", "stepwise", 0)
+    assert config["input"] == [
+        {"name": "class", "data_type": "TYPE_INT64", "dims": [-1]},
+        {"name": "seed", "data_type": "TYPE_INT64", "dims": [-1]},
+    ]
+    assert config["output"][0] == {"name": "images", "data_type": "TYPE_UINT8", "dims": [-1, 8, 8, 3]}
+    for ask in (client.get_model_config, client.get_inference_statistics):
+        with pytest.raises(utils.InferenceServerException, match="no model 'nope'"):
+            ask("nope")
+
+
+def test_repository_index(client: Any, server: Running) -> None:
+    ready = [{"name": name, "version": "1", "state": "READY", "reason": ""} for name in ("dit", "unet")]
+    assert client.get_model_repository_index() == ready
+    assert server.client.post("/v2/repository/index", json={"ready": True}).json() == ready
+
+
+def test_the_client_times_out_by_a_deadline(client: Any) -> None:
+    answer = client.infer("dit", [tensor("class", [0])], timeout=60_000_000, priority=0, parameters={"steps": 2})
+    assert answer.as_numpy("images").shape == (1, 8, 8, 3)
+    with pytest.raises(utils.InferenceServerException, match="deadline") as caught:
+        client.infer("dit", [tensor("class", [0])], timeout=1, parameters={"steps": 200})
+    assert caught.value.status() in ("503", "504")  # by the engine's estimate, or by the clock
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"priority": 1}, "priority: must be 0, because requests have no priorities here, not 1"),
+        (
+            {"priority": 0, "timeout": 0},
+            "timeout: must be a whole number from 1 to 3600000000 (microseconds), not 0",
+        ),
+        ({"timeout": "1"}, "timeout: must be a whole number from 1 to 3600000000 (microseconds), not '1'"),
+        ({"timeout": True}, "timeout: must be a whole number from 1 to 3600000000 (microseconds), not true"),
+        ({"timeout": 5, "deadline_ms": 5}, "timeout: give timeout, in microseconds, or deadline_ms, but not both"),
+        ({"steps": None}, "parameters.steps: must be true, false, a number or text, not None"),
+        ({"steps": [1]}, "parameters.steps: must be true, false, a number or text, not [1]"),
+    ],
+)
+def test_parameters_that_are_refused(server: Running, parameters: dict[str, Any], said: str) -> None:
+    answer = server.client.post("/v2/models/dit/infer", json={"inputs": [CLASS], "parameters": parameters})
+    assert (answer.status_code, answer.json()["error"]) == (400, said)
+
+
+def test_outputs_that_there_are_not(client: Any) -> None:
+    shared = http.InferRequestedOutput("images")
+    shared.set_shared_memory("region", 192)
+    sorted_ = http.InferRequestedOutput("images", class_count=3)
+    for output, said in ((shared, "cannot be written to shared memory"), (sorted_, "has no classes to sort")):
+        with pytest.raises(utils.InferenceServerException, match=said):
+            client.infer("dit", [tensor("class", [0])], outputs=[output])
+    given = http.InferInput("class", [1], "INT64")
+    given.set_shared_memory("region", 8)
+    with pytest.raises(utils.InferenceServerException, match="cannot be read from shared memory"):
+        client.infer("dit", [given])
+
+
+def test_a_compressed_request_of_the_client_is_refused(client: Any) -> None:
+    with pytest.raises(utils.InferenceServerException, match="without compression") as caught:
+        client.infer("dit", [tensor("class", [0])], request_compression_algorithm="gzip")
+    assert caught.value.status() == "415"

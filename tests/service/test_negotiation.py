@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from service.errors import NotAcceptable
 from service.images import MEDIA_TYPES
-from service.negotiation import MAX_RANGES, allows, negotiate
+from service.negotiation import MAX_RANGES, negotiate
 
 
 @given(st.text(alphabet="abimge/*;,q=0.19 jpnw", max_size=40))
@@ -21,14 +21,6 @@ def test_any_accept_header_is_negotiated_or_refused(accept: str) -> None:
 def test_long_headers_are_refused_before_they_cost_anything(ranges: list[str]) -> None:
     with pytest.raises(NotAcceptable, match="at most 32") if len(ranges) > MAX_RANGES else suppress(NotAcceptable):
         negotiate(",".join(ranges), MEDIA_TYPES)
-
-
-@pytest.mark.parametrize(
-    ("accept", "allowed"),
-    [("", True), ("*/*", True), ("text/*", True), ("image/png", False), ("text/event-stream;q=0, */*", False)],
-)
-def test_whether_a_type_is_taken(accept: str, allowed: bool) -> None:
-    assert allows(accept, "text/event-stream") is allowed
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ def plain(server: Running, **query: Any) -> np.ndarray:
 def test_models_are_listed(client: Any) -> None:
     assert {model.id for model in client.models.list()} == {"dit", "unet"}
     assert client.models.retrieve("dit").object == "model"
+    assert client.models.retrieve("dit").owned_by == "Stepwise"
     with pytest.raises(openai.NotFoundError, match="no model 'nope'"):
         client.models.retrieve("nope")
 
@@ -70,6 +71,31 @@ def test_partial_images_stream(client: Any, server: Running) -> None:
     assert (decoded(events[-1].b64_json) == plain(server, **query)).all()
 
 
+@pytest.mark.parametrize("form", ["webp", "jpeg"])
+def test_compression_is_the_quality_of_the_picture(client: Any, form: str) -> None:
+    extra = {"seed": 5, "num_inference_steps": 4}
+
+    def size(compression: int) -> int:
+        answer = client.images.generate(
+            model="dit", prompt="cat", output_format=form, output_compression=compression, extra_body=extra
+        )
+        return len(answer.data[0].b64_json)
+
+    assert size(5) < size(60) < size(100)
+
+
+def test_a_prompt_may_be_an_index(server: Running) -> None:
+    """Class 2 is called "0": the number 0 is the first class, and the text "0" the last."""
+    body = {"model": "dit", "seed": 5, "num_inference_steps": 4, "deterministic": True}
+    pictures = {
+        prompt: server.client.post("/v1/images/generations", json=body | {"prompt": prompt}).json()["data"][0]
+        for prompt in (0, "cat", 2, "0")
+    }
+    assert pictures[0] == pictures["cat"]
+    assert pictures[2] == pictures["0"]
+    assert pictures[0] != pictures[2]
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -83,6 +109,8 @@ def test_partial_images_stream(client: Any, server: Running) -> None:
         ({"extra_body": {"guidance_scale": -1}}, "guidance_scale"),
         ({"extra_body": {"sampler": "heun"}}, "sampler"),
         ({"model": None}, "model"),
+        ({"output_compression": 50}, "output_compression"),
+        ({"output_format": "jpeg", "output_compression": 101}, "output_compression"),
     ],
 )
 def test_bad_values_name_the_param(client: Any, fields: dict[str, Any], param: str) -> None:
@@ -104,7 +132,7 @@ def test_other_errors_have_their_own_classes(client: Any, server: Running) -> No
         OpenAIError.model_validate(response.json())
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b'{"prompt": 3, "model": "dit"}'])
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b'{"prompt": 3.5, "model": "dit"}'])
 def test_a_body_that_is_no_request(server: Running, body: bytes) -> None:
     response = server.client.post(
         "/v1/images/generations", content=body, headers={"Content-Type": "application/json"}

@@ -12,6 +12,7 @@ from service.app import create_app
 from service.engine.thread import EngineThread
 from service.errors import PROBLEMS
 from service.metrics import OUTCOMES
+from service.schemas import FIELD_NAMES
 from tests.checkpoints import write_checkpoint
 from tests.service.conftest import Running, running, tiny_settings, wait_until
 
@@ -138,19 +139,20 @@ def test_a_silent_engine_turns_liveness_red(checkpoints: Path) -> None:
 def test_openapi_tells_the_truth(server: Running) -> None:
     schema = server.client.get("/openapi.json").json()
     operation = schema["paths"]["/generate"]["post"]
-    fields = {parameter["name"] for parameter in operation["parameters"]}
-    assert {"model", "class", "steps", "sampler", "guidance", "seed", "n", "format"} <= fields
     answers = operation["responses"]
     assert set(answers["200"]["content"]) == {
         "image/png", "image/webp", "image/jpeg", "application/x-npy", "application/json", "text/event-stream",
     }  # fmt: skip
     assert set(answers) == {"200", *(str(error.status) for error in PROBLEMS)}
+    linked = schema["paths"]["/generate"]["get"]
+    assert set(linked["responses"]) == {"304", *answers}
     for status in ("404", "422", "503"):
         assert list(answers[status]["content"]) == ["application/problem+json"]
     assert "HTTPValidationError" not in str(schema)
     _assert_references_resolve(schema)
     body = schema["components"]["schemas"]["GenerateBody"]["properties"]
-    parameters = {parameter["name"]: parameter["schema"] for parameter in operation["parameters"]}
+    parameters = {parameter["name"]: parameter["schema"] for parameter in linked["parameters"]}
+    assert list(body) == list(parameters) == FIELD_NAMES
     for places in (body, parameters):
         assert [places[name]["anyOf"][0]["maximum"] for name in ("steps", "n")] == [200, 16]
 

@@ -87,11 +87,13 @@ def test_a_stream_has_some_previews_unless_told_otherwise(server: Running) -> No
     assert [name for name, _ in stream(server, preview=0)] == [COMPLETED]
 
 
-def test_asking_for_previews_asks_for_a_stream(server: Running) -> None:
+def test_only_the_accept_header_asks_for_a_stream(server: Running) -> None:
+    """`curl -o x.png` sends Accept: */*, and must not write events into a file with that name."""
     for headers in ({"Accept": "*/*"}, {"Accept": ""}):
-        assert len(stream(server, headers, preview=1)) == 2
-    plain = server.client.post("/generate?model=dit&class=cat&steps=2&preview=0")
-    assert plain.headers["content-type"] == "image/png"
+        refused = server.client.post("/generate?model=dit&class=cat&steps=2&preview=1", headers=headers)
+        assert refused.json()["detail"] == "preview: needs Accept: text/event-stream"
+        plain = server.client.post("/generate?model=dit&class=cat&steps=2&preview=0", headers=headers)
+        assert plain.headers["content-type"] == "image/png"
 
 
 @pytest.mark.parametrize(
@@ -100,7 +102,7 @@ def test_asking_for_previews_asks_for_a_stream(server: Running) -> None:
         ({"preview": 65}, "text/event-stream", "preview"),
         ({"preview": -1}, "text/event-stream", "preview"),
         ({"format": "npy"}, "text/event-stream", "format"),
-        ({"format": "json", "preview": 2}, "*/*", "format"),
+        ({"format": "json", "preview": 2}, "*/*", "preview"),
         ({"preview": 2}, "image/png", "preview"),
         ({"class": "cow"}, "text/event-stream", "class"),
     ],

@@ -1,0 +1,135 @@
+"""From the fields of a request to SamplingParams, and back to the fields that make the same pictures again."""
+
+import secrets
+
+from kernels.philox import SEED_BITS, image_seed
+from models.checkpoint import ModelConfig
+from models.names import class_key
+from models.samplers import SAMPLERS
+from service.engine.plan import compile_plan
+from service.engine.request import SamplingParams
+from service.errors import FieldError, InvalidRequest, echo
+from service.schemas import GenerateFields, Limits, allowed
+
+MAX_PREVIEWS_SHOWN = 256  # of one request, on all its images
+MAX_SEEDS_TOLD = 16  # in a header and in a PNG: 272 characters, which every proxy and client takes
+
+
+def resolve(
+    config: ModelConfig, fields: GenerateFields, limits: Limits, labels: tuple[int, ...], seeds: tuple[int, ...]
+) -> SamplingParams:
+    """Check the fields against their limits and the model, and fill in its defaults.
+
+    Args:
+        labels: class index of each image, instead of fields.class_ for all.
+        seeds: of each image, instead of those that follow from fields.seed.
+
+    Raises:
+        InvalidRequest: what is wrong, and what is allowed.
+    """
+    _check_limits(fields, limits)
+    defaults = config.default_sampling
+    seed = secrets.randbits(SEED_BITS) if fields.seed is None else fields.seed
+    params = SamplingParams(
+        model=fields.model or "",
+        class_label=0 if labels else find_class(config, fields.class_),
+        class_labels=_check_labels(config, labels),
+        num_steps=fields.steps or defaults["steps"],
+        sampler=_find_sampler(fields.sampler or defaults["sampler"]),
+        guidance_scale=defaults["guidance"] if fields.guidance is None else fields.guidance,
+        guidance_interval=_interval(config, fields),
+        seeds=seeds or tuple(image_seed(seed, index) for index in range(fields.n or 1)),
+        deterministic=bool(fields.deterministic),
+    )
+    try:
+        compile_plan(config, params)
+    except ValueError as error:
+        raise InvalidRequest.field("sampler", str(error)) from error
+    return params
+
+
+def recipe(config: ModelConfig, params: SamplingParams) -> dict[str, str]:
+    """The fields of /generate that make the same pictures again, and the weights that made them."""
+    low, high = params.guidance_interval
+    fields = {
+        "model": params.model,
+        "class": config.class_names[params.class_label],
+        "seed": str(params.seeds[0]),
+        "n": str(len(params.seeds)),
+        "steps": str(params.num_steps),
+        "sampler": params.sampler,
+        "guidance": str(params.guidance_scale),
+        "guidance_low": str(low),
+        "guidance_high": str(high),
+    }
+    if params.deterministic:
+        fields["deterministic"] = "true"
+    others = {"seeds": told_seeds(params)} if len(params.seeds) > 1 else {}
+    return fields | others | {"weights_sha256": config.sha256}
+
+
+def told_seeds(params: SamplingParams) -> str:
+    """The seeds of the first images; with n, the first one gives all of them again."""
+    return ",".join(str(seed) for seed in params.seeds[:MAX_SEEDS_TOLD])
+
+
+def _check_limits(fields: GenerateFields, limits: Limits) -> None:
+    wrong = []
+    for name, (low, high) in limits.items():
+        value = getattr(fields, name)
+        if value is not None and not low <= value <= high:  # so nan is outside, too
+            wrong.append(FieldError(field=name, message=f"must be {allowed((low, high))}, not {echo(value)}"))
+    if wrong:
+        raise InvalidRequest.of(wrong)
+
+
+def find_class(config: ModelConfig, value: str | int | None) -> int:
+    """A number is an index. Text is a name, which may consist of digits, and an index where it is no name."""
+    names = [class_key(name) for name in config.class_names]
+    wanted = f"one of {', '.join(config.class_names[:20])}" + (", ..." if len(names) > 20 else "")
+    wanted += f", or an index from 0 to {len(names) - 1}"
+    if value is None:
+        raise InvalidRequest.field("class", f"required: {wanted}")
+    text = class_key(value) if isinstance(value, str) else ""
+    if text in names:
+        return names.index(text)
+    if text.isascii() and text.isdigit() and len(text) < 10:
+        value = int(text)
+    if isinstance(value, int) and 0 <= value < len(names):
+        return value
+    raise InvalidRequest.field("class", f"must be {wanted}, not {echo(value)}")
+
+
+def _find_sampler(name: str) -> str:
+    if name not in SAMPLERS:
+        raise InvalidRequest.field("sampler", f"must be one of {', '.join(SAMPLERS)}, not {echo(name)}")
+    return name
+
+
+def _check_labels(config: ModelConfig, labels: tuple[int, ...]) -> tuple[int, ...]:
+    for label in labels:
+        if not 0 <= label < len(config.class_names):
+            message = f"must be indices from 0 to {len(config.class_names) - 1}, not {echo(label)}"
+            raise InvalidRequest.field("class", message)
+    return labels
+
+
+def _interval(config: ModelConfig, fields: GenerateFields) -> tuple[float, float]:
+    low, high = config.default_sampling["guidance_interval"]
+    low = low if fields.guidance_low is None else fields.guidance_low
+    high = high if fields.guidance_high is None else fields.guidance_high
+    if low > high:
+        raise InvalidRequest.field("guidance_low", f"must be at most guidance_high, {high:g}, not {low:g}")
+    return float(low), float(high)
+
+
+def check_previews(params: SamplingParams, previews: int, field: str) -> int:
+    """Each is a picture to encode and to keep until its reader takes it; the device pays for none.
+
+    Raises:
+        InvalidRequest: there would be more of them than MAX_PREVIEWS_SHOWN.
+    """
+    if previews * len(params.seeds) > MAX_PREVIEWS_SHOWN:
+        message = f"{previews} of each of {len(params.seeds)} images are more than {MAX_PREVIEWS_SHOWN} in all"
+        raise InvalidRequest.field(field, message)
+    return previews

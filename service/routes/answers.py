@@ -1,0 +1,53 @@
+"""What the routes that generate share: the wait for an answer, and its headers."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from fastapi import Request
+from starlette.responses import Response
+
+from models.checkpoint import ModelConfig
+from service.engine.request import SamplingParams
+from service.errors import CLIENT_CLOSED_REQUEST
+from service.event_stream import disconnected
+from service.generation import Generated
+from service.resolve import told_seeds
+
+T = TypeVar("T")
+NO_STORE = {"Cache-Control": "no-store"}
+
+
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
+    """Await work, but cancel it and return None as soon as the client has gone."""
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(disconnected(request.receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        leaving.cancel()
+        working.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+def client_has_gone() -> Response:
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+def seconds(milliseconds: int | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000
+
+
+def picture_size(config: ModelConfig) -> str:
+    """Width x height, as OpenAI writes it."""
+    return f"{config.image_shape[2]}x{config.image_shape[1]}"
+
+
+def seed_headers(params: SamplingParams, simulated: bool) -> dict[str, str]:
+    return {"X-Seed": told_seeds(params)} | ({"X-Simulated": "true"} if simulated else {})
+
+
+def answer_headers(generated: Generated[Any]) -> dict[str, str]:
+    timings = generated.timings.model_dump()
+    timing = ", ".join(f"{name};dur={1000 * value:.3f}" for name, value in timings.items())
+    return seed_headers(generated.params, generated.simulated) | {"Server-Timing": timing}

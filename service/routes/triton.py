@@ -1,0 +1,158 @@
+"""What Triton's clients and tools ask for beside the Open Inference Protocol: statistics, configuration, the index.
+
+https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_statistics.md
+https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_model_configuration.md
+https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_model_repository.md
+"""
+
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
+
+from service.bodies import read_bytes
+from service.dialects import INFERENCE, document
+from service.errors import InvalidRequest, UnknownModel
+from service.metrics import Metrics
+from service.routes.inference_v2 import PLATFORM, UNKNOWN, VERSION, find_generator
+
+router = APIRouter(prefix="/v2", tags=["Open Inference"])
+
+
+class Duration(BaseModel):
+    count: int
+    ns: int
+
+
+class InferenceStatistics(BaseModel):
+    success: Duration
+    fail: Duration
+    queue: Duration
+    compute_input: Duration
+    compute_infer: Duration
+    compute_output: Duration
+    cache_hit: Duration
+    cache_miss: Duration
+
+
+class ModelStatistics(BaseModel):
+    """Since the start of the process; requests of all three APIs count."""
+
+    name: str
+    version: str
+    inference_count: int  # images
+    execution_count: int  # steps of the engine
+    inference_stats: InferenceStatistics
+    batch_stats: list[Any] = []
+
+
+class Statistics(BaseModel):
+    model_stats: list[ModelStatistics]
+
+
+class TensorConfig(BaseModel):
+    name: str
+    data_type: str
+    dims: list[int]  # -1 is the number of images
+
+
+class ModelConfiguration(BaseModel):
+    name: str
+    platform: str
+    backend: str
+    max_batch_size: int  # 0, as Triton has it where the batch is a dimension like any other
+    input: list[TensorConfig]
+    output: list[TensorConfig]
+
+
+class IndexEntry(BaseModel):
+    name: str
+    version: str
+    state: Literal["READY", "UNAVAILABLE"]
+    reason: str
+
+
+@router.get("/models/stats", summary="Statistics of all models")
+async def all_statistics(request: Request) -> Statistics:
+    generator = request.app.state.generator
+    return Statistics(model_stats=[statistics(generator.metrics, name) for name in generator.engine.configs])
+
+
+@router.get("/models/{model}/stats", **UNKNOWN, summary="Statistics of a model")
+async def model_statistics(request: Request, model: str) -> Statistics:
+    return await model_version_statistics(request, model, VERSION)
+
+
+@router.get("/models/{model}/versions/{version}/stats", **UNKNOWN, summary="Statistics of a version of a model")
+async def model_version_statistics(request: Request, model: str, version: str) -> Statistics:
+    return Statistics(model_stats=[statistics(find_generator(request, model, version).metrics, model)])
+
+
+def statistics(metrics: Metrics, model: str) -> ModelStatistics:
+    """The numbers of /metrics, in Triton's terms."""
+
+    def read(name: str, **labels: str) -> float:
+        return metrics.registry.get_sample_value(f"diffusion_{name}", {"model": model, **labels}) or 0.0
+
+    answered, nothing = int(read("requests_total", outcome="ok")), Duration(count=0, ns=0)
+    failed = sum(read("requests_total", outcome=outcome) for outcome in ("rejected", "expired", "error"))
+    whole = read("request_duration_seconds_sum")
+    queue, denoise = read("request_queue_seconds_sum"), read("request_denoise_seconds_sum")
+
+    def took(seconds: float) -> Duration:
+        return Duration(count=answered, ns=round(max(seconds, 0) * 1e9))
+
+    return ModelStatistics(
+        name=model,
+        version=VERSION,
+        inference_count=int(read("images_total")),
+        execution_count=int(read("step_duration_seconds_count")),
+        inference_stats=InferenceStatistics(
+            success=took(whole),
+            fail=Duration(count=int(failed), ns=0),
+            queue=took(queue),
+            compute_input=nothing,
+            compute_infer=took(denoise),
+            compute_output=took(whole - queue - denoise),
+            cache_hit=nothing,
+            cache_miss=nothing,
+        ),
+    )
+
+
+@router.get("/models/{model}/config", **UNKNOWN, summary="Configuration of a model")
+async def model_configuration(request: Request, model: str) -> ModelConfiguration:
+    return await model_version_configuration(request, model, VERSION)
+
+
+@router.get("/models/{model}/versions/{version}/config", **UNKNOWN, summary="Configuration of a version of a model")
+async def model_version_configuration(request: Request, model: str, version: str) -> ModelConfiguration:
+    C, H, W = find_generator(request, model, version).config(model).image_shape
+    integers = [TensorConfig(name=name, data_type="TYPE_INT64", dims=[-1]) for name in ("class", "seed")]
+    images = TensorConfig(name="images", data_type="TYPE_UINT8", dims=[-1, H, W, C])
+    return ModelConfiguration(
+        name=model,
+        platform=PLATFORM,
+        backend="stepwise",
+        max_batch_size=0,
+        input=integers,
+        output=[images, integers[1]],
+    )
+
+
+@router.post(
+    "/repository/index",
+    responses=document(INFERENCE, (InvalidRequest, UnknownModel)),
+    summary="All models and their state",
+)
+async def repository_index(request: Request) -> list[IndexEntry]:
+    """A body is not needed; that of Triton's client, `{"ready": true}`, asks for the models that are ready."""
+    body = (await read_bytes(request)).replace(b" ", b"")
+    ready = request.app.state.thread.ready
+    if not ready and b'"ready":true' in body:
+        return []
+    state, reason = ("READY", "") if ready else ("UNAVAILABLE", "warming up or shutting down")
+    return [
+        IndexEntry(name=name, version=VERSION, state=state, reason=reason)
+        for name in request.app.state.generator.engine.configs
+    ]
