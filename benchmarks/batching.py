@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from models.checkpoint import load_checkpoint
+from models.samplers import SAMPLERS
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.plan import compile_plan
 from service.engine.request import ImageTask, Request, SamplingParams
@@ -29,7 +30,6 @@ from service.engine.runner import ModelRunner
 from service.engine.scheduler import Scheduler, SchedulerOutput
 from service.registry import choose_device, choose_dtype
 
-SAMPLERS = ["ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_sde", "euler", "ab2"]
 Key = Callable[[ImageTask], Hashable]
 
 
@@ -96,7 +96,7 @@ def make_trace(runner: ModelRunner, count: int, seed: int) -> list[Request]:
             model="model",
             class_label=int(rng.integers(runner.config.num_classes)),
             num_steps=int(rng.choice([5, 10, 20, 40], p=[0.3, 0.4, 0.2, 0.1])),
-            sampler=str(rng.choice(SAMPLERS)),
+            sampler=str(rng.choice(list(SAMPLERS))),
             guidance_scale=float(rng.choice([1.0, 1.5, 2.0, 3.0])),
             guidance_interval=(0.0, 1.0),
             seeds=(int(rng.integers(2**53)),),

@@ -21,12 +21,12 @@ from pathlib import Path
 import aiohttp
 
 from benchmarks.client import Server, serving
+from models.samplers import SAMPLERS
 
 COST = {"t0_ms": 0.02, "t1_ms": 0.001}
 ARGUMENTS = {"image_size": 8, "image_channels": 1, "hidden_dim": 32, "depth": 1, "num_heads": 4, "num_classes": 10}
 CONFIG = {"arguments": ARGUMENTS, "class_names": list("0123456789")}
 MODELS = {name: {"config": CONFIG, "simulate": COST} for name in ("dit", "unet")}
-SAMPLERS = ("ddim", "ddpm", "dpmpp_2m", "euler")
 HANG_UPS, STREAMS = 0.05, 0.05  # shares of the requests
 HANG_UP_SECONDS = 0.02  # at most, after the request was sent
 Query = dict[str, str | int]
@@ -105,7 +105,7 @@ class Soak:
             "class": self.random.randrange(10),
             "steps": self.random.randint(1, 20),
             "guidance": self.random.choice((1, 2)),
-            "sampler": self.random.choice(SAMPLERS),
+            "sampler": self.random.choice(list(SAMPLERS)),
         }
         if draw < HANG_UPS:
             return await self._hang_up(query | {"steps": 250})
