@@ -1,0 +1,114 @@
+"""docs/api.md against the service: its tables, and its examples as they are written."""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from models.samplers import SAMPLERS
+from service.app import create_app
+from service.images import MEDIA_TYPES
+from service.middleware import MAX_BODY, MAX_QUERY
+from service.protocol import MAX_HEAD
+from service.routes.inference_v2 import PARAMETERS
+from service.routes.openai import FIELD_NAMES as OPENAI_NAMES
+from service.routes.openai import own_limits
+from service.schemas import FIELD_NAMES, allowed, limits
+from service.settings import ModelEntry, Settings
+from tests.service.conftest import Running, running
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/api.md").read_text()
+LIMITS = limits(Settings.model_fields["max_steps"].default, Settings.model_fields["max_images"].default)
+
+
+@pytest.fixture(scope="module")
+def live() -> Iterator[Running]:
+    """The shipped models' names, sizes and classes; nothing is computed."""
+    folder = ROOT / "checkpoints/dit"
+    entry = ModelEntry.model_validate({"checkpoint": folder, "simulate": {"t0_ms": 0.1, "t1_ms": 0}})
+    with running(create_app(Settings(models={"dit": entry}, device="cpu"))) as server:
+        yield server
+
+
+def table(heading: str) -> list[list[str]]:
+    """The rows of the table under these column titles, as lists of cells."""
+    lines = PAGE[PAGE.index(f"\n{heading}\n") + 1 :].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def code(text: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", text)
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+
+
+def test_the_fields_and_their_ranges() -> None:
+    rows = {code(name)[0]: text for name, text, _ in table("| field | allowed | default |")}
+    assert list(rows) == FIELD_NAMES
+    for name, limit in LIMITS.items():
+        assert rows[name].startswith(allowed(limit)), name
+    assert code(rows["sampler"].partition(";")[0]) == list(SAMPLERS)
+    assert code(rows["format"]) == list(MEDIA_TYPES)
+
+
+def test_the_formats() -> None:
+    rows = [(code(name), code(kind)[0]) for name, kind, _ in table("| format | media type | body |")]
+    assert {name[0]: kind for name, kind in rows if name} == MEDIA_TYPES
+
+
+def test_the_fields_of_openai() -> None:
+    rows = {name: text for names, text in table("| field | meaning |") for name in code(names)}
+    assert sorted(rows) == sorted(OPENAI_NAMES)
+    assert rows["output_compression"].startswith(allowed(own_limits(LIMITS)["output_compression"]))
+
+
+def test_the_parameters_of_the_inference_protocol() -> None:
+    [listed] = re.findall(r"^Parameters are (.*?), as for", PAGE, re.DOTALL | re.MULTILINE)
+    assert tuple(code(listed)) == PARAMETERS
+
+
+def test_the_sizes() -> None:
+    for size, where in ((MAX_BODY, "413"), (MAX_QUERY, "414"), (MAX_HEAD, "431")):
+        [row] = [text for status, text in table("| status | when |") if status == where]
+        assert f"{size // 1024} KiB" in row
+
+
+def test_every_route_is_named(live: Running) -> None:
+    paths = live.client.get("/openapi.json").json()["paths"]
+    routes = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
+    named = {route.replace("/M", "/{model}") for route in re.findall(r"`((?:GET|POST) /[\w/.]*)`", PAGE)}
+    versions = {route for route in routes if "{version}" in route}
+    assert named - {"GET /openapi.json"} == routes - versions
+    assert {re.sub("/versions/{version}", "", route) for route in versions} <= routes
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+@pytest.mark.parametrize("number", range(len(blocks("bash"))))
+def test_the_commands_run(live: Running, tmp_path: Path, number: int) -> None:
+    commands = blocks("bash")[number].replace("http://localhost:8000", live.url).replace("curl ", "curl -sSf ")
+    ended = subprocess.run(["sh", "-ec", commands], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    if "-o three.png" in commands:
+        assert (tmp_path / "three.png").read_bytes().startswith(b"\x89PNG")
+    else:
+        assert ended.stdout.count("event: image_generation.partial_image") == 8
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+def test_the_programs_run(live: Running, tmp_path: Path, number: int) -> None:
+    program = blocks("python")[number].replace("localhost:8000", live.url.removeprefix("http://"))
+    for package in re.findall(r"^(?:from|import) (openai|tritonclient)", program, re.MULTILINE):
+        pytest.importorskip(package)
+    picture = live.client.post("/generate?model=dit&class=3&format=png").content
+    (tmp_path / "three.png").write_bytes(picture)
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout
