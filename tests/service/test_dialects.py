@@ -50,6 +50,15 @@ def test_the_table_tells_the_statuses() -> None:
         assert int(openai or ours) == OPENAI.status(error)
 
 
+def test_the_table_tells_the_statuses() -> None:
+    for error in EVERYTHING:
+        found = re.search(rf"{error.__name__} +(\d+)(?: \(OpenAI's (\d+)\))? +(\d+) ", errors.__doc__ or "")
+        assert found is not None, error
+        ours, openai, inference = found.groups()
+        assert (int(ours), int(inference)) == (OWN.status(error), INFERENCE.status(error))
+        assert int(openai or ours) == OPENAI.status(error)
+
+
 @pytest.mark.parametrize("kind", EVERYTHING)
 def test_the_own_api_speaks_rfc_9457(kind: type[ServiceError]) -> None:
     error = kind("what is wrong", [FieldError(field="steps", message="too many")], retry_after=2.2)
