@@ -9,7 +9,6 @@ import importlib
 import inspect
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from models.dit_model import DIT
+from models.files import replace_file
 from models.names import check_class_names
 from models.samplers import build_table
 from models.schedule import NoiseSchedule, Prediction
@@ -160,36 +160,6 @@ def half_weights(model: nn.Module) -> dict[str, Tensor]:
     if not all(tensor.isfinite().all() for tensor in weights.values()):
         raise CheckpointError("a weight is not finite in float16")
     return weights
-
-
-def replace_file(path: Path, content: bytes, keep: Path | None = None) -> None:
-    """Write the file whole or not at all, also when the power fails: without fsync the name can outlive the bytes.
-
-    The mode is what the umask leaves. An error leaves the old file and no temporary one. keep: the name that an
-    old file gets; for a moment there is only that one.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep and path.exists():
-            os.replace(path, keep)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the renames in it outlast a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load_config(folder: Path) -> ModelConfig:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from models.checkpoint import replace_file
+from models.files import replace_file
 from training.augment import distort
 from training.data import Data, Split, fingerprint, to_float
 

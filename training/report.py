@@ -12,7 +12,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from models.checkpoint import ModelConfig, replace_file
+from models.checkpoint import ModelConfig
+from models.files import replace_file
 from models.samplers import Guidance, build_table, sample, to_uint8
 from models.schedule import NoiseSchedule, Prediction
 

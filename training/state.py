@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from models.checkpoint import replace_file
+from models.files import replace_file
 from training.ema import EMA
 
 logger = logging.getLogger(__name__)

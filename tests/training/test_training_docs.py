@@ -84,6 +84,10 @@ def test_the_network_of_ones_own_works(
     images = generate(model, config, torch.tensor([0, 1]), torch.tensor([0, 0]))
     assert images.shape == (2, 3, 48, 64)
     assert not torch.equal(images[0], images[1])
+    low = model.bfloat16()(
+        torch.zeros(1, 3, 48, 64), torch.zeros(1), torch.tensor([2])
+    )  # as the service may run it
+    assert low.shape == (1, 3, 48, 64)
     assert main(["info", "mine", "--architecture", "my_net:MyNet"]) == 0
     assert f"{sum(p.numel() for p in model.parameters()):,}" in capsys.readouterr().out
     assert json.loads(block("json", '"my_net"')).keys() <= {field.name for field in fields(ModelConfig)}

@@ -1,0 +1,34 @@
+"""Files that are written whole or not at all."""
+
+import os
+from pathlib import Path
+
+
+def replace_file(path: Path, content: bytes, keep: Path | None = None) -> None:
+    """Write the file whole or not at all, also when the power fails: without fsync the name can outlive the bytes.
+
+    The mode is what the umask leaves. An error leaves the old file and no temporary one. keep: the name that an
+    old file gets; for a moment there is only that one.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if keep and path.exists():
+            os.replace(path, keep)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the renames in it outlast a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
