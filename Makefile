@@ -37,7 +37,7 @@ test: check
 	$(BIN)/python -m pytest $(WORKERS)
 
 test-fast: $(VENV)/.dev
-	$(BIN)/python -m pytest $(WORKERS) -m 'not slow and not gpu' $(FAST)
+	$(BIN)/python -m pytest $(WORKERS) $(FAST)
 
 # Where there is no GPU, both say so and nothing fails.
 test-gpu: $(VENV)/.dev

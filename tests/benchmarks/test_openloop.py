@@ -24,7 +24,6 @@ def answer(due: float, latency: float, status: int = 200) -> Answer:
     return Answer(KINDS[0], due, latency, status)
 
 
-@pytest.mark.slow
 def test_three_times_the_capacity_is_answered_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the longest request of each model only, so that few requests are a load."""
     monkeypatch.setattr(openloop, "KINDS", [longest_of(model) for model in openloop.COSTS])

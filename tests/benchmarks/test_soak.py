@@ -8,7 +8,6 @@ import pytest
 from benchmarks.soak import Report, Sample, is_due, soak
 
 
-@pytest.mark.slow
 def test_nothing_is_lost_and_nothing_is_left() -> None:
     report = asyncio.run(soak(requests=3000, clients=16, samples=8))
     assert report.faults == []

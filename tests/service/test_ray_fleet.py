@@ -118,7 +118,6 @@ def is_ready(url: str) -> bool:
         return False
 
 
-@pytest.mark.slow
 def test_every_kind_of_route_is_there(fleet: Fleet) -> None:
     assert fleet.generate(model="simulated").content.startswith(b"\x89PNG")
     missing = fleet.generate(model="none")
@@ -130,7 +129,6 @@ def test_every_kind_of_route_is_there(fleet: Fleet) -> None:
     assert httpx.get(f"{fleet.url}/v2/health/ready").json() == {"ready": True}
 
 
-@pytest.mark.slow
 def test_a_killed_replica_leaves_no_request_without_an_answer(fleet: Fleet) -> None:
     wait_until(lambda: fleet.answering() == 2, START_SECONDS)
     victim = fleet.replicas()[0]
@@ -161,7 +159,6 @@ def answers_until_ok(ask: Callable[[], httpx.Response], tries: int = 30) -> list
     return statuses
 
 
-@pytest.mark.slow
 def test_a_replica_whose_engine_dies_is_replaced(fleet: Fleet) -> None:
     wait_until(lambda: fleet.answering() == 2, START_SECONDS)
     before = set(fleet.replicas())
@@ -173,7 +170,6 @@ def test_a_replica_whose_engine_dies_is_replaced(fleet: Fleet) -> None:
     assert answers_until_ok(lambda: fleet.generate(model="mortal", steps=5, guidance=1, **{"class": 0}))[-1] == 200
 
 
-@pytest.mark.slow
 def test_a_signal_lets_open_requests_finish(fleet: Fleet) -> None:
     """The last test of the fleet, for it ends here."""
     answers_until_ok(lambda: fleet.generate(model="simulated"))

@@ -67,7 +67,6 @@ def agree(rank: int, meet: str, steps: list[int]) -> None:
         world.leave()
 
 
-@pytest.mark.slow
 def test_processes_that_resumed_at_different_steps_stop(tmp_path: Path) -> None:
     def start(name: str, steps: list[int]) -> None:
         spawn(agree, (f"file://{tmp_path / name}", steps), nprocs=2)

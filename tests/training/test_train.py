@@ -99,7 +99,6 @@ def run_processes(count: int, out: Path, steps: int) -> dict[str, Tensor]:
     return load_file(out / STATE)
 
 
-@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     one, two = (run_processes(count, tmp_path / str(count), steps=2) for count in (1, 2))
     assert_same(one, two, rtol=1e-4, atol=1e-6)
