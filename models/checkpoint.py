@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from models.dit_model import DIT
+from models.names import check_class_names
 from models.samplers import build_table
 from models.schedule import NoiseSchedule, Prediction
 from models.unet import UNet
@@ -63,6 +64,7 @@ class ModelConfig:
             raise ValueError(f"unknown prediction {self.prediction!r}: use one of {', '.join(Prediction)}")
         if not self.class_names or not all(isinstance(name, str) for name in self.class_names):
             raise ValueError("class_names must be a list with one name a class")
+        check_class_names(self.class_names)
         self._check_sampling()
 
     def _check_sampling(self) -> None:
