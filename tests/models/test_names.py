@@ -9,7 +9,8 @@ from models.names import check_class_names, check_model_name, class_key
 
 
 @pytest.mark.parametrize(
-    "spelling", ["Café", " café\n", "CAFÉ", unicodedata.normalize("NFD", "café"), unicodedata.normalize("NFD", "CAFÉ")]
+    "spelling",
+    ["Café", " café\n", "CAFÉ", unicodedata.normalize("NFD", "café"), unicodedata.normalize("NFD", "CAFÉ")],
 )
 def test_spellings_of_one_class_have_one_key(spelling):
     assert class_key(spelling) == class_key("café")
