@@ -6,7 +6,7 @@ Letters: n images of the step, R forward rows (n conditional ones, then one unco
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from service.engine.plan import compile_plan
 from service.engine.request import ImageTask, Preview, Request, SamplingParams
 from service.engine.step_block import BYTES_PER_ROW, StepBlock, pack
 
-WARM_UP_REPEATS = 2
+CAP_ROUNDS = 6  # more measurements of each possible cap, all of them in turn: noise comes in bursts of seconds
 ALL_COUNTS = 16  # every row count up to here is warmed up and measured, then steps of about a half
 OutOfMemory = torch.OutOfMemoryError
 KNEE = 0.8  # of the best throughput: rows beyond it add more latency than images
@@ -147,7 +147,7 @@ class ModelRunner:
         """Whatever makes later steps of `rows` rows fast; called once a row count, the largest first."""
 
     def warm_up(self, max_rows: int | None, on_progress: Callable[[], None] = lambda: None) -> int:
-        """Run each row count until it is fast, keep its best time, and choose the row cap.
+        """Run and time each row count, and choose the row cap.
 
         max_rows: the cap if the operator set one. on_progress: called after each count. Returns the cap, which is
         lower where the device has no memory for more.
@@ -156,12 +156,18 @@ class ModelRunner:
         for rows in reversed(row_counts(max_rows or len(self.pool))):
             try:
                 self.prepare(rows)
-                self.step_seconds[rows] = min(self._time_step(rows) for _ in range(WARM_UP_REPEATS))
+                self.step_seconds[rows] = self._time_step(rows)
             except (OutOfMemory, ModelFailed) as error:
                 if rows <= 2 or not isinstance(error.__cause__ or error, OutOfMemory):
                     raise
             on_progress()
-        return max(self.step_seconds) if max_rows else knee(self.step_seconds)
+        if max_rows:
+            return max(self.step_seconds)
+        for _ in range(CAP_ROUNDS):
+            for rows in reversed(possible_caps(self.step_seconds)):
+                self.step_seconds[rows] = min(self.step_seconds[rows], self._time_step(rows))
+                on_progress()
+        return knee(self.step_seconds)
 
     def _time_step(self, rows: int) -> float:
         """Seconds of a step in the middle of its requests; the first and the last one are run, too."""
@@ -213,10 +219,20 @@ def preferred_layout(model: nn.Module, device: torch.device) -> torch.memory_for
 
 
 def knee(step_seconds: dict[int, float]) -> int:
-    """The smallest row count with 80 % of the best rows per second, at least 2."""
-    throughput = {rows: rows / seconds for rows, seconds in step_seconds.items()}
+    """The smallest possible cap with 80 % of the best rows per second, at least 2."""
+    throughput = {rows: rows / step_seconds[rows] for rows in possible_caps(step_seconds)}
     best = max(throughput.values())
     return max(2, min(rows for rows, value in throughput.items() if value >= KNEE * best))
+
+
+def possible_caps(counts: Iterable[int]) -> list[int]:
+    """Powers of two, and the largest count.
+
+    Between neighbours like 6 and 7 noise would decide, at every start anew, and batching and the ETags of
+    deterministic images would change with it.
+    """
+    largest = max(counts)
+    return sorted(rows for rows in counts if rows.bit_count() == 1 or rows == largest)
 
 
 def row_counts(limit: int) -> list[int]:
