@@ -4,6 +4,7 @@ This is the plain runner, one launch at a time; service/engine/graphs.py replays
 Letters: n images of the step, R forward rows (n conditional ones, then one unconditional per guided image).
 """
 
+import math
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
@@ -25,6 +26,7 @@ from service.engine.step_block import BYTES_PER_ROW, StepBlock, pack
 CAP_ROUNDS = 6  # more measurements of each possible cap, all of them in turn: noise comes in bursts of seconds
 ALL_COUNTS = 16  # every row count up to here is warmed up and measured, then steps of about a half
 OutOfMemory = torch.OutOfMemoryError
+SHORTEST = 1e-9  # seconds of a step, for clocks that see none pass
 KNEE = 0.8  # of the best throughput: rows beyond it add more latency than images
 
 
@@ -98,6 +100,8 @@ class ModelRunner:
             weight.data = weight.data.contiguous(memory_format=layout)
         self.pool = LatentPool(num_slots, config.image_shape, device, layout)
         self.step_seconds: dict[int, float] = {}  # measured by warm_up, by row count
+        # Of what a step costs without what other processes take meanwhile: on a CPU that is this thread's own time.
+        self.work_clock = time.thread_time if device.type == "cpu" else time.monotonic
         self.fixed_rows = num_slots  # of every step with a deterministic image
 
     def execute(self, tasks: list[ImageTask]) -> StepResult:
@@ -163,22 +167,23 @@ class ModelRunner:
             on_progress()
         if max_rows:
             return max(self.step_seconds)
+        work = dict.fromkeys(possible_caps(self.step_seconds), math.inf)
         for _ in range(CAP_ROUNDS):
-            for rows in reversed(possible_caps(self.step_seconds)):
-                self.step_seconds[rows] = min(self.step_seconds[rows], self._time_step(rows))
+            for rows in reversed(work):
+                work[rows] = min(work[rows], max(self._time_step(rows, self.work_clock), SHORTEST))
                 on_progress()
-        return knee(self.step_seconds)
+        return knee(work)
 
-    def _time_step(self, rows: int) -> float:
+    def _time_step(self, rows: int, clock: Callable[[], float] = time.monotonic) -> float:
         """Seconds of a step in the middle of its requests; the first and the last one are run, too."""
         tasks = self._rehearsal(rows)
         seconds = []
         for step in range(3):
             for task in tasks:
                 task.step = step
-            started = time.monotonic()
+            started = clock()
             self.execute(tasks)
-            seconds.append(time.monotonic() - started)
+            seconds.append(clock() - started)
         return seconds[1]
 
     def _rehearsal(self, rows: int) -> list[ImageTask]:
@@ -226,7 +231,7 @@ def knee(step_seconds: dict[int, float]) -> int:
 
 
 def possible_caps(counts: Iterable[int]) -> list[int]:
-    """Powers of two, and the largest count.
+    """Powers of two, and the largest count, in order.
 
     Between neighbours like 6 and 7 noise would decide, at every start anew, and batching and the ETags of
     deterministic images would change with it.

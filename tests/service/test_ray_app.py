@@ -67,6 +67,15 @@ def test_replicas_follow_the_backlog_of_all_models() -> None:
     assert policy(SimpleNamespace(aggregated_metrics=None)) == (0, {})
 
 
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
+def test_without_ray_one_sentence_says_how_to_get_it() -> None:
+    command = [sys.executable, "-m", "service.ray_app", "--port", "0"]
+    ended = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2
+    assert "Ray is missing: in a checkout, pip install -c constraints.txt -e '.[ray]'" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 def test_what_cannot_be_deployed_is_refused(checkpoints: Path) -> None:
     settings = Settings(checkpoints=checkpoints)
     assert list(_choose(settings, "unet").models) == ["unet"]

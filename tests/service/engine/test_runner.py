@@ -5,6 +5,8 @@ Letters: R forward rows, n images.
 
 import math
 import random
+import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -236,7 +238,7 @@ class TimedRunner(ModelRunner):
 
     curve: dict[int, float]
 
-    def _time_step(self, rows: int) -> float:
+    def _time_step(self, rows: int, clock: Callable[[], float] = time.monotonic) -> float:
         return self.curve[rows]
 
 
@@ -274,7 +276,7 @@ class NoisyRunner(ModelRunner):
         super().__init__(tiny_model(), tiny_config(), CPU, torch.float32, num_slots=16)
         self.overhead, self.random, self.burst = overhead, random.Random(seed), 1.0
 
-    def _time_step(self, rows: int) -> float:
+    def _time_step(self, rows: int, clock: Callable[[], float] = time.monotonic) -> float:
         if self.random.random() < 0.15:
             self.burst = self.random.uniform(1.4, 2.2) if self.burst == 1.0 else 1.0
         return (self.overhead + rows) * self.burst * (1 + abs(self.random.gauss(0, 0.04)))
