@@ -253,9 +253,9 @@ def test_warm_up_takes_the_cap_from_the_knee_of_what_it_measured() -> None:
 @pytest.mark.parametrize(
     ("curve", "cap"),
     [
-        (dict.fromkeys(range(1, 11), 1.0), 8),  # rows are free: 80 % of the best is at 8 of 10
+        (dict.fromkeys(range(1, 10), 1.0), 8),  # rows are free: 84 % of the best is at 8 of 9
         ({rows: float(rows) for rows in range(1, 11)}, 2),  # rows gain nothing: the least that holds guidance
-        ({rows: 2.0 + rows for rows in range(1, 17)}, 8),  # rows / (2 + rows): best 16/18, 80 % of it at 5
+        ({rows: 2.0 + rows for rows in range(1, 17)}, 8),  # rows / (2 + rows): best 16/18, 84 % of it at 6
         ({1: 3.0, 2: 3.0, 3: 3.0}, 3),  # the largest count may be a cap, too
         ({rows: float(rows**2) for rows in range(1, 11)}, 2),
         ({1: 1.0, 2: 5.0, 3: 1.0, 4: 1.0}, 4),  # one slow count in between does not end the search
@@ -282,7 +282,7 @@ class NoisyRunner(ModelRunner):
         return (self.overhead + rows) * self.burst * (1 + abs(self.random.gauss(0, 0.04)))
 
 
-@pytest.mark.parametrize(("overhead", "cap"), [(0.3, 2), (1.0, 4), (2.0, 8), (3.0, 8), (8.0, 16)])
+@pytest.mark.parametrize(("overhead", "cap"), [(0.3, 2), (0.7, 4), (1.5, 8), (2.0, 8), (8.0, 16)])
 def test_the_cap_is_the_same_at_every_start_of_a_noisy_machine(overhead: float, cap: int) -> None:
     """Of every count between 1 and 16 the same one won in 33 to 61 % of such starts."""
     starts = [NoisyRunner(overhead, seed).warm_up(None) for seed in range(100)]
