@@ -9,6 +9,7 @@ import importlib
 import inspect
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ from models.unet import UNet
 ARCHITECTURES: dict[str, type[nn.Module]] = {"dit": DIT, "unet": UNet}
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"  # in a checkout and in an installed wheel
+# What DistributedDataParallel, torch.compile and EMA wrappers write before the name of every tensor.
+WRAPPERS = ("module.", "_orig_mod.", "ema_model.")
+NAMED = 3  # names of tensors in an error; a network has hundreds
 DEFAULT_SAMPLING: dict[str, Any] = {
     "sampler": "dpmpp_2m", "steps": 10, "guidance": 1.5, "guidance_interval": (0.0, 1.0),
 }  # fmt: skip
@@ -170,7 +174,7 @@ def load_config(folder: Path) -> ModelConfig:
     """
     path = folder / CONFIG
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text("utf-8-sig"))  # UTF-8 in any locale; editors on Windows add a mark
         return ModelConfig(**values)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist") from error
@@ -199,15 +203,44 @@ def load_checkpoint(folder: Path, architecture: str | None = None) -> tuple[nn.M
     except CheckpointError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
     try:
-        weights = load_file(path)
-        model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+        weights = unwrap(load_file(path), model.state_dict())
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
-    except RuntimeError as error:
-        raise CheckpointError(f"{path} does not hold the weights that {CONFIG} describes: {error}") from error
+    if wrong := misfit(weights, model.state_dict()):
+        raise CheckpointError(f"{path} does not hold the weights that {CONFIG} describes: {wrong}")
+    model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     if not all(parameter.isfinite().all() for parameter in model.parameters()):
         raise CheckpointError(f"{path} holds a weight that is not finite")
     return model.eval().requires_grad_(False), config
+
+
+def unwrap(weights: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights without the prefixes of WRAPPERS that all their names have and the model's own do not."""
+    for prefix in WRAPPERS:
+        wrapped = bool(weights) and all(name.startswith(prefix) for name in weights)
+        if wrapped and not any(name.startswith(prefix) for name in expected):
+            return unwrap({name.removeprefix(prefix): tensor for name, tensor in weights.items()}, expected)
+    return weights
+
+
+def misfit(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """What keeps the weights from being those of the model, in one sentence; empty where they fit."""
+    shapes = [
+        f"{name} {list(weights[name].shape)}, not {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    found = {
+        "it lacks": [name for name in expected if name not in weights],
+        "it has unknown": [name for name in weights if name not in expected],
+        "it has other sizes:": shapes,
+    }
+    return "; ".join(f"{what} {_some(names)}" for what, names in found.items() if names)
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _import_architecture(path: str) -> type[nn.Module]:

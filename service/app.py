@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from models.checkpoint import ModelConfig
 from service import dialects, images, info, middleware, openapi, tracing
+from service.cgroup import cpu_quota, cpu_threads
 from service.engine.async_engine import AsyncEngine
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.plan import compile_plan
@@ -45,8 +46,7 @@ def create_app(settings: Settings) -> FastAPI:
     Raises:
         SettingsError, CheckpointError: what is wrong, in one sentence.
     """
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    torch.set_num_threads(cpu_threads(settings.threads, torch.get_num_threads(), cpu_quota()))
     runners = load_runners(settings)
     weights = {name: entry.weight for name, entry in model_entries(settings).items()}
     bounds = (settings.max_rows, settings.max_requests, settings.max_evaluations)

@@ -13,6 +13,7 @@ import PIL
 import torch
 
 from models.checkpoint import ModelConfig
+from service import logs
 from service.engine.async_engine import AsyncEngine
 from service.engine.core import EngineCore
 from service.engine.request import (
@@ -147,6 +148,7 @@ class Generator:
             ServiceError: as from_engine maps the engine's refusals.
         """
         started, answer = time.monotonic(), None
+        logs.note(model=params.model, steps=params.num_steps, n=len(params.seeds))
         try:
             async with aclosing(self.engine.generate(params, deadline_seconds, num_previews)) as updates:
                 async for update in updates:
@@ -159,9 +161,11 @@ class Generator:
             self._count_error(params.model, error)
             raise from_engine(error) from error
         except (asyncio.CancelledError, GeneratorExit):
+            logs.note(outcome="cancelled")
             self.metrics.requests.labels(params.model, "cancelled").inc()
             raise
         except Exception:
+            logs.note(outcome="error")
             self.metrics.requests.labels(params.model, "error").inc()
             raise
         if answer is not None:
@@ -175,6 +179,8 @@ class Generator:
         now = time.monotonic()
         timings = Timings(queue=output.queue_seconds, denoise=output.denoise_seconds, encode=now - encoding)
         self.metrics.observe_answer(params.model, len(output.images), timings.queue, timings.denoise, now - started)
+        times = {"queue_seconds": round(timings.queue, 6), "denoise_seconds": round(timings.denoise, 6)}
+        logs.note(outcome="ok", **times)
         denoising = started + timings.queue
         facts = {"model": params.model, "images": len(output.images)}
         self.spans.record("queue", started, denoising, **facts)
@@ -185,7 +191,9 @@ class Generator:
     def _count_error(self, model: str, error: EngineError) -> None:
         if isinstance(error, RequestFailed | DeadlinePassed):
             outcome = "error" if isinstance(error, RequestFailed) else "expired"
+            logs.note(outcome=outcome)
             self.metrics.requests.labels(model, outcome).inc()
         else:
+            logs.note(outcome="rejected")
             reasons = {QueueFull: "queue_full", Overloaded: "overload", DeadlineUnreachable: "deadline"}
             self.metrics.reject(model, reasons.get(type(error), "unavailable"))

@@ -1,4 +1,7 @@
-"""Logs: every line names the request that it is about; text for people, JSON for machines. Keys never get here."""
+"""Logs: every line names the request that it is about; text for people, JSON for machines. Keys never get here.
+
+Times are UTC in both, so that the two logs of one event can be laid side by side.
+"""
 
 import json
 import logging
@@ -13,7 +16,9 @@ from service.errors import CLIENT_CLOSED_REQUEST
 
 access = logging.getLogger("service.access")
 request_id: ContextVar[str] = ContextVar("request_id", default="")
+_noted: ContextVar[dict[str, Any] | None] = ContextVar("noted", default=None)  # about the request, for its line
 
+READINESS = {"/readyz", "/v2/health/ready"}  # 503 while models warm up is as usual as 200 after that
 PROBES = {"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"}  # asked for every few seconds
 MAX_PATH = 200  # characters of a path that are logged
 
@@ -23,6 +28,7 @@ def configure(level: str, form: Literal["text", "json"]) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     handler.addFilter(_name_request)
+    handler.addFilter(_own_name)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
@@ -31,9 +37,29 @@ def _name_request(record: logging.LogRecord) -> bool:
     return True
 
 
+def _own_name(record: logging.LogRecord) -> bool:
+    """uvicorn logs everything, errors or not, as uvicorn.error."""
+    if record.name.startswith("uvicorn"):
+        record.name = "service.http"
+    return True
+
+
+def note(**facts: Any) -> None:
+    """Add facts to the access line of the request that is being served."""
+    if (noted := _noted.get()) is not None:
+        noted.update(facts)
+
+
+def _time(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+
+
 class TextFormatter(logging.Formatter):
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s%(where)s")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        return _time(record)
 
     def format(self, record: logging.LogRecord) -> str:
         name = getattr(record, "request_id", "")
@@ -46,7 +72,7 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "time": _time(record),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -60,10 +86,16 @@ class JsonFormatter(logging.Formatter):
 
 
 class AccessLine:
-    """One line about a request, when its answer has left. The query is not in it: it is the caller's business."""
+    """One line about a request, when its answer has left.
+
+    It has what note() was told: model, steps, n, outcome, queue and denoise time of a request for images. The query
+    and the body are not in it: seed, class and prompt are the caller's business.
+    """
 
     def __init__(self, scope: Scope):
         self._scope, self._started, self._status = scope, time.monotonic(), 0
+        self._noted: dict[str, Any] = {}
+        _noted.set(self._noted)
 
     def note(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -79,6 +111,8 @@ class AccessLine:
             "seconds": round(time.monotonic() - self._started, 6),
             "key": self._scope.get("key_name", ""),  # never the key itself
         }
-        level = logging.DEBUG if path in PROBES and self._status < 400 else logging.INFO
+        usual = path in READINESS or (path in PROBES and self._status < 400)
         text = "%(method)s %(path)s %(status)d in %(seconds).3f s" + (" for %(key)s" if fields["key"] else "")
-        access.log(level, text, fields, extra={"fields": fields})
+        text += "".join(f" {name}=%({name})s" for name in self._noted)
+        fields |= self._noted
+        access.log(logging.DEBUG if usual else logging.INFO, text, fields, extra={"fields": fields})

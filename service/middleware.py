@@ -1,6 +1,7 @@
 """What surrounds every request: its name, its key, and limits on its query and body."""
 
 import asyncio
+import logging
 import re
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -30,8 +31,12 @@ MAX_QUERY = 4096  # bytes
 OPEN_PATHS = {"/", "/favicon.ico", "/livez", "/readyz", "/openapi.json"}
 OPEN_FOLDERS = ("/static/", "/v2/health/")
 CORS_METHODS = ["GET", "HEAD", "POST"]
-CORS_SENT = ["Accept", "Authorization", "Content-Type", "If-None-Match", "X-API-Key", "X-Request-Id"]
-CORS_READ = ["ETag", "Retry-After", "Server-Timing", "X-Request-Id", "X-Seed", "X-Simulated"]
+CORS_READ = [  # every header of an answer that a page's script may want and that browsers hide
+    "Accept-Encoding", "Allow", "Content-Disposition", "ETag", "Inference-Header-Content-Length", "Retry-After",
+    "Server-Timing", "WWW-Authenticate", "X-Request-Id", "X-Seed", "X-Simulated",
+]  # fmt: skip
+
+logger = logging.getLogger(__name__)
 
 
 def install(
@@ -41,12 +46,15 @@ def install(
     app.add_middleware(LimitMiddleware, body_seconds=settings.body_seconds)
     if settings.api_keys:
         app.add_middleware(KeyMiddleware, ring=KeyRing(settings.api_keys, registry))
+    app.add_middleware(FailureMiddleware)
     if settings.cors_origins:  # outside of the keys: a browser asks for permission without one
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=CORS_METHODS,
-            allow_headers=CORS_SENT,
+            # Whatever is asked for: SDKs send headers of their own (x-stainless-*), tracers add traceparent, and no
+            # cookie of this service exists that a header could use.
+            allow_headers=["*"],
             expose_headers=CORS_READ,
         )
     if provider is not None:
@@ -84,6 +92,33 @@ class RequestIdMiddleware:
             failed = False
         finally:
             line.write(failed)
+
+
+class FailureMiddleware:
+    """Answers a request with 500 when the application raises.
+
+    Starlette would do so outside of all middleware. Here the answer gets the CORS headers, without which a browser
+    reports a failed permission and hides the failure itself.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        except Exception:
+            if started or scope["type"] != "http":
+                raise
+            logger.exception("the request failed")
+            await answer(scope, ServiceError("the service failed on this request"))(scope, receive, send)
 
 
 class KeyMiddleware:

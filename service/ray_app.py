@@ -88,7 +88,7 @@ class Replica:
 
 def build(scale: Scale) -> Any:
     """The Serve application, for `serve run` and Serve configurations; SettingsError before anything is started."""
-    serve: Any = importlib.import_module("ray.serve")  # here, for ray is an extra
+    serve = _import_ray("ray.serve")
     settings = _choose(load_settings(), scale.models)
 
     def application() -> FastAPI:  # runs in the replica
@@ -114,6 +114,14 @@ def build(scale: Scale) -> Any:
     )(serve.ingress(application)(Replica)).bind()
 
 
+def _import_ray(name: str) -> Any:
+    """Ray is an extra."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise SettingsError("Ray is missing: in a checkout, pip install -c constraints.txt -e '.[ray]'") from error
+
+
 def _choose(settings: Settings, names: str) -> Settings:
     entries = model_entries(settings)
     chosen = names.split(",") if names else list(entries)
@@ -133,8 +141,7 @@ def main() -> None:
         application = build(Scale.model_validate(dict(pair.split("=", 1) for pair in arguments.scale)))
     except ValueError as error:
         parser.error(str(error))
-    ray: Any = importlib.import_module("ray")
-    serve: Any = importlib.import_module("ray.serve")
+    ray, serve = _import_ray("ray"), _import_ray("ray.serve")
     ray.init("local")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # behind ray.init, which takes the signal for itself
     with suppress(KeyboardInterrupt):

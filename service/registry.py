@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from models.checkpoint import CONFIG, CheckpointError, ModelConfig, build_model, load_checkpoint, load_config
+from models.names import check_model_name
 from models.precision import multiplies_bfloat16
 from service.engine.graphs import CudaDevice, GraphRunner
 from service.engine.runner import ModelRunner
@@ -75,16 +76,31 @@ def try_out(name: str, runner: ModelRunner) -> None:
 
 
 def model_entries(settings: Settings) -> dict[str, ModelEntry]:
-    """The models that are configured, or else every checkpoint in the checkpoints folder."""
+    """The models that are configured, or else every checkpoint in the checkpoints folder.
+
+    Raises:
+        SettingsError: there is none, or one has a name that no URL can carry.
+    """
     if settings.models:
-        return settings.models
+        return _check_names(settings.models)
     folders = sorted(path.parent for path in settings.checkpoints.glob(f"*/{CONFIG}"))
-    if not folders:
+    # file managers and rsync leave .Trash-0 and half a copy in .dit.tmp
+    entries = {path.name: ModelEntry(checkpoint=path) for path in folders if not path.name.startswith(".")}
+    if not entries:
         raise SettingsError(
             f"no checkpoint in {settings.checkpoints.resolve()}: each model needs a folder in it with {CONFIG}. "
             "Set DIFFUSION_CHECKPOINTS to another folder, or name the models in DIFFUSION_MODELS"
         )
-    return {folder.name: ModelEntry(checkpoint=folder) for folder in folders}
+    return _check_names(entries)
+
+
+def _check_names(entries: dict[str, ModelEntry]) -> dict[str, ModelEntry]:
+    for name in entries:
+        try:
+            check_model_name(name)
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
+    return entries
 
 
 def _simulated(name: str, entry: ModelEntry, settings: Settings) -> SimulatedRunner:

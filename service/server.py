@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import math
-import resource
 import socket
 import sys
 from collections.abc import Generator
@@ -20,6 +19,7 @@ from starlette.types import ASGIApp
 from service import logs
 from service.app import create_app
 from service.engine.thread import EngineThread
+from service.listening import bind, urls
 from service.middleware import RequestIdMiddleware
 from service.protocol import MAX_HEAD, Limits, guarded
 from service.routes import ops
@@ -36,9 +36,9 @@ OTHER_FILES = 64  # that are open beside the connections
 class SideServer(uvicorn.Server):
     """/metrics on a port of its own, on the loop of the main server and under its limits."""
 
-    def __init__(self, config: uvicorn.Config, listener: socket.socket):
+    def __init__(self, config: uvicorn.Config, listeners: list[socket.socket]):
         super().__init__(config)
-        self._listener = listener
+        self.listeners = listeners
         self._task: asyncio.Task[None] | None = None
 
     @contextmanager
@@ -47,7 +47,7 @@ class SideServer(uvicorn.Server):
         yield
 
     def begin(self) -> None:
-        self._task = asyncio.ensure_future(self.serve([self._listener]))
+        self._task = asyncio.ensure_future(self.serve(self.listeners))
 
     async def end(self) -> None:
         self.should_exit = True
@@ -56,10 +56,12 @@ class SideServer(uvicorn.Server):
 
 
 class DrainingServer(uvicorn.Server):
-    """Tells the engine of the first signal: accepted work ends in answers, the rest in clear refusals.
+    """Says where it listens once the engine is warm, and tells the engine of signals.
+
+    After the first signal accepted work ends in answers, the rest in clear refusals.
 
     Args:
-        side: starts behind this server and ends after it, so that the drain can be watched.
+        side: starts after this server and ends after it, so that the drain can be watched.
     """
 
     def __init__(
@@ -68,13 +70,31 @@ class DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._engine, self._drain_seconds, self._side = engine, drain_seconds, side
         self._signals = 0
+        self._urls: list[str] = []
+        self._announced = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        self._urls = urls(sockets or [])
         if self._side is not None:
             self._side.begin()
 
+    async def on_tick(self, counter: int) -> bool:
+        """uvicorn calls this ten times a second."""
+        if self._engine.ready and not self._announced:
+            self._announced = True
+            self._announce()
+        return await super().on_tick(counter)
+
+    def _announce(self) -> None:
+        metrics = [f"{url}/metrics" for url in urls(self._side.listeners if self._side else [])]
+        text = "listening on %s" + (", metrics on %s" if metrics else "")
+        places = [" and ".join(found) for found in (self._urls, metrics) if found]
+        logger.info(text, *places, extra={"fields": {"urls": self._urls, "metrics_urls": metrics}})
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._signals:
+            logger.info("stopping: accepted requests may take %g s more", self._drain_seconds)
         await super().shutdown(sockets)
         if self._side is not None:
             await self._side.end()
@@ -111,7 +131,7 @@ def configure(app: ASGIApp, settings: Settings, drain_seconds: float = 0.0) -> u
         h11_max_incomplete_event_size=MAX_HEAD,
         timeout_keep_alive=settings.keep_alive_seconds,
         log_config=None,  # service/logs.py writes its lines, too
-        log_level=settings.log_level,
+        log_level="warning" if settings.log_level == "info" else settings.log_level,  # start and end are told here
         access_log=False,  # ours knows the request's id and its key's name
         timeout_graceful_shutdown=math.ceil(drain_seconds) + ANSWER_SECONDS,
         server_header=False,
@@ -120,6 +140,10 @@ def configure(app: ASGIApp, settings: Settings, drain_seconds: float = 0.0) -> u
 
 def connection_limit(wanted: int) -> int:
     """As many as may be open at once; beyond the limit on open files not even a refusal could be said."""
+    try:
+        import resource
+    except ImportError:  # Windows, which has no such limit on sockets
+        return wanted
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = wanted + OTHER_FILES
     if soft < needed and (hard == resource.RLIM_INFINITY or soft < hard):
@@ -130,22 +154,7 @@ def connection_limit(wanted: int) -> int:
     return min(wanted, max(1, soft - OTHER_FILES))
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Raises OSError where the port is taken; nobody can connect before the server listens."""
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        raise OSError(f"cannot listen on {host}, port {port}: {error.strerror}") from error
-    return listener
-
-
-def metrics_server(app: FastAPI, settings: Settings, listener: socket.socket) -> SideServer:
+def metrics_server(app: FastAPI, settings: Settings, listeners: list[socket.socket]) -> SideServer:
     side = Starlette(
         routes=[Route("/metrics", ops.metrics)],
         middleware=[Middleware(RequestIdMiddleware)],
@@ -153,7 +162,7 @@ def metrics_server(app: FastAPI, settings: Settings, listener: socket.socket) ->
     side.state.generator = app.state.generator
     config = configure(side, settings)
     config.lifespan = "off"
-    return SideServer(config, listener)
+    return SideServer(config, listeners)
 
 
 def serve(host: str, port: int) -> None:
@@ -169,13 +178,13 @@ def serve(host: str, port: int) -> None:
         raise SettingsError(f"setting DIFFUSION_METRICS_PORT: {port} is the port of the service itself")
     logs.configure(settings.log_level, settings.log_format)
     # before the models are loaded, which takes long
-    listener = bind(host, port)
-    side_listener = bind(host, settings.metrics_port) if settings.metrics_port else None
+    listeners = bind(host, port)
+    side_listeners = bind(host, settings.metrics_port) if settings.metrics_port else None
     app = create_app(settings)
     config = configure(app, settings, settings.drain_seconds)
-    side = metrics_server(app, settings, side_listener) if side_listener else None
+    side = metrics_server(app, settings, side_listeners) if side_listeners else None
     server = DrainingServer(config, app.state.thread, settings.drain_seconds, side)
     app.state.thread.on_death = server.end
-    server.run([listener])
+    server.run(listeners)
     if app.state.thread.died:
         sys.exit(ENGINE_DIED)

@@ -3,16 +3,20 @@
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as SettingsSourceError
 
 from models.checkpoint import default_checkpoints
-from service.keys import ApiKeys, Origins
+from service.keys import MIN_LENGTH, ApiKeys, Origins
 
 PREFIX = "DIFFUSION_"
+# What Kubernetes sets in every pod for a Service of the same namespace named diffusion, or diffusion-...
+SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?$")
+LINK_VALUE = re.compile(r"(tcp|udp|sctp)://")
+AnyCase = BeforeValidator(lambda given: given.strip().lower() if isinstance(given, str) else given)
 
 
 class SettingsError(ValueError):
@@ -53,16 +57,21 @@ class ModelEntry(BaseModel):
 
 
 class Settings(BaseSettings):
-    """Every setting is an environment variable, DIFFUSION_ and its name; nested ones are JSON."""
+    """Every setting is an environment variable, DIFFUSION_ and its name; nested ones are JSON.
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True)
+    A variable with an empty value counts as unset, because Compose writes one for ${X:-}.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True, env_ignore_empty=True
+    )
 
     checkpoints: Path = Field(default_factory=default_checkpoints)  # each folder in it with a config.json is served
     models: dict[str, ModelEntry] = {}  # served instead of checkpoints, by name
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the weights
+    device: Annotated[Literal["auto", "cpu", "cuda"], AnyCase] = "auto"
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], AnyCase] = "auto"  # of the weights
     cuda_graphs: bool = True  # replay steps as CUDA graphs; false for a network that cannot be captured
-    threads: int | None = Field(default=None, ge=1)  # CPU threads of the engine
+    threads: int | None = Field(default=None, ge=1)  # CPU threads of the engine; default: see service/cgroup.py
     max_rows: int | None = Field(default=None, ge=2, le=4096)  # forward rows a step; default: measured
     max_requests: int = Field(default=256, ge=1)  # waiting requests a model
     max_evaluations: int = Field(default=50_000, ge=1)  # waiting model evaluations a model
@@ -79,8 +88,8 @@ class Settings(BaseSettings):
     body_seconds: float = Field(default=10.0, gt=0, allow_inf_nan=False)  # for a body to arrive
     stream_seconds: float = Field(default=120.0, gt=0, allow_inf_nan=False)  # for a client to take what was sent
     keep_alive_seconds: int = Field(default=5, ge=1)  # for an idle connection
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["text", "json"] = "text"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], AnyCase] = "info"
+    log_format: Annotated[Literal["text", "json"], AnyCase] = "text"
     otel: bool = False  # send OpenTelemetry spans, where the OTEL_ variables say; needs the otel extra
 
 
@@ -90,17 +99,34 @@ def load_settings() -> Settings:
     Raises:
         SettingsError: a value out of range, or a DIFFUSION_ variable that does not exist.
     """
+    if os.environ.get(f"{PREFIX}API_KEYS") == "":  # whoever meant to close the service must not open it
+        raise SettingsError(
+            f"setting {PREFIX}API_KEYS: empty: give a key of at least {MIN_LENGTH} characters, or unset it"
+        )
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
     if unknown:
-        raise SettingsError(f"unknown setting {unknown[0]}: use one of {', '.join(sorted(known))}")
+        raise SettingsError(f"unknown setting {unknown[0]}: {_service_link(unknown[0]) or _allowed(known)}")
     try:
         return Settings()
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise SettingsError(f"setting {PREFIX}{where.upper()}: {first['msg']}") from error
+        name = f"{PREFIX}{where.upper()}"
+        raise SettingsError(f"setting {name}: {_service_link(name) or first['msg']}") from error
     except SettingsSourceError as error:  # a nested setting that is no JSON
         field = re.search(r'field "(\w+)"', str(error))
         name = f"setting {PREFIX}{field[1].upper()}" if field else "a setting"
         raise SettingsError(f"{name}: not valid JSON: {error.__cause__}") from error
+
+
+def _allowed(known: set[str]) -> str:
+    return f"use one of {', '.join(sorted(known))}"
+
+
+def _service_link(name: str) -> str:
+    """What to do about a variable that Kubernetes has set; empty for any other."""
+    is_link = LINK_VALUE.match(os.environ.get(name, "")) or SERVICE_LINK.search(name)
+    return (
+        "looks like a Kubernetes Service link: set enableServiceLinks: false in the pod's spec" if is_link else ""
+    )

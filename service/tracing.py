@@ -92,4 +92,4 @@ def otlp_provider() -> "TracerProvider":
         provider = TracerProvider(resource=resource)
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         return provider
-    raise SettingsError("setting DIFFUSION_OTEL: install the otel extra: pip install 'stepwise-diffusion[otel]'")
+    raise SettingsError("setting DIFFUSION_OTEL: in a checkout, pip install -c constraints.txt -e '.[otel]' first")

@@ -52,6 +52,7 @@ class SimulatedRunner(ModelRunner):
     ):
         super().__init__(nn.Identity(), config, NO_WEIGHTS, torch.float32, num_slots)
         self.cost, self.clock, self._sleep_until = cost, clock, sleep_until
+        self.work_clock = clock  # sleeping is its work
         self._picture = torch.from_numpy(stripes(config.image_shape))
 
     def launch(self, tasks: list[ImageTask]) -> LaunchedStep:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from service.app import create_app
+from service.middleware import MAX_BODY
 from service.settings import PREFIX, load_settings
 from tests.docker import manifests, scaling
 from tests.docker.manifests import Check, Manifests, container, environment, of_kind, pod
@@ -18,7 +19,8 @@ from tests.docker.render import ADAPTER, K8S, OVERLAYS, kustomize, rendered
 from tests.service.conftest import running, tiny_settings
 
 ROOT = K8S.parents[1]
-TRACED = "cpu with tracing and monitoring"  # no overlay of its own: components are what an operator adds
+NGINX_IDLE_SECONDS = 60  # how long it keeps an idle connection to a server
+TRACED = "cpu with every component"  # no overlay of its own: components are what an operator adds
 
 CHECKS: dict[str, Check] = {
     "settings": manifests.settings,
@@ -31,12 +33,13 @@ CHECKS: dict[str, Check] = {
 
 @pytest.fixture(scope="session")
 def traced(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The overlay cpu with both components, in a copy of the tree."""
+    """The overlay cpu with every component, in a copy of the tree."""
     folder = tmp_path_factory.mktemp("k8s") / "k8s"
     shutil.copytree(K8S, folder)
     overlay = folder / "overlays" / "cpu"
     with (overlay / "kustomization.yaml").open("a") as file:
-        file.write("components:\n  - ../../components/tracing\n  - ../../components/monitoring\n")
+        file.write("components:\n")
+        file.writelines(f"  - ../../components/{part.name}\n" for part in sorted((K8S / "components").iterdir()))
     return overlay
 
 
@@ -88,7 +91,23 @@ def test_all_settings_load_together(text: str, monkeypatch: pytest.MonkeyPatch) 
     ports = {port["name"]: port["containerPort"] for port in container(manifests.read(text))["ports"]}
     assert loaded.metrics_port == ports["metrics"]
     assert loaded.log_format == "json"
+    assert loaded.keep_alive_seconds > NGINX_IDLE_SECONDS
     assert loaded.otel is (f"{PREFIX}OTEL" in given)
+
+
+def test_the_ingress_has_tls_and_lets_streams_through(traced: Path) -> None:
+    found = manifests.read(kustomize(traced))
+    (ingress,), (service,) = of_kind(found, "Ingress"), of_kind(found, "Service")
+    annotations = ingress["metadata"]["annotations"]
+    assert annotations["nginx.ingress.kubernetes.io/proxy-buffering"] == "off"
+    assert annotations["nginx.ingress.kubernetes.io/proxy-body-size"] == f"{MAX_BODY // 1024}k"
+    assert annotations["nginx.ingress.kubernetes.io/force-ssl-redirect"] == "true"
+    (rule,) = ingress["spec"]["rules"]
+    assert [rule["host"]] == [host for entry in ingress["spec"]["tls"] for host in entry["hosts"]]
+    (path,) = rule["http"]["paths"]
+    target = path["backend"]["service"]
+    assert target["name"] == service["metadata"]["name"]
+    assert target["port"]["name"] in {port["name"] for port in service["spec"]["ports"]} - {"metrics"}
 
 
 def test_the_probes_are_answered_by_the_service(checkpoints: Path) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints: what survives the round trip, and one sentence for everything that can be wrong with a file."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -197,7 +198,7 @@ def test_impossible_architectures_say_why(changes: dict[str, Any], reason: str, 
 def test_class_names_decide_the_number_of_classes(folder: Path) -> None:
     """A change of the names alone leaves weights that no longer fit."""
     edit(folder, class_names=["only"])
-    with pytest.raises(CheckpointError, match="size mismatch for condition.label.weight"):
+    with pytest.raises(CheckpointError, match=r"other sizes: condition.label.weight \[11, 16\], not \[2, 16\]"):
         load_checkpoint(folder)
 
 
@@ -232,6 +233,81 @@ def test_checkpoints_are_looked_for_here_and_then_beside_the_code(
     assert load_config(default_checkpoints() / "dit").architecture == "dit"
     (tmp_path / "checkpoints").mkdir()
     assert default_checkpoints() == Path("checkpoints")
+
+
+def rename(folder: Path, change: Callable[[str], str]) -> None:
+    """Give every tensor another name."""
+    path = folder / "model.safetensors"
+    save_file({change(name): tensor for name, tensor in load_file(path).items()}, path)
+    edit(folder, sha256="")
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "ema_model.", "module._orig_mod.", "ema_model.module."]
+)
+def test_names_that_a_wrapper_has_lengthened_are_loaded(prefix: str, folder: Path) -> None:
+    """As they are saved from a model under DistributedDataParallel, torch.compile or an average of weights."""
+    before, _ = load_checkpoint(folder)
+    rename(folder, lambda name: prefix + name)
+    after, _ = load_checkpoint(folder)
+    for name, tensor in before.state_dict().items():
+        assert torch.equal(after.state_dict()[name], tensor)
+
+
+class Wrapped(nn.Module):
+    """Its own names begin as if it were wrapped."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.module = Foreign(width)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return self.module(x, t, y)
+
+
+def test_a_prefix_that_is_the_models_own_stays(tmp_path: Path) -> None:
+    config = ModelConfig("foreign", {"width": 5}, class_names=["a"])
+    save_checkpoint(tmp_path, Wrapped(5), config)
+    load_checkpoint(tmp_path, architecture=f"{__name__}:Wrapped")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda name: f"net.{name}", r"it lacks [\w., ]+ and \d+ more; it has unknown net\.\w"),
+        (lambda name: "module." + name if "label" in name else name, "it lacks .*label.*; it has unknown module"),
+    ],
+    ids=["another prefix", "a prefix on some"],
+)
+def test_other_names_are_told_in_a_short_sentence(change: Callable[[str], str], says: str, folder: Path) -> None:
+    rename(folder, change)
+    with pytest.raises(CheckpointError, match=says) as caught:
+        load_checkpoint(folder)
+    text = str(caught.value).replace(str(folder), "")
+    assert "\n" not in text
+    assert len(text) < 400
+
+
+def test_a_config_is_utf_8_in_every_locale(folder: Path) -> None:
+    """With the byte order mark that editors on Windows write, in a process whose locale is ASCII."""
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    names = ["caf\u00e9", *config["class_names"][1:]]
+    text = json.dumps(config | {"class_names": names}, ensure_ascii=False)
+    (folder / "config.json").write_text(text, "utf-8-sig")
+    code = (
+        "import pathlib, sys\n"
+        "from models.checkpoint import load_config\n"
+        "print(ascii(load_config(pathlib.Path(sys.argv[1])).class_names[0]))\n"
+    )
+    ascii_locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)],
+        cwd=Path(__file__).resolve().parents[2],
+        env=dict(os.environ) | ascii_locale,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "'caf\\xe9'\n", done.stderr
 
 
 def test_loading_unpickles_nothing(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +13,12 @@ import httpx
 import pytest
 import torch
 
+from benchmarks.client import reserved_port
 from models.dit_model import DIT
 from service import logs
 from tests.checkpoints import CLASS_NAMES, TINY
 from tests.service.process import serving
+from tests.waiting import wait_until
 
 KEY = "alice-has-a-secret-key"
 NAMED = {"X-Request-Id": "my-request", "Authorization": f"Bearer {KEY}"}
@@ -50,8 +53,12 @@ def test_json_lines_name_the_request_and_never_the_key(checkpoints: Path, tmp_pa
     assert (done["method"], done["status"], done["level"]) == ("POST", 200, "info")
     assert (done["request_id"], done["key"]) == ("my-request", "alice")
     assert 0 < done["seconds"] < 30
+    assert (done["model"], done["steps"], done["n"], done["outcome"]) == ("dit", 2, 1, "ok")
+    assert done["queue_seconds"] + done["denoise_seconds"] <= done["seconds"] + 1e-3  # each rounded
     assert answered["/%0aforged%20line"]["status"] == 404
     assert answered["/livez"]["level"] == "debug"  # probes come every few seconds
+    assert "model" not in answered["/livez"]
+    assert not [line for line in parsed if "uvicorn" in line["logger"]]
     refused = [line for line in access if line["status"] == 401]
     assert [line["key"] for line in refused] == [""]
     assert KEY not in "".join(lines)
@@ -73,10 +80,36 @@ def test_text_lines_and_stack_traces(tmp_path: Path) -> None:
     with logged(tmp_path, tmp_path, models=models) as (url, lines):
         assert httpx.post(f"{url}/generate?model=dit&class=1", headers=NAMED).status_code == 500
         assert httpx.get(f"{url}/readyz").status_code == 200
-    assert any("service.access: POST /generate 500 in " in line and "[my-request]" in line for line in lines)
+    failed = [line for line in lines if "service.access: POST /generate 500 in " in line]
+    assert [line.partition(" s ")[2] for line in failed] == ["model=dit steps=10 n=1 outcome=error [my-request]"]
+    assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00 INFO ", failed[0])  # UTC, as in JSON logs
     assert "RuntimeError: this model does not like class 1" in lines
-    assert not any("GET /readyz 200" in line for line in lines)  # debug
-    assert any("uvicorn.error: " in line for line in lines)  # its lines have our form
+    assert not any("GET /readyz" in line for line in lines)  # debug, also the many 503 before the first 200
+    assert not any("uvicorn" in line for line in lines if not line.startswith(" "))  # but in stack traces
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_one_line_says_where_it_listens_when_it_is_ready(checkpoints: Path, tmp_path: Path, form: str) -> None:
+    with (
+        reserved_port() as metrics_port,
+        logged(checkpoints, tmp_path, log_format=form, metrics_port=metrics_port) as (url, lines),
+    ):
+        wait_until(lambda: "listening" in (tmp_path / "log").read_text())
+    (said,) = [line for line in lines if "listening" in line]
+    assert url in said
+    if form == "json":
+        told = json.loads(said)
+        assert (told["urls"], told["logger"]) == ([url], "service.server")
+        assert len(told["metrics_urls"]) == 1
+        assert told["metrics_urls"][0].endswith("/metrics")
+    order = [name for line in lines for name in ("is warm", "listening", "stopping") if name in line]
+    assert order == ["is warm", "is warm", "listening", "stopping"]
+
+
+def test_uvicorns_lines_have_a_name_of_ours() -> None:
+    record = logging.LogRecord("uvicorn.error", logging.WARNING, __file__, 1, "any", (), None)
+    assert logs._own_name(record)
+    assert record.name == "service.http"
 
 
 def test_what_fails_behind_the_application_is_about_the_request_too(capsys: pytest.CaptureFixture[str]) -> None:

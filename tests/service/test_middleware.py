@@ -84,19 +84,90 @@ def test_other_origins_are_told_nothing_by_default(server: Running) -> None:
 
 
 def test_a_named_origin_may_call_and_read(strict: Running) -> None:
-    preflight = {
-        "Origin": FRIEND,
-        "Access-Control-Request-Method": "POST",
-        "Access-Control-Request-Headers": "x-api-key",
-    }
-    asked = httpx.options(f"{strict.url}/generate", headers=preflight)  # a browser asks without its key
-    assert asked.status_code == 200
-    assert asked.headers["access-control-allow-origin"] == FRIEND
-    assert "X-API-Key" in asked.headers["access-control-allow-headers"]
     answer = strict.client.post("/generate?model=dit&class=0&steps=1", headers={"Origin": FRIEND})
     assert answer.status_code == 200
     assert answer.headers["access-control-allow-origin"] == FRIEND
     assert "X-Seed" in answer.headers["access-control-expose-headers"]
+
+
+SENT_BY = {
+    "this API": "accept,authorization,content-type,if-none-match,x-api-key,x-request-id",
+    "openai-node": (
+        "authorization,content-type,x-stainless-arch,x-stainless-lang,x-stainless-os,x-stainless-package-version,"
+        "x-stainless-retry-count,x-stainless-runtime,x-stainless-runtime-version,x-stainless-timeout"
+    ),
+    "OpenTelemetry": "baggage,content-type,traceparent,tracestate",
+    "Open Inference, binary": "content-type,inference-header-content-length",
+}
+
+
+@pytest.mark.parametrize("client", SENT_BY)
+def test_the_preflight_of_every_client_passes(client: str, strict: Running) -> None:
+    preflight = {
+        "Origin": FRIEND,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": SENT_BY[client],
+    }
+    asked = httpx.options(
+        f"{strict.url}/v1/images/generations", headers=preflight
+    )  # a browser asks without its key
+    assert (asked.status_code, asked.headers["access-control-allow-origin"]) == (200, FRIEND)
+    allowed = {name.strip().lower() for name in asked.headers["access-control-allow-headers"].split(",")}
+    assert set(SENT_BY[client].split(",")) <= allowed
+
+
+# What every script may read, and what only proxies and browsers themselves have a use for.
+SAFE = {"cache-control", "content-language", "content-length", "content-type", "expires", "last-modified", "pragma"}
+NOT_FOR_SCRIPTS = {
+    "connection",
+    "date",
+    "server",
+    "vary",
+    "x-content-type-options",
+    "x-accel-buffering",
+    "transfer-encoding",
+}
+
+
+def test_scripts_may_read_every_header_that_is_sent(strict: Running) -> None:
+    """Each kind of answer; a browser hides the headers that are not exposed."""
+    binary = {
+        "inputs": [{"name": "class", "datatype": "INT64", "shape": [1], "data": [0]}],
+        "outputs": [{"name": "images", "parameters": {"binary_data": True}}],
+    }
+    drawn = "/generate?model=dit&class=0&steps=1"
+    origin = {"Origin": FRIEND}
+    answers = [
+        strict.client.post(drawn, headers=origin),
+        strict.client.post(drawn + "&deterministic=true&seed=1", headers=origin),
+        strict.client.post(drawn + "&preview=1", headers=origin | {"Accept": "text/event-stream"}),
+        strict.client.post("/v2/models/dit/infer", headers=origin, json=binary),
+        strict.client.post("/nowhere", headers=origin),
+        strict.client.put("/generate", headers=origin),
+        httpx.get(f"{strict.url}/models", headers=origin),
+    ]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 200, 404, 405, 401]
+    for answer in answers:
+        sent = {name for name in answer.headers if not name.startswith("access-control-")}
+        exposed = {name.strip().lower() for name in answer.headers["access-control-expose-headers"].split(",")}
+        assert sent - SAFE - NOT_FOR_SCRIPTS <= exposed, answer.request.url
+
+
+def test_a_failure_inside_is_an_answer_that_a_browser_may_read(
+    checkpoints: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = create_app(tiny_settings(checkpoints, cors_origins=[FRIEND]))
+
+    async def broken() -> None:
+        raise RuntimeError("on purpose")
+
+    app.add_api_route("/broken", broken)
+    with running(app) as live:
+        answer = live.client.get("/broken", headers={"Origin": FRIEND, "X-Request-Id": "my-request"})
+    assert (answer.status_code, answer.json()["detail"]) == (500, "the service failed on this request")
+    assert answer.headers["access-control-allow-origin"] == FRIEND
+    assert answer.headers["x-request-id"] == "my-request"
+    assert "RuntimeError: on purpose" in caplog.text
 
 
 def test_a_stranger_may_not(strict: Running) -> None:

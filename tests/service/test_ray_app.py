@@ -1,6 +1,9 @@
 """Ray Serve: what a replica tells Ray, and what cannot be deployed. Ray itself is not needed."""
 
 import asyncio
+import importlib.util
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +14,7 @@ from pydantic import ValidationError
 
 from service.ray_app import BACKLOG, BacklogPolicy, Replica, Scale, _choose
 from service.settings import Settings, SettingsError
+from tests.service.process import ROOT, environment
 
 
 def replica(**thread: Any) -> Replica:
@@ -48,6 +52,15 @@ def test_replicas_follow_the_backlog_of_all_models() -> None:
     policy = BacklogPolicy(target_seconds=0.25)
     assert policy(SimpleNamespace(aggregated_metrics=metrics)) == (4.0, {})
     assert policy(SimpleNamespace(aggregated_metrics=None)) == (0, {})
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
+def test_without_ray_one_sentence_says_how_to_get_it() -> None:
+    command = [sys.executable, "-m", "service.ray_app", "--port", "0"]
+    ended = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2
+    assert "Ray is missing: in a checkout, pip install -c constraints.txt -e '.[ray]'" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_what_cannot_be_deployed_is_refused(checkpoints: Path) -> None:

@@ -15,6 +15,33 @@ def test_every_checkpoint_in_the_folder_is_a_model(checkpoints: Path) -> None:
     assert list(model_entries(tiny_settings(checkpoints))) == ["dit", "unet"]
 
 
+@pytest.mark.parametrize("name", ["org/unet", "", "x\n", ".."])
+def test_a_model_that_no_path_could_name_is_refused(name: str, checkpoints: Path) -> None:
+    entry = ModelEntry(checkpoint=checkpoints / "dit")
+    with pytest.raises(SettingsError, match="model name"):
+        load_runners(Settings(models={name: entry}, device="cpu"))
+
+
+def test_a_folder_that_no_path_could_name_is_refused(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "dit ", "dit")
+    with pytest.raises(SettingsError, match="model name 'dit '"):
+        load_runners(tiny_settings(tmp_path))
+
+
+def test_hidden_folders_are_no_models(tmp_path: Path) -> None:
+    for name in ("dit", ".dit.tmp", ".Trash-0"):
+        write_checkpoint(tmp_path / name, "dit")
+    (tmp_path / ".dit.tmp" / "model.safetensors").write_bytes(b"half a copy")
+    assert list(load_runners(tiny_settings(tmp_path))) == ["dit"]
+
+
+@pytest.mark.parametrize("names", [["Cat", "cat", "dog"], ["cat", " cat ", "dog"], ["a", "", "b"]])
+def test_classes_that_a_request_could_not_tell_apart_stop_the_start(names: list[str]) -> None:
+    entry = ModelEntry(config={"architecture": "dit", "arguments": TINY["dit"], "class_names": names})
+    with pytest.raises(CheckpointError, match="model x: class name"):
+        load_runners(Settings(models={"x": entry}, device="cpu"))
+
+
 def test_an_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=rf"no checkpoint in {tmp_path}: .*DIFFUSION_MODELS"):
         load_runners(tiny_settings(tmp_path))

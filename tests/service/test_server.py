@@ -1,9 +1,11 @@
 """`python run.py serve` as a process: start, signals, exit codes, broken configuration."""
 
 import json
+import re
 import signal
 import socket
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -12,7 +14,7 @@ import httpx
 import pytest
 
 from benchmarks.client import reserved_port
-from service.server import ENGINE_DIED
+from service.server import ENGINE_DIED, connection_limit
 from tests.service.networks import Gated, Lost, entry
 from tests.service.process import ROOT, command, environment, serving, status
 from tests.waiting import wait_until
@@ -142,6 +144,41 @@ def test_connections_stay_within_the_open_files(checkpoints: Path, tmp_path: Pat
         text = log.read()
     assert "64 connections at most" in text
     assert "Traceback" not in text
+
+
+def test_without_a_limit_on_open_files_all_connections_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows has no module `resource`."""
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert connection_limit(5000) == 5000
+
+
+def test_nothing_that_is_served_imports_what_only_unix_has() -> None:
+    """Where no function asks for it: at import it would stop the service on Windows."""
+    code = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(('resource', 'fcntl', 'pwd', 'grp', 'termios')))\n"
+        "import service.server\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_a_port_that_the_system_chooses_is_told(checkpoints: Path, tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as log, reserved_port() as metrics_port:
+        settings = environment(checkpoints=checkpoints, device="cpu", max_rows=4, metrics_port=metrics_port)
+        process = subprocess.Popen(command(0), cwd=ROOT, env=settings, stderr=log, text=True)
+        try:
+            text = (tmp_path / "log").read_text
+            wait_until(lambda: "listening on " in text() or process.poll() is not None)
+            told = re.search(
+                r"listening on (http://127.0.0.1:\d+), metrics on (http://127.0.0.1:\d+/metrics)\n", text()
+            )
+            assert told, text()
+            assert httpx.get(f"{told[1]}/readyz").status_code == 200
+            assert httpx.get(told[2]).status_code == 200
+        finally:
+            process.kill()
+            process.wait()
 
 
 def test_broken_configuration_is_one_sentence(tmp_path: Path) -> None:

@@ -56,6 +56,52 @@ def test_a_misspelt_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         load_settings()
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "read"),
+    [
+        ("LOG_LEVEL", "INFO", "info"),
+        ("LOG_FORMAT", "Json", "json"),
+        ("DEVICE", "CPU", "cpu"),
+        ("DTYPE", "BFloat16 ", "bfloat16"),
+    ],
+)
+def test_choices_are_taken_in_any_case(monkeypatch: pytest.MonkeyPatch, name: str, value: str, read: str) -> None:
+    monkeypatch.setenv(f"DIFFUSION_{name}", value)
+    assert getattr(load_settings(), name.lower()) == read
+
+
+@pytest.mark.parametrize("name", sorted(Settings.model_fields.keys() - {"api_keys"}))
+def test_an_empty_value_is_none(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Compose writes one for ${X:-}. Empty API keys are refused: see test_keys.py."""
+    monkeypatch.setenv(f"DIFFUSION_{name.upper()}", "")
+    assert load_settings() == Settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "tcp://10.0.0.1:8000"),
+        ("SERVICE_HOST", "10.0.0.1"),
+        ("SERVICE_PORT", "8000"),
+        ("SERVICE_PORT_HTTP", "8000"),
+        ("PORT_8000_TCP", "tcp://10.0.0.1:8000"),
+        ("PORT_8000_TCP_ADDR", "10.0.0.1"),
+        (
+            "METRICS_PORT",
+            "tcp://10.0.0.1:9090",
+        ),  # of a Service named diffusion-metrics; a setting has this name, too
+    ],
+)
+def test_variables_of_a_kubernetes_service_are_explained(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"DIFFUSION_{name}", value)
+    with pytest.raises(
+        SettingsError, match=f"DIFFUSION_{name}: looks like a Kubernetes Service link: .*Links: false"
+    ):
+        load_settings()
+
+
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Settings().__setattr__("max_rows", 3)
