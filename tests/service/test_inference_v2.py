@@ -12,7 +12,8 @@ from PIL import Image
 from service.dialects import InferenceError
 from service.routes.inference_v2 import EXTENSIONS
 from tests.checkpoints import CLASS_NAMES
-from tests.service.conftest import Running, wait_until
+from tests.service.conftest import Running
+from tests.waiting import wait_until
 
 http = pytest.importorskip("tritonclient.http", reason="needs tritonclient")
 utils = pytest.importorskip("tritonclient.utils", reason="needs tritonclient")

@@ -9,8 +9,9 @@ import pytest
 
 from service.app import create_app
 from service.settings import ModelEntry, Settings
-from tests.service.conftest import Running, running, wait_until
+from tests.service.conftest import Running, running
 from tests.service.page.conftest import SKY, Visit, decoded
+from tests.waiting import wait_until
 
 
 def test_both_models_draw_what_generate_draws(visit: Visit, server: Running) -> None:

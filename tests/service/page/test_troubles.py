@@ -5,8 +5,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from service.app import create_app
-from tests.service.conftest import running, tiny_settings, wait_until
+from tests.service.conftest import running, tiny_settings
 from tests.service.page.conftest import CHOICE, Visit, problem
+from tests.waiting import wait_until
 
 
 def test_a_refusal_is_shown_in_its_own_words(visit: Visit) -> None:
