@@ -23,13 +23,13 @@ from service.engine.plan import compile_plan
 from service.engine.request import ImageTask, Preview, Request, SamplingParams
 from service.engine.step_block import BYTES_PER_ROW, StepBlock, pack
 
-CAP_ROUNDS = 6  # more measurements of each possible cap, all of them in turn: noise comes in bursts of seconds
+CAP_ROUNDS = 8  # more measurements of each possible cap, all of them in turn: noise comes in bursts of seconds
 ALL_COUNTS = 16  # every row count up to here is warmed up and measured, then steps of about a half
 OutOfMemory = torch.OutOfMemoryError
 SHORTEST = 1e-9  # seconds of a step, for clocks that see none pass
-# Of the best rows per second; rows beyond it add more latency than images. On CPUs the shipped models reach 72 to 79 %
-# with 4 rows and 87 to 91 % with 8: the bar stands between them, so that noise does not decide.
-KNEE = 0.84
+# Of the best rows per second; rows beyond it add more latency than images. On CPUs with 1 and 2 threads the shipped
+# models reach 65 to 79 % with 4 rows and 85 to 94 % with 8: the bar stands between, so that noise does not decide.
+KNEE = 0.82
 
 
 class ModelFailed(Exception):
