@@ -282,7 +282,7 @@ class NoisyRunner(ModelRunner):
         return (self.overhead + rows) * self.burst * (1 + abs(self.random.gauss(0, 0.04)))
 
 
-@pytest.mark.parametrize(("overhead", "cap"), [(0.3, 2), (0.7, 4), (1.5, 8), (2.0, 8), (8.0, 16)])
+@pytest.mark.parametrize(("overhead", "cap"), [(0.3, 2), (0.7, 4), (2.0, 8), (2.5, 8), (8.0, 16)])
 def test_the_cap_is_the_same_at_every_start_of_a_noisy_machine(overhead: float, cap: int) -> None:
     """Of every count between 1 and 16 the same one won in 33 to 61 % of such starts."""
     starts = [NoisyRunner(overhead, seed).warm_up(None) for seed in range(100)]
