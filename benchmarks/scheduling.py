@@ -9,7 +9,6 @@ device can do with full steps. "Foretold" compares each latency with the engine'
 """
 
 import argparse
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +51,7 @@ class Clock:
 class VirtualRunner(SimulatedRunner):
     """A simulated runner, whose step times are exactly those of its profile."""
 
-    def _time_step(self, rows: int, clock: Callable[[], float] = time.monotonic) -> float:
+    def _time_step(self, rows: int) -> float:
         return self.cost.seconds(rows)
 
 

@@ -1,7 +1,7 @@
-"""What a process of the service needs: memory and start-up time, by model; and the row caps that starts choose.
+"""What a process of the service needs: memory and start-up time, by model.
 
     python -m benchmarks.sizing                      # the shipped checkpoints, together and each alone
-    python -m benchmarks.sizing --starts 5 --threads 1
+    python -m benchmarks.sizing --starts 5 --threads 1    # medians of five starts
 
 Starts `run.py serve` on the CPU, waits until it is warm, draws one image with each model, and reads the memory that
 is then in use. Prints a table in Markdown.
@@ -35,7 +35,6 @@ class Start:
     seconds: float  # from the command until the models are warm
     idle_mib: float  # resident, after one image of each model
     peak_mib: float  # resident, at most
-    caps: dict[str, int]  # rows a step at most, by model
 
 
 @contextmanager
@@ -74,9 +73,7 @@ def measure(models: dict[str, Path], threads: int) -> Start:
         seconds = time.monotonic() - started
         for name in models:
             httpx.post(f"{url}/generate?model={name}&class=0", timeout=START_SECONDS).raise_for_status()
-        told = httpx.get(f"{url}/info").json()["profiles"]
-        idle, peak = memory(process.pid, "VmRSS"), memory(process.pid, "VmHWM")
-    return Start(seconds, idle, peak, {name: profile["max_rows"] for name, profile in told.items()})
+        return Start(seconds, memory(process.pid, "VmRSS"), memory(process.pid, "VmHWM"))
 
 
 def memory(pid: int, field: str) -> float:
@@ -90,8 +87,7 @@ def row(label: str, starts: list[Start]) -> str:
     seconds, idle, peak = (
         median(getattr(start, name) for start in starts) for name in ("seconds", "idle_mib", "peak_mib")
     )
-    caps = ", ".join(f"{name} {' '.join(str(start.caps[name]) for start in starts)}" for name in starts[0].caps)
-    return f"| {label} | {seconds:.0f} s | {idle:.0f} MiB | {peak:.0f} MiB | {caps} |"
+    return f"| {label} | {seconds:.0f} s | {idle:.0f} MiB | {peak:.0f} MiB |"
 
 
 def main() -> None:
@@ -104,7 +100,7 @@ def main() -> None:
         path.parent.name: path.parent.resolve() for path in sorted(arguments.checkpoints.glob("*/config.json"))
     }
     sets = [{name: folder} for name, folder in found.items()] + ([found] if len(found) > 1 else [])
-    print("| models | start-up | memory, idle | memory, peak | rows a step, by start |\n|---|---|---|---|---|")
+    print("| models | start-up | memory, idle | memory, peak |\n|---|---|---|---|")
     for models in sets:
         starts = [measure(models, arguments.threads) for _ in range(arguments.starts)]
         print(row(" + ".join(models), starts), flush=True)

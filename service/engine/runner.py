@@ -4,7 +4,6 @@ This is the plain runner, one launch at a time; service/engine/graphs.py replays
 Letters: n images of the step, R forward rows (n conditional ones, then one unconditional per guided image).
 """
 
-import math
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
@@ -23,13 +22,10 @@ from service.engine.plan import compile_plan
 from service.engine.request import ImageTask, Preview, Request, SamplingParams
 from service.engine.step_block import BYTES_PER_ROW, StepBlock, pack
 
-CAP_ROUNDS = 6  # more measurements of each possible cap, all of them in turn: noise comes in bursts of seconds
+WARM_UP_REPEATS = 2
 ALL_COUNTS = 16  # every row count up to here is warmed up and measured, then steps of about a half
 OutOfMemory = torch.OutOfMemoryError
-SHORTEST = 1e-9  # seconds of a step, for clocks that see none pass
-# Of the best rows per second; rows beyond it add more latency than images. On CPUs the shipped models reach
-# 72 to 79 % with 4 rows and 87 to 91 % with 8: the bar stands between them, so that noise does not decide.
-KNEE = 0.84
+KNEE = 0.8  # of the best rows per second: rows beyond it add more latency than images
 
 
 class ModelFailed(Exception):
@@ -102,8 +98,6 @@ class ModelRunner:
             weight.data = weight.data.contiguous(memory_format=layout)
         self.pool = LatentPool(num_slots, config.image_shape, device, layout)
         self.step_seconds: dict[int, float] = {}  # measured by warm_up, by row count
-        # Of what a step costs without what other processes take meanwhile: on a CPU that is this thread's own time.
-        self.work_clock = time.thread_time if device.type == "cpu" else time.monotonic
         self.fixed_rows = num_slots  # of every step with a deterministic image
 
     def execute(self, tasks: list[ImageTask]) -> StepResult:
@@ -153,7 +147,7 @@ class ModelRunner:
         """Whatever makes later steps of `rows` rows fast; called once a row count, the largest first."""
 
     def warm_up(self, max_rows: int | None, on_progress: Callable[[], None] = lambda: None) -> int:
-        """Run and time each row count, and choose the row cap.
+        """Run each row count until it is fast, keep its best time, and choose the row cap.
 
         max_rows: the cap if the operator set one. on_progress: called after each count. Returns the cap, which is
         lower where the device has no memory for more.
@@ -162,30 +156,30 @@ class ModelRunner:
         for rows in reversed(row_counts(max_rows or len(self.pool))):
             try:
                 self.prepare(rows)
-                self.step_seconds[rows] = self._time_step(rows)
+                self.step_seconds[rows] = min(self._time_step(rows) for _ in range(WARM_UP_REPEATS))
             except (OutOfMemory, ModelFailed) as error:
                 if rows <= 2 or not isinstance(error.__cause__ or error, OutOfMemory):
                     raise
             on_progress()
-        if max_rows:
-            return max(self.step_seconds)
-        work = dict.fromkeys(possible_caps(self.step_seconds), math.inf)
-        for _ in range(CAP_ROUNDS):
-            for rows in reversed(work):
-                work[rows] = min(work[rows], max(self._time_step(rows, self.work_clock), SHORTEST))
-                on_progress()
-        return knee(work)
+        return max(self.step_seconds) if max_rows else self.choose_cap()
 
-    def _time_step(self, rows: int, clock: Callable[[], float] = time.monotonic) -> float:
+    def choose_cap(self) -> int:
+        """On a CPU the largest count that ran; elsewhere the knee of the measured times.
+
+        On a CPU other processes decide what a start measures: in starts of one machine the knee was 4, 8 or 16.
+        """
+        return max(self.step_seconds) if self.device.type == "cpu" else knee(self.step_seconds)
+
+    def _time_step(self, rows: int) -> float:
         """Seconds of a step in the middle of its requests; the first and the last one are run, too."""
         tasks = self._rehearsal(rows)
         seconds = []
         for step in range(3):
             for task in tasks:
                 task.step = step
-            started = clock()
+            started = time.monotonic()
             self.execute(tasks)
-            seconds.append(clock() - started)
+            seconds.append(time.monotonic() - started)
         return seconds[1]
 
     def _rehearsal(self, rows: int) -> list[ImageTask]:

@@ -15,7 +15,7 @@ from torch import nn
 
 from models.checkpoint import ModelConfig
 from service.engine.request import ImageTask
-from service.engine.runner import LaunchedStep, ModelRunner
+from service.engine.runner import LaunchedStep, ModelRunner, knee
 
 NO_WEIGHTS = torch.device("cpu")
 
@@ -52,7 +52,6 @@ class SimulatedRunner(ModelRunner):
     ):
         super().__init__(nn.Identity(), config, NO_WEIGHTS, torch.float32, num_slots)
         self.cost, self.clock, self._sleep_until = cost, clock, sleep_until
-        self.work_clock = clock  # sleeping is its work
         self._picture = torch.from_numpy(stripes(config.image_shape))
 
     def launch(self, tasks: list[ImageTask]) -> LaunchedStep:
@@ -61,6 +60,9 @@ class SimulatedRunner(ModelRunner):
         pixels = self._picture.expand(shown, -1, -1, -1).clone() if shown else None
         finite = torch.ones(len(tasks), dtype=torch.bool)
         return LaunchedStep(tasks, finite, pixels, lambda: self._sleep_until(ends))
+
+    def choose_cap(self) -> int:
+        return knee(self.step_seconds)
 
     def describe(self) -> dict[str, Any]:
         return {"device": "simulated", "dtype": "none"}
