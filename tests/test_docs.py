@@ -17,7 +17,6 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 LINES, WORDS, USUAL_WORDS = 160, 40, 25  # of the README; of a sentence; of nine in ten of the README's sentences
-LONG_SENTENCES = {"api.md", "kernels.md", "observability.md", "roofline.md", "scaling.md"}  # still to be cut
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 
@@ -116,8 +115,6 @@ def test_sentences_are_found() -> None:
 
 @each_page
 def test_sentences_are_short(page: Path) -> None:
-    if page.name in LONG_SENTENCES:
-        pytest.skip("long sentences are still to be cut here")
     assert [sentence for sentence in sentences(page.read_text()) if len(sentence.split()) > WORDS] == []
 
 

@@ -3,7 +3,9 @@
 import importlib.metadata
 import json
 import shlex
+import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -15,6 +17,15 @@ from run import build_parser, main
 from training.config import PRESETS, TrainConfig
 
 TINY = ["--arguments", '{"hidden_dim": 32, "depth": 1, "num_heads": 2}']
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before() -> Iterator[None]:
+    """`serve` takes over SIGINT and SIGTERM, which other tests of this process send."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

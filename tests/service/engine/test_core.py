@@ -8,7 +8,7 @@ from torch import Tensor
 
 from service.engine.core import EngineConfig, EngineCore, ModelStats, Progress
 from service.engine.request import QueueFull, Request, RequestStatus
-from service.engine.runner import ModelRunner, knee
+from service.engine.runner import ModelRunner
 from tests.service.engine.tiny import (
     Turnstile,
     drive,
@@ -143,12 +143,12 @@ def test_device_time_is_charged_over_the_weight() -> None:
     assert core.shares["b"].virtual_time == used["b"] / 4
 
 
-def test_the_cap_is_measured_when_nobody_sets_it() -> None:
+def test_the_runner_chooses_the_cap_when_nobody_sets_it() -> None:
     runner = recording_runner(Turnstile(), tiny_config(), num_slots=5)
     core = EngineCore({"dit": runner}, EngineConfig())
     core.warm_up("dit")
     assert sorted(runner.step_seconds) == [1, 2, 3, 4, 5]
-    assert core.shares["dit"].scheduler.max_rows == knee(runner.step_seconds)
+    assert core.shares["dit"].scheduler.max_rows == runner.choose_cap() == 5
 
 
 def test_one_row_cap_serves_guided_images_too() -> None:
