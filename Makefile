@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 # pytest-xdist: a worker a core, four at most; the tests of a file stay together, for they share servers and browsers.
-WORKERS := -n logical --maxprocesses 4 --dist loadfile
+WORKERS := -n logical --maxprocesses 4 --dist loadgroup
 FAST := tests/models $(filter-out %_interpreted.py,$(wildcard tests/kernels/test_*.py)) tests/service/engine \
     $(patsubst %,tests/service/test_%.py,dialects generate images negotiation openai settings)
 

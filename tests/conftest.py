@@ -16,8 +16,15 @@ def pytest_configure() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked gpu run where there is one, and say so where there is none."""
+    """Tests marked gpu run where there is one, and say so where there is none.
+
+    The tests of a file share servers and browsers, so they run on one worker, unless they name another group.
+    """
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

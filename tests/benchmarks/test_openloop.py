@@ -29,7 +29,7 @@ def test_three_times_the_capacity_is_answered_or_refused(tmp_path: Path, monkeyp
     monkeypatch.setattr(openloop, "KINDS", [longest_of(model) for model in openloop.COSTS])
     monkeypatch.setattr(openloop, "REPEATS", 1)
     monkeypatch.setattr(openloop, "CALM_SECONDS", 1.0)
-    measured = asyncio.run(measure([3.0], seconds=4))[0]
+    measured = asyncio.run(measure([3.0], seconds=3))[0]
     assert {each.status for each in measured.answers} == {200, 503}  # every request has its answer
     assert len(measured.loaded) > 2 * capacity() * measured.seconds
     assert 0 < measured.share(503) < 1

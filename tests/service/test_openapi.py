@@ -36,7 +36,7 @@ def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
         for name in ("dit", "unet")
     }
     script = Path(sys.executable).with_name("schemathesis")
-    options = ["--checks", "all", "--seed", "1", "--max-examples", "40"]
+    options = ["--checks", "all", "--seed", "1", "--max-examples", "20"]
     with running(create_app(Settings(models=models, device="cpu"))) as live:
         command = [script, "run", *options, f"{live.url}/openapi.json"]
         ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
