@@ -91,6 +91,7 @@ def test_the_checkpoint_holds_the_average_not_the_weights(tiny_config: Callable[
 def run_processes(count: int, out: Path, steps: int) -> dict[str, Tensor]:
     """Train under torchrun on the CPU, in processes of their own; returns the state."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    command += ["--local-addr=127.0.0.1"]  # the name of the machine may lead nowhere, and the search takes minutes
     command += ["run.py", "train", "--model", "dit", "--out", str(out), "--steps", str(steps), "--batch-size", "8"]
     command += ["--arguments", '{"hidden_dim": 32, "depth": 1, "num_heads": 2}', "--autocast", "false"]
     hidden = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
