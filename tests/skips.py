@@ -7,7 +7,9 @@ import pytest
 
 DEBIAN = {
     "chromium": "chromium",
+    "curl": "curl",
     "kubectl": "kubernetes-client",
+    "libatomic1": "libatomic1",
     "prometheus": "prometheus",
     "shellcheck": "shellcheck",
 }

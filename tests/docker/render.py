@@ -1,7 +1,6 @@
 """The Kubernetes manifests as kubectl renders them, which asks no cluster."""
 
 import json
-import re
 import shutil
 import subprocess
 from functools import cache
@@ -19,14 +18,22 @@ ADAPTER = yaml.safe_load((K8S / "overlays" / "hpa" / "adapter-values.yaml").read
 
 
 @cache
+def lack() -> str:
+    """What keeps this machine from rendering; empty if nothing does."""
+    if shutil.which("kubectl") is None:
+        return "needs kubectl"
+    command = ["kubectl", "version", "--client", "-o", "json"]
+    version = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["clientVersion"]
+    minor = int("".join(filter(str.isdigit, version["minor"])))  # "32" or "32+"
+    return "" if minor >= MINOR else f"needs kubectl 1.{MINOR} or newer"
+
+
+@cache
 def kustomize(folder: Path) -> str:
-    kubectl = shutil.which("kubectl")
-    if kubectl is None:
-        pytest.skip("needs kubectl")
-    version = subprocess.run([kubectl, "version", "--client", "-o", "json"], capture_output=True, check=True).stdout
-    if int(re.match(r"\d+", json.loads(version)["clientVersion"]["minor"])[0]) < MINOR:  # pyright: ignore[reportOptionalSubscript]
-        pytest.skip(f"needs kubectl 1.{MINOR} or newer")
-    done = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True, check=False)
+    if reason := lack():
+        pytest.skip(reason)
+    command = ["kubectl", "kustomize", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr, done.stderr
     return done.stdout

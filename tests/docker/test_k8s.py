@@ -15,8 +15,11 @@ from service.middleware import MAX_BODY
 from service.settings import PREFIX, load_settings
 from tests.docker import manifests, scaling
 from tests.docker.manifests import Check, Manifests, container, environment, of_kind, pod
-from tests.docker.render import ADAPTER, K8S, OVERLAYS, kustomize, rendered
+from tests.docker.render import ADAPTER, K8S, OVERLAYS, kustomize, lack, rendered
 from tests.service.conftest import running, tiny_settings
+
+if reason := lack():  # every test below renders
+    pytest.skip(reason, allow_module_level=True)
 
 ROOT = K8S.parents[1]
 NGINX_IDLE_SECONDS = 60  # how long it keeps an idle connection to a server

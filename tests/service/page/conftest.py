@@ -4,7 +4,9 @@ import base64
 import io
 import json
 import shutil
+import sys
 from collections.abc import Iterator
+from ctypes.util import find_library
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -89,7 +91,9 @@ def problem(status: int, detail: str) -> dict[str, Any]:
 def browser() -> Iterator[Any]:
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if CHROMIUM is None:
-        pytest.skip("there is no chromium")
+        pytest.skip("needs chromium")
+    if sys.platform == "linux" and find_library("atomic") is None:  # playwright's own node needs it
+        pytest.skip("needs libatomic1")
     with sync_api.sync_playwright() as playwright:
         yield playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET), timeout=120_000)
 
