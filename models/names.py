@@ -24,7 +24,8 @@ def check_class_names(names: Sequence[str]) -> None:
             raise ValueError(f"class name {name!r} holds a control character: rename the class")
         if key in seen:
             raise ValueError(
-                f"class names {seen[key]!r} and {name!r} are the same but for case, accents or blanks: rename one"
+                f"class names {seen[key]!r} and {name!r} are the same but for case, blanks or Unicode form: "
+                "rename one"
             )
         seen[key] = name
 

@@ -97,7 +97,9 @@ def read_image(file: Path, image_size: int, channels: int) -> Tensor:
     try:
         with Image.open(file) as image:
             pixels = visible(image).convert("L" if channels == 1 else "RGB")
-    except Exception as error:  # Pillow's decoders raise almost anything, DecompressionBombError among it
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{file} has too many pixels: make it smaller, or take it out of the folder") from error
+    except Exception as error:  # Pillow's decoders raise almost anything
         raise DataError(f"{file} is not a readable picture: {error}") from error
     side = min(pixels.size)
     left, top = (pixels.width - side) // 2, (pixels.height - side) // 2

@@ -6,6 +6,7 @@ step k draws what an uninterrupted run would have drawn. The recipe is in it, so
 
 import json
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,9 @@ def save_state(
 def load_state(
     folder: Path, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, recipe: dict[str, Any]
 ) -> Progress:
-    """Restore all three in place; a fresh Progress where there is no state. A damaged one is passed over.
+    """Restore all three in place; a fresh Progress where there is no state.
+
+    A damaged state gets the suffix .damaged, so that the next save does not keep it in place of a sound one.
 
     Raises:
         StateError: no state can be read though there is one, or its run had another recipe; the message names
@@ -76,6 +79,9 @@ def load_state(
             continue
         for sentence in damage:
             logger.warning("%s. Going on from step %d of %s", sentence, progress.step, path.name)
+        if damage:
+            with suppress(FileNotFoundError):  # another process of this run was faster
+                (folder / STATE).replace(folder / f"{STATE}.damaged")
         return progress
     if damage:
         raise StateError(f"{'; '.join(damage)}. Choose another --out, or delete {folder}")

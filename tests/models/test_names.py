@@ -32,7 +32,7 @@ def test_names_that_differ_are_taken(names):
         (["a", "  "], "is empty"),
         (["Cat", "dog", "cat"], "'Cat' and 'cat' are the same"),
         (["cat", " cat "], "'cat' and ' cat ' are the same"),
-        (["café", unicodedata.normalize("NFD", "café")], "are the same but for case, accents or blanks"),
+        (["café", unicodedata.normalize("NFD", "café")], "are the same but for case, blanks or Unicode form"),
         (["a", "a"], "are the same"),
         (["a\nb"], "control character"),
         (["\ud800"], "control character"),

@@ -127,7 +127,9 @@ def cut() -> bytes:
 def test_a_picture_that_cannot_be_read_is_named(content: Callable[[], bytes], tmp_path: Path) -> None:
     root = write_pictures(tmp_path / "pets", {"cat": 6})
     (root / "cat" / "bad.png").write_bytes(content())
-    with pytest.raises(DataError, match=r"pets/cat/bad\.png is not a readable picture: "):
+    with pytest.raises(
+        DataError, match=r"pets/cat/bad\.png (is not a readable picture: |has too many pixels: make it smaller)"
+    ):
         load_data("folder", root)
 
 
@@ -177,7 +179,7 @@ def test_names_are_composed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("a", "b"), [("Cat", "cat"), ("cat", " cat "), ("caf\u00e9", "cafe\u0301")])
 def test_names_that_cannot_be_told_apart_are_refused(a: str, b: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="pets: class names .* are the same but for case, accents or blanks"):
+    with pytest.raises(DataError, match="pets: class names .* are the same but for case, blanks or Unicode form"):
         load_data("folder", write_pictures(tmp_path / "pets", {a: 1, b: 1}))
 
 
