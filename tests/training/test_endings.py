@@ -77,6 +77,17 @@ def test_a_signal_in_the_last_step_does_not_matter(tiny_config: Config) -> None:
     assert (folder / "loss.png").exists()
 
 
+@pytest.fixture
+def usual_signals() -> Iterator[None]:
+    """SIGINT and SIGTERM as in a terminal: in a shell's background job SIGINT is ignored."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("usual_signals")
 def test_a_second_signal_ends_at_once() -> None:
     with deferred_signals() as signals:
         os.kill(os.getpid(), signal.SIGINT)
