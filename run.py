@@ -84,7 +84,7 @@ def add_serve(commands: Any) -> None:
 
 
 def run_serve(arguments: argparse.Namespace) -> int:
-    from service.server import serve
+    from service.web.server import serve
 
     serve(arguments.host, arguments.port)
     return 0

@@ -3,8 +3,8 @@
     DIFFUSION_... python -m service.ray_app --port 8000 replicas=2 gpus=0   # starts a cluster on this machine
     serve run service.ray_app:build replicas=2 max_replicas=8               # in the cluster that Ray finds
 
-Needs the ray extra. Every replica answers every route of service/app.py and reads the DIFFUSION_ variables of its
-own node: set them alike on all nodes.
+Needs the ray extra. Every replica answers every route of service/web/app.py and reads the DIFFUSION_ variables of
+its own node: set them alike on all nodes.
 
 - Ray routes to the less busy of two random replicas. All of them serve all models: the engine shares its device by
   weight, and nothing has to read a body to route. Above a dozen replicas (docs/scaling.md), or where the models do
@@ -14,8 +14,8 @@ own node: set them alike on all nodes.
   falls silent after three checks; what it had is answered with 500 or 503, and may be sent again.
 - A replica that is to go gets nothing new, and DIFFUSION_DRAIN_SECONDS for what it has.
 
-Not here: the limits of service/protocol.py on slow clients, for Ray's proxy holds the connections (put a reverse
-proxy before it); and GET /metrics tells of the one replica that it hits.
+Not here: the limits of service/web/protocol.py on slow clients, for Ray's proxy holds the connections (put a
+reverse proxy before it); and GET /metrics tells of the one replica that it hits.
 """
 
 import argparse
@@ -29,12 +29,12 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
-from service import logs
-from service.app import create_app
 from service.engine.thread import EngineThread
+from service.observe import logs
 from service.registry import model_entries
-from service.server import ANSWER_SECONDS
 from service.settings import Settings, SettingsError, load_settings
+from service.web.app import create_app
+from service.web.server import ANSWER_SECONDS
 
 NAME = "stepwise"
 BACKLOG = "diffusion_backlog_seconds"

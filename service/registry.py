@@ -11,8 +11,8 @@ from models.precision import multiplies_bfloat16
 from service.engine.graphs import CudaDevice, GraphRunner
 from service.engine.runner import ModelRunner
 from service.engine.simulated import SimulatedRunner, StepCost
-from service.schemas import MAX_GUIDANCE
 from service.settings import ModelEntry, Settings, SettingsError
+from service.web.schemas import MAX_GUIDANCE
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as SettingsSourceError
 
 from models.checkpoint import default_checkpoints
-from service.keys import MIN_LENGTH, ApiKeys, Origins
+from service.web.keys import MIN_LENGTH, ApiKeys, Origins
 
 PREFIX = "DIFFUSION_"
 # What Kubernetes sets in every pod for a Service of the same namespace named diffusion, or diffusion-...

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from service.errors import PROBLEMS
-from service.keys import ApiKey, KeyRing
-from service.metrics import Metrics
+from service.observe.metrics import Metrics
 from service.settings import PREFIX, Settings
+from service.web.errors import PROBLEMS
+from service.web.keys import ApiKey, KeyRing
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import stepwise
-from service.info import PROJECT, version
+from service.web.info import PROJECT, version
 
 ROOT = Path(__file__).resolve().parents[1]
 # What the console script does. It prints where its checkpoints come from.
@@ -59,7 +59,7 @@ def test_the_wheel_holds_the_product_and_nothing_else(wheel: zipfile.ZipFile) ->
     assert tops == code | {"checkpoints"}
     kinds = {Path(name).suffix for name in wheel.namelist() if Path(name).parts[0] in code - {"service"}}
     assert kinds == {".py"}
-    assert "service/static/index.html" in wheel.namelist()
+    assert "service/web/static/index.html" in wheel.namelist()
 
 
 def test_the_wheel_holds_the_shipped_checkpoints_without_their_loss_curves(wheel: zipfile.ZipFile) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from service.engine.thread import JOIN_SECONDS
-from service.server import ANSWER_SECONDS
 from service.settings import PREFIX, Settings
+from service.web.server import ANSWER_SECONDS
 
 Manifest = dict[str, Any]
 Manifests = list[Manifest]

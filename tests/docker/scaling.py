@@ -8,7 +8,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.engine.core import ModelStats
-from service.metrics import Metrics
+from service.observe.metrics import Metrics
 from tests.docker.manifests import Manifest, Manifests, of_kind
 
 Exported = dict[str, dict[str, set[str]]]  # by series: its labels and their values

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from service.server import ANSWER_SECONDS
 from service.settings import PREFIX, Settings, load_settings
+from service.web.server import ANSWER_SECONDS
 from tests.docker.dockerfile import ARGUMENTS, ROOT, TARGETS, environment, health_check, seconds, steps
 
 COMPOSE = ROOT / "docker" / "compose.yaml"

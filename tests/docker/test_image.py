@@ -111,13 +111,13 @@ def test_every_package_is_copied() -> None:
 @pytest.mark.parametrize(
     ("path", "travels"),
     [
-        ("service/static/index.html", True),
+        ("service/web/static/index.html", True),
         ("checkpoints/dit/model.safetensors", True),
         ("docker/healthcheck.py", True),
         ("docker/locks/cpu.txt", True),
         ("checkpoints/dit/loss.csv", False),
         ("docker/compose.yaml", False),
-        ("service/routes/__pycache__/ops.cpython-311.pyc", False),
+        ("service/web/routes/__pycache__/ops.cpython-311.pyc", False),
         ("tests/conftest.py", False),
         ("docs/samples.png", False),
         ("runs/dit/state.pt", False),

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from service.app import create_app
-from service.middleware import MAX_BODY
 from service.settings import PREFIX, load_settings
+from service.web.app import create_app
+from service.web.middleware import MAX_BODY
 from tests.docker import manifests, scaling
 from tests.docker.manifests import Check, Manifests, container, environment, of_kind, pod
 from tests.docker.render import ADAPTER, K8S, OVERLAYS, kustomize, lack, rendered

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from models.samplers import SAMPLERS
-from service.app import create_app
-from service.images import MEDIA_TYPES
-from service.middleware import MAX_BODY, MAX_QUERY
-from service.protocol import MAX_HEAD
-from service.routes.inference_v2 import PARAMETERS
-from service.routes.openai import FIELD_NAMES as OPENAI_NAMES
-from service.routes.openai import own_limits
-from service.schemas import FIELD_NAMES, allowed, limits
 from service.settings import ModelEntry, Settings
+from service.web.app import create_app
+from service.web.images import MEDIA_TYPES
+from service.web.middleware import MAX_BODY, MAX_QUERY
+from service.web.protocol import MAX_HEAD
+from service.web.routes.inference_v2 import PARAMETERS
+from service.web.routes.openai import FIELD_NAMES as OPENAI_NAMES
+from service.web.routes.openai import own_limits
+from service.web.schemas import FIELD_NAMES, allowed, limits
 from tests.service.conftest import Running, running
 
 ROOT = Path(__file__).parents[2]

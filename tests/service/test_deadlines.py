@@ -7,9 +7,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.app import create_app
 from service.engine.simulated import StepCost
 from service.settings import ModelEntry, Settings
+from service.web.app import create_app
 from tests.service.conftest import Running, running
 from tests.waiting import wait_until
 

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.app import create_app
+from service.web.app import create_app
 from tests.service.conftest import Running, running, tiny_settings
 
 FIELDS = {"model": "dit", "class": "cat", "steps": 12, "seed": 7, "deterministic": "true", "format": "png"}

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from service import errors
-from service.dialects import InferenceError, OpenAIError, Problem, answer, dialect_of
-from service.errors import PROBLEMS, ClientError, FieldError, InvalidRequest, ServiceError
+from service.web import errors
+from service.web.dialects import InferenceError, OpenAIError, Problem, answer, dialect_of
+from service.web.errors import PROBLEMS, ClientError, FieldError, InvalidRequest, ServiceError
 
 STATUSES = {
     "unauthorized": 401, "not-found": 404, "unknown-model": 404, "not-acceptable": 406, "request-timeout": 408,

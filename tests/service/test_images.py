@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.images import encode, encode_base64, grid
+from service.web.images import encode, encode_base64, grid
 
 RNG = np.random.default_rng(0)
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.dialects import InferenceError
-from service.routes.inference_v2 import EXTENSIONS
+from service.web.dialects import InferenceError
+from service.web.routes.inference_v2 import EXTENSIONS
 from tests.checkpoints import CLASS_NAMES
 from tests.service.conftest import Running
 from tests.waiting import wait_until

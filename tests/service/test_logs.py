@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.client import reserved_port
 from models.dit_model import DIT
-from service import logs
+from service.observe import logs
 from tests.checkpoints import CLASS_NAMES, TINY
 from tests.service.process import serving
 from tests.waiting import wait_until
@@ -99,7 +99,7 @@ def test_one_line_says_where_it_listens_when_it_is_ready(checkpoints: Path, tmp_
     assert url in said
     if form == "json":
         told = json.loads(said)
-        assert (told["urls"], told["logger"]) == ([url], "service.server")
+        assert (told["urls"], told["logger"]) == ([url], "service.web.server")
         assert len(told["metrics_urls"]) == 1
         assert told["metrics_urls"][0].endswith("/metrics")
     order = [name for line in lines for name in ("is warm", "listening", "stopping") if name in line]

@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from benchmarks.client import reserved_port
-from service.app import create_app
-from service.middleware import MAX_BODY, MAX_HEAD, MAX_QUERY
+from service.web.app import create_app
+from service.web.middleware import MAX_BODY, MAX_HEAD, MAX_QUERY
 from tests.service.conftest import Running, running, tiny_settings
 from tests.service.process import ROOT, command, environment, serving
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.errors import NotAcceptable
-from service.images import MEDIA_TYPES
-from service.negotiation import MAX_RANGES, negotiate
+from service.web.errors import NotAcceptable
+from service.web.images import MEDIA_TYPES
+from service.web.negotiation import MAX_RANGES, negotiate
 
 
 @given(st.text(alphabet="abimge/*;,q=0.19 jpnw", max_size=40))

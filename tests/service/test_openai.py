@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.dialects import OpenAIError
+from service.web.dialects import OpenAIError
 from tests.service.conftest import Running
 
 openai = pytest.importorskip("openai", reason="needs openai")

@@ -8,11 +8,11 @@ import jsonschema
 import pytest
 import torch
 
-from service.app import create_app
 from service.engine.thread import EngineThread
-from service.errors import PROBLEMS
-from service.metrics import OUTCOMES
-from service.schemas import FIELD_NAMES
+from service.observe.metrics import OUTCOMES
+from service.web.app import create_app
+from service.web.errors import PROBLEMS
+from service.web.schemas import FIELD_NAMES
 from tests.checkpoints import write_checkpoint
 from tests.service.conftest import Running, running, tiny_settings
 from tests.waiting import wait_until

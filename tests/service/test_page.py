@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.routes.page import FILES, FOLDER
+from service.web.routes.page import FILES, FOLDER
 from tests.service.conftest import Running
 
 
@@ -35,6 +35,6 @@ def test_every_file_of_the_page_is_served() -> None:
 
 
 def test_the_page_names_no_foreign_host() -> None:
-    text = (Path(__file__).parents[2] / "service/static/index.html").read_text()
+    text = (Path(__file__).parents[2] / "service/web/static/index.html").read_text()
     assert "http://" not in text
     assert "https://" not in text

@@ -13,10 +13,10 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from service.middleware import MAX_BODY, LimitMiddleware
-from service.protocol import MAX_DISCARD, MAX_HEAD
-from service.server import configure
 from service.settings import Settings
+from service.web.middleware import MAX_BODY, LimitMiddleware
+from service.web.protocol import MAX_DISCARD, MAX_HEAD
+from service.web.server import configure
 from tests.waiting import wait_until
 
 SHORT = 0.4  # seconds, of the limit that a test is about

@@ -9,9 +9,9 @@ import httpx
 import pytest
 from PIL import Image
 
-from service.app import create_app
-from service.schemas import FIELD_NAMES
 from service.settings import ModelEntry, Settings
+from service.web.app import create_app
+from service.web.schemas import FIELD_NAMES
 from tests.checkpoints import write_checkpoint
 from tests.service.conftest import Running, running
 

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from benchmarks.client import reserved_port
-from service.server import ENGINE_DIED, connection_limit
+from service.web.server import ENGINE_DIED, connection_limit
 from tests.service.networks import Gated, Lost, entry
 from tests.service.process import ROOT, command, environment, serving, status
 from tests.waiting import wait_until
@@ -157,7 +157,7 @@ def test_nothing_that_is_served_imports_what_only_unix_has() -> None:
     code = (
         "import sys\n"
         "sys.modules.update(dict.fromkeys(('resource', 'fcntl', 'pwd', 'grp', 'termios')))\n"
-        "import service.server\n"
+        "import service.web.server\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.app import create_app
 from service.settings import ModelEntry, Settings
+from service.web.app import create_app
 from tests.service.conftest import Running, running
 from tests.waiting import wait_until
 

@@ -13,11 +13,11 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from service.app import assemble
 from service.engine.core import EngineConfig, EngineCore
+from service.observe.tracing import otlp_provider
 from service.registry import load_runners
 from service.settings import SettingsError
-from service.tracing import otlp_provider
+from service.web.app import assemble
 from tests.service.conftest import Running, running, tiny_settings
 from tests.service.process import serving
 from tests.waiting import wait_until

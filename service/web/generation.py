@@ -13,7 +13,6 @@ import PIL
 import torch
 
 from models.checkpoint import ModelConfig
-from service import logs
 from service.engine.async_engine import AsyncEngine
 from service.engine.core import EngineCore
 from service.engine.request import (
@@ -27,12 +26,13 @@ from service.engine.request import (
     RequestOutput,
     SamplingParams,
 )
-from service.errors import FieldError, InvalidRequest, UnknownModel, echo, from_engine
-from service.metrics import Metrics
-from service.resolve import recipe, resolve
-from service.schemas import GenerateFields, Limits, Timings, limits
+from service.observe import logs
+from service.observe.metrics import Metrics
+from service.observe.tracing import Spans
 from service.settings import Settings
-from service.tracing import Spans
+from service.web.errors import FieldError, InvalidRequest, UnknownModel, echo, from_engine
+from service.web.resolve import recipe, resolve
+from service.web.schemas import GenerateFields, Limits, Timings, limits
 
 T = TypeVar("T")
 Encode = Callable[[list[np.ndarray]], T]  # images [H, W, C] uint8 to whatever an API sends; runs in a worker thread

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
-from service.errors import (
+from service.web.errors import (
     PROBLEMS,
     BodyTooLarge,
     ClientError,
@@ -24,8 +24,8 @@ from service.errors import (
     ServiceError,
     echo,
 )
-from service.methods import allowed_methods
-from service.schemas import Fields, allowed
+from service.web.methods import allowed_methods
+from service.web.schemas import Fields, allowed
 
 
 class Problem(BaseModel):

@@ -1,4 +1,4 @@
-"""Everything that can go wrong in a request: one table, said in three dialects (service/dialects.py).
+"""Everything that can go wrong in a request: one table, said in three dialects (service/web/dialects.py).
 
 error                 own API and OpenAI's   Open Inference    OpenAI's type
 ServiceError          500                    500               server_error

@@ -11,8 +11,8 @@ from uuid import uuid4
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from service.dialects import answer
-from service.errors import ClientError, HeadersTooLarge, Overloaded, ServiceError
+from service.web.dialects import answer
+from service.web.errors import ClientError, HeadersTooLarge, Overloaded, ServiceError
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from models.samplers import SAMPLERS, build_table
 from models.schedule import NoiseSchedule, Prediction
 from service.engine.core import EngineCore
 from service.engine.runner import ModelRunner
-from service.schemas import ModelInfo, ServiceInfo, StepProfile
 from service.settings import Settings
+from service.web.schemas import ModelInfo, ServiceInfo, StepProfile
 
 PROJECT = "stepwise-diffusion"
 PACKAGES = (PROJECT, "torch", "triton", "fastapi", "starlette", "uvicorn", "pydantic")

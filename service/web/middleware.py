@@ -12,13 +12,13 @@ from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import logs
-from service.dialects import answer
-from service.errors import BodyTooLarge, HeadersTooLarge, RequestTimeout, ServiceError, UriTooLong
-from service.keys import KeyRing
-from service.protocol import MAX_HEAD
+from service.observe import logs
+from service.observe.tracing import TraceMiddleware
 from service.settings import Settings
-from service.tracing import TraceMiddleware
+from service.web.dialects import answer
+from service.web.errors import BodyTooLarge, HeadersTooLarge, RequestTimeout, ServiceError, UriTooLong
+from service.web.keys import KeyRing
+from service.web.protocol import MAX_HEAD
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -151,7 +151,7 @@ class LimitMiddleware:
     """414 for a long query, 413 for a large body, 408 for a slow one.
 
     The body is read here, before the application runs: it is small, and the answer is the same whatever the
-    application would have done with it. What follows a refusal is thrown away by service/protocol.py.
+    application would have done with it. What follows a refusal is thrown away by service/web/protocol.py.
     """
 
     def __init__(self, app: ASGIApp, body_seconds: float):

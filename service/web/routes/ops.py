@@ -8,7 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import JSONResponse, Response
 
 from service.engine.thread import EngineThread
-from service.schemas import Health, ModelList, ServiceInfo
+from service.web.schemas import Health, ModelList, ServiceInfo
 
 router, exposition = (
     APIRouter(tags=["Operations"]),

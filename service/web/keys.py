@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import NoDecode
 
-from service.errors import QuotaExceeded, Unauthorized
+from service.web.errors import QuotaExceeded, Unauthorized
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ import torch
 from fastapi import FastAPI
 
 from models.checkpoint import ModelConfig
-from service import dialects, images, info, middleware, openapi, tracing
 from service.cgroup import cpu_quota, cpu_threads
 from service.engine.async_engine import AsyncEngine
 from service.engine.core import EngineConfig, EngineCore
@@ -19,14 +18,16 @@ from service.engine.request import Request, SamplingParams
 from service.engine.runner import ModelRunner
 from service.engine.simulated import SimulatedRunner
 from service.engine.thread import EngineThread
-from service.generation import Generator
-from service.methods import HeadMiddleware
-from service.metrics import Metrics
+from service.observe import tracing
+from service.observe.metrics import Metrics
+from service.observe.tracing import OtelSpans, Spans
 from service.registry import load_runners, model_entries
-from service.routes import generate, inference_v2, openai, ops, page, triton
-from service.schemas import FIELD_NAMES, Fields
 from service.settings import Settings
-from service.tracing import OtelSpans, Spans
+from service.web import dialects, images, info, middleware, openapi
+from service.web.generation import Generator
+from service.web.methods import HeadMiddleware
+from service.web.routes import generate, inference_v2, openai, ops, page, triton
+from service.web.schemas import FIELD_NAMES, Fields
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider

@@ -1,13 +1,13 @@
-"""JSON bodies and queries, read alike by all three APIs: JSON in UTF-8, at most 64 KiB (service/middleware.py)."""
+"""JSON bodies and queries, read alike by all three APIs: UTF-8, at most 64 KiB (service/web/middleware.py)."""
 
 from typing import TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from service.dialects import invalid
-from service.errors import CompressedBody, InvalidRequest, echo
-from service.schemas import Fields
+from service.web.dialects import invalid
+from service.web.errors import CompressedBody, InvalidRequest, echo
+from service.web.schemas import Fields
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # some editors on Windows write it before UTF-8
 T = TypeVar("T", bound=BaseModel)

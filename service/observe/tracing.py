@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.logs import PROBES
+from service.observe.logs import PROBES
 from service.settings import SettingsError
 
 if TYPE_CHECKING:

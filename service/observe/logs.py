@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from starlette.types import Message, Scope
 
-from service.errors import CLIENT_CLOSED_REQUEST
+from service.web.errors import CLIENT_CLOSED_REQUEST
 
 access = logging.getLogger("service.access")
 request_id: ContextVar[str] = ContextVar("request_id", default="")

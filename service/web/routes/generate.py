@@ -7,17 +7,18 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from models.checkpoint import ModelConfig
-from service import event_stream, images
-from service.bodies import read_bytes, read_json, read_query, refuse_query, refuse_repeats
-from service.dialects import document
 from service.engine.request import SamplingParams
-from service.errors import InvalidRequest
-from service.event_stream import open_stream, picture_events
-from service.generation import Generated, Generator
-from service.images import MEDIA_TYPES
-from service.negotiation import negotiate
-from service.resolve import check_previews
-from service.routes.answers import (
+from service.settings import Settings
+from service.web import event_stream, images
+from service.web.bodies import read_bytes, read_json, read_query, refuse_query, refuse_repeats
+from service.web.dialects import document
+from service.web.errors import InvalidRequest
+from service.web.event_stream import open_stream, picture_events
+from service.web.generation import Generated, Generator
+from service.web.images import MEDIA_TYPES
+from service.web.negotiation import negotiate
+from service.web.resolve import check_previews
+from service.web.routes.answers import (
     NO_STORE,
     answer_headers,
     client_has_gone,
@@ -26,8 +27,7 @@ from service.routes.answers import (
     seed_headers,
     unless_disconnected,
 )
-from service.schemas import FIELD_NAMES, Fields, GenerateBody, GeneratedImage, GenerateFields, GenerateResponse
-from service.settings import Settings
+from service.web.schemas import FIELD_NAMES, Fields, GenerateBody, GeneratedImage, GenerateFields, GenerateResponse
 
 router = APIRouter(tags=["Stepwise"])
 

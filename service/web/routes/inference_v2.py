@@ -10,15 +10,22 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ValidationError
 from starlette.responses import JSONResponse, Response
 
-from service.bodies import read_bytes, refuse_query
-from service.dialects import INFERENCE, document, invalid
 from service.engine.request import SamplingParams
-from service.errors import InvalidRequest, UnknownModel, echo
-from service.generation import Generator
-from service.routes import ops
-from service.routes.answers import NO_STORE, answer_headers, client_has_gone, seconds, unless_disconnected
-from service.schemas import MAX_SEED, Fields, GenerateBody, allowed
-from service.tensors import LENGTH_HEADER, InferenceRequest, InferenceResponse, RequestedOutput, parse, serialise
+from service.web.bodies import read_bytes, refuse_query
+from service.web.dialects import INFERENCE, document, invalid
+from service.web.errors import InvalidRequest, UnknownModel, echo
+from service.web.generation import Generator
+from service.web.routes import ops
+from service.web.routes.answers import NO_STORE, answer_headers, client_has_gone, seconds, unless_disconnected
+from service.web.schemas import MAX_SEED, Fields, GenerateBody, allowed
+from service.web.tensors import (
+    LENGTH_HEADER,
+    InferenceRequest,
+    InferenceResponse,
+    RequestedOutput,
+    parse,
+    serialise,
+)
 
 router = APIRouter(prefix="/v2", tags=["Open Inference"])
 

@@ -11,15 +11,15 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response
 
-from service import event_stream, images
-from service.bodies import read_json, refuse_query
-from service.dialects import OPENAI, document
 from service.engine.request import SamplingParams
-from service.errors import InvalidRequest, UnknownModel, echo
-from service.event_stream import NO_TOKENS, open_stream, picture_events
-from service.generation import Generator
-from service.resolve import check_previews
-from service.routes.answers import (
+from service.web import event_stream, images
+from service.web.bodies import read_json, refuse_query
+from service.web.dialects import OPENAI, document
+from service.web.errors import InvalidRequest, UnknownModel, echo
+from service.web.event_stream import NO_TOKENS, open_stream, picture_events
+from service.web.generation import Generator
+from service.web.resolve import check_previews
+from service.web.routes.answers import (
     NO_STORE,
     answer_headers,
     client_has_gone,
@@ -28,7 +28,7 @@ from service.routes.answers import (
     seed_headers,
     unless_disconnected,
 )
-from service.schemas import (
+from service.web.schemas import (
     ClassLabel,
     Deadline,
     Fields,

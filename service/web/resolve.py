@@ -8,8 +8,8 @@ from models.names import class_key
 from models.samplers import SAMPLERS
 from service.engine.plan import compile_plan
 from service.engine.request import SamplingParams
-from service.errors import FieldError, InvalidRequest, echo
-from service.schemas import GenerateFields, Limits, allowed
+from service.web.errors import FieldError, InvalidRequest, echo
+from service.web.schemas import GenerateFields, Limits, allowed
 
 MAX_PREVIEWS_SHOWN = 256  # of one request, on all its images
 MAX_SEEDS_TOLD = 16  # in a header and in a PNG: 272 characters, which every proxy and client takes

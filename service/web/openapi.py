@@ -7,13 +7,13 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from models.samplers import SAMPLERS
-from service.dialects import SHAPES, dialect_of, document
-from service.errors import QuotaExceeded, Unauthorized
-from service.generation import Generator
-from service.middleware import is_open
-from service.routes.openai import ImageRequest, own_limits
-from service.schemas import GenerateBody, GenerateResponse, Limits
-from service.tensors import InferenceRequest
+from service.web.dialects import SHAPES, dialect_of, document
+from service.web.errors import QuotaExceeded, Unauthorized
+from service.web.generation import Generator
+from service.web.middleware import is_open
+from service.web.routes.openai import ImageRequest, own_limits
+from service.web.schemas import GenerateBody, GenerateResponse, Limits
+from service.web.tensors import InferenceRequest
 
 Schema = dict[str, Any]
 

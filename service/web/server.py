@@ -16,14 +16,14 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from service import logs
-from service.app import create_app
 from service.engine.thread import EngineThread
 from service.listening import bind, urls
-from service.middleware import RequestIdMiddleware
-from service.protocol import MAX_HEAD, Limits, guarded
-from service.routes import ops
+from service.observe import logs
 from service.settings import Settings, SettingsError, load_settings
+from service.web.app import create_app
+from service.web.middleware import RequestIdMiddleware
+from service.web.protocol import MAX_HEAD, Limits, guarded
+from service.web.routes import ops
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ def configure(app: ASGIApp, settings: Settings, drain_seconds: float = 0.0) -> u
         ws="none",
         h11_max_incomplete_event_size=MAX_HEAD,
         timeout_keep_alive=settings.keep_alive_seconds,
-        log_config=None,  # service/logs.py writes its lines, too
+        log_config=None,  # service/observe/logs.py writes its lines, too
         log_level="warning" if settings.log_level == "info" else settings.log_level,  # start and end are told here
         access_log=False,  # ours knows the request's id and its key's name
         timeout_graceful_shutdown=math.ceil(drain_seconds) + ANSWER_SECONDS,

@@ -9,10 +9,10 @@ from starlette.responses import Response
 
 from models.checkpoint import ModelConfig
 from service.engine.request import SamplingParams
-from service.errors import CLIENT_CLOSED_REQUEST
-from service.event_stream import disconnected
-from service.generation import Generated
-from service.resolve import told_seeds
+from service.web.errors import CLIENT_CLOSED_REQUEST
+from service.web.event_stream import disconnected
+from service.web.generation import Generated
+from service.web.resolve import told_seeds
 
 T = TypeVar("T")
 NO_STORE = {"Cache-Control": "no-store"}
