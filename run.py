@@ -18,7 +18,7 @@ CHECKPOINTS_HELP = "folder of checkpoints (default: ./checkpoints, or else the s
 def main(argv: list[str] | None = None) -> int:
     if (sys.argv[1:] if argv is None else argv)[:1] == ["serve"]:
         leave_on_signals()
-    arguments = build_parser().parse_args(argv)
+    arguments = build_parser((sys.argv[1:] if argv is None else argv)[:1] == ["serve"]).parse_args(argv)
     try:
         return arguments.run(arguments)
     except (ValueError, OSError) as error:  # bad input: one sentence, no stack trace
@@ -44,12 +44,13 @@ def leave_on_signals() -> None:
         signal.signal(number, leave)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(serving: bool = False) -> argparse.ArgumentParser:
+    """serving: without the options of train, which come with torch: 270 MB that the supervisor does not need."""
     name = "stepwise" if Path(sys.argv[0]).stem == "stepwise" else "run.py"
     parser = argparse.ArgumentParser(prog=name, description=__doc__)
     parser.add_argument("--version", action="version", version=f"stepwise {version()}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    for add in (add_serve, add_train, add_sample, add_compare, add_info):
+    for add in (add_serve,) if serving else (add_serve, add_train, add_sample, add_compare, add_info):
         add(commands)
     return parser
 
@@ -84,10 +85,9 @@ def add_serve(commands: Any) -> None:
 
 
 def run_serve(arguments: argparse.Namespace) -> int:
-    from service.web.server import serve
+    from service.supervisor import serve
 
-    serve(arguments.host, arguments.port)
-    return 0
+    return serve(arguments.host, arguments.port)
 
 
 TRAIN_EXAMPLES = """

@@ -25,10 +25,11 @@ from models.checkpoint import load_checkpoint
 from models.samplers import SAMPLERS
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.plan import compile_plan
-from service.engine.request import ImageTask, Request, SamplingParams
+from service.engine.request import ImageTask, Request
 from service.engine.runner import ModelRunner
 from service.engine.scheduler import Scheduler, SchedulerOutput
 from service.registry import choose_device, choose_dtype
+from service.wire.messages import SamplingParams
 
 Key = Callable[[ImageTask], Hashable]
 

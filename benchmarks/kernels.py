@@ -35,8 +35,9 @@ from kernels.sampler_step import NUM_COEFFICIENTS, NUM_INDICES, sampler_step_ref
 from models.checkpoint import ModelConfig, build_model
 from service.engine.graphs import CudaDevice, GraphRunner
 from service.engine.plan import compile_plan
-from service.engine.request import ImageTask, Request, SamplingParams
+from service.engine.request import ImageTask, Request
 from service.engine.runner import ModelRunner
+from service.wire.messages import SamplingParams
 
 REPEATS, CALLS = 20, 10  # medians of 20 replays of a graph of 10 calls
 DTYPE = torch.bfloat16

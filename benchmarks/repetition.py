@@ -15,9 +15,10 @@ import numpy as np
 from models.checkpoint import load_checkpoint
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.plan import compile_plan
-from service.engine.request import Request, SamplingParams
+from service.engine.request import Request
 from service.engine.runner import ModelRunner
 from service.registry import choose_device, choose_dtype
+from service.wire.messages import SamplingParams
 
 CROWDS = (1, 2, 4, 8, 16)
 

@@ -19,8 +19,10 @@ from models.checkpoint import ModelConfig
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.plan import compile_plan
 from service.engine.policy import TARGET_FACTOR, DeviceShare, Policy, pick, wake
-from service.engine.request import EngineError, Request, SamplingParams
+from service.engine.request import Request
 from service.engine.simulated import SimulatedRunner, StepCost
+from service.wire.errors import EngineError
+from service.wire.messages import SamplingParams
 
 COSTS = {"dit": StepCost(2, 0.02), "unet": StepCost(4, 0.05)}
 STEPS, GUIDANCE = (5, 10, 20, 30, 50), (1.0, 2.0)

@@ -23,8 +23,9 @@ from models.checkpoint import ModelConfig, load_checkpoint
 from models.samplers import Guidance, build_table, sample, to_uint8
 from models.schedule import NoiseSchedule, Prediction
 from service.engine.plan import compile_plan
-from service.engine.request import Request, SamplingParams
+from service.engine.request import Request
 from service.engine.scheduler import Scheduler, SchedulerOutput
+from service.wire.messages import SamplingParams
 
 ROW_CAP = 8
 ARRIVALS: tuple[

@@ -19,15 +19,13 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from models.dit_model import DIT
-from models.files import replace_file
+from models.files import CONFIG, WEIGHTS, replace_file
 from models.names import check_class_names
 from models.samplers import build_table
 from models.schedule import NoiseSchedule, Prediction
 from models.unet import UNet
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {"dit": DIT, "unet": UNet}
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
-SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"  # in a checkout and in an installed wheel
 # What DistributedDataParallel, torch.compile and EMA wrappers write before the name of every tensor.
 WRAPPERS = ("module.", "_orig_mod.", "ema_model.")
 NAMED = 3  # names of tensors in an error; a network has hundreds
@@ -42,12 +40,6 @@ FIELD_TYPES: dict[str, type] = {
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message names the file and what is wrong."""
-
-
-def default_checkpoints() -> Path:
-    """`checkpoints` in the current folder if there is one, else the folder that comes with this project."""
-    local = Path("checkpoints")
-    return local if local.is_dir() else SHIPPED
 
 
 @dataclass(frozen=True)

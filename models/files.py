@@ -1,7 +1,16 @@
-"""Files that are written whole or not at all."""
+"""The files of a checkpoint, and files that are written whole or not at all. Imports no torch."""
 
 import os
 from pathlib import Path
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"  # in a checkout and in an installed wheel
+
+
+def default_checkpoints() -> Path:
+    """`checkpoints` in the current folder if there is one, else the folder that comes with this project."""
+    local = Path("checkpoints")
+    return local if local.is_dir() else SHIPPED
 
 
 def replace_file(path: Path, content: bytes, keep: Path | None = None) -> None:

@@ -22,19 +22,17 @@ import argparse
 import asyncio
 import importlib
 import signal
-import time
 from contextlib import suppress
 from typing import Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.engine.thread import EngineThread
+from service.local import create_app
 from service.observe import logs
-from service.registry import model_entries
-from service.settings import Settings, SettingsError, load_settings
-from service.web.app import create_app
-from service.web.server import ANSWER_SECONDS
+from service.settings import Settings, SettingsError, load_settings, model_entries
+from service.web.generation import Generator
+from service.web.worker import ANSWER_SECONDS
 
 NAME = "stepwise"
 BACKLOG = "diffusion_backlog_seconds"
@@ -73,17 +71,18 @@ class Replica:
 
     async def check_health(self) -> None:
         """Return once the engine is warm; raise when it has died or is silent, so that Ray starts another."""
-        engine: EngineThread = self.app.state.thread
+        generator: Generator = self.app.state.generator
         while True:
-            silence = time.monotonic() - engine.heartbeat
-            if engine.dead or silence > self.app.state.generator.settings.heartbeat_seconds:
-                raise RuntimeError(f"the engine has stopped, or was silent for {silence:.0f} s")
-            if engine.ready:
+            if reason := generator.silence():
+                raise RuntimeError(reason)
+            if generator.engine.is_ready:
                 return
             await asyncio.sleep(POLL_SECONDS)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        return {BACKLOG: sum(stats.backlog_seconds for stats in self.app.state.thread.stats.values())}
+        board = self.app.state.generator.engine.board
+        places = board.layout.places.items()
+        return {BACKLOG: sum(board.total(column) for key, column in places if key[0] == "backlog_seconds")}
 
 
 def build(scale: Scale) -> Any:
@@ -93,7 +92,7 @@ def build(scale: Scale) -> Any:
 
     def application() -> FastAPI:  # runs in the replica
         own = _choose(load_settings(), scale.models)
-        logs.configure(own.log_level, own.log_format)
+        logs.configure(own.log_level, own.log_format, "replica")
         return create_app(own)
 
     target = {"target_seconds": scale.backlog_seconds}

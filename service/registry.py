@@ -5,14 +5,12 @@ from pathlib import Path
 
 import torch
 
-from models.checkpoint import CONFIG, CheckpointError, ModelConfig, build_model, load_checkpoint, load_config
-from models.names import check_model_name
+from models.checkpoint import CheckpointError, ModelConfig, build_model, load_checkpoint, load_config
 from models.precision import multiplies_bfloat16
 from service.engine.graphs import CudaDevice, GraphRunner
 from service.engine.runner import ModelRunner
 from service.engine.simulated import SimulatedRunner, StepCost
-from service.settings import ModelEntry, Settings, SettingsError
-from service.web.schemas import MAX_GUIDANCE
+from service.settings import MAX_GUIDANCE, ModelEntry, Settings, SettingsError, model_entries
 
 logger = logging.getLogger(__name__)
 
@@ -75,34 +73,6 @@ def try_out(name: str, runner: ModelRunner) -> None:
         raise CheckpointError(f"model {name}: forward(x, t, y) raised {type(error).__name__}: {error}") from error
     if getattr(output, "shape", None) != shape:
         raise CheckpointError(f"model {name}: forward(x, t, y) must return {shape} for x of that shape")
-
-
-def model_entries(settings: Settings) -> dict[str, ModelEntry]:
-    """The models that are configured, or else every checkpoint in the checkpoints folder.
-
-    Raises:
-        SettingsError: there is none, or one has a name that no URL can carry.
-    """
-    if settings.models:
-        return _check_names(settings.models)
-    folders = sorted(path.parent for path in settings.checkpoints.glob(f"*/{CONFIG}"))
-    # file managers and rsync leave .Trash-0 and half a copy in .dit.tmp
-    entries = {path.name: ModelEntry(checkpoint=path) for path in folders if not path.name.startswith(".")}
-    if not entries:
-        raise SettingsError(
-            f"no checkpoint in {settings.checkpoints.resolve()}: each model needs a folder in it with {CONFIG}. "
-            "Set DIFFUSION_CHECKPOINTS to another folder, or name the models in DIFFUSION_MODELS"
-        )
-    return _check_names(entries)
-
-
-def _check_names(entries: dict[str, ModelEntry]) -> dict[str, ModelEntry]:
-    for name in entries:
-        try:
-            check_model_name(name)
-        except ValueError as error:
-            raise SettingsError(str(error)) from error
-    return entries
 
 
 def _simulated(name: str, entry: ModelEntry, settings: Settings) -> SimulatedRunner:

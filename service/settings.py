@@ -9,13 +9,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as SettingsSourceError
 
-from models.checkpoint import default_checkpoints
-from service.web.keys import MIN_LENGTH, ApiKeys, Origins
+from models.files import CONFIG, default_checkpoints
+from models.names import check_model_name
+from service.api_keys import MIN_LENGTH, ApiKeys
 
 PREFIX = "DIFFUSION_"
 # What Kubernetes sets in every pod for a Service of the same namespace named diffusion, or diffusion-...
 SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?$")
 LINK_VALUE = re.compile(r"(tcp|udp|sctp)://")
+MAX_GUIDANCE = 20.0
+# Scheme, host and port, as browsers send them; * is everybody.
+Origins = list[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]]
 AnyCase = BeforeValidator(lambda given: given.strip().lower() if isinstance(given, str) else given)
 
 
@@ -82,6 +86,7 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = Field(default=60.0, gt=0, allow_inf_nan=False)  # silence that means a dead engine
     api_keys: ApiKeys = {}  # by name; without any, the service is open
     cors_origins: Origins = []  # whose pages may call this service from a browser
+    http_workers: int | None = Field(default=None, ge=1, le=64)  # processes; default: see service/supervisor.py
     metrics_port: int | None = Field(default=None, ge=1, le=65535)  # of /metrics; default: the main port
     max_connections: int = Field(default=1024, ge=1)
     header_seconds: float = Field(default=10.0, gt=0, allow_inf_nan=False)  # for a request head to arrive
@@ -118,6 +123,34 @@ def load_settings() -> Settings:
         field = re.search(r'field "(\w+)"', str(error))
         name = f"setting {PREFIX}{field[1].upper()}" if field else "a setting"
         raise SettingsError(f"{name}: not valid JSON: {error.__cause__}") from error
+
+
+def model_entries(settings: Settings) -> dict[str, ModelEntry]:
+    """The models that are configured, or else every checkpoint in the checkpoints folder.
+
+    Raises:
+        SettingsError: there is none, or one has a name that no URL can carry.
+    """
+    if settings.models:
+        return _check_names(settings.models)
+    folders = sorted(path.parent for path in settings.checkpoints.glob(f"*/{CONFIG}"))
+    # file managers and rsync leave .Trash-0 and half a copy in .dit.tmp
+    entries = {path.name: ModelEntry(checkpoint=path) for path in folders if not path.name.startswith(".")}
+    if not entries:
+        raise SettingsError(
+            f"no checkpoint in {settings.checkpoints.resolve()}: each model needs a folder in it with {CONFIG}. "
+            "Set DIFFUSION_CHECKPOINTS to another folder, or name the models in DIFFUSION_MODELS"
+        )
+    return _check_names(entries)
+
+
+def _check_names(entries: dict[str, ModelEntry]) -> dict[str, ModelEntry]:
+    for name in entries:
+        try:
+            check_model_name(name)
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
+    return entries
 
 
 def _allowed(known: set[str]) -> str:

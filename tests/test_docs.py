@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from service.api_keys import ApiKey
 from service.observe.metrics import Metrics
 from service.settings import PREFIX, Settings
 from service.web.errors import PROBLEMS
-from service.web.keys import ApiKey, KeyRing
+from service.web.keys import KeyRing
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from models.checkpoint import CONFIG, CheckpointError, default_checkpoints
+from models.checkpoint import CheckpointError
+from models.files import CONFIG, default_checkpoints
 
 
 def find_checkpoints(names: list[str], root: Path | None = None) -> dict[str, Path]:

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.checkpoint import WEIGHTS, ModelConfig, build_model, load_config, parameter_count
+from models.checkpoint import ModelConfig, build_model, load_config, parameter_count
+from models.files import WEIGHTS
 
 # Leaf module names to parts; what matches no pattern is named by its outermost module.
 PARTS = {

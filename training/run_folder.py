@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from models.checkpoint import CONFIG, WEIGHTS
+from models.files import CONFIG, WEIGHTS
 from training.state import PREVIOUS, STATE, StateError
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models.checkpoint import WEIGHTS, CheckpointError, ModelConfig, load_checkpoint, parameter_count
+from models.checkpoint import CheckpointError, ModelConfig, load_checkpoint, parameter_count
+from models.files import WEIGHTS
 from training.config import TrainConfig
 from training.data import Data
 from training.processes import Processes

@@ -10,9 +10,12 @@ from functools import partial
 from service.engine.admission import OverloadGuard, expected_seconds, learn
 from service.engine.policy import DeviceShare, Policy, pick
 from service.engine.repetition import find_fixed_rows
-from service.engine.request import DeadlineUnreachable, ImageTask, Overloaded, Preview, QueueFull, Request
+from service.engine.request import ImageTask, Request
 from service.engine.runner import ModelFailed, ModelRunner, OutOfMemory, StepResult, device_is_lost
 from service.engine.scheduler import Scheduler, SchedulerOutput
+from service.observe.board import ModelStats, StepStats
+from service.wire.errors import FULL_QUEUE, DeadlineUnreachable, Overloaded, QueueFull
+from service.wire.messages import Preview
 
 logger = logging.getLogger(__name__)
 
@@ -25,16 +28,6 @@ class EngineConfig:
     max_requests: int = 256  # waiting requests a model
     max_evaluations: int = 50_000  # waiting model evaluations a model
     shed_load: bool = False  # refuse what would be late, under a load that stands
-
-
-@dataclass(frozen=True, slots=True)
-class StepStats:
-    """One step, for the metrics."""
-
-    model: str
-    seconds: float
-    num_rows: int
-    num_padding_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +48,6 @@ class Launch:
     collect: Callable[[], StepResult]
     started: float
     num_padding_rows: int
-
-
-@dataclass(frozen=True, slots=True)
-class ModelStats:
-    """A model's state between two steps, for the gauges."""
-
-    queue_depth: int = 0
-    running_slots: int = 0
-    backlog_seconds: float = 0.0
 
 
 class EngineCore:
@@ -114,13 +98,14 @@ class EngineCore:
         scheduler, now = self.shares[request.params.model].scheduler, self.clock()
         backlog = sum(share.scheduler.backlog_seconds for share in self.shares.values())
         if scheduler.is_full_for(request):  # first, because it costs nothing: refusing must not hold up the steps
-            raise QueueFull(backlog)
+            raise QueueFull(FULL_QUEUE, backlog)
         request.idle_seconds = self.runners[request.params.model].idle_seconds(request, scheduler.max_rows)
         expected = request.expected_seconds = expected_seconds(request, self.shares)
         if request.deadline_seconds is not None and expected > request.deadline_seconds:
-            raise DeadlineUnreachable(expected, max(expected - request.deadline_seconds, backlog))
+            text = f"the deadline cannot be met: about {1000 * expected:.0f} ms are needed"
+            raise DeadlineUnreachable(text, max(expected - request.deadline_seconds, backlog))
         if self.config.shed_load and self._guard.refuses(request, self.shares, now):
-            raise Overloaded(backlog)
+            raise Overloaded("the device is busy beyond what it can answer in time", backlog)
         scheduler.add(request, now)
 
     def abort(self, request_id: str) -> Request | None:

@@ -9,7 +9,7 @@ import numpy as np
 from models.checkpoint import ModelConfig
 from models.samplers import Guidance, T, build_table, step_coefficients
 from models.schedule import NoiseSchedule, Prediction
-from service.engine.request import SamplingParams
+from service.wire.messages import SamplingParams
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from service.engine.plan import compile_plan
-from service.engine.request import Request, SamplingParams
+from service.engine.request import Request
 from service.engine.runner import ModelRunner
+from service.wire.messages import SamplingParams
 
 STEPS = 3  # the first, one in between, the last
 SEED = 7

@@ -1,25 +1,11 @@
 """The nouns of the engine: what a client asked for, and what became of it."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
-
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """One validated sampling request."""
-
-    model: str
-    class_label: int
-    num_steps: int
-    sampler: str
-    guidance_scale: float  # 1 is off
-    guidance_interval: tuple[float, float]  # in noise time, 0 clean .. 1 noise
-    seeds: tuple[int, ...]  # one an image
-    class_labels: tuple[int, ...] = ()  # one an image, where they differ
-    deterministic: bool = False  # the same bytes in any company, for the price of full steps
+from service.wire.messages import SamplingParams
 
 
 class Plan(Protocol):
@@ -125,61 +111,3 @@ class Request:
 def preview_steps(count: int, num_steps: int) -> frozenset[int]:
     """The steps behind which an image is shown: evenly spread, every one but the last if count reaches that far."""
     return frozenset(round((i + 1) * num_steps / (count + 1)) - 1 for i in range(count)) - {-1, num_steps - 1}
-
-
-@dataclass(frozen=True, slots=True)
-class Preview:
-    """The denoised image that a step predicts, on the way to the finished one."""
-
-    image: Any  # [H, W, C] uint8
-    index: int  # of the image in its request
-    step: int  # steps done
-
-
-@dataclass(frozen=True, slots=True)
-class RequestOutput:
-    """The answer to a finished request."""
-
-    images: Sequence[Any]  # n arrays [H, W, C] uint8
-    queue_seconds: float  # arrival to first step
-    denoise_seconds: float  # first step to last
-
-
-class EngineError(Exception):
-    """A request that ends without images."""
-
-
-class QueueFull(EngineError):
-    """The queue is at its bound; retry_after is the time to work off what is queued, in seconds."""
-
-    def __init__(self, retry_after: float):
-        super().__init__("the queue is full")
-        self.retry_after = retry_after
-
-
-class Overloaded(EngineError):
-    """Refused at once, because it would be late or make others late; retry_after as of QueueFull."""
-
-    def __init__(self, retry_after: float):
-        super().__init__("the device is busy beyond what it can answer in time")
-        self.retry_after = retry_after
-
-
-class DeadlineUnreachable(EngineError):
-    """Refused at once, because the answer would come too late; retry_after as of QueueFull."""
-
-    def __init__(self, needed: float, retry_after: float):
-        super().__init__(f"the deadline cannot be met: about {1000 * needed:.0f} ms are needed")
-        self.retry_after = retry_after
-
-
-class DeadlinePassed(EngineError):
-    """Accepted, but the deadline passed before the images were done; work on it has stopped."""
-
-
-class RequestFailed(EngineError):
-    """The model failed on this request."""
-
-
-class EngineStopped(EngineError):
-    """The engine is shutting down, or has died; no request will be answered any more."""

@@ -19,8 +19,9 @@ from kernels.sampler_step import sampler_step
 from models.checkpoint import ModelConfig
 from service.engine.latents import LatentPool
 from service.engine.plan import compile_plan
-from service.engine.request import ImageTask, Preview, Request, SamplingParams
+from service.engine.request import ImageTask, Request
 from service.engine.step_block import BYTES_PER_ROW, StepBlock, pack
+from service.wire.messages import Preview, SamplingParams
 
 WARM_UP_REPEATS = 2
 ALL_COUNTS = 16  # every row count up to here is warmed up and measured, then steps of about a half

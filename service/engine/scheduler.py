@@ -7,8 +7,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from service.engine.request import ImageTask, QueueFull, Request, RequestStatus
+from service.engine.request import ImageTask, Request, RequestStatus
 from service.engine.slots import SlotAllocator
+from service.wire.errors import FULL_QUEUE, QueueFull
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class Scheduler:
             QueueFull: see is_full_for.
         """
         if self.is_full_for(request):
-            raise QueueFull(self.backlog_seconds)
+            raise QueueFull(FULL_QUEUE, self.backlog_seconds)
         request.arrived = now
         self.requests[request.request_id] = request
         self.waiting.extend(request.tasks)

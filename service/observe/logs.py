@@ -23,11 +23,16 @@ PROBES = {"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"
 MAX_PATH = 200  # characters of a path that are logged
 
 
-def configure(level: str, form: Literal["text", "json"]) -> None:
-    """Every logger of the process, uvicorn's included, to standard error."""
+def configure(level: str, form: Literal["text", "json"], process: str) -> None:
+    """Every logger of the process, uvicorn's included, to standard error.
+
+    Args:
+        process: what this process is called in its lines.
+    """
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     handler.addFilter(_name_request)
+    handler.addFilter(lambda record: setattr(record, "own_process", process) or True)
     handler.addFilter(_own_name)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
@@ -56,7 +61,7 @@ def _time(record: logging.LogRecord) -> str:
 
 class TextFormatter(logging.Formatter):
     def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s%(where)s")
+        super().__init__("%(asctime)s %(levelname)s %(own_process)s %(name)s: %(message)s%(where)s")
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         return _time(record)
@@ -74,6 +79,7 @@ class JsonFormatter(logging.Formatter):
         line: dict[str, Any] = {
             "time": _time(record),
             "level": record.levelname.lower(),
+            "process": record.own_process,  # pyright: ignore[reportAttributeAccessIssue]
             "logger": record.name,
             "message": record.getMessage(),
         }

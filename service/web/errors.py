@@ -27,8 +27,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from service.engine import request
-from service.engine.request import EngineError, EngineStopped, QueueFull, RequestFailed
+from service.wire import errors as wire
 
 MAX_FIELD_ERRORS = 10  # in one answer
 MAX_ECHO = 40  # characters of a value that a message repeats
@@ -183,19 +182,21 @@ PROBLEMS = (
 )  # fmt: skip
 
 
-def from_engine(error: EngineError) -> ServiceError:
+def from_engine(error: wire.EngineError) -> ServiceError:
     """The engine's refusals in HTTP's terms."""
     match error:
-        case QueueFull(retry_after=seconds):
-            return QueueIsFull("the queue is full: try again later", retry_after=seconds)
-        case request.Overloaded(retry_after=seconds):
+        case wire.InvalidField(field=field):
+            return InvalidRequest.field(field, str(error))
+        case wire.QueueFull(retry_after=seconds):
+            return QueueIsFull(f"{error}: try again later", retry_after=seconds)
+        case wire.Overloaded(retry_after=seconds):
             return Overloaded(f"{error}: try again later", retry_after=seconds)
-        case request.DeadlineUnreachable(retry_after=seconds):
+        case wire.DeadlineUnreachable(retry_after=seconds):
             return DeadlineUnreachable(f"deadline_ms: {error}", retry_after=seconds)
-        case request.DeadlinePassed():
+        case wire.DeadlinePassed():
             return DeadlinePassed(f"deadline_ms: {error}; work on the request has stopped")
-        case EngineStopped():
+        case wire.EngineStopped():
             return Unavailable(f"{error}: try again later", retry_after=1)
-        case RequestFailed():
+        case wire.RequestFailed():
             return GenerationFailed(str(error))
     return ServiceError(str(error))

@@ -10,31 +10,21 @@ from typing import Generic, TypeVar
 
 import numpy as np
 import PIL
-import torch
 
-from models.checkpoint import ModelConfig
-from service.engine.async_engine import AsyncEngine
-from service.engine.core import EngineCore
-from service.engine.request import (
-    DeadlinePassed,
-    DeadlineUnreachable,
-    EngineError,
-    Overloaded,
-    Preview,
-    QueueFull,
-    RequestFailed,
-    RequestOutput,
-    SamplingParams,
-)
 from service.observe import logs
+from service.observe.board import REJECTIONS
 from service.observe.metrics import Metrics
 from service.observe.tracing import Spans
 from service.settings import Settings
-from service.web.errors import FieldError, InvalidRequest, UnknownModel, echo, from_engine
+from service.web.errors import FieldError, InvalidRequest, Unavailable, UnknownModel, echo, from_engine
 from service.web.resolve import recipe, resolve
 from service.web.schemas import GenerateFields, Limits, Timings, limits
+from service.wire.async_engine import AsyncEngine
+from service.wire.errors import DeadlinePassed, EngineError, InvalidField, RequestFailed
+from service.wire.messages import ModelCard, Preview, RequestOutput, SamplingParams
 
 T = TypeVar("T")
+OUTCOMES = {RequestFailed: "error", EngineError: "error", DeadlinePassed: "expired"}  # of others: "rejected"
 Encode = Callable[[list[np.ndarray]], T]  # images [H, W, C] uint8 to whatever an API sends; runs in a worker thread
 
 
@@ -64,8 +54,7 @@ class Generator:
     engine: AsyncEngine
     metrics: Metrics
     settings: Settings
-    core: EngineCore  # to look at what its warm-up found
-    simulated: frozenset[str] = frozenset()  # models that only take time
+    names: tuple[str, ...]  # of the models
     spans: Spans = Spans()  # forgets
     version: str = "none"  # of this service
 
@@ -73,15 +62,29 @@ class Generator:
     def limits(self) -> Limits:
         return limits(self.settings.max_steps, self.settings.max_images)
 
-    def config(self, model: str | None) -> ModelConfig:
-        """Raises InvalidRequest where no model is named, UnknownModel where there is none of that name."""
-        names = ", ".join(self.engine.configs)
+    def silence(self) -> str:
+        """Why the engine counts as dead; "" while it lives, warms up or drains."""
+        if self.engine.gone or self.engine.board.state in ("stopped", "dead"):
+            return "the engine has stopped"
+        silent = time.monotonic() - self.engine.board.heartbeat
+        return f"the engine has been silent for {silent:.0f} s" if silent > self.settings.heartbeat_seconds else ""
+
+    def card(self, model: str | None) -> ModelCard:
+        """What the engine has told about a model.
+
+        Raises:
+            InvalidRequest, UnknownModel: no model is named, or there is none of that name.
+            Unavailable: the engine still reads the checkpoints.
+        """
+        names = ", ".join(self.names)
         if model is None:
             raise InvalidRequest.field("model", f"required: one of {names}")
-        if (config := self.engine.configs.get(model)) is None:
+        if model not in self.names:
             message = f"there is no model {echo(model)}, only {names}"
             raise UnknownModel(f"model: {message}", [FieldError(field="model", message=message)])
-        return config
+        if model not in self.engine.cards:
+            raise Unavailable("the models are being loaded: try again later", retry_after=1)
+        return self.engine.cards[model]
 
     def resolve(
         self, fields: GenerateFields, labels: tuple[int, ...] = (), seeds: tuple[int, ...] = ()
@@ -95,27 +98,26 @@ class Generator:
         Raises:
             UnknownModel, InvalidRequest: what is wrong, and what is allowed.
         """
-        params = resolve(self.config(fields.model), fields, self.limits, labels, seeds)
-        if params.deterministic and self.core.repeats_itself.get(params.model) is False:
+        card = self.card(fields.model)
+        params = resolve(card, self.engine.samplers, fields, self.limits, labels, seeds)
+        if params.deterministic and card.repeats_itself is False:
             message = "this machine does not repeat itself bit by bit, as a check at start-up showed"
             raise InvalidRequest.field("deterministic", message)
         return params
 
     def etag(self, params: SamplingParams, form: str) -> str:
         """Names the bytes of a deterministic answer, which depend on nothing else; "" while the model warms up."""
-        if not self.core.repeats_itself.get(params.model):
+        card = self.card(params.model)
+        if not card.repeats_itself:
             return ""
-        runner = self.core.runners[params.model]
-        build = (self.version, torch.__version__, np.__version__, PIL.__version__)
-        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-        machine = (runner.describe(), gpu, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
-        facts = (build, machine, runner.fixed_rows, runner.config.sha256, params, form)
+        build = (self.version, np.__version__, PIL.__version__, card.build, card.device, card.dtype)
+        facts = (build, card.fixed_rows, card.sha256, params, form)
         return f'"{sha256(repr(facts).encode()).hexdigest()[:32]}"'
 
     def recipe(self, params: SamplingParams) -> dict[str, str]:
         """What a PNG says about itself; the grid of all images, where there are several."""
-        ours = {"Software": f"Stepwise {self.version}"} | recipe(self.config(params.model), params)
-        return ours | ({"simulated": "true"} if params.model in self.simulated else {})
+        ours = {"Software": f"Stepwise {self.version}"} | recipe(self.card(params.model), params)
+        return ours | ({"simulated": "true"} if self.card(params.model).simulated else {})
 
     def recipes(self, params: SamplingParams) -> list[dict[str, str]]:
         """The same for each image by itself."""
@@ -162,11 +164,11 @@ class Generator:
             raise from_engine(error) from error
         except (asyncio.CancelledError, GeneratorExit):
             logs.note(outcome="cancelled")
-            self.metrics.requests.labels(params.model, "cancelled").inc()
+            self.metrics.end(params.model, "cancelled")
             raise
         except Exception:
             logs.note(outcome="error")
-            self.metrics.requests.labels(params.model, "error").inc()
+            self.metrics.end(params.model, "error")
             raise
         if answer is not None:
             yield answer
@@ -178,7 +180,7 @@ class Generator:
         result = await asyncio.to_thread(encode, list(output.images))
         now = time.monotonic()
         timings = Timings(queue=output.queue_seconds, denoise=output.denoise_seconds, encode=now - encoding)
-        self.metrics.observe_answer(params.model, len(output.images), timings.queue, timings.denoise, now - started)
+        self.metrics.answer(params.model, len(output.images), timings.queue, timings.denoise, now - started)
         times = {"queue_seconds": round(timings.queue, 6), "denoise_seconds": round(timings.denoise, 6)}
         logs.note(outcome="ok", **times)
         denoising = started + timings.queue
@@ -186,14 +188,14 @@ class Generator:
         self.spans.record("queue", started, denoising, **facts)
         self.spans.record("denoise", denoising, denoising + timings.denoise, steps=params.num_steps, **facts)
         self.spans.record("encode", encoding, now, **facts)
-        return Generated(result, params, timings, params.model in self.simulated)
+        return Generated(result, params, timings, self.card(params.model).simulated)
 
     def _count_error(self, model: str, error: EngineError) -> None:
-        if isinstance(error, RequestFailed | DeadlinePassed):
-            outcome = "error" if isinstance(error, RequestFailed) else "expired"
-            logs.note(outcome=outcome)
-            self.metrics.requests.labels(model, outcome).inc()
+        if isinstance(error, InvalidField):
+            return  # as of every request that is invalid
+        outcome = OUTCOMES.get(type(error), "rejected")
+        logs.note(outcome=outcome)
+        if outcome == "rejected":
+            self.metrics.reject(model, error.reason if error.reason in REJECTIONS else "unavailable")
         else:
-            logs.note(outcome="rejected")
-            reasons = {QueueFull: "queue_full", Overloaded: "overload", DeadlineUnreachable: "deadline"}
-            self.metrics.reject(model, reasons.get(type(error), "unavailable"))
+            self.metrics.end(model, outcome)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from fastapi import FastAPI
-from prometheus_client import CollectorRegistry
 from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.observe import logs
+from service.observe.metrics import Metrics
 from service.observe.tracing import TraceMiddleware
 from service.settings import Settings
 from service.web.dialects import answer
@@ -39,13 +39,11 @@ CORS_READ = [  # every header of an answer that a page's script may want and tha
 logger = logging.getLogger(__name__)
 
 
-def install(
-    app: FastAPI, settings: Settings, registry: CollectorRegistry, provider: "TracerProvider | None" = None
-) -> None:
+def install(app: FastAPI, settings: Settings, metrics: Metrics, provider: "TracerProvider | None" = None) -> None:
     """Surround the application; from the inside out, as add_middleware has it."""
     app.add_middleware(LimitMiddleware, body_seconds=settings.body_seconds)
     if settings.api_keys:
-        app.add_middleware(KeyMiddleware, ring=KeyRing(settings.api_keys, registry))
+        app.add_middleware(KeyMiddleware, ring=KeyRing(settings.api_keys, metrics.key))
     app.add_middleware(FailureMiddleware)
     if settings.cors_origins:  # outside of the keys: a browser asks for permission without one
         app.add_middleware(

@@ -6,7 +6,6 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from models.samplers import SAMPLERS
 from service.web.dialects import SHAPES, dialect_of, document
 from service.web.errors import QuotaExceeded, Unauthorized
 from service.web.generation import Generator
@@ -37,10 +36,13 @@ def install(app: FastAPI, generator: Generator) -> None:
             _add_components(schema)
             _mark_required(schema)
             _add_bounds(schema, generator.limits | own_limits(generator.limits))
-            _narrow(schema, "model", "string", enum=list(generator.engine.configs))
-            _narrow(schema, "sampler", "string", enum=list(SAMPLERS))
+            _narrow(schema, "model", "string", enum=list(generator.names))
+            if generator.engine.samplers:  # known once the engine has started
+                _narrow(schema, "sampler", "string", enum=generator.engine.samplers)
             if generator.settings.api_keys:
                 _add_security(schema)
+            if not generator.engine.samplers:
+                return schema
             app.openapi_schema = schema
         return app.openapi_schema
 

@@ -2,25 +2,28 @@
 
 import secrets
 
-from kernels.philox import SEED_BITS, image_seed
-from models.checkpoint import ModelConfig
 from models.names import class_key
-from models.samplers import SAMPLERS
-from service.engine.plan import compile_plan
-from service.engine.request import SamplingParams
+from models.seeds import SEED_BITS, image_seed
 from service.web.errors import FieldError, InvalidRequest, echo
 from service.web.schemas import GenerateFields, Limits, allowed
+from service.wire.messages import ModelCard, SamplingParams
 
 MAX_PREVIEWS_SHOWN = 256  # of one request, on all its images
 MAX_SEEDS_TOLD = 16  # in a header and in a PNG: 272 characters, which every proxy and client takes
 
 
 def resolve(
-    config: ModelConfig, fields: GenerateFields, limits: Limits, labels: tuple[int, ...], seeds: tuple[int, ...]
+    card: ModelCard,
+    samplers: list[str],
+    fields: GenerateFields,
+    limits: Limits,
+    labels: tuple[int, ...],
+    seeds: tuple[int, ...],
 ) -> SamplingParams:
     """Check the fields against their limits and the model, and fill in its defaults.
 
     Args:
+        samplers: the names that there are; the engine refuses those that its model cannot do.
         labels: class index of each image, instead of fields.class_ for all.
         seeds: of each image, instead of those that follow from fields.seed.
 
@@ -28,32 +31,27 @@ def resolve(
         InvalidRequest: what is wrong, and what is allowed.
     """
     _check_limits(fields, limits)
-    defaults = config.default_sampling
+    defaults = card.default_sampling
     seed = secrets.randbits(SEED_BITS) if fields.seed is None else fields.seed
-    params = SamplingParams(
+    return SamplingParams(
         model=fields.model or "",
-        class_label=0 if labels else find_class(config, fields.class_),
-        class_labels=_check_labels(config, labels),
+        class_label=0 if labels else find_class(card, fields.class_),
+        class_labels=_check_labels(card, labels),
         num_steps=fields.steps or defaults["steps"],
-        sampler=_find_sampler(fields.sampler or defaults["sampler"]),
+        sampler=_find_sampler(fields.sampler or defaults["sampler"], samplers),
         guidance_scale=defaults["guidance"] if fields.guidance is None else fields.guidance,
-        guidance_interval=_interval(config, fields),
+        guidance_interval=_interval(card, fields),
         seeds=seeds or tuple(image_seed(seed, index) for index in range(fields.n or 1)),
         deterministic=bool(fields.deterministic),
     )
-    try:
-        compile_plan(config, params)
-    except ValueError as error:
-        raise InvalidRequest.field("sampler", str(error)) from error
-    return params
 
 
-def recipe(config: ModelConfig, params: SamplingParams) -> dict[str, str]:
+def recipe(card: ModelCard, params: SamplingParams) -> dict[str, str]:
     """The fields of /generate that make the same pictures again, and the weights that made them."""
     low, high = params.guidance_interval
     fields = {
         "model": params.model,
-        "class": config.class_names[params.class_label],
+        "class": card.class_names[params.class_label],
         "seed": str(params.seeds[0]),
         "n": str(len(params.seeds)),
         "steps": str(params.num_steps),
@@ -65,7 +63,7 @@ def recipe(config: ModelConfig, params: SamplingParams) -> dict[str, str]:
     if params.deterministic:
         fields["deterministic"] = "true"
     others = {"seeds": told_seeds(params)} if len(params.seeds) > 1 else {}
-    return fields | others | {"weights_sha256": config.sha256}
+    return fields | others | {"weights_sha256": card.sha256}
 
 
 def told_seeds(params: SamplingParams) -> str:
@@ -83,10 +81,10 @@ def _check_limits(fields: GenerateFields, limits: Limits) -> None:
         raise InvalidRequest.of(wrong)
 
 
-def find_class(config: ModelConfig, value: str | int | None) -> int:
+def find_class(card: ModelCard, value: str | int | None) -> int:
     """A number is an index. Text is a name, which may consist of digits, and an index where it is no name."""
-    names = [class_key(name) for name in config.class_names]
-    wanted = f"one of {', '.join(config.class_names[:20])}" + (", ..." if len(names) > 20 else "")
+    names = [class_key(name) for name in card.class_names]
+    wanted = f"one of {', '.join(card.class_names[:20])}" + (", ..." if len(names) > 20 else "")
     wanted += f", or an index from 0 to {len(names) - 1}"
     if value is None:
         raise InvalidRequest.field("class", f"required: {wanted}")
@@ -100,22 +98,22 @@ def find_class(config: ModelConfig, value: str | int | None) -> int:
     raise InvalidRequest.field("class", f"must be {wanted}, not {echo(value)}")
 
 
-def _find_sampler(name: str) -> str:
-    if name not in SAMPLERS:
-        raise InvalidRequest.field("sampler", f"must be one of {', '.join(SAMPLERS)}, not {echo(name)}")
+def _find_sampler(name: str, samplers: list[str]) -> str:
+    if name not in samplers:
+        raise InvalidRequest.field("sampler", f"must be one of {', '.join(samplers)}, not {echo(name)}")
     return name
 
 
-def _check_labels(config: ModelConfig, labels: tuple[int, ...]) -> tuple[int, ...]:
+def _check_labels(card: ModelCard, labels: tuple[int, ...]) -> tuple[int, ...]:
     for label in labels:
-        if not 0 <= label < len(config.class_names):
-            message = f"must be indices from 0 to {len(config.class_names) - 1}, not {echo(label)}"
+        if not 0 <= label < len(card.class_names):
+            message = f"must be indices from 0 to {len(card.class_names) - 1}, not {echo(label)}"
             raise InvalidRequest.field("class", message)
     return labels
 
 
-def _interval(config: ModelConfig, fields: GenerateFields) -> tuple[float, float]:
-    low, high = config.default_sampling["guidance_interval"]
+def _interval(card: ModelCard, fields: GenerateFields) -> tuple[float, float]:
+    low, high = card.default_sampling["guidance_interval"]
     low = low if fields.guidance_low is None else fields.guidance_low
     high = high if fields.guidance_high is None else fields.guidance_high
     if low > high:

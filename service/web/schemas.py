@@ -5,11 +5,11 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from kernels.philox import SEED_BITS
+from models.seeds import SEED_BITS
+from service.settings import MAX_GUIDANCE
 
 Format = Literal["png", "webp", "jpeg", "npy", "json"]
 MAX_SEED = (1 << SEED_BITS) - 1
-MAX_GUIDANCE = 20.0
 
 Limits = dict[str, tuple[float, float]]  # the least and the greatest number that a field takes, by its name
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import yaml
-
 from service.engine.thread import JOIN_SECONDS
+
 from service.settings import PREFIX, Settings
 from service.web.server import ANSWER_SECONDS
 

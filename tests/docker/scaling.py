@@ -7,7 +7,7 @@ from typing import Any
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.engine.core import ModelStats
+from service.observe.board import ModelStats
 from service.observe.metrics import Metrics
 from tests.docker.manifests import Manifest, Manifests, of_kind
 

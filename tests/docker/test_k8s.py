@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from service.local import create_app
 from service.settings import PREFIX, load_settings
-from service.web.app import create_app
 from service.web.middleware import MAX_BODY
 from tests.docker import manifests, scaling
 from tests.docker.manifests import Check, Manifests, container, environment, of_kind, pod

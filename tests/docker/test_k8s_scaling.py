@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.scheduling import CONFIG, COSTS, Clock, VirtualRunner, arrivals, capacity
 from service.engine.core import EngineConfig, EngineCore
-from service.engine.request import EngineError
+from service.wire.errors import EngineError
 from tests.docker.manifests import Manifests
 from tests.docker.render import ADAPTER, rendered
 from tests.docker.scaling import demands, queries

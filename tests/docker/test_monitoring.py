@@ -16,9 +16,9 @@ import yaml
 from prometheus_client import generate_latest
 
 from benchmarks.client import reserved_port
+from service.local import create_app
 from service.observe.metrics import Metrics
 from service.settings import ModelEntry, Settings
-from service.web.app import create_app
 from tests.service.conftest import Running, running
 from tests.skips import needs
 from tests.waiting import wait_until

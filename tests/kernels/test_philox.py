@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from kernels.philox import _philox_words, image_seed, normal, philox4x32
+from kernels.philox import _philox_words, normal
+from models.seeds import image_seed, philox4x32
 
 SEEDS = st.integers(0, 2**63 - 1)
 SEEDS_53 = st.integers(0, 2**53 - 1)

@@ -15,15 +15,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from models.checkpoint import (
-    SHIPPED,
     CheckpointError,
     ModelConfig,
     build_model,
-    default_checkpoints,
     load_checkpoint,
     load_config,
     save_checkpoint,
 )
+from models.files import SHIPPED, default_checkpoints
 from tests.models.networks import awake, inputs
 
 DIT_ARGUMENTS = {"image_size": 8, "patch_size": 4, "hidden_dim": 16, "depth": 1, "num_heads": 2}

@@ -14,8 +14,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from benchmarks import client
+from service.local import create_app
 from service.settings import Settings
-from service.web.app import create_app
 from tests.waiting import wait_until
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from models.samplers import SAMPLERS
+from service.local import create_app
 from service.settings import ModelEntry, Settings
-from service.web.app import create_app
 from service.web.images import MEDIA_TYPES
 from service.web.middleware import MAX_BODY, MAX_QUERY
 from service.web.protocol import MAX_HEAD

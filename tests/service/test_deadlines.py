@@ -8,8 +8,8 @@ import httpx
 import pytest
 
 from service.engine.simulated import StepCost
+from service.local import create_app
 from service.settings import ModelEntry, Settings
-from service.web.app import create_app
 from tests.service.conftest import Running, running
 from tests.waiting import wait_until
 
@@ -47,7 +47,7 @@ def test_one_that_cannot_be_met_is_refused_at_once(live: Running) -> None:
 
 def test_one_that_passes_between_two_steps_is_504_and_its_work_stops(live: Running) -> None:
     """The device turns out to be twenty times as slow as its profile said."""
-    runner = live.app.state.generator.core.runners["dit"]
+    runner = live.app.state.local.core.runners["dit"]
     profiled, runner.cost = runner.cost, StepCost(200, 0)
     with ThreadPoolExecutor(1) as pool:
         late = pool.submit(ask, live, deadline_ms=2000)  # 200 ms by the profile

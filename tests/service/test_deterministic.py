@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.web.app import create_app
+from service.local import create_app
 from tests.service.conftest import Running, running, tiny_settings
 
 FIELDS = {"model": "dit", "class": "cat", "steps": 12, "seed": 7, "deterministic": "true", "format": "png"}
@@ -48,7 +48,7 @@ def test_a_known_picture_costs_no_evaluation(live: Running, monkeypatch: pytest.
     first = get(live)
     etag = first.headers["etag"]
     assert etag.startswith('"')  # a strong one
-    runner, launched = live.app.state.generator.core.runners["dit"], []
+    runner, launched = live.app.state.local.core.runners["dit"], []
     launch = runner.launch
     monkeypatch.setattr(runner, "launch", lambda tasks: launched.append(len(tasks)) or launch(tasks))
     for known in (etag, f'"other", {etag}', f"W/{etag}", "*"):
@@ -159,7 +159,7 @@ def test_models_tell_whether_it_works(live: Running) -> None:
 
 
 def test_where_it_does_not_work_it_is_refused(live: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    core = live.app.state.generator.core
+    core = live.app.state.local.core
     monkeypatch.setitem(core.repeats_itself, "dit", False)
     for answer in (post(live), get(live)):
         assert answer.status_code == 422

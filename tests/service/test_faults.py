@@ -14,9 +14,9 @@ import httpx
 import numpy as np
 import pytest
 
+from service.local import create_app
 from service.settings import ModelEntry
 from service.web import images
-from service.web.app import create_app
 from tests.service.conftest import Running, running, tiny_settings
 from tests.service.process import serving, status
 from tests.waiting import wait_until

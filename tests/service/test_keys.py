@@ -13,10 +13,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 from starlette.types import Message, Receive, Scope, Send
 
+from service.api_keys import ApiKey
+from service.local import create_app
 from service.settings import ModelEntry, Settings, SettingsError, load_settings
-from service.web.app import create_app
 from service.web.errors import QuotaExceeded, Unauthorized
-from service.web.keys import ApiKey, KeyRing
+from service.web.keys import KeyRing
 from service.web.middleware import KeyMiddleware
 from tests.service.conftest import Running, running
 from tests.waiting import wait_until

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from models.dit_model import DIT
+from service.local import create_app
 from service.settings import ModelEntry, Settings
-from service.web.app import create_app
 from tests.service.conftest import Running, running, tiny_settings
 from tests.service.networks import Fragile, Lost, Slow, entry
 from tests.service.pictures import difference, pixels

@@ -6,9 +6,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from service.local import create_app
 from service.observe.metrics import SECONDS
 from service.settings import ModelEntry
-from service.web.app import create_app
 from tests.service.conftest import Running, running, tiny_settings
 from tests.skips import needs
 from tests.waiting import wait_until

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from benchmarks.client import reserved_port
-from service.web.app import create_app
+from service.local import create_app
 from service.web.middleware import MAX_BODY, MAX_HEAD, MAX_QUERY
 from tests.service.conftest import Running, running, tiny_settings
 from tests.service.process import ROOT, command, environment, serving

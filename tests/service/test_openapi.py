@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
+from service.local import create_app
 from service.settings import ModelEntry, Settings
-from service.web.app import create_app
 from tests.service.conftest import Running, running, tiny_settings
 
 ROOT = Path(__file__).parents[2]

@@ -7,10 +7,10 @@ import httpx
 import jsonschema
 import pytest
 import torch
-
 from service.engine.thread import EngineThread
+
+from service.local import create_app
 from service.observe.metrics import OUTCOMES
-from service.web.app import create_app
 from service.web.errors import PROBLEMS
 from service.web.schemas import FIELD_NAMES
 from tests.checkpoints import write_checkpoint

@@ -9,8 +9,8 @@ import httpx
 import pytest
 from PIL import Image
 
+from service.local import create_app
 from service.settings import ModelEntry, Settings
-from service.web.app import create_app
 from service.web.schemas import FIELD_NAMES
 from tests.checkpoints import write_checkpoint
 from tests.service.conftest import Running, running

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from models.checkpoint import CheckpointError
-from service.registry import choose_device, choose_dtype, load_runners, model_entries
-from service.settings import ModelEntry, Settings, SettingsError
+from service.registry import choose_device, choose_dtype, load_runners
+from service.settings import ModelEntry, Settings, SettingsError, model_entries
 from tests.checkpoints import TINY, write_checkpoint
 from tests.service.conftest import tiny_settings
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from models import samplers
-from service.web.app import create_app
+from service.local import create_app
 from tests.service.conftest import Running, running, tiny_settings
 
 NAME = "halfway"

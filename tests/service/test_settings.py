@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from models.checkpoint import default_checkpoints
+from models.files import default_checkpoints
 from service.settings import Settings, SettingsError, load_settings
 
 

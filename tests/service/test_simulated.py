@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from service.local import create_app
 from service.settings import ModelEntry, Settings, SettingsError, load_settings
-from service.web.app import create_app
 from tests.service.conftest import Running, running
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service.local import create_app
 from service.settings import ModelEntry, Settings
-from service.web.app import create_app
 from tests.service.conftest import Running, running
 from tests.waiting import wait_until
 
@@ -143,7 +143,7 @@ def test_an_error_on_the_way_is_the_last_event(slow: Running) -> None:
     """The deadline is in reach by the profile, which says 20 ms a step, and gone on the device as it is now."""
     query = {"model": "dit", "class": "cat", "steps": 40, "guidance": 1, "preview": 10, "deadline_ms": 3000}
     wait_until(lambda: slow.metric("diffusion_running_slots") == 0)
-    runner = slow.app.state.generator.core.runners["dit"]
+    runner = slow.app.state.local.core.runners["dit"]
     cost, runner.cost = runner.cost, type(runner.cost)(200, 0)  # the device slows down behind the profile's back
     try:
         events = parse(slow.client.post("/generate", params=query, headers=STREAM).text)

@@ -7,12 +7,11 @@ from typing import Any, TypeVar
 from fastapi import Request
 from starlette.responses import Response
 
-from models.checkpoint import ModelConfig
-from service.engine.request import SamplingParams
 from service.web.errors import CLIENT_CLOSED_REQUEST
 from service.web.event_stream import disconnected
 from service.web.generation import Generated
 from service.web.resolve import told_seeds
+from service.wire.messages import ModelCard, SamplingParams
 
 T = TypeVar("T")
 NO_STORE = {"Cache-Control": "no-store"}
@@ -38,9 +37,9 @@ def seconds(milliseconds: int | None) -> float | None:
     return None if milliseconds is None else milliseconds / 1000
 
 
-def picture_size(config: ModelConfig) -> str:
+def picture_size(card: ModelCard) -> str:
     """Width x height, as OpenAI writes it."""
-    return f"{config.image_shape[2]}x{config.image_shape[1]}"
+    return f"{card.image_shape[2]}x{card.image_shape[1]}"
 
 
 def seed_headers(params: SamplingParams, simulated: bool) -> dict[str, str]:

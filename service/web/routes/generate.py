@@ -6,8 +6,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from models.checkpoint import ModelConfig
-from service.engine.request import SamplingParams
 from service.settings import Settings
 from service.web import event_stream, images
 from service.web.bodies import read_bytes, read_json, read_query, refuse_query, refuse_repeats
@@ -28,6 +26,7 @@ from service.web.routes.answers import (
     unless_disconnected,
 )
 from service.web.schemas import FIELD_NAMES, Fields, GenerateBody, GeneratedImage, GenerateFields, GenerateResponse
+from service.wire.messages import ModelCard, SamplingParams
 
 router = APIRouter(tags=["Stepwise"])
 
@@ -82,7 +81,7 @@ async def generate(request: Request) -> Response:
         return client_has_gone()
     content = generated.result
     if form == "json":
-        content = as_json(generated, generator.config(params.model), request.scope["request_id"])
+        content = as_json(generated, generator.card(params.model), request.scope["request_id"])
     return Response(content, headers=answer_headers(generated) | NO_STORE, media_type=MEDIA_TYPES[form])
 
 
@@ -173,8 +172,8 @@ async def _stream(generator: Generator, fields: GenerateFields, params: Sampling
     encode = partial(images.encode_base64, form=form)
     encode_last = partial(encode, texts=generator.recipes(params))
     updates = generator.stream(params, encode_last, seconds(fields.deadline_ms), previews, encode)
-    events = picture_events(updates, params, form, picture_size(generator.config(params.model)))
-    return await open_stream(events, seed_headers(params, params.model in generator.simulated))
+    events = picture_events(updates, params, form, picture_size(generator.card(params.model)))
+    return await open_stream(events, seed_headers(params, generator.card(params.model).simulated))
 
 
 def _cache_headers(etag: str, has_format: bool, settings: Settings) -> dict[str, str]:
@@ -189,14 +188,14 @@ def has_tag(if_none_match: list[str], etag: str) -> bool:
     return bool(tags & {etag, "*"})
 
 
-def as_json(generated: Generated[Any], config: ModelConfig, request_id: str) -> bytes:
+def as_json(generated: Generated[Any], card: ModelCard, request_id: str) -> bytes:
     """generated.result holds PNGs in base64."""
     params = generated.params
     pairs = zip(params.seeds, generated.result, strict=True)
     answer = GenerateResponse(
         request_id=request_id,
         model=params.model,
-        **{"class": config.class_names[params.class_label]},
+        **{"class": card.class_names[params.class_label]},
         class_index=params.class_label,
         steps=params.num_steps,
         sampler=params.sampler,

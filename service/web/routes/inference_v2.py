@@ -10,7 +10,6 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ValidationError
 from starlette.responses import JSONResponse, Response
 
-from service.engine.request import SamplingParams
 from service.web.bodies import read_bytes, refuse_query
 from service.web.dialects import INFERENCE, document, invalid
 from service.web.errors import InvalidRequest, UnknownModel, echo
@@ -26,6 +25,7 @@ from service.web.tensors import (
     parse,
     serialise,
 )
+from service.wire.messages import SamplingParams
 
 router = APIRouter(prefix="/v2", tags=["Open Inference"])
 
@@ -95,7 +95,7 @@ async def model_metadata(request: Request, model: str) -> ModelMetadata:
 
 @router.get("/models/{model}/versions/{version}", **META, summary="A version of a model")
 async def model_version_metadata(request: Request, model: str, version: str) -> ModelMetadata:
-    config = find_generator(request, model, version).config(model)
+    config = find_generator(request, model, version).card(model)
     C, H, W = config.image_shape
     integers = [TensorMetadata(name=name, datatype="INT64", shape=[-1]) for name in INPUTS]
     integers[0].parameters = {"class_names": config.class_names}
@@ -172,7 +172,7 @@ async def infer_model_version(request: Request, model: str, version: str) -> Res
 def find_generator(request: Request, model: str, version: str) -> Generator:
     """Raises UnknownModel."""
     generator: Generator = request.app.state.generator
-    generator.config(model)
+    generator.card(model)
     if version != VERSION:
         raise UnknownModel(f"version: {model} has no version {echo(version)}, only {VERSION}")
     return generator

@@ -11,7 +11,6 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response
 
-from service.engine.request import SamplingParams
 from service.web import event_stream, images
 from service.web.bodies import read_json, refuse_query
 from service.web.dialects import OPENAI, document
@@ -41,6 +40,7 @@ from service.web.schemas import (
     Whole,
     allowed,
 )
+from service.wire.messages import SamplingParams
 
 router = APIRouter(prefix="/v1", tags=["OpenAI Images"])
 
@@ -157,7 +157,7 @@ async def create_image(request: Request) -> Response:
     generator: Generator = request.app.state.generator
     body = await read_json(request, ImageRequest, Fields(FIELD_NAMES, own_limits(generator.limits)))
     params = _resolve(generator, body)
-    size = picture_size(generator.config(params.model))
+    size = picture_size(generator.card(params.model))
     _check_picture(body, params.model, size)
     form, deadline = body.output_format or "png", seconds(body.deadline_ms)
     encode = partial(images.encode_base64, form=form, quality=body.output_compression)
@@ -165,7 +165,7 @@ async def create_image(request: Request) -> Response:
     if body.stream:
         previews = check_previews(params, body.partial_images or 0, "partial_images")
         updates = generator.stream(params, encode_last, deadline, previews, encode)
-        headers = seed_headers(params, params.model in generator.simulated)
+        headers = seed_headers(params, generator.card(params.model).simulated)
         return await open_stream(picture_events(updates, params, form, size), headers)
     generated = await unless_disconnected(request, generator.generate(params, encode_last, deadline))
     if generated is None:
@@ -205,12 +205,12 @@ def _resolve(generator: Generator, body: ImageRequest) -> SamplingParams:
 
 @router.get("/models", summary="List the models", responses=document(OPENAI, ()))
 async def list_models(request: Request) -> ModelPage:
-    return ModelPage(data=[_model(request, name) for name in request.app.state.generator.engine.configs])
+    return ModelPage(data=[_model(request, name) for name in request.app.state.generator.names])
 
 
 @router.get("/models/{model}", summary="One model", responses=document(OPENAI, (UnknownModel,)))
 async def retrieve_model(request: Request, model: str) -> Model:
-    request.app.state.generator.config(model)
+    request.app.state.generator.card(model)
     return _model(request, model)
 
 

@@ -1,13 +1,12 @@
 """Health, metrics, the models, and the configuration in force."""
 
-import time
 from typing import Any
 
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import JSONResponse, Response
 
-from service.engine.thread import EngineThread
+from service.web.info import describe_model, describe_service
 from service.web.schemas import Health, ModelList, ServiceInfo
 
 router, exposition = (
@@ -20,29 +19,24 @@ UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": Health, "descript
 @router.get("/livez", response_model=Health, responses=UNAVAILABLE, summary="Does the engine's loop turn?")
 async def livez(request: Request) -> Response:
     """503 means: restart this process. A full queue or a slow start never turns it red."""
-    thread: EngineThread = request.app.state.thread
-    if thread.dead:
-        return _health("the engine has stopped")
-    silence = time.monotonic() - thread.heartbeat
-    if silence > request.app.state.generator.settings.heartbeat_seconds:
-        return _health(f"the engine has been silent for {silence:.0f} s")
-    return _health("")
+    return _health(request.app.state.generator.silence())
 
 
 @router.get("/readyz", response_model=Health, responses=UNAVAILABLE, summary="Are all models loaded and warm?")
 async def readyz(request: Request) -> Response:
-    thread: EngineThread = request.app.state.thread
-    return _health("" if thread.ready else "warming up or shutting down")
+    is_ready = request.app.state.generator.engine.is_ready
+    return _health("" if is_ready else "warming up or shutting down")
 
 
 @router.get("/models", summary="The served models")
 async def models(request: Request) -> ModelList:
-    return ModelList(models=request.app.state.describe())
+    return ModelList(models=[describe_model(card) for card in request.app.state.generator.engine.cards.values()])
 
 
 @router.get("/info", summary="Versions, settings in force, measured step times")
 async def info(request: Request) -> ServiceInfo:
-    return request.app.state.info()
+    generator = request.app.state.generator
+    return describe_service(generator.engine, generator.settings)
 
 
 @exposition.get("/metrics", response_class=Response, summary="Prometheus exposition")

@@ -75,7 +75,7 @@ class IndexEntry(BaseModel):
 @router.get("/models/stats", summary="Statistics of all models")
 async def all_statistics(request: Request) -> Statistics:
     generator = request.app.state.generator
-    return Statistics(model_stats=[statistics(generator.metrics, name) for name in generator.engine.configs])
+    return Statistics(model_stats=[statistics(generator.metrics, name) for name in generator.names])
 
 
 @router.get("/models/{model}/stats", **UNKNOWN, summary="Statistics of a model")
@@ -127,7 +127,7 @@ async def model_configuration(request: Request, model: str) -> ModelConfiguratio
 
 @router.get("/models/{model}/versions/{version}/config", **UNKNOWN, summary="Configuration of a version of a model")
 async def model_version_configuration(request: Request, model: str, version: str) -> ModelConfiguration:
-    C, H, W = find_generator(request, model, version).config(model).image_shape
+    C, H, W = find_generator(request, model, version).card(model).image_shape
     integers = [TensorConfig(name=name, data_type="TYPE_INT64", dims=[-1]) for name in ("class", "seed")]
     images = TensorConfig(name="images", data_type="TYPE_UINT8", dims=[-1, H, W, C])
     return ModelConfiguration(
@@ -148,11 +148,11 @@ async def model_version_configuration(request: Request, model: str, version: str
 async def repository_index(request: Request) -> list[IndexEntry]:
     """A body is not needed; that of Triton's client, `{"ready": true}`, asks for the models that are ready."""
     body = (await read_bytes(request)).replace(b" ", b"")
-    ready = request.app.state.thread.ready
+    ready = request.app.state.generator.engine.is_ready
     if not ready and b'"ready":true' in body:
         return []
     state, reason = ("READY", "") if ready else ("UNAVAILABLE", "warming up or shutting down")
     return [
         IndexEntry(name=name, version=VERSION, state=state, reason=reason)
-        for name in request.app.state.generator.engine.configs
+        for name in request.app.state.generator.names
     ]

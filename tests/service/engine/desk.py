@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from service.engine.core import EngineConfig, EngineCore, StepStats
-from service.engine.request import Request
 from service.engine.thread import Answer, EngineThread
+
+from service.engine.core import EngineConfig, EngineCore
+from service.engine.request import Request
+from service.observe.board import StepStats
 from tests.service.engine.tiny import Turnstile, make_params, make_request, recording_runner, tiny_config
 from tests.waiting import PATIENCE, wait_until
 

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, count
 
-from service.engine.request import ImageTask, Request, SamplingParams
+from service.engine.request import ImageTask, Request
 from service.engine.scheduler import Scheduler, SchedulerOutput
+from service.wire.messages import SamplingParams
 
 UNBOUNDED = 10**9
 _ids = count()

@@ -7,19 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-
 from service.engine.async_engine import AsyncEngine
-from service.engine.core import EngineConfig, EngineCore, StepStats
-from service.engine.request import (
-    EngineStopped,
-    Preview,
-    QueueFull,
-    Request,
-    RequestFailed,
-    RequestOutput,
-    SamplingParams,
-)
 from service.engine.thread import EngineThread
+
+from service.engine.core import EngineConfig, EngineCore
+from service.engine.request import Request
+from service.observe.board import StepStats
+from service.wire.errors import EngineStopped, QueueFull, RequestFailed
+from service.wire.messages import Preview, RequestOutput, SamplingParams
 from tests.service.engine.desk import stop
 from tests.service.engine.tiny import Turnstile, make_params, recording_runner, tiny_config
 from tests.waiting import PATIENCE, wait_until

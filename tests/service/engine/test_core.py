@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from service.engine.core import EngineConfig, EngineCore, ModelStats, Progress
-from service.engine.request import QueueFull, Request, RequestStatus
+from service.engine.core import EngineConfig, EngineCore, Progress
+from service.engine.request import Request, RequestStatus
 from service.engine.runner import ModelRunner
+from service.observe.board import ModelStats
+from service.wire.errors import QueueFull
 from tests.service.engine.tiny import (
     Turnstile,
     drive,

@@ -7,7 +7,8 @@ import pytest
 from torch import Tensor, nn
 
 from service.engine.core import EngineConfig, EngineCore
-from service.engine.request import DeadlineUnreachable, Request, RequestStatus
+from service.engine.request import Request, RequestStatus
+from service.wire.errors import DeadlineUnreachable
 from tests.service.engine.tiny import make_params, make_request, recording_runner, tiny_config
 
 

@@ -5,12 +5,13 @@ import asyncio
 import numpy as np
 import pytest
 import torch
+from service.engine.async_engine import AsyncEngine
+from service.engine.thread import EngineThread
 from torch import Tensor, nn
 
 from models.samplers import SAMPLERS
-from service.engine.async_engine import AsyncEngine
-from service.engine.request import Preview, RequestOutput, preview_steps
-from service.engine.thread import EngineThread
+from service.engine.request import preview_steps
+from service.wire.messages import Preview, RequestOutput
 from tests.service.engine.tiny import (
     Turnstile,
     drive,

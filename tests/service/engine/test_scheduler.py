@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from service.engine.request import QueueFull, RequestStatus
+from service.engine.request import RequestStatus
 from service.engine.scheduler import Scheduler
 from service.engine.slots import SlotAllocator
+from service.wire.errors import QueueFull
 from tests.service.engine.rows import UNBOUNDED, make_request, make_scheduler, members, run_step
 
 ROOT = Path(__file__).resolve().parents[3]

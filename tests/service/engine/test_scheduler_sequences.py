@@ -6,8 +6,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from service.engine.request import ImageTask, QueueFull, Request, RequestStatus
+from service.engine.request import ImageTask, Request, RequestStatus
 from service.engine.scheduler import Scheduler, SchedulerOutput
+from service.wire.errors import QueueFull
 from tests.service.engine.rows import finish_step, make_request, run_step
 
 plans = st.lists(st.integers(1, 2), min_size=1, max_size=6)

@@ -5,11 +5,14 @@ import threading
 import time
 
 import pytest
+from service.engine.thread import EngineThread
 
 from service.engine import thread as thread_module
-from service.engine.core import EngineCore, ModelStats
-from service.engine.request import EngineStopped, QueueFull, Request, RequestFailed, RequestOutput
-from service.engine.thread import EngineThread
+from service.engine.core import EngineCore
+from service.engine.request import Request
+from service.observe.board import ModelStats
+from service.wire.errors import EngineStopped, QueueFull, RequestFailed
+from service.wire.messages import RequestOutput
 from tests.service.engine.desk import Desk, make_core, running, stop
 from tests.service.engine.tiny import Turnstile
 from tests.waiting import PATIENCE, wait_until
@@ -77,7 +80,7 @@ def test_a_flood_of_refusals_does_not_hold_up_the_steps() -> None:
         def add(self, request: Request) -> None:
             if request.params.num_steps == 1:
                 time.sleep(0.001)  # as long as it takes
-                raise QueueFull(1.0)
+                raise QueueFull("full", 1.0)
             super().add(request)
 
     with running(make_core(Turnstile(), Slow)) as desk:

@@ -9,7 +9,8 @@ import torch
 
 from service.engine import thread as thread_module
 from service.engine.core import EngineCore, Progress
-from service.engine.request import EngineStopped, Request
+from service.engine.request import Request
+from service.wire.errors import EngineStopped
 from tests.service.engine.desk import make_core, running, stop
 from tests.service.engine.tiny import Turnstile
 from tests.waiting import PATIENCE, wait_until

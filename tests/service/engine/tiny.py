@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from models.checkpoint import ModelConfig, build_model
 from models.samplers import Guidance, build_table, sample
 from models.schedule import NoiseSchedule, Prediction
-from service.engine.core import EngineConfig, EngineCore, StepStats
+from service.engine.core import EngineConfig, EngineCore
 from service.engine.plan import compile_plan
-from service.engine.request import ImageTask, Request, SamplingParams
+from service.engine.request import ImageTask, Request
 from service.engine.runner import LaunchedStep, ModelRunner
+from service.observe.board import StepStats
+from service.wire.messages import SamplingParams
 from tests.waiting import PATIENCE, wait_until
 
 CPU = torch.device("cpu")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.web.app import create_app
+from service.local import create_app
 from tests.checkpoints import write_checkpoint
 from tests.service.conftest import Running, running, tiny_settings
 

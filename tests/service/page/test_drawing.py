@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
+from service.local import create_app
 from service.settings import ModelEntry, Settings
-from service.web.app import create_app
 from tests.service.conftest import Running, running
 from tests.service.page.conftest import SKY, Visit, decoded
 from tests.waiting import wait_until

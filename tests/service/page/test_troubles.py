@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from service.web.app import create_app
+from service.local import create_app
 from tests.service.conftest import running, tiny_settings
 from tests.service.page.conftest import CHOICE, Visit, problem
 from tests.waiting import wait_until

@@ -1,13 +1,12 @@
-"""The process: settings, application, uvicorn, signals."""
+"""An HTTP worker's process: settings, application, uvicorn. It imports no torch."""
 
 import asyncio
 import logging
 import math
 import socket
-import sys
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
-from types import FrameType
+from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -16,18 +15,20 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from service.engine.thread import EngineThread
-from service.listening import bind, urls
-from service.observe import logs
-from service.settings import Settings, SettingsError, load_settings
-from service.web.app import create_app
+from service.child import obey_supervisor
+from service.observe import logs, tracing
+from service.observe.board import open_board
+from service.settings import Settings, load_settings
+from service.web.app import assemble
 from service.web.middleware import RequestIdMiddleware
 from service.web.protocol import MAX_HEAD, Limits, guarded
 from service.web.routes import ops
+from service.wire.async_engine import AsyncEngine
+from service.wire.control import STARTED
 
 logger = logging.getLogger(__name__)
 
-ENGINE_DIED = 3  # exit code; the supervisor starts a new process, for this one cannot mend its device
+ORPHAN_SECONDS = 1.0  # for a supervisor to say that the engine has died
 ANSWER_SECONDS = 5  # for the last answers to leave, behind the engine's own limit
 LAST_WORDS_SECONDS = 0.5  # for refusals to leave behind the second signal
 OTHER_FILES = 64  # that are open beside the connections
@@ -55,8 +56,8 @@ class SideServer(uvicorn.Server):
             await self._task
 
 
-class DrainingServer(uvicorn.Server):
-    """Says where it listens once the engine is warm, and tells the engine of signals.
+class Worker(uvicorn.Server):
+    """Obeys its supervisor: a byte on the control socket is the number of signals so far.
 
     After the first signal accepted work ends in answers, the rest in clear refusals.
 
@@ -64,55 +65,38 @@ class DrainingServer(uvicorn.Server):
         side: starts after this server and ends after it, so that the drain can be watched.
     """
 
-    def __init__(
-        self, config: uvicorn.Config, engine: EngineThread, drain_seconds: float, side: SideServer | None = None
-    ):
+    def __init__(self, config: uvicorn.Config, control: socket.socket, side: SideServer | None = None):
         super().__init__(config)
-        self._engine, self._drain_seconds, self._side = engine, drain_seconds, side
-        self._signals = 0
-        self._urls: list[str] = []
-        self._announced = False
+        control.setblocking(False)
+        self._control, self._side = control, side
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """They are the supervisor's."""
+        yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self._urls = urls(sockets or [])
         if self._side is not None:
             self._side.begin()
+        asyncio.get_running_loop().add_reader(self._control, self._obey)
+        self._control.send(STARTED)
 
-    async def on_tick(self, counter: int) -> bool:
-        """uvicorn calls this ten times a second."""
-        if self._engine.ready and not self._announced:
-            self._announced = True
-            self._announce()
-        return await super().on_tick(counter)
-
-    def _announce(self) -> None:
-        metrics = [f"{url}/metrics" for url in urls(self._side.listeners if self._side else [])]
-        text = "listening on %s" + (", metrics on %s" if metrics else "")
-        places = [" and ".join(found) for found in (self._urls, metrics) if found]
-        logger.info(text, *places, extra={"fields": {"urls": self._urls, "metrics_urls": metrics}})
+    def _obey(self) -> None:
+        for signals in self._control.recv(64) or b"\1":  # closed: the supervisor has gone, and so will this process
+            self.should_exit = True
+            self.force_exit = signals > 2
+            if signals == 2:
+                asyncio.get_running_loop().call_later(LAST_WORDS_SECONDS, self._cut_connections)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        if self._signals:
-            logger.info("stopping: accepted requests may take %g s more", self._drain_seconds)
         await super().shutdown(sockets)
         if self._side is not None:
             await self._side.end()
 
-    def end(self) -> None:
-        """Shut down in good order; may be called from another thread."""
-        self.should_exit = True
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain at the first signal, refuse what is left and leave at the second, without a word at the third."""
-        self._signals += 1
-        self._engine.request_stop(self._drain_seconds if self._signals == 1 else 0.0)
-        if self._signals == 2:
-            with suppress(RuntimeError):  # no loop runs (yet): there is nobody to wait for
-                asyncio.get_running_loop().call_later(LAST_WORDS_SECONDS, self._cut_connections)
-        else:
-            super().handle_exit(sig, frame)
-        self.force_exit = self._signals > 2
+    def end_soon(self) -> None:
+        """The engine has closed its socket. If it lives, it has given up this worker: another one must start."""
+        asyncio.get_running_loop().call_later(ORPHAN_SECONDS, setattr, self, "should_exit", True)
 
     def _cut_connections(self) -> None:
         """Of clients that neither send the rest of their request nor read their answer."""
@@ -165,26 +149,21 @@ def metrics_server(app: FastAPI, settings: Settings, listeners: list[socket.sock
     return SideServer(config, listeners)
 
 
-def serve(host: str, port: int) -> None:
-    """Serve until SIGTERM or SIGINT; what was accepted is finished first, within DIFFUSION_DRAIN_SECONDS.
-
-    Exits with ENGINE_DIED when the engine dies, after every open request was told.
-
-    Raises:
-        SettingsError, CheckpointError, OSError: nothing has been started then.
-    """
+def main(given: dict[str, Any]) -> None:
+    """given: descriptors named control, lifeline, board, engine, listeners, side; row of the board, rows in all."""
+    obey_supervisor(given["lifeline"])
     settings = load_settings()
-    if settings.metrics_port == port:
-        raise SettingsError(f"setting DIFFUSION_METRICS_PORT: {port} is the port of the service itself")
-    logs.configure(settings.log_level, settings.log_format)
-    # before the models are loaded, which takes long
-    listeners = bind(host, port)
-    side_listeners = bind(host, settings.metrics_port) if settings.metrics_port else None
-    app = create_app(settings)
+    logs.configure(settings.log_level, settings.log_format, f"worker-{given['row']}")
+    board = open_board(settings, given["rows"], given["board"])
+    engine = AsyncEngine(socket.socket(fileno=given["engine"]), board)
+    provider = tracing.otlp_provider() if settings.otel else None
+    app = assemble(engine, settings, given["row"], provider)
+    side = metrics_server(app, settings, _sockets(given["side"])) if given["side"] else None
     config = configure(app, settings, settings.drain_seconds)
-    side = metrics_server(app, settings, side_listeners) if side_listeners else None
-    server = DrainingServer(config, app.state.thread, settings.drain_seconds, side)
-    app.state.thread.on_death = server.end
-    server.run(listeners)
-    if app.state.thread.died:
-        sys.exit(ENGINE_DIED)
+    worker = Worker(config, socket.socket(fileno=given["control"]), side)
+    engine.on_loss = worker.end_soon
+    worker.run(_sockets(given["listeners"]))
+
+
+def _sockets(descriptors: list[int]) -> list[socket.socket]:
+    return [socket.socket(fileno=descriptor) for descriptor in descriptors]

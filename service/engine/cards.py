@@ -1,0 +1,61 @@
+"""What workers are told about the models: the engine's live objects, as plain data."""
+
+import numpy as np
+import torch
+
+from models.checkpoint import ModelConfig, parameter_count
+from models.samplers import SAMPLERS, build_table
+from models.schedule import NoiseSchedule, Prediction
+from service.engine.core import EngineCore
+from service.engine.simulated import SimulatedRunner
+from service.wire.messages import Cards, ModelCard
+
+
+def describe(core: EngineCore) -> Cards:
+    return Cards([_card(name, core) for name in core.runners], list(SAMPLERS), core.config.shed_load)
+
+
+def signature(core: EngineCore) -> object:
+    """Changes with everything in the cards that can change while the engine runs."""
+    caps = [(share.scheduler.max_rows, core.runners[name].fixed_rows) for name, share in core.shares.items()]
+    return tuple(caps)
+
+
+def _card(name: str, core: EngineCore) -> ModelCard:
+    runner, share = core.runners[name], core.shares.get(name)
+    config = runner.config
+    repeats = core.repeats_itself.get(name)
+    return ModelCard(
+        name=name,
+        architecture=config.architecture,
+        parameters=parameter_count(runner.model),
+        image_shape=config.image_shape,
+        class_names=config.class_names,
+        samplers=[sampler for sampler in SAMPLERS if _compiles(config, sampler)],
+        default_sampling=config.default_sampling,
+        sha256=config.sha256,
+        simulated=isinstance(runner, SimulatedRunner),
+        hardware=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        build=_build(),
+        weight=core.weights.get(name, 1.0),
+        max_rows=share.scheduler.max_rows if share else None,
+        fixed_rows=runner.fixed_rows if repeats else None,
+        repeats_itself=repeats,
+        step_seconds=dict(sorted(runner.step_seconds.items())) if share else {},
+        **runner.describe(),
+    )
+
+
+def _build() -> str:
+    """What the bits of an image depend on besides its request and its weights."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    cpu = (torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
+    return repr((torch.__version__, np.__version__, gpu, cpu))
+
+
+def _compiles(config: ModelConfig, sampler: str) -> bool:
+    try:
+        build_table(NoiseSchedule(config.schedule), Prediction(config.prediction), sampler, 2)
+    except ValueError:
+        return False
+    return True

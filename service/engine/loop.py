@@ -1,0 +1,199 @@
+"""The loop that owns the device, the schedulers and every request; one thread, no lock.
+
+Commands come in by local sockets, answers leave by them, one frame a step and worker. Whatever happens in here,
+every request is answered once, or its worker sees the socket close.
+"""
+
+import logging
+import time
+
+from service.engine.cards import describe, signature
+from service.engine.clients import Client, Clients
+from service.engine.core import EngineCore
+from service.engine.plan import compile_plan
+from service.engine.request import Request, RequestStatus
+from service.observe.board import EngineBoard
+from service.wire.errors import DeadlinePassed, EngineError, EngineStopped, InvalidField, RequestFailed
+from service.wire.messages import Abort, FromWorker, Generate, RequestOutput, SamplingParams
+
+logger = logging.getLogger(__name__)
+
+IDLE_SECONDS = 0.5  # between heartbeats of an idle engine
+COMMAND_SECONDS = 0.002  # between two steps, for requests that come and go
+GAUGE_SECONDS = 0.1  # between two updates of the gauges
+
+
+class EngineLoop:
+    """Runs an EngineCore for its clients.
+
+    Args:
+        board: gets the engine's state and counts.
+    """
+
+    def __init__(self, core: EngineCore, clients: Clients, board: EngineBoard):
+        self._core, self._clients, self._board = core, clients, board
+        self._open: dict[str, tuple[Client, int]] = {}  # requests and whose they are
+        self._stop_at: float | None = None
+        self._gauges_at = 0.0
+        self._told: object = None  # signature of the cards that the clients have
+        self.ready = False
+        self.died = False  # by itself, and not because it was told to
+
+    def run(self) -> None:
+        """Until it is told to stop, or dies. Every open request is answered then."""
+        try:
+            self._tell_cards()
+            self._warm_up()
+            while not self._finished():
+                self._handle_commands()
+                self._step()
+                self._board.beat(time.monotonic())
+            reason = "the service is shutting down"
+        except EngineStopped as stopped:
+            reason = str(stopped)
+        except BaseException as error:  # nothing may leave a client waiting
+            logger.critical("the engine died", exc_info=True)
+            reason, self.died = f"the engine died: {type(error).__name__}", True
+        self.ready = False
+        self._board.state("dead" if self.died else "stopped")
+        for client, number in self._open.values():
+            client.refuse(number, EngineStopped(reason))
+        self._open.clear()
+        self._clients.close(reason)
+
+    def _warm_up(self) -> None:
+        for model in self._core.runners:
+            self._core.warm_up(model, self._between_warm_ups)
+            logger.info("model %s is warm: %d rows a step", model, self._core.shares[model].scheduler.max_rows)
+            self._compile_default(model)
+        self.ready = True
+        self._tell_cards()
+        self._board.stats(self._core.stats())
+        self._board.state("ready")
+
+    def _compile_default(self, model: str) -> None:
+        """What the first request would otherwise pay for."""
+        config = self._core.runners[model].config
+        values = config.default_sampling
+        interval = tuple(values["guidance_interval"])
+        params = SamplingParams(model, 0, values["steps"], values["sampler"], values["guidance"], interval, (0,))
+        compile_plan(config, params)
+
+    def _between_warm_ups(self) -> None:
+        self._board.beat(time.monotonic())
+        self._clients.receive(0.0)
+        self._handle_received()
+        self._clients.flush()
+        if self._stop_at is not None:
+            raise EngineStopped("stopped while warming up")
+
+    def _finished(self) -> bool:
+        if self._stop_at is None:
+            return False
+        return not self._core.has_work or time.monotonic() >= self._stop_at
+
+    def _handle_commands(self) -> None:
+        """Commands that are there, as far as the time for them goes; waits for one when there is no work.
+
+        Whatever comes in, and however it is refused, the steps of those who are in go on.
+        """
+        if not self._clients.received:  # else it has not caught up: the sockets hold what comes
+            self._clients.receive(0.0 if self._core.has_work else IDLE_SECONDS)
+        self._handle_received()
+
+    def _handle_received(self) -> None:
+        while self._clients.stops:
+            self._stop(self._clients.stops.popleft())
+        received, until = self._clients.received, time.monotonic() + COMMAND_SECONDS
+        while received:
+            client, message = received.popleft()
+            self._handle(client, message)
+            if time.monotonic() > until:
+                return
+
+    def _handle(self, client: Client, message: FromWorker | None) -> None:
+        match message:
+            case Generate():
+                self._add(client, message)
+            case Abort(number):
+                self._abort(client, number)
+            case None:  # the worker has gone
+                for number in list(client.open):
+                    self._abort(client, number)
+
+    def _stop(self, drain_seconds: float) -> None:
+        """Not ready from now on; a later stop can only shorten the time."""
+        stop_at = time.monotonic() + drain_seconds
+        self._stop_at = stop_at if self._stop_at is None else min(self._stop_at, stop_at)
+        self.ready = False
+        self._board.state("stopping")
+
+    def _add(self, client: Client, message: Generate) -> None:
+        if not self.ready:
+            warming = self._stop_at is None
+            text = f"the service is {'not ready yet' if warming else 'shutting down'}"
+            client.refuse(message.number, EngineStopped(text))
+            return
+        request_id = f"{client.name}/{message.number}"
+        # before add: were that to raise, this one is answered, too
+        self._open[request_id] = client, message.number
+        client.open[message.number] = request_id
+        try:
+            self._core.add(self._request(request_id, message))
+        except EngineError as error:
+            self._close(request_id)
+            client.refuse(message.number, error)
+
+    def _request(self, request_id: str, message: Generate) -> Request:
+        params = message.params
+        try:
+            plan = compile_plan(self._core.runners[params.model].config, params)
+        except ValueError as error:
+            raise InvalidField(str(error), field="sampler") from error
+        return Request(request_id, params, plan, message.deadline_seconds, message.num_previews)
+
+    def _abort(self, client: Client, number: int) -> None:
+        request_id = client.open.get(number)
+        if request_id is None:
+            return
+        self._close(request_id)
+        if (request := self._core.abort(request_id)) is not None:
+            self._board.spared(request.params.model, request.remaining_rows)
+
+    def _close(self, request_id: str) -> tuple[Client, int]:
+        client, number = self._open.pop(request_id)
+        del client.open[number]
+        return client, number
+
+    def _step(self) -> None:
+        progress = self._core.step()
+        for request, preview in progress.previews:
+            client, number = self._open[request.request_id]
+            client.show(preview.message(number))
+        if progress.stats is not None:
+            self._board.step(progress.stats)
+        if progress.ended:
+            self._tell_cards()  # before the answers: a lack of memory may have changed what their bits depend on
+        for request in progress.ended:
+            self._answer(request)
+        if (now := time.monotonic()) >= self._gauges_at or not self._core.has_work:
+            self._gauges_at = now + GAUGE_SECONDS
+            self._board.stats(self._core.stats())
+        self._clients.flush()
+
+    def _answer(self, request: Request) -> None:
+        client, number = self._close(request.request_id)
+        if request.status is RequestStatus.FAILED:
+            client.refuse(number, RequestFailed(request.error))
+        elif request.status is RequestStatus.EXPIRED:
+            client.refuse(number, DeadlinePassed("the deadline has passed"))
+        else:
+            images = [request.images[index] for index in range(len(request.tasks))]
+            times = (request.started - request.arrived, request.finished - request.started)
+            client.send(RequestOutput(images, *times).message(number))
+            request.images.clear()  # request and tasks refer to each other: pixels need not wait for the collector
+
+    def _tell_cards(self) -> None:
+        if (now := signature(self._core)) != self._told:
+            self._told = now
+            self._clients.tell(describe(self._core))

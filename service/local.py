@@ -1,0 +1,55 @@
+"""The whole service in one process: for tests, for Ray, and for programs that embed it."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from fastapi import FastAPI
+
+from service.cgroup import cpu_quota, cpu_threads
+from service.engine.core import EngineConfig, EngineCore
+from service.engine.local import LocalEngine
+from service.engine.runner import ModelRunner
+from service.observe import tracing
+from service.registry import load_runners
+from service.settings import Settings, model_entries
+from service.web.app import assemble
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+
+WORKER_ROW = 1  # of the board; the engine has row 0
+
+
+def load_core(settings: Settings) -> EngineCore:
+    """Load every model; nothing is warm yet.
+
+    Raises:
+        SettingsError, CheckpointError: what is wrong, in one sentence.
+    """
+    torch.set_num_threads(cpu_threads(settings.threads, torch.get_num_threads(), cpu_quota()))
+    runners = load_runners(settings)
+    weights = {name: entry.weight for name, entry in model_entries(settings).items()}
+    bounds = (settings.max_rows, settings.max_requests, settings.max_evaluations)
+    return EngineCore(runners, EngineConfig(*bounds, _sheds(settings, runners)), weights)
+
+
+def _sheds(settings: Settings, runners: dict[str, ModelRunner]) -> bool:
+    """A CPU saturates at a few requests, and those who try the service there prefer to wait."""
+    if settings.shed_load is not None:
+        return settings.shed_load
+    return all(runner.describe()["device"] != "cpu" for runner in runners.values())
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application with its engine in a thread; raises as load_core does."""
+    provider = tracing.otlp_provider() if settings.otel else None
+    return around(load_core(settings), settings, provider)
+
+
+def around(core: EngineCore, settings: Settings, provider: "TracerProvider | None" = None) -> FastAPI:
+    """The application around an engine core."""
+    local = LocalEngine(core, settings.api_keys)
+    # at its end the server has waited for its open requests already
+    app = assemble(local.client, settings, WORKER_ROW, provider, local.start, lambda: local.stop(0.0))
+    app.state.local = local
+    return app

@@ -1,0 +1,207 @@
+"""Numbers that all processes of the service see: one row of float64 a process, which only that process writes.
+
+No lock is needed, so none can be left behind by a process that is killed. Its row keeps what it has counted.
+"""
+
+import mmap
+import os
+import tempfile
+import time
+from bisect import bisect_left
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from service.settings import Settings, model_entries
+
+DIGITS = (1, 1.5, 2, 3, 5, 7)
+# Neighbours at most 1.7x apart, so that a quantile read from them is right to a quarter.
+SECONDS = (*(float(f"{digit}e{power}") for power in (-3, -2, -1, 0, 1) for digit in DIGITS), 100.0)
+STEP_SECONDS = (*(float(f"{digit}e{power}") for power in (-5, -4, -3, -2, -1) for digit in DIGITS), 1.0)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+OUTCOMES = ("ok", "rejected", "cancelled", "expired", "error")
+REJECTIONS = ("queue_full", "overload", "deadline", "unavailable")
+KEY_OUTCOMES = ("accepted", "rate", "concurrency")
+WORD = 8  # bytes
+
+Kind = Literal["counter", "gauge", "histogram"]
+State = Literal["starting", "ready", "stopping", "stopped", "dead"]
+STATES: tuple[State, ...] = ("starting", "ready", "stopping", "stopped", "dead")
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """One step, for the metrics."""
+
+    model: str
+    seconds: float
+    num_rows: int
+    num_padding_rows: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStats:
+    """A model's state between two steps, for the gauges."""
+
+    queue_depth: int = 0
+    running_slots: int = 0
+    backlog_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Family:
+    """A metric with all its label sets, which exist from the start."""
+
+    name: str  # after diffusion_
+    text: str
+    kind: Kind
+    labels: tuple[str, ...]
+    sets: tuple[tuple[str, ...], ...]
+    buckets: tuple[float, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Columns of a label set; of a histogram a count a bucket, one for larger values, and the sum."""
+        return len(self.buckets) + 2 if self.kind == "histogram" else 1
+
+
+def families(models: Iterable[str], keys: Iterable[str]) -> list[Family]:
+    """Every metric but those that are read off the models."""
+    each = tuple((model,) for model in models)
+    by_outcome = tuple((model, outcome) for (model,) in each for outcome in OUTCOMES)
+    by_reason = tuple((model, reason) for (model,) in each for reason in REJECTIONS)
+    by_key = tuple((key, outcome) for key in keys for outcome in KEY_OUTCOMES)
+    one = ("model",)
+    return [
+        Family("request_duration_seconds", "Arrival to encoded answer", "histogram", one, each, SECONDS),
+        Family("request_queue_seconds", "Arrival to first step", "histogram", one, each, SECONDS),
+        Family("request_denoise_seconds", "First step to last", "histogram", one, each, SECONDS),
+        Family("step_duration_seconds", "One step of the engine", "histogram", one, each, STEP_SECONDS),
+        Family("step_rows", "Forward rows of a step", "histogram", one, each, ROWS),
+        Family("requests", "Requests by outcome", "counter", (*one, "outcome"), by_outcome),
+        Family("rejections", "Refused requests by reason", "counter", (*one, "reason"), by_reason),
+        Family("images", "Images generated", "counter", one, each),
+        Family("evaluations", "Model evaluations (forward rows)", "counter", one, each),
+        Family("padding_rows", "Forward rows that only filled a CUDA graph", "counter", one, each),
+        Family("cancelled_evaluations_saved", "Evaluations spared by cancellation", "counter", one, each),
+        Family("queue_depth", "Requests that wait for their first step", "gauge", one, each),
+        Family("running_slots", "Images being denoised", "gauge", one, each),
+        Family("backlog_seconds", "Device time that accepted requests still need", "gauge", one, each),
+        *([_key_family(by_key)] if by_key else []),
+    ]
+
+
+def _key_family(by_key: tuple[tuple[str, ...], ...]) -> Family:
+    text = "Requests by API key; refused ones by reason"
+    return Family("key_requests", text, "counter", ("key", "outcome"), (("", "unauthorized"), *by_key))
+
+
+@dataclass
+class Layout:
+    """Where each number stands in a row."""
+
+    families: list[Family]
+    places: dict[tuple[str, ...], int] = field(default_factory=dict)  # (family, *labels) -> first column
+    buckets: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    width: int = 2  # of a row; state and heartbeat of the engine come first
+
+    def __post_init__(self) -> None:
+        for family in self.families:
+            self.buckets[family.name] = family.buckets
+            for labels in family.sets:
+                self.places[family.name, *labels] = self.width
+                self.width += family.width
+
+
+class Board:
+    """The table. Row 0 is the engine's.
+
+    Args:
+        descriptor: of the memory that another process has made; None makes it.
+    """
+
+    def __init__(self, layout: Layout, rows: int, descriptor: int | None = None):
+        self.layout, self.num_rows = layout, rows
+        size = rows * layout.width * WORD
+        self.descriptor = _memory(size) if descriptor is None else descriptor
+        self._cells = memoryview(mmap.mmap(self.descriptor, size)).cast("d")
+        if descriptor is None:
+            self._cells[1] = time.monotonic()  # the engine has time to start
+
+    def row(self, index: int) -> "Row":
+        start = index * self.layout.width
+        return Row(self.layout, self._cells[start : start + self.layout.width])
+
+    def total(self, column: int) -> float:
+        return sum(self._cells[column :: self.layout.width])
+
+    @property
+    def state(self) -> State:
+        return STATES[int(self._cells[0])]
+
+    @property
+    def heartbeat(self) -> float:
+        """When the engine last said that it lives, on the monotonic clock that all processes share."""
+        return self._cells[1]
+
+
+class Row:
+    """One process's part of the board."""
+
+    def __init__(self, layout: Layout, cells: "memoryview[float]"):
+        self._places, self._buckets, self._cells = layout.places, layout.buckets, cells
+
+    def add(self, name: str, *labels: str, value: float = 1.0) -> None:
+        self._cells[self._places[name, *labels]] += value
+
+    def set(self, name: str, *labels: str, value: float) -> None:
+        self._cells[self._places[name, *labels]] = value
+
+    def observe(self, name: str, model: str, value: float) -> None:
+        buckets, first = self._buckets[name], self._places[name, model]
+        self._cells[first + bisect_left(buckets, value)] += 1
+        self._cells[first + len(buckets) + 1] += value
+
+
+def open_board(settings: Settings, rows: int, descriptor: int | None = None) -> Board:
+    """The board of a service with these settings: the same layout in each of its processes."""
+    return Board(Layout(families(model_entries(settings), settings.api_keys)), rows, descriptor)
+
+
+class EngineBoard:
+    """What the engine writes."""
+
+    def __init__(self, board: Board):
+        self._row, self._cells = board.row(0), board.row(0)._cells
+
+    def state(self, state: State) -> None:
+        self._cells[0] = STATES.index(state)
+
+    def beat(self, now: float) -> None:
+        self._cells[1] = now
+
+    def stats(self, stats: dict[str, ModelStats]) -> None:
+        for model, values in stats.items():
+            self._row.set("queue_depth", model, value=values.queue_depth)
+            self._row.set("running_slots", model, value=values.running_slots)
+            self._row.set("backlog_seconds", model, value=values.backlog_seconds)
+
+    def step(self, stats: StepStats) -> None:
+        self._row.observe("step_duration_seconds", stats.model, stats.seconds)
+        self._row.observe("step_rows", stats.model, stats.num_rows)
+        self._row.add("evaluations", stats.model, value=stats.num_rows)
+        self._row.add("padding_rows", stats.model, value=stats.num_padding_rows)
+
+    def spared(self, model: str, evaluations: int) -> None:
+        self._row.add("cancelled_evaluations_saved", model, value=evaluations)
+
+
+def _memory(size: int) -> int:
+    """A file without a name: it needs no folder that can be written where the system has memory files."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("stepwise")
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    os.ftruncate(descriptor, size)
+    return descriptor

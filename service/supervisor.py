@@ -1,0 +1,212 @@
+"""Starts the engine and the HTTP workers, watches them, passes signals on, and ends with a code that says why.
+
+It imports no torch. Sockets go to the children by descriptor, so nothing here needs a folder that can be written.
+"""
+
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+from service import child
+from service.child import Child
+from service.listening import bind, urls
+from service.observe import logs
+from service.observe.board import open_board
+from service.settings import Settings, SettingsError, load_settings, model_entries
+from service.wire.control import ATTACH, CONTROL, STARTED, STOP
+
+logger = logging.getLogger(__name__)
+
+BAD_INPUT, ENGINE_DIED, WORKERS_FAIL = 2, 3, 4  # exit codes; with 3 and 4 a new start may help
+POLL_SECONDS = 0.1  # between two looks at the children; signals are heard at once
+ANSWER_SECONDS = 5.0  # for the last answers to leave, after the time that the engine has
+MANY_DEATHS, DEATHS_SECONDS = 5, 30.0  # so many workers that end at their start within so long: it is hopeless
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Supervisor:
+    """One engine process and some workers.
+
+    Args:
+        listeners, side_listeners: bound sockets of the service, and of /metrics if it has a port of its own.
+    """
+
+    def __init__(self, settings: Settings, listeners: list[socket.socket], side_listeners: list[socket.socket]):
+        self._settings, self._listeners, self._side = settings, listeners, side_listeners
+        self._num_workers = num_workers(settings)
+        self._board = open_board(settings, rows=1 + self._num_workers)
+        self._workers: dict[int, Child] = {}  # by their row of the board
+        self._started: set[int] = set()  # rows of workers that accept connections
+        self._failed_starts: deque[float] = deque()
+        self._signals = 0
+        self._announced = False
+        self._engine = self._start_engine()
+
+    def run(self) -> int:
+        """Until a signal or a failure ends it; returns the exit code."""
+        try:
+            for row in range(1, 1 + self._num_workers):
+                self._start_worker(row)
+            while True:
+                self._wait()
+                if (code := self._look()) is not None:
+                    return code
+        finally:
+            for process in (self._engine, *self._workers.values()):
+                process.kill()
+
+    def signal(self, *_: int | FrameType | None) -> None:
+        """The first drains, the second refuses what is left, the third ends everything at once."""
+        self._signals += 1
+
+    def _start_engine(self) -> Child:
+        board = self._board.descriptor
+        given: dict[str, int | list[int]] = {"board": board, "rows": self._board.num_rows}
+        return child.start("service.engine_process", given, [board])
+
+    def _start_worker(self, row: int) -> None:
+        mine, theirs = socket.socketpair()
+        listeners = [listener.fileno() for listener in self._listeners]
+        side, board = [listener.fileno() for listener in self._side], self._board.descriptor
+        given: dict[str, int | list[int]] = {
+            "row": row, "board": board, "rows": self._board.num_rows,
+            "engine": mine.fileno(), "listeners": listeners, "side": side,
+        }  # fmt: skip
+        self._workers[row] = child.start("service.web.worker", given, [mine.fileno(), board, *listeners, *side])
+        socket.send_fds(self._engine.control, [CONTROL.pack(ATTACH, 0.0)], [theirs.fileno()])
+        mine.close()
+        theirs.close()
+
+    def _wait(self) -> None:
+        """For a signal or a word of a worker, but no longer than POLL_SECONDS."""
+        controls = {worker.control: row for row, worker in self._workers.items() if row not in self._started}
+        for control in select.select(list(controls), [], [], POLL_SECONDS)[0]:
+            if control.recv(1) == STARTED:
+                self._started.add(controls[control])
+
+    def _look(self) -> int | None:
+        """What has changed; returns an exit code when it is time to end."""
+        if self._signals:
+            return self._drain()
+        if (code := self._engine.process.poll()) is not None:
+            return self._end_without_engine(code)
+        for row, worker in list(self._workers.items()):
+            if worker.process.poll() is not None and not self._replace(row, worker):
+                return WORKERS_FAIL
+        if not self._announced and self._board.state == "ready" and len(self._started) == self._num_workers:
+            self._announced = True
+            self._announce()
+        return None
+
+    def _replace(self, row: int, dead: Child) -> bool:
+        """Start another worker; False when too many have died at their start."""
+        logger.error("worker %d has ended with code %d: starting another one", row, dead.process.returncode)
+        dead.close()
+        if row not in self._started:
+            self._failed_starts.append(now := time.monotonic())
+            recent = [when for when in self._failed_starts if now - when < DEATHS_SECONDS]
+            if len(recent) >= MANY_DEATHS:
+                logger.critical("%d workers have died at their start within %g s", len(recent), DEATHS_SECONDS)
+                del self._workers[row]
+                return False
+        self._started.discard(row)
+        self._start_worker(row)
+        return True
+
+    def _end_without_engine(self, code: int) -> int:
+        """The workers have told every open request; this waits until the answers have left."""
+        if code == BAD_INPUT:  # it has said why
+            return BAD_INPUT
+        logger.critical("the engine's process has ended with code %d", code)
+        self._pass_on(1)
+        self._join(time.monotonic() + ANSWER_SECONDS)
+        return ENGINE_DIED
+
+    def _drain(self) -> int:
+        """Pass the signals on until the workers have ended."""
+        passed = 0
+        for listener in (*self._listeners, *self._side):
+            listener.close()
+        if self._board.state == "ready":
+            logger.info("stopping: accepted requests may take %g s more", self._settings.drain_seconds)
+        else:  # nothing has been accepted
+            self._engine.kill()
+        until = time.monotonic() + self._settings.drain_seconds + 2 * ANSWER_SECONDS
+        while self._alive() and time.monotonic() < until and self._signals < 3:
+            if self._signals > passed:
+                passed = self._signals
+                self._stop_engine(self._settings.drain_seconds if passed == 1 else 0.0)
+                self._pass_on(passed)
+            time.sleep(POLL_SECONDS / 10)
+        return 0
+
+    def _alive(self) -> bool:
+        return any(worker.process.poll() is None for worker in self._workers.values())
+
+    def _join(self, until: float) -> None:
+        while self._alive() and time.monotonic() < until:
+            time.sleep(POLL_SECONDS / 10)
+
+    def _stop_engine(self, drain_seconds: float) -> None:
+        with suppress(OSError):  # it has gone
+            self._engine.control.send(CONTROL.pack(STOP, drain_seconds))
+
+    def _pass_on(self, count: int) -> None:
+        for worker in self._workers.values():
+            with suppress(OSError):  # it has gone
+                worker.control.send(bytes([count]))
+
+    def _announce(self) -> None:
+        own, metrics = urls(self._listeners), [f"{url}/metrics" for url in urls(self._side)]
+        text = "listening on %s" + (", metrics on %s" if metrics else "")
+        places = [" and ".join(found) for found in (own, metrics) if found]
+        logger.info(text, *places, extra={"fields": {"urls": own, "metrics_urls": metrics}})
+
+
+def num_workers(settings: Settings) -> int:
+    """On a CPU one, for the engine needs the cores; beside a GPU one for every two cores, eight at most."""
+    if settings.http_workers is not None:
+        return settings.http_workers
+    has_gpu = settings.device == "cuda" or (settings.device == "auto" and os.path.exists("/dev/nvidiactl"))
+    return max(1, min(8, (os.cpu_count() or 1) // 2)) if has_gpu else 1
+
+
+@contextmanager
+def signals_to(supervisor: Supervisor) -> Iterator[None]:
+    before = {number: signal.signal(number, supervisor.signal) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def serve(host: str, port: int) -> int:
+    """Serve until SIGTERM or SIGINT; what was accepted is finished first, within DIFFUSION_DRAIN_SECONDS.
+
+    Returns the exit code: 0 after a signal, BAD_INPUT for a checkpoint that cannot be served, ENGINE_DIED after
+    every open request was told, or WORKERS_FAIL.
+
+    Raises:
+        SettingsError, OSError: nothing has been started then.
+    """
+    if sys.platform == "win32":
+        raise SettingsError("the service needs Linux or macOS; on Windows, run it in WSL")
+    settings = load_settings()
+    if settings.metrics_port == port:
+        raise SettingsError(f"setting DIFFUSION_METRICS_PORT: {port} is the port of the service itself")
+    model_entries(settings)
+    logs.configure(settings.log_level, settings.log_format, "supervisor")
+    listeners = bind(host, port)
+    side_listeners = bind(host, settings.metrics_port) if settings.metrics_port else []
+    supervisor = Supervisor(settings, listeners, side_listeners)
+    with signals_to(supervisor):
+        return supervisor.run()

@@ -1,0 +1,1 @@
+"""What crosses between the processes: plain data and its transport. Imports no torch."""

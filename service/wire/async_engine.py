@@ -1,0 +1,140 @@
+"""The engine as a worker's event loop sees it."""
+
+import asyncio
+import socket
+from collections.abc import AsyncGenerator, Callable
+from itertools import count
+from typing import Any
+
+from service.observe.board import Board
+from service.wire.errors import EngineError, EngineStopped
+from service.wire.frames import FrameReader, frame
+from service.wire.messages import (
+    Abort,
+    Cards,
+    FromEngine,
+    FromWorker,
+    Generate,
+    ModelCard,
+    OutputMessage,
+    Preview,
+    PreviewMessage,
+    Refusal,
+    RequestOutput,
+    SamplingParams,
+)
+
+Answer = Preview | RequestOutput | EngineError  # any number of previews, then one of the others
+
+
+class AsyncEngine:
+    """The other end of an engine's socket.
+
+    Args:
+        board: where the engine writes its state.
+    """
+
+    def __init__(self, sock: socket.socket, board: Board):
+        self.board = board
+        self.cards: dict[str, ModelCard] = {}  # by name; empty until the engine has read its checkpoints
+        self.samplers: list[str] = []
+        self.shed_load = False
+        self.gone = ""  # why the engine will answer no more
+        self.on_loss: Callable[[], None] = lambda: None  # called once that is so
+        self._sock, self._numbers = sock, count()
+        self._link: _Link | None = None
+        self._open: dict[int, asyncio.Queue[Answer]] = {}
+
+    @property
+    def is_ready(self) -> bool:
+        return not self.gone and self.board.state == "ready" and bool(self.cards)
+
+    async def connect(self) -> None:
+        """Call once, on the event loop that will generate."""
+        loop = asyncio.get_running_loop()
+        _, self._link = await loop.create_unix_connection(lambda: _Link(self), sock=self._sock)
+
+    def close(self) -> None:
+        if self._link is not None:
+            self._link.transport.close()
+
+    async def generate(
+        self, params: SamplingParams, deadline_seconds: float | None = None, num_previews: int = 0
+    ) -> AsyncGenerator[Preview | RequestOutput]:
+        """Run one request, within deadline_seconds if they are given; yields previews, then its images.
+
+        Leaving the iterator early, or being cancelled in it, aborts the request within one step.
+
+        Raises:
+            EngineError: one of those of service/wire/errors.py.
+        """
+        if self._link is None or not self.is_ready:
+            raise EngineStopped(self.gone or "the service is not ready")
+        number, answers = next(self._numbers), asyncio.Queue[Answer]()
+        self._open[number] = answers
+        self._link.send(Generate(number, params, deadline_seconds, num_previews))
+        try:
+            while True:
+                answer = await answers.get()
+                if isinstance(answer, EngineError):
+                    raise answer
+                yield answer
+                if isinstance(answer, RequestOutput):
+                    return
+        finally:
+            if self._open.pop(number, None) is not None:  # cancelled or closed: the client has gone
+                self._link.send(Abort(number))
+
+    def receive(self, message: FromEngine) -> None:
+        match message:
+            case Cards(cards, samplers, shed_load):
+                self.cards = {card.name: card for card in cards}
+                self.samplers, self.shed_load = samplers, shed_load
+            case PreviewMessage(number):
+                if number in self._open:  # else its client has gone
+                    self._open[number].put_nowait(Preview.read(message))
+            case OutputMessage(number):
+                self._end(number, RequestOutput.read(message))
+            case Refusal(number):
+                self._end(number, message.error())
+
+    def _end(self, number: int, answer: RequestOutput | EngineError) -> None:
+        if (answers := self._open.pop(number, None)) is not None:
+            answers.put_nowait(answer)
+
+    def lost(self) -> None:
+        """The engine has closed its end, or its process has died."""
+        self.gone = self.gone or "the engine has stopped"
+        for number in list(self._open):
+            self._end(number, EngineStopped(self.gone))
+        self.on_loss()
+
+
+class _Link(asyncio.Protocol):
+    """Frames on an asyncio transport; messages of one turn of the event loop leave together."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, engine: AsyncEngine):
+        self._engine, self._loop = engine, asyncio.get_running_loop()
+        self._reader = FrameReader[FromEngine](FromEngine)  # pyright: ignore[reportArgumentType]
+        self._messages: list[FromWorker] = []
+
+    def send(self, message: FromWorker) -> None:
+        if not self._messages:
+            self._loop.call_soon(self._flush)
+        self._messages.append(message)
+
+    def _flush(self) -> None:
+        messages, self._messages = self._messages, []
+        self.transport.write(frame(messages))
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        for message in self._reader.feed(data):
+            self._engine.receive(message)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._engine.lost()

@@ -1,0 +1,145 @@
+"""The messages between HTTP workers and the engine: plain data, which msgspec writes and checks.
+
+A worker sends Generate and Abort, and numbers its own requests. The engine sends Cards first. Then it sends, for
+each request, any number of previews and exactly one output or refusal, unless the request is aborted before.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from service.wire.errors import KINDS, EngineError
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """One validated sampling request."""
+
+    model: str
+    class_label: int
+    num_steps: int
+    sampler: str
+    guidance_scale: float  # 1 is off
+    guidance_interval: tuple[float, float]  # in noise time, 0 clean .. 1 noise
+    seeds: tuple[int, ...]  # one an image
+    class_labels: tuple[int, ...] = ()  # one an image, where they differ
+    deterministic: bool = False  # the same bytes in any company, for the price of full steps
+
+
+class ModelCard(msgspec.Struct, frozen=True):
+    """What a worker knows of a model. The engine sends it before the warm-up, and again when a part has changed."""
+
+    name: str
+    architecture: str
+    parameters: int
+    image_shape: tuple[int, int, int]  # C, H, W
+    class_names: list[str]
+    samplers: list[str]  # those that the model can do
+    default_sampling: dict[str, Any]  # steps, sampler, guidance, guidance_interval
+    sha256: str  # of the weights
+    device: str
+    dtype: str
+    hardware: str  # name of the GPU, or cpu
+    simulated: bool  # it takes time and draws stripes
+    build: str  # what the bits of an image depend on besides its request: versions, device, threads
+    weight: float = 1.0  # share of the device
+    max_rows: int | None = None  # measured by the warm-up, like all that follows; lower after a lack of memory
+    fixed_rows: int | None = None  # of every step in the deterministic mode
+    repeats_itself: bool | None = None  # whether the deterministic mode works here
+    step_seconds: dict[int, float] = {}  # by row count
+
+
+class Cards(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The engine's models, in order."""
+
+    cards: list[ModelCard]
+    samplers: list[str]  # all that are registered; each card names those that its model can do
+    shed_load: bool
+
+
+class Generate(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """A request for images; number is the worker's name for it."""
+
+    number: int
+    params: SamplingParams
+    deadline_seconds: float | None = None
+    num_previews: int = 0
+
+
+class Abort(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The client of a request has gone. Harmless when the request has ended."""
+
+    number: int
+
+
+class PreviewMessage(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    number: int
+    pixels: bytes
+    shape: tuple[int, int, int]  # H, W, C
+    index: int
+    step: int
+
+
+class OutputMessage(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    number: int
+    pixels: bytes  # of all images, one after the other
+    shape: tuple[int, int, int, int]  # n, H, W, C
+    queue_seconds: float
+    denoise_seconds: float
+
+
+class Refusal(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    number: int
+    reason: str  # a key of errors.KINDS
+    message: str
+    retry_after: float | None
+    field: str
+
+    @classmethod
+    def of(cls, number: int, error: EngineError) -> "Refusal":
+        return cls(number, error.reason, str(error), error.retry_after, error.field)
+
+    def error(self) -> EngineError:
+        return KINDS.get(self.reason, EngineError)(self.message, self.retry_after, self.field)
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """The denoised image that a step predicts, on the way to the finished one."""
+
+    image: Any  # [H, W, C] uint8
+    index: int  # of the image in its request
+    step: int  # steps done
+
+    def message(self, number: int) -> PreviewMessage:
+        return PreviewMessage(number, self.image.tobytes(), self.image.shape, self.index, self.step)
+
+    @classmethod
+    def read(cls, message: PreviewMessage) -> "Preview":
+        image = np.frombuffer(message.pixels, np.uint8).reshape(message.shape)
+        return cls(image, message.index, message.step)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOutput:
+    """The answer to a finished request."""
+
+    images: Any  # n arrays [H, W, C] uint8
+    queue_seconds: float  # arrival to first step
+    denoise_seconds: float  # first step to last
+
+    def message(self, number: int) -> OutputMessage:
+        pixels = b"".join(image.tobytes() for image in self.images)
+        shape = (len(self.images), *self.images[0].shape)
+        return OutputMessage(number, pixels, shape, self.queue_seconds, self.denoise_seconds)
+
+    @classmethod
+    def read(cls, message: OutputMessage) -> "RequestOutput":
+        images = np.frombuffer(message.pixels, np.uint8).reshape(message.shape)
+        return cls(list(images), message.queue_seconds, message.denoise_seconds)
+
+
+FromWorker = Generate | Abort
+FromEngine = Cards | PreviewMessage | OutputMessage | Refusal
