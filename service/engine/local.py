@@ -52,3 +52,4 @@ class LocalEngine:
         if self._thread.is_alive():
             self.request_stop(drain_seconds)
             self.join(drain_seconds + JOIN_SECONDS)
+        self._control.close()

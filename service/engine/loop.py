@@ -100,6 +100,8 @@ class EngineLoop:
         if not self._clients.received:  # else it has not caught up: the sockets hold what comes
             self._clients.receive(0.0 if self._core.has_work else IDLE_SECONDS)
         self._handle_received()
+        self._clients.flush()  # refusals need not wait for a step
+        self._show_gauges()
 
     def _handle_received(self) -> None:
         while self._clients.stops:
@@ -176,10 +178,15 @@ class EngineLoop:
             self._tell_cards()  # before the answers: a lack of memory may have changed what their bits depend on
         for request in progress.ended:
             self._answer(request)
-        if (now := time.monotonic()) >= self._gauges_at or not self._core.has_work:
+        self._clients.flush()
+        if not self._core.has_work:
+            self._gauges_at = 0.0  # it may now wait for long
+        self._show_gauges()
+
+    def _show_gauges(self) -> None:
+        if (now := time.monotonic()) >= self._gauges_at:
             self._gauges_at = now + GAUGE_SECONDS
             self._board.stats(self._core.stats())
-        self._clients.flush()
 
     def _answer(self, request: Request) -> None:
         client, number = self._close(request.request_id)

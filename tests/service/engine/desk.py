@@ -1,37 +1,181 @@
-"""An engine thread at work, and a desk that keeps every answer."""
+"""An engine loop at work in a thread, and a desk that keeps every answer that comes over its socket."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
-from service.engine.thread import Answer, EngineThread
-
+from service.engine.clients import Clients
 from service.engine.core import EngineConfig, EngineCore
+from service.engine.loop import EngineLoop
 from service.engine.request import Request
-from service.observe.board import StepStats
-from tests.service.engine.tiny import Turnstile, make_params, make_request, recording_runner, tiny_config
+from service.observe.board import Board, EngineBoard, Layout, ModelStats, StepStats, families
+from service.wire.async_engine import Answer, AsyncEngine
+from service.wire.control import ATTACH, CONTROL, STOP
+from service.wire.errors import EngineStopped
+from service.wire.frames import FrameReader, frame
+from service.wire.messages import (
+    Abort,
+    Cards,
+    FromEngine,
+    FromWorker,
+    Generate,
+    OutputMessage,
+    Preview,
+    PreviewMessage,
+    Refusal,
+    RequestOutput,
+    SamplingParams,
+)
+from tests.service.engine.tiny import Turnstile, make_params, recording_runner, tiny_config
 from tests.waiting import PATIENCE, wait_until
+
+
+class Recorder(EngineBoard):
+    """Keeps what an engine counts."""
+
+    def __init__(self, board: Board):
+        super().__init__(board)
+        self.steps: list[StepStats] = []
+        self.spared_evaluations: list[int] = []
+
+    def step(self, stats: StepStats) -> None:
+        super().step(stats)
+        self.steps.append(stats)
+
+    def spared(self, model: str, evaluations: int) -> None:
+        super().spared(model, evaluations)
+        self.spared_evaluations.append(evaluations)
+
+
+class Rig:
+    """An engine loop in a thread."""
+
+    def __init__(self, core: EngineCore):
+        self.core, self.board = core, Board(Layout(families(core.runners, ())), rows=2)
+        self.recorder = Recorder(self.board)
+        self._control, control = socket.socketpair()
+        self.loop = EngineLoop(core, Clients(control), self.recorder)
+        self.thread = threading.Thread(target=self.loop.run, daemon=True)
+
+    @property
+    def ready(self) -> bool:
+        return self.board.state == "ready"
+
+    @property
+    def dead(self) -> bool:
+        return self.board.state in ("stopped", "dead")
+
+    def stats(self, model: str = "dit") -> ModelStats:
+        """As the gauges show them."""
+        places, names = self.board.layout.places, ("queue_depth", "running_slots", "backlog_seconds")
+        depth, running, seconds = (self.board.total(places[name, model]) for name in names)
+        return ModelStats(int(depth), int(running), seconds)
+
+    def attach(self) -> socket.socket:
+        """The client's end of a new connection."""
+        mine, theirs = socket.socketpair()
+        with suppress(OSError):  # the engine has died
+            socket.send_fds(self._control, [CONTROL.pack(ATTACH, 0.0)], [theirs.fileno()])
+        theirs.close()
+        return mine
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[AsyncEngine]:
+        """One of its own for each event loop, once it has heard of the models."""
+        engine = AsyncEngine(self.attach(), self.board)
+        await engine.connect()
+        async with asyncio.timeout(PATIENCE):
+            while not engine.is_ready:
+                await asyncio.sleep(0.001)
+        try:
+            yield engine
+        finally:
+            engine.close()
+            await asyncio.sleep(0)  # the transport closes its socket with the next turn of the event loop
+
+    def request_stop(self, drain_seconds: float) -> None:
+        self._control.send(CONTROL.pack(STOP, drain_seconds))
+
+    def stop(self, drain_seconds: float) -> None:
+        if not self.dead:
+            self.request_stop(drain_seconds)
+        self.thread.join(PATIENCE)
+        assert not self.thread.is_alive(), "the engine does not stop"
+
+
+    def close(self) -> None:
+        self._control.close()
 
 
 class Desk:
     """Hands requests to an engine and keeps every answer."""
 
-    def __init__(self, engine: EngineThread):
-        self.engine = engine
+    def __init__(self, rig: Rig):
+        self.rig = rig
         self.answers: dict[str, list[Answer]] = {}
         self.order: list[str] = []  # of the answers
+        self.cards: list[Cards] = []
+        self._lock, self._sending = threading.Lock(), threading.Lock()
+        self._closed = False
+        self._socket, self._reader = rig.attach(), FrameReader[FromEngine](FromEngine)  # pyright: ignore[reportArgumentType]
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._thread.join(PATIENCE)
+        self._socket.close()
 
     def send(self, **changes: Any) -> str:
-        request = make_request(make_params(**changes), tiny_config())
-        name = request.request_id
-        self.answers[name] = []
+        return self.send_params(make_params(**changes))
 
-        def deliver(answer: Answer) -> None:
+    def send_params(self, params: SamplingParams) -> str:
+        with self._lock:
+            name = str(len(self.answers))
+            self.answers[name] = []
+        self._write(name, Generate(int(name), params))
+        return name
+
+    def abort(self, name: str) -> None:
+        self._write(name, Abort(int(name)))
+
+    def _write(self, name: str, message: FromWorker) -> None:
+        with self._sending, suppress(OSError):  # closed: the reader sees it, too
+            self._socket.sendall(frame([message]))
+        with self._lock:
+            if self._closed and not self.answers[name]:
+                self.answers[name].append(EngineStopped("closed"))
+
+    def _read(self) -> None:
+        try:
+            while data := self._socket.recv(65536):
+                for message in self._reader.feed(data):
+                    self._take(message)
+        except OSError:
+            pass
+        with self._lock:
+            self._closed = True
+            for answers in self.answers.values():
+                if not answers:
+                    answers.append(EngineStopped("closed"))
+
+    def _take(self, message: FromEngine) -> None:
+        match message:
+            case Cards():
+                self.cards.append(message)
+            case PreviewMessage(number):
+                self._keep(str(number), Preview.read(message))
+            case OutputMessage(number):
+                self._keep(str(number), RequestOutput.read(message))
+            case Refusal(number):
+                self._keep(str(number), message.error())
+
+    def _keep(self, name: str, answer: Answer) -> None:
+        with self._lock:
             self.order.append(name)
             self.answers[name].append(answer)
-
-        self.engine.add(request, deliver)
-        return name
 
     def answer(self, name: str) -> Answer:
         wait_until(lambda: bool(self.answers[name]))
@@ -39,30 +183,42 @@ class Desk:
         return answer
 
 
+class Counting(EngineCore):
+    """Keeps the names of the requests that were aborted."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.aborted: list[str] = []
+
+    def abort(self, request_id: str) -> Request | None:
+        if request := super().abort(request_id):
+            self.aborted.append(request_id.partition("/")[2])
+        return request
+
+
 def make_core(model: Turnstile, core: type[EngineCore] = EngineCore, **bounds: Any) -> EngineCore:
     return core({"dit": recording_runner(model, tiny_config())}, EngineConfig(4, **bounds))
 
 
-def stop(engine: EngineThread, drain_seconds: float) -> None:
-    """request_stop and join, with a limit of the test's own."""
-    engine.request_stop(drain_seconds)
-    engine.join(PATIENCE)
-    assert engine.dead, "the engine does not stop"
-
-
 @contextmanager
-def running(
-    core: EngineCore,
-    on_step: Callable[[StepStats], None] = lambda stats: None,
-    on_abort: Callable[[Request], None] = lambda request: None,
-) -> Iterator[Desk]:
-    engine = EngineThread(core, on_step, on_abort)
-    engine.start()
-    wait_until(lambda: engine.ready or engine.dead)
+def rigged(core: EngineCore) -> Iterator[Rig]:
+    """A running engine that is warm, or dead."""
+    rig = Rig(core)
+    rig.thread.start()
+    wait_until(lambda: rig.ready or rig.dead)
     try:
-        yield Desk(engine)
+        yield rig
     finally:
         for runner in core.runners.values():
             if isinstance(runner.model, Turnstile):
                 runner.model.open()
-        stop(engine, 0.0)
+        rig.stop(0.0)
+        rig.close()
+
+
+@contextmanager
+def running(core: EngineCore) -> Iterator[Desk]:
+    with rigged(core) as rig:
+        desk = Desk(rig)
+        yield desk
+    desk.close()

@@ -1,56 +1,62 @@
 """The engine as coroutines see it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import pytest
-from service.engine.async_engine import AsyncEngine
-from service.engine.thread import EngineThread
 
-from service.engine.core import EngineConfig, EngineCore
-from service.engine.request import Request
 from service.observe.board import StepStats
-from service.wire.errors import EngineStopped, QueueFull, RequestFailed
-from service.wire.messages import Preview, RequestOutput, SamplingParams
-from tests.service.engine.desk import stop
-from tests.service.engine.tiny import Turnstile, make_params, recording_runner, tiny_config
+from service.wire.async_engine import AsyncEngine
+from service.wire.errors import EngineStopped, InvalidField, QueueFull, RequestFailed
+from service.wire.messages import Preview, RequestOutput
+from tests.service.engine.desk import Rig, make_core, rigged
+from tests.service.engine.tiny import Turnstile, make_params
 from tests.waiting import PATIENCE, wait_until
+
+T = TypeVar("T")
 
 
 @dataclass
-class Rig:
-    engine: AsyncEngine
-    thread: EngineThread
-    core: EngineCore
+class Client:
+    rig: Rig
     model: Turnstile
-    steps: list[StepStats] = field(default_factory=list)
-    aborted: list[Request] = field(default_factory=list)
+    engine: AsyncEngine | None = None  # of the event loop that runs
+
+    @property
+    def steps(self) -> list[StepStats]:
+        return self.rig.recorder.steps
+
+    @property
+    def spared(self) -> list[int]:
+        return self.rig.recorder.spared_evaluations
+
+    def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """On an event loop and with a connection of its own."""
+
+        async def connected() -> T:
+            async with self.rig.client() as self.engine:
+                return await work()
+
+        return asyncio.run(connected())
 
     async def generate(self, **changes: Any) -> RequestOutput:
+        assert self.engine is not None
         async with asyncio.timeout(PATIENCE):
             return finished(await anext(self.engine.generate(make_params(**changes))))
 
     @property
     def slots_in_use(self) -> int:
-        return len(self.core.shares["dit"].scheduler.running)
+        return len(self.rig.core.shares["dit"].scheduler.running)
 
 
 @contextmanager
-def running(model: Turnstile | None = None, **bounds: Any) -> Iterator[Rig]:
+def running(model: Turnstile | None = None, **bounds: Any) -> Iterator[Client]:
     model = model or Turnstile()
-    core = EngineCore({"dit": recording_runner(model, tiny_config())}, EngineConfig(4, **bounds))
-    steps, aborted = [], []
-    thread = EngineThread(core, steps.append, aborted.append)
-    thread.start()
-    wait_until(lambda: thread.ready)
-    try:
-        yield Rig(AsyncEngine(thread, {"dit": tiny_config()}), thread, core, model, steps, aborted)
-    finally:
-        model.open()
-        stop(thread, 0.0)
+    with rigged(make_core(model, **bounds)) as rig:
+        yield Client(rig, model)
 
 
 def finished(update: Preview | RequestOutput) -> RequestOutput:
@@ -79,7 +85,7 @@ def test_generate_yields_the_images_once() -> None:
             return [finished(output) async for output in rig.engine.generate(make_params(seeds=(1, 2)))]
 
     with running() as rig:
-        (output,) = asyncio.run(client())
+        (output,) = rig.run(client)
     assert len(output.images) == 2
 
 
@@ -88,8 +94,8 @@ def test_many_coroutines_get_their_own_images() -> None:
         return await asyncio.gather(*[rig.generate(num_steps=1 + seed % 5, seeds=(seed,)) for seed in range(40)])
 
     with running() as rig:
-        outputs = asyncio.run(clients())
-        again = asyncio.run(rig.generate(num_steps=3, seeds=(17,)))  # 1 + 17 % 5 steps
+        outputs = rig.run(clients)
+        again = rig.run(lambda: rig.generate(num_steps=3, seeds=(17,)))  # 1 + 17 % 5 steps
     assert (outputs[17].images[0] == again.images[0]).all()
     assert len({output.images[0].tobytes() for output in outputs}) == 40
 
@@ -107,7 +113,7 @@ def test_refusals_are_raised() -> None:
         assert isinstance(errors[2], QueueFull)
 
     with running(max_requests=1) as rig:
-        asyncio.run(client())
+        rig.run(client)
 
 
 def test_failures_are_raised() -> None:
@@ -116,25 +122,34 @@ def test_failures_are_raised() -> None:
             return super().forward(x, t, y) / 0
 
     with running(Broken()) as rig:
-        error = asyncio.run(raised_by(rig.generate()))
+        error = rig.run(lambda: raised_by(rig.generate()))
     assert isinstance(error, RequestFailed)
 
 
 def test_a_sampler_that_the_model_has_not_is_refused_before_it_is_queued() -> None:
-    with running() as rig, pytest.raises(ValueError, match="unknown sampler"):
-        asyncio.run(anext_of(rig.engine, SamplingParams("dit", 0, 4, "heun", 1.0, (0.0, 1.0), (1,))))
-
-
-async def anext_of(engine: AsyncEngine, params: SamplingParams) -> RequestOutput:
-    async with asyncio.timeout(PATIENCE):
-        return finished(await anext(engine.generate(params)))
+    with running() as rig:
+        error = rig.run(lambda: raised_by(rig.generate(sampler="heun")))
+        assert isinstance(error, InvalidField)
+        assert error.field == "sampler"
+        assert "unknown sampler" in str(error)
 
 
 def test_an_engine_that_is_not_ready_refuses() -> None:
-    core = EngineCore({"dit": recording_runner(Turnstile(), tiny_config())}, EngineConfig(4))
-    engine = AsyncEngine(EngineThread(core), {"dit": tiny_config()})
+    async def ask() -> None:
+        engine = AsyncEngine(rig.attach(), rig.board)
+        await engine.connect()
+        try:
+            await anext(engine.generate(make_params()))
+        finally:
+            engine.close()
+            await asyncio.sleep(0)
+
+    rig = Rig(make_core(Turnstile()))
     with pytest.raises(EngineStopped, match="not ready"):
-        asyncio.run(anext_of(engine, make_params()))
+        asyncio.run(ask())
+    rig.thread.start()
+    rig.stop(0.0)
+    rig.close()
 
 
 def test_cancellation_frees_the_slots_within_one_step_and_tells_what_it_saved() -> None:
@@ -154,10 +169,9 @@ def test_cancellation_frees_the_slots_within_one_step_and_tells_what_it_saved() 
         await kept
 
     with running() as rig:
-        asyncio.run(client())
+        rig.run(client)
         assert rig.model.rows == [1] + [3] * 10 + [1] * 89
-        (request,) = rig.aborted
-        assert request.remaining_rows == 2 * (50 - 10)
+        assert rig.spared == [2 * (50 - 10)]
 
 
 def test_a_cancelled_request_in_the_queue_never_starts() -> None:
@@ -173,10 +187,9 @@ def test_a_cancelled_request_in_the_queue_never_starts() -> None:
         await first
 
     with running() as rig:
-        asyncio.run(client())
-        wait_until(lambda: len(rig.aborted) == 1)
+        rig.run(client)
+        wait_until(lambda: rig.spared == [7])
         assert rig.model.rows == [4] * 4
-        assert rig.aborted[0].remaining_rows == 7
 
 
 def test_random_cancellations_leave_nothing_behind() -> None:
@@ -194,12 +207,12 @@ def test_random_cancellations_leave_nothing_behind() -> None:
             return await asyncio.gather(*tasks, return_exceptions=True)
 
     with running(max_requests=1_000) as rig:
-        results = asyncio.run(clients())
-        wait_until(lambda: not rig.core.has_work and rig.slots_in_use == 0)
-        assert len(rig.core.shares["dit"].scheduler.slots) == 4
+        results = rig.run(clients)
+        wait_until(lambda: not rig.rig.core.has_work and rig.slots_in_use == 0)
+        assert len(rig.rig.core.shares["dit"].scheduler.slots) == 4
     kinds = [type(result) for result in results]
     assert set(kinds) == {RequestOutput, asyncio.CancelledError}
-    assert len(rig.aborted) <= kinds.count(asyncio.CancelledError)
+    assert len(rig.spared) <= kinds.count(asyncio.CancelledError)
     for i, result in enumerate(results):
         assert isinstance(result, asyncio.CancelledError) or len(result.images) == 1 + i % 3
 
@@ -214,14 +227,14 @@ def test_an_event_loop_that_is_gone_does_not_hurt_the_engine() -> None:
         return task
 
     with running() as rig:
-        task = asyncio.run(leave())
-        assert task.cancelled()
+        task = rig.run(leave)
+        assert isinstance(task.exception(), EngineStopped)
         assert rig.steps == []
         rig.model.open()
         wait_until(lambda: len(rig.steps) == 1)
-        output = asyncio.run(rig.generate())
+        output = rig.run(lambda: rig.generate())
         assert len(output.images) == 1
-        assert not rig.thread.dead
+        assert not rig.rig.dead
 
 
 def test_a_short_request_overtakes_a_long_one() -> None:
@@ -239,6 +252,6 @@ def test_a_short_request_overtakes_a_long_one() -> None:
         await long
 
     with running() as rig:
-        asyncio.run(clients())
+        rig.run(clients)
         wait_until(lambda: len(rig.steps) == 200)
         assert [step.num_rows for step in rig.steps] == [1] * 6 + [2] * 2 + [1] * 192

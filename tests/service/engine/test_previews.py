@@ -5,13 +5,12 @@ import asyncio
 import numpy as np
 import pytest
 import torch
-from service.engine.async_engine import AsyncEngine
-from service.engine.thread import EngineThread
 from torch import Tensor, nn
 
 from models.samplers import SAMPLERS
 from service.engine.request import preview_steps
 from service.wire.messages import Preview, RequestOutput
+from tests.service.engine.desk import make_core, rigged
 from tests.service.engine.tiny import (
     Turnstile,
     drive,
@@ -109,16 +108,12 @@ def test_previews_change_no_image(architecture: str) -> None:
 
 def test_the_engine_yields_previews_and_then_the_images() -> None:
     async def client() -> list[Preview | RequestOutput]:
-        engine = AsyncEngine(thread, {"dit": tiny_config()})
         params = make_params(num_steps=4, seeds=(1, 2))
-        return [update async for update in engine.generate(params, num_previews=2)]
+        async with rig.client() as engine:
+            return [update async for update in engine.generate(params, num_previews=2)]
 
-    core = warm_core(recording_runner(Turnstile(), tiny_config()))
-    thread = EngineThread(core)
-    thread.start()
-    wait_until(lambda: thread.ready)
-    *previews, output = asyncio.run(client())
-    thread.stop(5.0)
+    with rigged(make_core(Turnstile())) as rig:
+        *previews, output = asyncio.run(client())
     shown = [(preview.step, preview.index) for preview in previews if isinstance(preview, Preview)]
     assert shown == [(1, 0), (1, 1), (3, 0), (3, 1)]
     assert isinstance(output, RequestOutput)
@@ -127,21 +122,17 @@ def test_the_engine_yields_previews_and_then_the_images() -> None:
 
 def test_a_client_that_leaves_between_two_previews_frees_its_slot() -> None:
     async def client() -> None:
-        engine = AsyncEngine(thread, {"dit": tiny_config()})
-        updates = engine.generate(make_params(num_steps=200), num_previews=10)
-        await anext(updates)
-        await updates.aclose()
+        async with rig.client() as engine:
+            updates = engine.generate(make_params(num_steps=200), num_previews=10)
+            await anext(updates)
+            await updates.aclose()
+            await asyncio.sleep(0)  # the word leaves with the next turn of the event loop
 
-    core = warm_core(recording_runner(Turnstile(), tiny_config()))
-    aborted = []
-    thread = EngineThread(core, on_abort=aborted.append)
-    thread.start()
-    wait_until(lambda: thread.ready)
-    asyncio.run(client())
-    wait_until(lambda: not core.has_work)
-    thread.stop(5.0)
-    assert len(aborted) == 1
-    assert aborted[0].remaining_rows > 0
+    with rigged(make_core(Turnstile())) as rig:
+        asyncio.run(client())
+        wait_until(lambda: bool(rig.recorder.spared_evaluations))
+        (spared,) = rig.recorder.spared_evaluations
+    assert spared > 0
 
 
 def test_a_broken_image_is_never_shown() -> None:

@@ -1,19 +1,18 @@
-"""The engine thread: one answer for every request, whatever happens."""
+"""The engine's loop, over its socket: one answer for every request, whatever happens."""
 
 import random
 import threading
 import time
 
 import pytest
-from service.engine.thread import EngineThread
 
-from service.engine import thread as thread_module
+from service.engine import loop as loop_module
 from service.engine.core import EngineCore
 from service.engine.request import Request
 from service.observe.board import ModelStats
 from service.wire.errors import EngineStopped, QueueFull, RequestFailed
 from service.wire.messages import RequestOutput
-from tests.service.engine.desk import Desk, make_core, running, stop
+from tests.service.engine.desk import Counting, Desk, Rig, make_core, running
 from tests.service.engine.tiny import Turnstile
 from tests.waiting import PATIENCE, wait_until
 
@@ -41,9 +40,9 @@ def test_images_are_in_the_order_of_their_seeds() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_every_request_has_one_end_under_random_aborts(seed: int) -> None:
     """Four clients send a hundred requests each and take back a third of them at any moment."""
-    aborted: list[str] = []
-    core = make_core(Turnstile(), max_requests=40)
-    with running(core, on_abort=lambda request: aborted.append(request.request_id)) as desk:
+    core = make_core(Turnstile(), Counting, max_requests=40)
+    assert isinstance(core, Counting)
+    with running(core) as desk:
 
         def client(number: int) -> None:
             rng = random.Random(1000 * seed + number)
@@ -55,8 +54,8 @@ def test_every_request_has_one_end_under_random_aborts(seed: int) -> None:
                 )
                 if rng.random() < 0.35:
                     time.sleep(rng.choice([0.0, 0.0, 0.002]))
-                    desk.engine.abort(rng.choice(list(desk.answers)) if rng.random() < 0.3 else name)
-                    desk.engine.abort(name)
+                    desk.abort(rng.choice(list(desk.answers)) if rng.random() < 0.3 else name)
+                    desk.abort(name)
 
         clients = [threading.Thread(target=client, args=(number,), daemon=True) for number in range(4)]
         for thread in clients:
@@ -64,14 +63,17 @@ def test_every_request_has_one_end_under_random_aborts(seed: int) -> None:
         for thread in clients:
             thread.join(PATIENCE)
             assert not thread.is_alive()
-        stop(desk.engine, PATIENCE)
-        ends = {name: len(answers) + aborted.count(name) for name, answers in desk.answers.items()}
+        desk.rig.stop(PATIENCE)
+        ends = {
+            name: core.aborted.count(name) or len(answers)  # one that is aborted is told of the engine's end only
+            for name, answers in desk.answers.items()
+        }
     assert len(ends) == 400
     assert set(ends.values()) == {1}
     kinds = {type(answer) for answers in desk.answers.values() for answer in answers}
     assert RequestOutput in kinds
-    assert kinds <= {RequestOutput, QueueFull}
-    assert aborted
+    assert kinds <= {RequestOutput, QueueFull, EngineStopped}
+    assert core.aborted
     assert len(core.shares["dit"].scheduler.slots) == 4
 
 
@@ -105,7 +107,7 @@ def test_a_failing_request_is_answered_and_the_engine_lives() -> None:
         assert isinstance(failure, RequestFailed)
         assert str(failure) == "the model raised ArithmeticError"
         assert isinstance(desk.answer(good), RequestOutput)
-        assert not desk.engine.dead
+        assert not desk.rig.dead
 
 
 def test_a_full_queue_is_an_answer() -> None:
@@ -128,9 +130,9 @@ def test_stop_drains_what_was_accepted_and_refuses_the_rest() -> None:
         model.close()
         accepted = [desk.send(num_steps=1000) for _ in range(6)]  # four run, two wait
         wait_until(lambda: len(model.rows) == 1)
-        stopping = threading.Thread(target=desk.engine.stop, args=(PATIENCE,), daemon=True)
+        stopping = threading.Thread(target=desk.rig.stop, args=(PATIENCE,), daemon=True)
         stopping.start()
-        while desk.engine.ready:  # the command is handled between two steps
+        while desk.rig.ready:  # the command is handled between two steps
             model.let_pass(1)
             time.sleep(0.001)
         late = desk.send()
@@ -152,9 +154,9 @@ def test_stop_without_patience_answers_what_is_open() -> None:
         model.close()
         names = [desk.send(num_steps=500) for _ in range(6)]
         wait_until(lambda: len(model.rows) == 1)
-        desk.engine.request_stop(0.0)
+        desk.rig.request_stop(0.0)
         model.open()
-        stop(desk.engine, 0.0)
+        desk.rig.stop(0.0)
         answers = [desk.answer(name) for name in names]
         assert [str(answer) for answer in answers] == ["the service is shutting down"] * 6
         assert all(isinstance(answer, EngineStopped) for answer in answers)
@@ -168,7 +170,7 @@ def test_a_later_stop_can_only_shorten_the_time() -> None:
         name = desk.send(num_steps=500)
         wait_until(lambda: len(model.rows) == 1)
         for drain_seconds in (PATIENCE, 0.0, PATIENCE):
-            desk.engine.request_stop(drain_seconds)
+            desk.rig.request_stop(drain_seconds)
         model.open()
         assert isinstance(desk.answer(name), EngineStopped)
         assert len(model.rows) < 10
@@ -182,43 +184,42 @@ def test_a_request_during_warm_up_is_refused_and_does_no_harm() -> None:
             return super().forward(x, t, y)
 
     early: list[str] = []
-    engine = EngineThread(make_core(Early()))
-    desk = Desk(engine)
-    engine.start()
-    wait_until(lambda: engine.ready or engine.dead)
+    rig = Rig(make_core(Early()))
+    desk = Desk(rig)
+    rig.thread.start()
+    wait_until(lambda: rig.ready or rig.dead)
     assert str(desk.answer(early[0])) == "the service is not ready yet"
     assert isinstance(desk.answer(desk.send()), RequestOutput)
-    stop(engine, 0.0)
+    rig.stop(0.0)
+    rig.close()
+    desk.close()
 
 
 def test_stop_ends_a_warm_up() -> None:
     class Slow(Turnstile):
         def forward(self, x, t, y):
-            engine.request_stop(PATIENCE)
+            rig.request_stop(PATIENCE)
             return super().forward(x, t, y)
 
     model = Slow()
-    engine = EngineThread(make_core(model))
-    engine.start()
-    engine.join(PATIENCE)
-    assert engine.dead
-    assert not engine.ready
+    rig = Rig(make_core(model))
+    rig.thread.start()
+    rig.thread.join(PATIENCE)
+    rig.close()
+    assert rig.dead
     assert set(model.rows) == {4}  # it did not go on to three rows
 
 
 def test_an_idle_engine_shows_that_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(thread_module, "IDLE_WAIT", 0.01)
+    monkeypatch.setattr(loop_module, "IDLE_SECONDS", 0.01)
     with running(make_core(Turnstile())) as desk:
         for _ in range(3):
-            seen = desk.engine.heartbeat
-            wait_until(lambda seen=seen: desk.engine.heartbeat > seen)
+            seen = desk.rig.board.heartbeat
+            wait_until(lambda seen=seen: desk.rig.board.heartbeat > seen)
 
 
-def test_an_engine_that_never_started_can_be_stopped() -> None:
-    EngineThread(make_core(Turnstile())).stop(0.0)
-
-
-def test_gauges_follow_the_work() -> None:
+def test_gauges_follow_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_module, "GAUGE_SECONDS", 0.0)
     model = Turnstile()
     with running(make_core(model)) as desk:
         model.close()
@@ -226,18 +227,19 @@ def test_gauges_follow_the_work() -> None:
         wait_until(lambda: len(model.rows) == 1)
         names += [desk.send(num_steps=2) for _ in range(3)]
         model.let_pass(1)
-        stats = desk.engine.stats["dit"]
-        assert (stats.running_slots, stats.queue_depth) == (4, 3)
+        wait_until(lambda: (desk.rig.stats().running_slots, desk.rig.stats().queue_depth) == (4, 3))
+        stats = desk.rig.stats()
         assert stats.backlog_seconds > 0
         model.open()
         for name in names:
             desk.answer(name)
-        wait_until(lambda: desk.engine.stats["dit"] == ModelStats(0, 0, 0.0))
+        wait_until(lambda: desk.rig.stats() == ModelStats(0, 0, 0.0))
 
 
 def test_a_short_request_joins_a_long_one_within_a_step_and_leaves_first() -> None:
-    model, steps = Turnstile(), []
-    with running(make_core(model), on_step=steps.append) as desk:
+    model = Turnstile()
+    with running(make_core(model)) as desk:
+        steps = desk.rig.recorder.steps
         model.close()
         long = desk.send(num_steps=200)
         wait_until(lambda: len(model.rows) == 1)

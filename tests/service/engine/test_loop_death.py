@@ -7,11 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from service.engine import thread as thread_module
 from service.engine.core import EngineCore, Progress
-from service.engine.request import Request
 from service.wire.errors import EngineStopped
-from tests.service.engine.desk import make_core, running, stop
+from tests.service.engine.desk import make_core, running
 from tests.service.engine.tiny import Turnstile
 from tests.waiting import PATIENCE, wait_until
 
@@ -39,10 +37,10 @@ def test_death_answers_every_open_and_every_later_request(caplog: pytest.LogCapt
             answer = desk.answer(name)
             assert isinstance(answer, EngineStopped)
             assert "SystemError" in str(answer) or "stopped" in str(answer)
-        wait_until(lambda: desk.engine.dead)
-        assert not desk.engine.ready
+        wait_until(lambda: desk.rig.dead)
+        assert not desk.rig.ready
         assert isinstance(desk.answer(desk.send()), EngineStopped)
-        desk.engine.abort(running_or_waiting[0])
+        desk.abort(running_or_waiting[0])
     assert all(len(answers) == 1 for answers in desk.answers.values())
     assert "the device fell off the bus" in caplog.text
 
@@ -63,7 +61,7 @@ def test_requests_that_arrive_while_the_engine_dies_are_answered(seed: int) -> N
             sender.join(PATIENCE)
         wait_until(lambda: all(desk.answers.values()))
     assert [len(answers) for answers in desk.answers.values()] == [1] * 300
-    assert desk.engine.dead
+    assert desk.rig.dead
 
 
 class SlowlyDyingCore(EngineCore):
@@ -92,23 +90,10 @@ def test_requests_that_the_dead_engine_never_looked_at_are_answered() -> None:
         assert [type(desk.answer(name)) for name in [seen, *unseen]] == [EngineStopped] * 4
 
 
-def test_a_request_that_is_handed_over_while_the_engine_ends_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine looks into its inbox for the last time after add saw it alive, and before add puts anything in."""
-    with running(make_core(Turnstile())) as desk:
-
-        class LateAdd(thread_module.Add):
-            def __init__(self, request: Request, deliver: thread_module.Deliver):
-                super().__init__(request, deliver)
-                stop(desk.engine, 0.0)
-
-        monkeypatch.setattr(thread_module, "Add", LateAdd)
-        assert isinstance(desk.answer(desk.send()), EngineStopped)
-
-
 def test_a_request_that_kills_the_engine_is_answered() -> None:
     with running(make_core(Turnstile())) as desk:
         assert isinstance(desk.answer(desk.send(model="nobody")), EngineStopped)
-        wait_until(lambda: desk.engine.dead)
+        wait_until(lambda: desk.rig.dead)
 
 
 class ColdCore(EngineCore):
@@ -119,8 +104,8 @@ class ColdCore(EngineCore):
 def test_death_in_warm_up_answers_too() -> None:
     with running(make_core(Turnstile(), ColdCore)) as desk:
         assert isinstance(desk.answer(desk.send()), EngineStopped)
-        wait_until(lambda: desk.engine.dead)
-        assert not desk.engine.ready
+        wait_until(lambda: desk.rig.dead)
+        assert not desk.rig.ready
 
 
 def test_a_lost_device_ends_the_engine() -> None:
@@ -137,4 +122,4 @@ def test_a_lost_device_ends_the_engine() -> None:
         model.closed = True
         answers = [desk.answer(name) for name in [desk.send(), desk.send()]]
         assert [type(answer) for answer in answers] == [EngineStopped] * 2
-        wait_until(lambda: desk.engine.dead)
+        wait_until(lambda: desk.rig.dead)
