@@ -10,6 +10,9 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from service.observe.board import Board, layout
+from service.settings import Settings, model_entries
+
 # A fresh interpreter that finds the modules where this one found them.
 START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import {0}; {0}.main(json.loads(sys.argv[2]))"
 
@@ -64,3 +67,8 @@ def obey_supervisor(lifeline: int) -> None:
 def _end_with(lifeline: int) -> None:
     os.read(lifeline, 1)
     os._exit(1)
+
+
+def open_board(settings: Settings, rows: int, descriptor: int | None = None) -> Board:
+    """The board of a service with these settings: the same layout in each of its processes."""
+    return Board(layout(model_entries(settings), settings.api_keys), rows, descriptor)

@@ -4,12 +4,12 @@ import socket
 import sys
 
 from models.checkpoint import CheckpointError
-from service.child import obey_supervisor
+from service.child import obey_supervisor, open_board
 from service.engine.clients import Clients
 from service.engine.loop import EngineLoop
 from service.local import load_core
 from service.observe import logs
-from service.observe.board import EngineBoard, open_board
+from service.observe.board import EngineBoard
 from service.settings import SettingsError, load_settings
 
 BAD_INPUT, ENGINE_DIED = 2, 3  # exit codes

@@ -16,10 +16,9 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from service import child
-from service.child import Child
+from service.child import Child, open_board
 from service.listening import bind, urls
 from service.observe import logs
-from service.observe.board import open_board
 from service.settings import Settings, SettingsError, load_settings, model_entries
 from service.wire.control import ATTACH, CONTROL, STARTED, STOP
 
@@ -110,6 +109,7 @@ class Supervisor:
         """Start another worker; False when too many have died at their start."""
         logger.error("worker %d has ended with code %d: starting another one", row, dead.process.returncode)
         dead.close()
+        self._board.release(row)
         if row not in self._started:
             self._failed_starts.append(now := time.monotonic())
             recent = [when for when in self._failed_starts if now - when < DEATHS_SECONDS]

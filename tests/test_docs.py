@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from service.api_keys import ApiKey
-from service.observe.metrics import Metrics
 from service.settings import PREFIX, Settings
 from service.web.errors import PROBLEMS
-from service.web.keys import KeyRing
+from tests.metrics import registry
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -77,10 +75,7 @@ def test_every_setting_is_explained() -> None:
 
 def exported() -> set[str]:
     """Names of all metrics, as the exposition has them."""
-    metrics = Metrics(["dit"])
-    metrics.watch(dict, {"dit": {"device": "cpu"}})
-    KeyRing({"alice": ApiKey.model_validate({"key": "alice-has-a-secret-key"})}, metrics.registry)
-    families = metrics.registry.collect()
+    families = registry(keys=["alice"]).collect()
     return {family.name + ("_total" if family.type == "counter" else "") for family in families}
 
 

@@ -68,7 +68,7 @@ def test_info_prints_parameters_and_flops(capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.parametrize("given", ["0", "65535"])
 def test_serve_takes_every_port(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.web.server.serve", lambda host, port: asked.append((host, port)))
+    monkeypatch.setattr("service.supervisor.serve", lambda host, port: asked.append((host, port)) or 0)
     asked: list[tuple[str, int]] = []
     assert main(["serve", "--port", given]) == 0
     assert asked == [("127.0.0.1", int(given))]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from service.engine.clients import Clients
 from service.engine.core import EngineCore
 from service.engine.loop import EngineLoop
-from service.observe.board import Board, EngineBoard, Layout, families
+from service.observe.board import Board, EngineBoard, layout
 from service.wire.async_engine import AsyncEngine
 from service.wire.control import CONTROL, STOP
 
@@ -23,13 +23,13 @@ class LocalEngine:
 
     def __init__(self, core: EngineCore, keys: Iterable[str] = ()):
         self.core = core
-        self.board = Board(Layout(families(core.runners, keys)), rows=2)
+        self.board = Board(layout(core.runners, keys), rows=2)
         self._control, control = socket.socketpair()
         mine, theirs = socket.socketpair()
-        clients = Clients(control)
-        clients.attach(theirs)
+        self._clients = Clients(control)
+        self._clients.attach(theirs)
         self.client = AsyncEngine(mine, self.board)
-        self.loop = EngineLoop(core, clients, EngineBoard(self.board))
+        self.loop = EngineLoop(core, self._clients, EngineBoard(self.board))
         self._thread = threading.Thread(target=self.loop.run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -48,8 +48,11 @@ class LocalEngine:
             self._thread.join(timeout)
 
     def stop(self, drain_seconds: float) -> None:
-        """request_stop and join."""
-        if self._thread.is_alive():
+        """request_stop and join; close the sockets of an engine that never started."""
+        if self._thread.ident is None:
+            self._clients.close("the engine has not started")
+            self.client.close()
+        elif self._thread.is_alive():
             self.request_stop(drain_seconds)
             self.join(drain_seconds + JOIN_SECONDS)
         self._control.close()

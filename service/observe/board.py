@@ -8,11 +8,10 @@ import os
 import tempfile
 import time
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
-
-from service.settings import Settings, model_entries
 
 DIGITS = (1, 1.5, 2, 3, 5, 7)
 # Neighbours at most 1.7x apart, so that a quantile read from them is right to a quarter.
@@ -23,6 +22,7 @@ OUTCOMES = ("ok", "rejected", "cancelled", "expired", "error")
 REJECTIONS = ("queue_full", "overload", "deadline", "unavailable")
 KEY_OUTCOMES = ("accepted", "rate", "concurrency")
 WORD = 8  # bytes
+STATE, HEARTBEAT, CONNECTIONS = range(3)  # columns
 
 Kind = Literal["counter", "gauge", "histogram"]
 State = Literal["starting", "ready", "stopping", "stopped", "dead"]
@@ -101,9 +101,10 @@ class Layout:
     """Where each number stands in a row."""
 
     families: list[Family]
+    keys: tuple[str, ...] = ()
     places: dict[tuple[str, ...], int] = field(default_factory=dict)  # (family, *labels) -> first column
     buckets: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    width: int = 2  # of a row; state and heartbeat of the engine come first
+    width: int = 3  # of a row; state and heartbeat of the engine come first, then a worker's open connections
 
     def __post_init__(self) -> None:
         for family in self.families:
@@ -111,6 +112,10 @@ class Layout:
             for labels in family.sets:
                 self.places[family.name, *labels] = self.width
                 self.width += family.width
+        for key in self.keys:
+            self.places["in_flight", key] = self.width
+            self.places["tokens", key] = self.width + 1  # in row 0, for all; after it the time when that was true
+            self.width += 3
 
 
 class Board:
@@ -126,7 +131,7 @@ class Board:
         self.descriptor = _memory(size) if descriptor is None else descriptor
         self._cells = memoryview(mmap.mmap(self.descriptor, size)).cast("d")
         if descriptor is None:
-            self._cells[1] = time.monotonic()  # the engine has time to start
+            self._cells[HEARTBEAT] = time.monotonic()  # the engine has time to start
 
     def row(self, index: int) -> "Row":
         start = index * self.layout.width
@@ -135,14 +140,35 @@ class Board:
     def total(self, column: int) -> float:
         return sum(self._cells[column :: self.layout.width])
 
+    def column(self, column: int) -> Sequence[float]:
+        """Its number in each row."""
+        return self._cells[column :: self.layout.width].tolist()
+
+    def release(self, index: int) -> None:
+        """Forget what a process that has ended held open; its counts stay."""
+        held = [self.layout.places["in_flight", key] for key in self.layout.keys]
+        for column in (CONNECTIONS, *held):
+            self._cells[index * self.layout.width + column] = 0.0
+
+    @contextmanager
+    def locked(self, column: int) -> Iterator["memoryview[float]"]:
+        """Row 0, while no other process is in here for the same column. The lock of a killed process is free."""
+        import fcntl
+
+        fcntl.lockf(self.descriptor, fcntl.LOCK_EX, WORD, column * WORD)
+        try:
+            yield self._cells
+        finally:
+            fcntl.lockf(self.descriptor, fcntl.LOCK_UN, WORD, column * WORD)
+
     @property
     def state(self) -> State:
-        return STATES[int(self._cells[0])]
+        return STATES[int(self._cells[STATE])]
 
     @property
     def heartbeat(self) -> float:
         """When the engine last said that it lives, on the monotonic clock that all processes share."""
-        return self._cells[1]
+        return self._cells[HEARTBEAT]
 
 
 class Row:
@@ -157,15 +183,23 @@ class Row:
     def set(self, name: str, *labels: str, value: float) -> None:
         self._cells[self._places[name, *labels]] = value
 
+    def hold(self, key: str, requests: int) -> None:
+        """Change the number of a key's open requests here."""
+        self._cells[self._places["in_flight", key]] += requests
+
+    def connections(self, count: int) -> None:
+        self._cells[CONNECTIONS] = count
+
     def observe(self, name: str, model: str, value: float) -> None:
         buckets, first = self._buckets[name], self._places[name, model]
         self._cells[first + bisect_left(buckets, value)] += 1
         self._cells[first + len(buckets) + 1] += value
 
 
-def open_board(settings: Settings, rows: int, descriptor: int | None = None) -> Board:
-    """The board of a service with these settings: the same layout in each of its processes."""
-    return Board(Layout(families(model_entries(settings), settings.api_keys)), rows, descriptor)
+def layout(models: Iterable[str], keys: Iterable[str]) -> Layout:
+    """Of a service with these models and names of API keys."""
+    names = tuple(keys)
+    return Layout(families(models, names), names)
 
 
 class EngineBoard:
@@ -175,10 +209,10 @@ class EngineBoard:
         self._row, self._cells = board.row(0), board.row(0)._cells
 
     def state(self, state: State) -> None:
-        self._cells[0] = STATES.index(state)
+        self._cells[STATE] = STATES.index(state)
 
     def beat(self, now: float) -> None:
-        self._cells[1] = now
+        self._cells[HEARTBEAT] = now
 
     def stats(self, stats: dict[str, ModelStats]) -> None:
         for model, values in stats.items():

@@ -61,7 +61,7 @@ def _time(record: logging.LogRecord) -> str:
 
 class TextFormatter(logging.Formatter):
     def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(own_process)s %(name)s: %(message)s%(where)s")
+        super().__init__("%(asctime)s %(levelname)s %(source)s: %(message)s%(where)s")
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         return _time(record)
@@ -69,6 +69,7 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         name = getattr(record, "request_id", "")
         record.where = f" [{name}]" if name else ""
+        record.source = " ".join(filter(None, (getattr(record, "own_process", ""), record.name)))
         return super().format(record)
 
 
@@ -79,7 +80,7 @@ class JsonFormatter(logging.Formatter):
         line: dict[str, Any] = {
             "time": _time(record),
             "level": record.levelname.lower(),
-            "process": record.own_process,  # pyright: ignore[reportAttributeAccessIssue]
+            "process": getattr(record, "own_process", ""),
             "logger": record.name,
             "message": record.getMessage(),
         }

@@ -8,7 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from service.observe.board import Board, Family
+from service.observe.board import CONNECTIONS, Board, Family
 from service.wire.messages import ModelCard
 
 
@@ -20,7 +20,7 @@ class Metrics(Collector):
     """
 
     def __init__(self, board: Board, row: int, cards: Callable[[], Iterable[ModelCard]]):
-        self._board, self._row, self._cards = board, board.row(row), cards
+        self.board, self.row, self._row, self._cards = board, row, board.row(row), cards
         self.registry = CollectorRegistry()
         self.registry.register(self)
 
@@ -39,27 +39,25 @@ class Metrics(Collector):
         self._row.add("rejections", model, reason)
         self.end(model, "rejected")
 
-    def key(self, name: str, outcome: str) -> None:
-        self._row.add("key_requests", name, outcome)
-
     def collect(self) -> Iterable[Metric]:
-        for family in self._board.layout.families:
+        for family in self.board.layout.families:
             yield self._histogram(family) if family.kind == "histogram" else self._numbers(family)
         yield self._info()
+        yield self._connections()
 
     def _numbers(self, family: Family) -> Metric:
         kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
         metric = kind(f"diffusion_{family.name}", family.text, labels=family.labels)
         for labels in family.sets:
-            metric.add_metric(labels, self._board.total(self._board.layout.places[family.name, *labels]))
+            metric.add_metric(labels, self.board.total(self.board.layout.places[family.name, *labels]))
         return metric
 
     def _histogram(self, family: Family) -> Metric:
         metric = HistogramMetricFamily(f"diffusion_{family.name}", family.text, labels=family.labels)
         bounds = [floatToGoString(bound) for bound in (*family.buckets, float("inf"))]
         for labels in family.sets:
-            first = self._board.layout.places[family.name, *labels]
-            *counts, total = (self._board.total(column) for column in range(first, first + family.width))
+            first = self.board.layout.places[family.name, *labels]
+            *counts, total = (self.board.total(column) for column in range(first, first + family.width))
             metric.add_metric(labels, list(zip(bounds, accumulate(counts), strict=True)), total)
         return metric
 
@@ -69,3 +67,11 @@ class Metrics(Collector):
         for card in self._cards():
             info.add_metric([card.name, card.architecture, card.device, card.dtype, card.sha256], 1)
         return info
+
+    def _connections(self) -> Metric:
+        text = "Open connections of each HTTP worker"
+        metric = GaugeMetricFamily("diffusion_worker_connections", text, labels=["worker"])
+        for row, count in enumerate(self.board.column(CONNECTIONS)):
+            if row:  # row 0 is the engine's
+                metric.add_metric([str(row)], count)
+        return metric

@@ -5,10 +5,10 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from hashlib import sha256
 
 from service.api_keys import ApiKey
+from service.observe.board import Board, Row
 from service.web.errors import QuotaExceeded, Unauthorized
 
 logger = logging.getLogger(__name__)
@@ -16,32 +16,53 @@ logger = logging.getLogger(__name__)
 NEWEST = 0.2  # share of the newest request in the mean duration
 
 
-@dataclass
 class Account:
-    """What one key has used up. Times are in seconds, on the clock of its ring."""
+    """What one key has used up, in all processes together. Times are in seconds, on the clock of its ring."""
 
-    name: str
-    quota: ApiKey
-    tokens: float
-    filled: float  # when tokens was true
-    in_flight: int = 0
-    mean_seconds: float = 0.0  # of a request, as far as known
+    def __init__(self, name: str, quota: ApiKey, board: Board, row: Row):
+        self.name, self.quota, self._board, self._row = name, quota, board, row
+        places = board.layout.places
+        self._tokens, self._in_flight = places["tokens", name], places["in_flight", name]
+        self.mean_seconds = 0.0  # of a request in this process, as far as known
 
-    def wait_for_token(self, now: float) -> float:
-        """Seconds until the rate allows a request; 0 is now."""
+    def enter(self, now: float) -> tuple[str, float]:
+        """Let a request in; or else which limit forbids it, and the seconds until it may come again."""
+        with self._board.locked(self._tokens) as shared:
+            if wait := self._wait_for_slot():
+                return "concurrency", wait
+            if wait := self._take_token(shared, now):
+                return "rate", wait
+            self._row.hold(self.name, 1)
+        return "accepted", 0.0
+
+    def leave(self, seconds: float) -> None:
+        """A request has ended; it took so long."""
+        self._row.hold(self.name, -1)
+        self.mean_seconds += (seconds - self.mean_seconds) * (NEWEST if self.mean_seconds else 1)
+
+    def _take_token(self, shared: "memoryview[float]", now: float) -> float:
+        """Seconds until the rate allows a request; 0 took its token."""
         rate = self.quota.requests_per_second
         if rate is None:
             return 0.0
-        self.tokens = min(burst(self.quota), self.tokens + rate * (now - self.filled))
-        self.filled = now
-        return 0.0 if self.tokens >= 1 else (1 - self.tokens) / rate
+        tokens, filled = shared[self._tokens], shared[self._tokens + 1]
+        tokens = min(burst(self.quota), tokens + rate * (now - filled)) if filled else burst(self.quota)
+        wait = 0.0 if tokens >= 1 else (1 - tokens) / rate
+        shared[self._tokens], shared[self._tokens + 1] = tokens if wait else tokens - 1, now
+        return wait
 
-    def wait_for_slot(self) -> float:
+    def _wait_for_slot(self) -> float:
         """Seconds until one of the open requests has probably ended; 0 is now."""
         limit = self.quota.concurrency
-        if limit is None or self.in_flight < limit:
+        if limit is None or self._board.total(self._in_flight) < limit:
             return 0.0
         return max(1.0, self.mean_seconds / limit)
+
+    def limit(self, outcome: str) -> str:
+        """In words."""
+        if outcome == "rate":
+            return f"{self.quota.requests_per_second:g} requests a second"
+        return f"{self.quota.concurrency} requests at once"
 
 
 def burst(quota: ApiKey) -> int:
@@ -52,20 +73,16 @@ class KeyRing:
     """All keys, as SHA-256 digests to compare with, and their accounts.
 
     Args:
-        count: is told the name of a key and the outcome of a request: accepted, rate or concurrency, and
-            unauthorized with no name.
-        clock: seconds that never go back.
+        board, row: where all processes count, and this one's row.
+        clock: seconds that never go back, and that all processes share.
     """
 
     def __init__(
-        self,
-        keys: dict[str, ApiKey],
-        count: Callable[[str, str], None],
-        clock: Callable[[], float] = time.monotonic,
+        self, keys: dict[str, ApiKey], board: Board, row: int, clock: Callable[[], float] = time.monotonic
     ):
-        self._clock, self._count = clock, count
+        self._clock, self._row = clock, board.row(row)
         self._accounts = [
-            (_digest(key.key.get_secret_value().encode()), Account(name, key, burst(key), clock()))
+            (_digest(key.key.get_secret_value().encode()), Account(name, key, board, self._row))
             for name, key in keys.items()
         ]
 
@@ -78,16 +95,15 @@ class KeyRing:
         """
         account = self._find(headers)
         if account is None:
-            self._count("", "unauthorized")
+            self._row.add("key_requests", "", "unauthorized")
             raise Unauthorized("send a valid key as Authorization: Bearer KEY or X-API-Key: KEY")
         now = self._clock()
-        if wait := account.wait_for_slot():
-            self._refuse(account, "concurrency", f"{account.quota.concurrency} requests at once", wait)
-        if wait := account.wait_for_token(now):
-            self._refuse(account, "rate", f"{account.quota.requests_per_second:g} requests a second", wait)
-        account.tokens -= 1
-        account.in_flight += 1
-        self._count(account.name, "accepted")
+        outcome, wait = account.enter(now)
+        self._row.add("key_requests", account.name, outcome)
+        if wait:
+            limit = account.limit(outcome)
+            logger.info("key %s: refused, beyond its %s", account.name, limit)
+            raise QuotaExceeded(f"this key may send {limit}: try again later", retry_after=wait)
         return Visit(account, now, self._clock)
 
     def _find(self, headers: Iterable[tuple[bytes, bytes]]) -> Account | None:
@@ -100,11 +116,6 @@ class KeyRing:
                     found = account
         return found
 
-    def _refuse(self, account: Account, outcome: str, limit: str, wait: float) -> None:
-        self._count(account.name, outcome)
-        logger.info("key %s: refused, beyond its %s", account.name, limit)
-        raise QuotaExceeded(f"this key may send {limit}: try again later", retry_after=wait)
-
 
 class Visit:
     """One admitted request."""
@@ -114,9 +125,7 @@ class Visit:
         self._account, self._since, self._clock = account, since, clock
 
     def end(self) -> None:
-        account, seconds = self._account, self._clock() - self._since
-        account.in_flight -= 1
-        account.mean_seconds += (seconds - account.mean_seconds) * (NEWEST if account.mean_seconds else 1)
+        self._account.leave(self._clock() - self._since)
 
 
 def presented(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:

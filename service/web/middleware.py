@@ -43,7 +43,7 @@ def install(app: FastAPI, settings: Settings, metrics: Metrics, provider: "Trace
     """Surround the application; from the inside out, as add_middleware has it."""
     app.add_middleware(LimitMiddleware, body_seconds=settings.body_seconds)
     if settings.api_keys:
-        app.add_middleware(KeyMiddleware, ring=KeyRing(settings.api_keys, metrics.key))
+        app.add_middleware(KeyMiddleware, ring=KeyRing(settings.api_keys, metrics.board, metrics.row))
     app.add_middleware(FailureMiddleware)
     if settings.cors_origins:  # outside of the keys: a browser asks for permission without one
         app.add_middleware(

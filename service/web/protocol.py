@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -31,7 +32,8 @@ class Limits:
     header_seconds: float  # for a request line and its headers
     body_seconds: float  # for what is left of a body after its answer
     stream_seconds: float  # for the client to take an answer: all the waiting for it together
-    max_connections: int
+    max_connections: int  # of the service
+    count: Callable[[int], float] = float  # is told those of this process, and returns those of the service
 
 
 class GuardedProtocol(H11Protocol):
@@ -49,7 +51,7 @@ class GuardedProtocol(H11Protocol):
         super().connection_made(transport)
         # A send then waits until the kernel has taken all before it, and one timer tells whether the client reads.
         transport.set_write_buffer_limits(high=0)
-        if len(self.connections) > self.limits.max_connections:
+        if self.limits.count(len(self.connections)) > self.limits.max_connections:
             self._turn_away()
         else:
             self._await("head")
@@ -58,6 +60,7 @@ class GuardedProtocol(H11Protocol):
         self._await(None)
         self._stop_waiting_for_reader()
         super().connection_lost(exc)
+        self.limits.count(len(self.connections))
 
     def data_received(self, data: bytes) -> None:
         if self._turned_away:
@@ -118,6 +121,7 @@ class GuardedProtocol(H11Protocol):
     def _turn_away(self) -> None:
         self._turned_away = True
         self.connections.discard(self)
+        self.limits.count(len(self.connections))
         self._say(Overloaded("too many open connections: try again later", retry_after=RETRY_SECONDS))
         with suppress(OSError):  # it may have left already
             self.transport.write_eof()

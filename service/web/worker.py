@@ -4,8 +4,9 @@ import asyncio
 import logging
 import math
 import socket
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -15,9 +16,9 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from service.child import obey_supervisor
+from service.child import obey_supervisor, open_board
 from service.observe import logs, tracing
-from service.observe.board import open_board
+from service.observe.board import CONNECTIONS, Board
 from service.settings import Settings, load_settings
 from service.web.app import assemble
 from service.web.middleware import RequestIdMiddleware
@@ -104,10 +105,16 @@ class Worker(uvicorn.Server):
             connection.transport.abort()
 
 
-def configure(app: ASGIApp, settings: Settings, drain_seconds: float = 0.0) -> uvicorn.Config:
-    """uvicorn under this service's limits; h11 by name, for no other parser has them."""
+def configure(
+    app: ASGIApp, settings: Settings, drain_seconds: float = 0.0, count: Callable[[int], float] = float
+) -> uvicorn.Config:
+    """uvicorn under this service's limits; h11 by name, for no other parser has them.
+
+    Args:
+        count: see service/web/protocol.py.
+    """
     seconds = (settings.header_seconds, settings.body_seconds, settings.stream_seconds)
-    limits = Limits(*seconds, connection_limit(settings.max_connections))
+    limits = Limits(*seconds, connection_limit(settings.max_connections), count)
     return uvicorn.Config(
         app,
         http=guarded(limits),
@@ -159,10 +166,15 @@ def main(given: dict[str, Any]) -> None:
     provider = tracing.otlp_provider() if settings.otel else None
     app = assemble(engine, settings, given["row"], provider)
     side = metrics_server(app, settings, _sockets(given["side"])) if given["side"] else None
-    config = configure(app, settings, settings.drain_seconds)
+    config = configure(app, settings, settings.drain_seconds, partial(count_connections, board, given["row"]))
     worker = Worker(config, socket.socket(fileno=given["control"]), side)
     engine.on_loss = worker.end_soon
     worker.run(_sockets(given["listeners"]))
+
+
+def count_connections(board: Board, row: int, own: int) -> float:
+    board.row(row).connections(own)
+    return board.total(CONNECTIONS)
 
 
 def _sockets(descriptors: list[int]) -> list[socket.socket]:

@@ -6,6 +6,8 @@ from collections.abc import AsyncGenerator, Callable
 from itertools import count
 from typing import Any
 
+import numpy as np
+
 from service.observe.board import Board
 from service.wire.errors import EngineError, EngineStopped
 from service.wire.frames import FrameReader, frame
@@ -55,7 +57,9 @@ class AsyncEngine:
         _, self._link = await loop.create_unix_connection(lambda: _Link(self), sock=self._sock)
 
     def close(self) -> None:
-        if self._link is not None:
+        if self._link is None:
+            self._sock.close()
+        else:
             self._link.transport.close()
 
     async def generate(
@@ -92,13 +96,13 @@ class AsyncEngine:
                 self.samplers, self.shed_load = samplers, shed_load
             case PreviewMessage(number):
                 if number in self._open:  # else its client has gone
-                    self._open[number].put_nowait(Preview.read(message))
+                    self._open[number].put_nowait(read(message))
             case OutputMessage(number):
-                self._end(number, RequestOutput.read(message))
+                self._end(number, read(message))
             case Refusal(number):
                 self._end(number, message.error())
 
-    def _end(self, number: int, answer: RequestOutput | EngineError) -> None:
+    def _end(self, number: int, answer: Answer) -> None:
         if (answers := self._open.pop(number, None)) is not None:
             answers.put_nowait(answer)
 
@@ -108,6 +112,14 @@ class AsyncEngine:
         for number in list(self._open):
             self._end(number, EngineStopped(self.gone))
         self.on_loss()
+
+
+def read(message: PreviewMessage | OutputMessage) -> Preview | RequestOutput:
+    """Its pixels as arrays, which share the message's memory."""
+    pixels = np.frombuffer(message.pixels, np.uint8).reshape(message.shape)
+    if isinstance(message, PreviewMessage):
+        return Preview(pixels, message.index, message.step)
+    return RequestOutput(list(pixels), message.queue_seconds, message.denoise_seconds)
 
 
 class _Link(asyncio.Protocol):

@@ -11,7 +11,7 @@ class EngineError(Exception):
 
     reason = "internal"  # names the kind on the wire
 
-    def __init__(self, message: str = "", retry_after: float | None = None, field: str = ""):
+    def __init__(self, message: str = "", retry_after: float = 0.0, field: str = ""):
         super().__init__(message)
         self.retry_after, self.field = retry_after, field
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from service.wire.errors import KINDS, EngineError
 
@@ -94,7 +93,7 @@ class Refusal(msgspec.Struct, frozen=True, tag=True, array_like=True):
     number: int
     reason: str  # a key of errors.KINDS
     message: str
-    retry_after: float | None
+    retry_after: float
     field: str
 
     @classmethod
@@ -116,11 +115,6 @@ class Preview:
     def message(self, number: int) -> PreviewMessage:
         return PreviewMessage(number, self.image.tobytes(), self.image.shape, self.index, self.step)
 
-    @classmethod
-    def read(cls, message: PreviewMessage) -> "Preview":
-        image = np.frombuffer(message.pixels, np.uint8).reshape(message.shape)
-        return cls(image, message.index, message.step)
-
 
 @dataclass(frozen=True, slots=True)
 class RequestOutput:
@@ -134,11 +128,6 @@ class RequestOutput:
         pixels = b"".join(image.tobytes() for image in self.images)
         shape = (len(self.images), *self.images[0].shape)
         return OutputMessage(number, pixels, shape, self.queue_seconds, self.denoise_seconds)
-
-    @classmethod
-    def read(cls, message: OutputMessage) -> "RequestOutput":
-        images = np.frombuffer(message.pixels, np.uint8).reshape(message.shape)
-        return cls(list(images), message.queue_seconds, message.denoise_seconds)
 
 
 FromWorker = Generate | Abort

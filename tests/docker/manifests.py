@@ -8,10 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import yaml
-from service.engine.thread import JOIN_SECONDS
 
 from service.settings import PREFIX, Settings
-from service.web.server import ANSWER_SECONDS
+from service.supervisor import ANSWER_SECONDS
 
 Manifest = dict[str, Any]
 Manifests = list[Manifest]
@@ -70,7 +69,7 @@ def grace(manifests: Manifests) -> list[str]:
     default = str(Settings.model_fields["drain_seconds"].default)
     drain = float(environment(manifests).get(f"{PREFIX}DRAIN_SECONDS", default))
     sleep = float(hook[1])
-    needed = sleep + drain + 2 * ANSWER_SECONDS + JOIN_SECONDS
+    needed = sleep + drain + 2 * ANSWER_SECONDS
     granted = pod(manifests).get("terminationGracePeriodSeconds", 30)
     complaints = [] if granted >= needed else [f"the pod has {granted} s to end and may need {needed:g} s"]
     if hook[0] != "sleep" or sleep < 1:

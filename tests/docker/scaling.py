@@ -7,9 +7,8 @@ from typing import Any
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.observe.board import ModelStats
-from service.observe.metrics import Metrics
 from tests.docker.manifests import Manifest, Manifests, of_kind
+from tests.metrics import registry
 
 Exported = dict[str, dict[str, set[str]]]  # by series: its labels and their values
 
@@ -19,10 +18,8 @@ MATCHER = re.compile(r'(\w+)=~?"([^"]*)"')
 
 def exported() -> Exported:
     """Every series of a service with one model."""
-    metrics = Metrics(["dit"])
-    metrics.watch(lambda: {"dit": ModelStats()}, {"dit": {"device": "cpu"}})
     series: Exported = defaultdict(lambda: defaultdict(set))
-    for family in text_string_to_metric_families(generate_latest(metrics.registry).decode()):
+    for family in text_string_to_metric_families(generate_latest(registry()).decode()):
         for sample in family.samples:
             for label, value in sample.labels.items():
                 series[sample.name][label].add(value)

@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+from msgspec import structs
 
 from service.local import create_app
 from tests.service.conftest import Running, running, tiny_settings
@@ -73,7 +74,8 @@ def test_an_etag_names_one_answer(live: Running) -> None:
 def test_an_etag_names_the_build_and_the_rows(live: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = live.app.state.generator
     before = get(live).headers["etag"]
-    monkeypatch.setattr(generator.core.runners["dit"], "fixed_rows", 99)
+    cards = generator.engine.cards
+    monkeypatch.setitem(cards, "dit", structs.replace(cards["dit"], fixed_rows=99))
     other_rows = get(live, {"If-None-Match": before})
     assert (other_rows.status_code, "etag" in other_rows.headers) == (200, True)
     assert other_rows.headers["etag"] != before
@@ -159,8 +161,8 @@ def test_models_tell_whether_it_works(live: Running) -> None:
 
 
 def test_where_it_does_not_work_it_is_refused(live: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    core = live.app.state.local.core
-    monkeypatch.setitem(core.repeats_itself, "dit", False)
+    cards = live.app.state.generator.engine.cards
+    monkeypatch.setitem(cards, "dit", structs.replace(cards["dit"], repeats_itself=False))
     for answer in (post(live), get(live)):
         assert answer.status_code == 422
         assert answer.json()["errors"][0]["field"] == "deterministic"

@@ -3,18 +3,19 @@
 import asyncio
 import hmac
 import json
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from prometheus_client import CollectorRegistry
 from starlette.types import Message, Receive, Scope, Send
 
 from service.api_keys import ApiKey
 from service.local import create_app
+from service.observe.board import Board, layout
 from service.settings import ModelEntry, Settings, SettingsError, load_settings
 from service.web.errors import QuotaExceeded, Unauthorized
 from service.web.keys import KeyRing
@@ -39,8 +40,12 @@ class Clock:
         return self.now
 
 
+def keyring(keys: dict[str, ApiKey], clock: Callable[[], float] = time.monotonic) -> KeyRing:
+    return KeyRing(keys, Board(layout((), keys), rows=2), 1, clock)
+
+
 def ring_of(clock: Clock, **quota: Any) -> KeyRing:
-    return KeyRing({"alice": ApiKey.model_validate({"key": ALICE} | quota)}, CollectorRegistry(), clock)
+    return keyring({"alice": ApiKey.model_validate({"key": ALICE} | quota)}, clock)
 
 
 def given(monkeypatch: pytest.MonkeyPatch, text: str) -> Settings:
@@ -134,7 +139,7 @@ def test_every_key_is_compared_whichever_matches(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(hmac, "compare_digest", watched)
     keys = {name: ApiKey.model_validate({"key": key}) for name, key in zip("abc", (ALICE, BOB, CAROL), strict=True)}
-    ring = KeyRing(keys, CollectorRegistry())
+    ring = keyring(keys)
     for key in (ALICE, CAROL):
         ring.admit(bearer(key))
     with pytest.raises(Unauthorized):
@@ -200,7 +205,7 @@ def test_a_request_that_finds_no_place_costs_no_token() -> None:
 
 def test_quotas_are_of_each_key() -> None:
     keys = {name: ApiKey.model_validate({"key": key, "concurrency": 1}) for name, key in (("a", ALICE), ("b", BOB))}
-    ring = KeyRing(keys, CollectorRegistry())
+    ring = keyring(keys)
     ring.admit(bearer(ALICE))
     ring.admit(bearer(BOB))
     with pytest.raises(QuotaExceeded):

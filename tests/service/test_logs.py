@@ -99,7 +99,7 @@ def test_one_line_says_where_it_listens_when_it_is_ready(checkpoints: Path, tmp_
     assert url in said
     if form == "json":
         told = json.loads(said)
-        assert (told["urls"], told["logger"]) == ([url], "service.web.server")
+        assert (told["urls"], told["logger"]) == ([url], "service.supervisor")
         assert len(told["metrics_urls"]) == 1
         assert told["metrics_urls"][0].endswith("/metrics")
     order = [name for line in lines for name in ("is warm", "listening", "stopping") if name in line]

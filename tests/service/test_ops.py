@@ -7,10 +7,9 @@ import httpx
 import jsonschema
 import pytest
 import torch
-from service.engine.thread import EngineThread
 
 from service.local import create_app
-from service.observe.metrics import OUTCOMES
+from service.observe.board import OUTCOMES
 from service.web.errors import PROBLEMS
 from service.web.schemas import FIELD_NAMES
 from tests.checkpoints import write_checkpoint
@@ -110,6 +109,7 @@ def test_not_ready_before_warm_up(checkpoints: Path) -> None:
             return [await call for call in calls]
 
     live, ready, refused = asyncio.run(ask())
+    app.state.local.stop(0.0)
     assert (live.status_code, ready.status_code, refused.status_code) == (200, 503, 503)
     assert refused.headers["Retry-After"] == "1"
 
@@ -118,13 +118,12 @@ def test_a_dead_engine_turns_liveness_red_and_answers_everyone(
     checkpoints: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = create_app(tiny_settings(checkpoints))
-    thread: EngineThread = app.state.thread
     with running(app) as live:
 
         def broken() -> None:
             raise RuntimeError("the device is gone")
 
-        monkeypatch.setattr(thread._core, "step", broken)
+        monkeypatch.setattr(app.state.local.core, "step", broken)
         refused = live.client.post("/generate?model=dit&class=0")
         assert refused.status_code == 503
         wait_until(lambda: live.client.get("/livez").status_code == 503)

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from service.settings import Settings
 from service.web.middleware import MAX_BODY, LimitMiddleware
 from service.web.protocol import MAX_DISCARD, MAX_HEAD
-from service.web.server import configure
+from service.web.worker import configure
 from tests.waiting import wait_until
 
 SHORT = 0.4  # seconds, of the limit that a test is about

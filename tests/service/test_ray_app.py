@@ -12,41 +12,56 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from service.observe.board import Board, EngineBoard, ModelStats, State, layout
 from service.ray_app import BACKLOG, BacklogPolicy, Replica, Scale, _choose
 from service.settings import Settings, SettingsError
+from service.web.generation import Generator
 from tests.service.process import ROOT, environment
 
 
-def replica(**thread: Any) -> Replica:
-    engine = SimpleNamespace(**{"ready": True, "dead": False, "heartbeat": time.monotonic(), "stats": {}} | thread)
-    generator = SimpleNamespace(settings=Settings(heartbeat_seconds=5))
+def replica(state: State = "ready", heartbeat: float = 0.0, **backlog: float) -> Replica:
+    """Of a service with an engine in this state.
+
+    Args:
+        heartbeat: seconds from now.
+        backlog: seconds of each model.
+    """
+    settings = Settings(heartbeat_seconds=5)
+    board = Board(layout(("dit", "unet"), ()), rows=2)
+    engine_board = EngineBoard(board)
+    engine_board.state(state)
+    engine_board.beat(time.monotonic() + heartbeat)
+    engine_board.stats({model: ModelStats(backlog_seconds=seconds) for model, seconds in backlog.items()})
+    engine = SimpleNamespace(gone="", board=board, is_ready=state == "ready")
+    generator: Any = Generator.__new__(Generator)
+    object.__setattr__(generator, "engine", engine)
+    object.__setattr__(generator, "settings", settings)
     made = Replica()
-    vars(made)["app"] = SimpleNamespace(state=SimpleNamespace(thread=engine, generator=generator))
+    vars(made)["app"] = SimpleNamespace(state=SimpleNamespace(generator=generator))
     return made
 
 
-@pytest.mark.parametrize("broken", [{"dead": True}, {"heartbeat": time.monotonic() - 6}])
-def test_a_dead_or_silent_engine_is_not_healthy(broken: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("state", "heartbeat"), [("dead", 0.0), ("stopped", 0.0), ("ready", -6.0)])
+def test_a_dead_or_silent_engine_is_not_healthy(state: State, heartbeat: float) -> None:
     asyncio.run(replica().check_health())
-    with pytest.raises(RuntimeError, match="engine has stopped"):
-        asyncio.run(replica(**broken).check_health())
+    with pytest.raises(RuntimeError, match=r"the engine has (stopped|been silent)"):
+        asyncio.run(replica(state, heartbeat).check_health())
 
 
 def test_a_replica_is_healthy_once_it_is_warm() -> None:
     async def warms_up() -> None:
-        warming = replica(ready=False)
+        warming = replica("starting")
         check = asyncio.ensure_future(warming.check_health())
         await asyncio.sleep(0.3)
         assert not check.done()
-        warming.app.state.thread.ready = True
+        warming.app.state.generator.engine.is_ready = True
         await check
 
     asyncio.run(warms_up())
 
 
 def test_replicas_follow_the_backlog_of_all_models() -> None:
-    stats = {name: SimpleNamespace(backlog_seconds=seconds) for name, seconds in {"dit": 0.25, "unet": 0.5}.items()}
-    reported = asyncio.run(replica(stats=stats).record_autoscaling_stats())
+    reported = asyncio.run(replica(dit=0.25, unet=0.5).record_autoscaling_stats())
     assert reported == {BACKLOG: 0.75}
     metrics = {BACKLOG: {"first": reported[BACKLOG], "second": 0.25}}
     policy = BacklogPolicy(target_seconds=0.25)

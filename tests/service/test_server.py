@@ -14,7 +14,8 @@ import httpx
 import pytest
 
 from benchmarks.client import reserved_port
-from service.web.server import ENGINE_DIED, connection_limit
+from service.supervisor import ENGINE_DIED
+from service.web.worker import connection_limit
 from tests.service.networks import Gated, Lost, entry
 from tests.service.process import ROOT, command, environment, serving, status
 from tests.waiting import wait_until
@@ -157,7 +158,7 @@ def test_nothing_that_is_served_imports_what_only_unix_has() -> None:
     code = (
         "import sys\n"
         "sys.modules.update(dict.fromkeys(('resource', 'fcntl', 'pwd', 'grp', 'termios')))\n"
-        "import service.web.server\n"
+        "import service.supervisor, service.web.worker, service.engine_process\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr

@@ -14,10 +14,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from service.engine.core import EngineConfig, EngineCore
+from service.local import around
 from service.observe.tracing import otlp_provider
 from service.registry import load_runners
 from service.settings import SettingsError
-from service.web.app import assemble
 from tests.service.conftest import Running, running, tiny_settings
 from tests.service.process import serving
 from tests.waiting import wait_until
@@ -32,7 +32,7 @@ def traced(checkpoints: Path) -> Iterator[tuple[Running, InMemorySpanExporter]]:
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     settings = tiny_settings(checkpoints)
     core = EngineCore(load_runners(settings), EngineConfig(max_rows=6))
-    with running(assemble(core, settings, provider)) as live:
+    with running(around(core, settings, provider)) as live:
         yield live, exporter
 
 

@@ -11,8 +11,8 @@ from service.engine.clients import Clients
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.loop import EngineLoop
 from service.engine.request import Request
-from service.observe.board import Board, EngineBoard, Layout, ModelStats, StepStats, families
-from service.wire.async_engine import Answer, AsyncEngine
+from service.observe.board import Board, EngineBoard, ModelStats, StepStats, layout
+from service.wire.async_engine import Answer, AsyncEngine, read
 from service.wire.control import ATTACH, CONTROL, STOP
 from service.wire.errors import EngineStopped
 from service.wire.frames import FrameReader, frame
@@ -23,10 +23,8 @@ from service.wire.messages import (
     FromWorker,
     Generate,
     OutputMessage,
-    Preview,
     PreviewMessage,
     Refusal,
-    RequestOutput,
     SamplingParams,
 )
 from tests.service.engine.tiny import Turnstile, make_params, recording_runner, tiny_config
@@ -54,7 +52,7 @@ class Rig:
     """An engine loop in a thread."""
 
     def __init__(self, core: EngineCore):
-        self.core, self.board = core, Board(Layout(families(core.runners, ())), rows=2)
+        self.core, self.board = core, Board(layout(core.runners, ()), rows=2)
         self.recorder = Recorder(self.board)
         self._control, control = socket.socketpair()
         self.loop = EngineLoop(core, Clients(control), self.recorder)
@@ -104,7 +102,6 @@ class Rig:
             self.request_stop(drain_seconds)
         self.thread.join(PATIENCE)
         assert not self.thread.is_alive(), "the engine does not stop"
-
 
     def close(self) -> None:
         self._control.close()
@@ -166,9 +163,9 @@ class Desk:
             case Cards():
                 self.cards.append(message)
             case PreviewMessage(number):
-                self._keep(str(number), Preview.read(message))
+                self._keep(str(number), read(message))
             case OutputMessage(number):
-                self._keep(str(number), RequestOutput.read(message))
+                self._keep(str(number), read(message))
             case Refusal(number):
                 self._keep(str(number), message.error())
 

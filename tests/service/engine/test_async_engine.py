@@ -81,6 +81,7 @@ async def raised_by(awaitable: Awaitable[Any]) -> BaseException | None:
 
 def test_generate_yields_the_images_once() -> None:
     async def client() -> list[RequestOutput]:
+        assert rig.engine is not None
         async with asyncio.timeout(PATIENCE):
             return [finished(output) async for output in rig.engine.generate(make_params(seeds=(1, 2)))]
 

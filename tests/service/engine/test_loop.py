@@ -64,6 +64,7 @@ def test_every_request_has_one_end_under_random_aborts(seed: int) -> None:
             thread.join(PATIENCE)
             assert not thread.is_alive()
         desk.rig.stop(PATIENCE)
+        desk.close()
         ends = {
             name: core.aborted.count(name) or len(answers)  # one that is aborted is told of the engine's end only
             for name, answers in desk.answers.items()
@@ -129,7 +130,8 @@ def test_stop_drains_what_was_accepted_and_refuses_the_rest() -> None:
     with running(make_core(model)) as desk:
         model.close()
         accepted = [desk.send(num_steps=1000) for _ in range(6)]  # four run, two wait
-        wait_until(lambda: len(model.rows) == 1)
+        model.let_pass(1)
+        wait_until(lambda: len(model.rows) == 2)  # all six have been read before the second step
         stopping = threading.Thread(target=desk.rig.stop, args=(PATIENCE,), daemon=True)
         stopping.start()
         while desk.rig.ready:  # the command is handled between two steps
