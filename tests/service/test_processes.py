@@ -22,6 +22,7 @@ from tests.service.process import ROOT, command, environment, serving
 from tests.waiting import wait_until
 
 QUERY = {"model": "dit", "class": "cat", "steps": 200, "guidance": 1}
+WATCHER = "a-key-that-only-watches"
 SHORT = QUERY | {"steps": 2}
 
 
@@ -39,7 +40,9 @@ def two_workers(checkpoints: Path, folder: Path, **changes: Any) -> Iterator["Pr
         try:
             yield processes
         finally:
-            leftover = processes.children()
+            for session in processes.sessions:
+                session.close()
+            leftover = [] if process.poll() is not None else processes.children()
             process.kill()
             psutil.wait_procs(leftover, timeout=60)
 
@@ -49,6 +52,7 @@ class Processes:
 
     def __init__(self, supervisor: "subprocess.Popen[str]", url: str, log: Path):
         self.supervisor, self.url, self._log = supervisor, url, log
+        self.sessions: list[httpx.Client] = []
 
     @property
     def log(self) -> str:
@@ -65,7 +69,8 @@ class Processes:
         return [child for child in self.children() if "service.web.worker" in " ".join(child.cmdline())]
 
     def metric(self, name: str, **labels: str) -> float:
-        return client.metric(httpx.get(f"{self.url}/metrics", timeout=60).text, name, **labels)
+        answer = httpx.get(f"{self.url}/metrics", headers={"X-API-Key": WATCHER}, timeout=60)
+        return client.metric(answer.text, name, **labels)
 
     def ask(self, **query: Any) -> httpx.Response:
         return httpx.post(f"{self.url}/generate", params=SHORT | query, timeout=60)
@@ -76,12 +81,9 @@ class Processes:
         workers = {worker.pid for worker in self.workers()}
         while set(found) != workers:
             session = httpx.Client(base_url=self.url, timeout=60)
+            self.sessions.append(session)
             session.get("/livez")
-            mine = {pid for pid in workers - set(found) if _holds(pid, session)}
-            if mine:
-                found[mine.pop()] = session
-            else:
-                session.close()
+            found |= {pid: session for pid in workers - set(found) if _holds(pid, session)}
         return found
 
 
@@ -122,7 +124,7 @@ def test_a_killed_worker_costs_its_own_connections_only(checkpoints: Path, tmp_p
 
 def test_a_scrape_of_any_worker_includes_every_answer(checkpoints: Path, tmp_path: Path) -> None:
     with two_workers(checkpoints, tmp_path, models=simulated(checkpoints, 1)) as service:
-        sessions = list(service.ask_each_worker().values())
+        sessions, other = list(service.ask_each_worker().values()), ""
         for count in range(1, 21):
             assert sessions[count % 2].post("/generate", params=SHORT).status_code == 200
             other = sessions[(count + 1) % 2].get("/metrics").text
@@ -134,6 +136,7 @@ def test_quotas_are_those_of_the_service(checkpoints: Path, tmp_path: Path) -> N
     keys = {"alice": {"key": "alice-has-a-secret-key", "concurrency": 1}}
     keys |= {"bob": {"key": "bob-has-another-secret", "requests_per_second": 1e-6, "burst": 3}}
     alice, bob = ({"X-API-Key": key["key"]} for key in keys.values())
+    keys |= {"watcher": {"key": WATCHER}}
     with two_workers(checkpoints, tmp_path, api_keys=json.dumps(keys)) as service, ThreadPoolExecutor(1) as pool:
         (first, one), (_, other) = service.ask_each_worker().items()
         statuses = [
@@ -141,7 +144,8 @@ def test_quotas_are_those_of_the_service(checkpoints: Path, tmp_path: Path) -> N
         ]
         assert statuses == [200, 200, 200, 429, 429, 429]
         pool.submit(one.post, "/generate", params=QUERY, headers=alice)
-        wait_until(lambda: other.post("/generate", params=SHORT, headers=alice).status_code == 429)
+        wait_until(lambda: service.metric("diffusion_key_requests_total", key="alice", outcome="accepted") == 1)
+        assert other.post("/generate", params=SHORT, headers=alice).status_code == 429
         os.kill(first, signal.SIGKILL)  # and with it goes the request that held the place
         wait_until(lambda: other.post("/generate", params=SHORT, headers=alice).status_code == 200)
 
