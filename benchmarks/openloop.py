@@ -24,7 +24,7 @@ from benchmarks.client import Server, serving
 from benchmarks.scheduling import GUIDANCE, STEPS
 from benchmarks.soak import CONFIG
 from service.engine.policy import TARGET_FACTOR
-from service.engine.simulated import StepCost
+from service.engine.simulated_device import StepCost
 
 # The device of benchmarks.scheduling, ten times slower: the clients share this machine's cores with the server.
 COSTS = {model: StepCost(10 * cost.t0_ms, 10 * cost.t1_ms) for model, cost in scheduling.COSTS.items()}
