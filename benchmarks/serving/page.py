@@ -35,7 +35,8 @@ PATIENCE = 2.0  # a client waits so many times longer than an answer in time may
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .25rem .8rem; text-align: right }
-th:first-child, td:first-child, .facts td { text-align: left } tr { border-bottom: 1px solid #ddd } svg { max-width: 100% }
+th:first-child, td:first-child, .facts td { text-align: left } tr { border-bottom: 1px solid #ddd }
+svg { max-width: 100% }
 """
 
 
