@@ -77,11 +77,13 @@ async def serving(**settings: Any) -> AsyncIterator[Server]:
 
 
 @asynccontextmanager
-async def started(command: list[str], environment: dict[str, str], ready: str = "/readyz") -> AsyncIterator[Server]:
+async def started(
+    command: list[str], environment: dict[str, str], ready: str = "/readyz", stdout: int | None = None
+) -> AsyncIterator[Server]:
     """A server's command with --port, ready when that path answers 200; ended when the block ends."""
     with reserved_port() as port:
         process = subprocess.Popen(
-            [*command, "--port", str(port)], cwd=ROOT, env=environment, start_new_session=True
+            [*command, "--port", str(port)], cwd=ROOT, env=environment, stdout=stdout, start_new_session=True
         )
         connector = aiohttp.TCPConnector(limit=0)
         try:

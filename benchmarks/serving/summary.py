@@ -87,7 +87,8 @@ def shares(answers: list[Answer], device: Device) -> dict[str, float]:
 def recovery(workload: Open, answers: list[Answer]) -> float | None:
     """Seconds from the end of the middle phase to the end of the first second with a p90 slowdown as before.
 
-    As before is at most 3, or 1.5 times what it was in the second half of the first phase. None: in no second.
+    As before is at most 3, or 1.5 times what it was in the second half of the first phase. None: in no second, or
+    nobody was answered before.
     """
     before, burst, after = (seconds for _, seconds in workload.phases)
 
@@ -99,7 +100,10 @@ def recovery(workload: Open, answers: list[Answer]) -> float | None:
         ]
         return float(np.quantile(slow, 0.9)) if slow else float("inf")
 
-    limit = max(3.0, 1.5 * p90(before / 2, before))
+    usual = p90(before / 2, before)
+    if usual == float("inf"):
+        return None
+    limit = max(3.0, 1.5 * usual)
     bin_seconds = min(1.0, after)
     for number in range(int(after / bin_seconds)):
         start = before + burst + number * bin_seconds

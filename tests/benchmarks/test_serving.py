@@ -119,6 +119,7 @@ def test_recovery_is_the_first_second_that_is_as_before() -> None:
     assert recovery(burst, calm + late) is None
     slow_before = [answer(t / 10, 7 * IDLE) for t in range(80)]
     assert recovery(burst, slow_before + late) == 1.0  # 9 is less than 1.5 times 7
+    assert recovery(burst, fine) is None  # nobody was answered before
 
 
 def test_every_system_is_asked_in_its_own_way() -> None:
