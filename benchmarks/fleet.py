@@ -15,7 +15,7 @@ from benchmarks.scheduling import CONFIG, COSTS, GUIDANCE, STEPS, Clock, Virtual
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.policy import TARGET_FACTOR
 from service.engine.request import EngineError, Request
-from service.engine.simulated_device import StepCost
+from service.engine.simulated import StepCost
 
 ROWS = 32  # maximum of a step, unless --info names a service
 WARM_SECONDS, COOL_SECONDS = 1.0, 0.5  # of virtual time that are not counted, because a fleet starts and ends empty

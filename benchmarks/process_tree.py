@@ -21,6 +21,11 @@ def cpu_seconds(pid: int) -> float:
     return sum(sum(_stat(PROC / str(process))[11:15]) for process in tree(pid)) / TICKS
 
 
+def cpu_by_process(pid: int) -> dict[int, float]:
+    """The time of each living process of the tree, without that of its children."""
+    return {process: sum(_stat(PROC / str(process))[11:13]) / TICKS for process in tree(pid)}
+
+
 def machine_seconds() -> float:
     """CPU time that all processes of the machine have used."""
     user, nice, system, _idle, _wait, irq, softirq = map(int, (PROC / "stat").read_text().split()[1:8])

@@ -20,7 +20,7 @@ import httpx
 import numpy as np
 
 from benchmarks.fleet import FLEETS, SIMULATED, Fleet, Model, Models, Outcome, capacity, simulate
-from service.engine.simulated_device import StepCost
+from service.engine.simulated import StepCost
 
 COUNTS = (1, 4, 16)  # replicas of the fleets in the first table
 LOADS = tuple(round(0.4 + 0.05 * i, 2) for i in range(13))  # up to 1

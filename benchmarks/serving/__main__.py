@@ -59,16 +59,18 @@ async def rows_run(server: Server) -> float:
 
 async def watch_cost(server: Server, start: float, end: float) -> Cost:
     """CPU time between two times from now on."""
-    began = time.monotonic()
+    pid, began = server.process.pid, time.monotonic()
+
+    def used() -> tuple[float, float, float]:
+        return process_tree.cpu_seconds(pid), time.process_time(), process_tree.machine_seconds()
+
     await asyncio.sleep(start)
-    before, at = used(server), time.monotonic()
+    each, before, at = process_tree.cpu_by_process(pid), used(), time.monotonic()
     await asyncio.sleep(began + end - time.monotonic())
-    server_seconds, client, machine = (late - early for early, late in zip(before, used(server), strict=True))
-    return Cost(server_seconds, client, machine - server_seconds - client, time.monotonic() - at)
-
-
-def used(server: Server) -> tuple[float, float, float]:
-    return process_tree.cpu_seconds(server.process.pid), time.process_time(), process_tree.machine_seconds()
+    server_seconds, client, machine = (late - early for early, late in zip(before, used(), strict=True))
+    busiest = max(late - each.get(process, 0.0) for process, late in process_tree.cpu_by_process(pid).items())
+    elsewhere = machine - server_seconds - client
+    return Cost(server_seconds, busiest, client, elsewhere, time.monotonic() - at)
 
 
 async def measure_all(system: str, wanted: list[Workload], repeats: int) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """The client of the load tests, against servers of a few lines, and the page of `make load`."""
 
 import asyncio
+import json
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -8,13 +9,11 @@ from typing import TypeVar
 
 import pytest
 
+from benchmarks.client import serving
 from benchmarks.serving import page
 from benchmarks.serving.client import Client, Reply
 from benchmarks.serving.load import BROKEN, LATE, LEFT, OK, REFUSED, offer, outcome_of, repeat
 from benchmarks.serving.workloads import Arrival, Closed, Kind
-from service.settings import ModelEntry, Settings, Simulation
-from service.web.app import create_app
-from tests.service.conftest import running
 
 T = TypeVar("T")
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -138,22 +137,19 @@ def test_the_page_of_a_load(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Against a server with a key, whose two models take no time to speak of."""
-    arguments = {"image_size": 8, "image_channels": 1, "hidden_dim": 32, "depth": 1, "num_heads": 4}
-    entry = ModelEntry(config={"arguments": arguments}, simulate=Simulation(t0_ms=0.01, t1_ms=0))
-    settings = Settings.model_validate(
-        {
-            "models": {"other": entry, "dit": entry},
-            "device": "cpu",
-            "max_rows": 8,
-            "api_keys": {"load": {"key": KEY}},
-        }
-    )
     out = tmp_path / "folder" / "load.html"
     monkeypatch.setenv("STEPWISE_KEY", KEY)
-    with running(create_app(settings)) as server:
-        url = str(server.client.base_url)
-        monkeypatch.setattr("sys.argv", ["page", url, "--rate", "40", "--seconds", "1", "--out", str(out)])
-        assert page.main() == 0
+
+    async def run() -> int:
+        arguments = {"image_size": 8, "image_channels": 1, "hidden_dim": 32, "depth": 1, "num_heads": 4}
+        entry = {"config": {"arguments": arguments}, "simulate": {"t0_ms": 0.01, "t1_ms": 0}}
+        models, keys = json.dumps({"other": entry, "dit": entry}), json.dumps({"load": {"key": KEY}})
+        async with serving(models=models, device="cpu", max_rows=8, api_keys=keys, log_level="error") as server:
+            url = f"http://127.0.0.1:{server.port}"
+            monkeypatch.setattr(sys, "argv", ["page", url, "--rate", "40", "--seconds", "1", "--out", str(out)])
+            return await asyncio.to_thread(page.main)
+
+    assert asyncio.run(run()) == 0
     html = out.read_text()
     assert capsys.readouterr().out == f"{out}\n"
     assert "<svg" in html

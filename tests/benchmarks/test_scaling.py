@@ -12,7 +12,7 @@ from benchmarks.fleet import FLEETS, SIMULATED, Model, Outcome, Replica, capacit
 from benchmarks.fleet import simulate as simulate_fleet
 from benchmarks.scaling import PLANNED, highest_load, measured, plan, plan_table
 from benchmarks.scheduling import arrivals
-from service.engine.simulated_device import StepCost
+from service.engine.simulated import StepCost
 
 TOGETHER, APART = PLANNED
 TARGET = 0.99

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.engine.simulated_device import StepCost
+from service.engine.simulated import StepCost
 from service.settings import ModelEntry, Settings
 from service.web.app import create_app
 from tests.service.conftest import Running, running

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from models.samplers import SAMPLERS
 from service.engine.request import ImageTask
 from service.engine.runner import WARM_UP_REPEATS, ModelFailed, ModelRunner, knee, row_counts
-from service.engine.simulated import SimulatedRunner
-from service.engine.simulated_device import StepCost
+from service.engine.simulated import SimulatedRunner, StepCost
 from tests.service.engine.tiny import (
     CPU,
     Watched,
