@@ -1,6 +1,7 @@
 # `make serve` runs the service and `make test` checks everything. Both create .venv and install what they need.
 PYTHON ?= python3
 PORT ?= 8000
+DURATION ?= 30
 # Not ?=, because some shells export HOST as the name of the machine, and that would open the service to its network.
 HOST = 127.0.0.1
 
@@ -17,13 +18,14 @@ FAST := tests/models $(filter-out %_interpreted.py,$(wildcard tests/kernels/test
 HASHES := ^(docker/locks/.*|checkpoints/.*\.json|docs/comparison\.json)$$
 EXAMPLES := api_key="none"|^TRACE, PARENT|one-key-of-16-characters-or-more|"secretKeyRef": "Secret"|a-key-that-probes-lack|secretName: "?stepwise-tls
 
-.PHONY: help serve test test-fast test-gpu check lint security format clean
+.PHONY: help serve test test-fast test-gpu load check lint security format clean
 
 help:
 	@echo 'make serve    run the service on http://$(HOST):$(PORT) (HOST=, PORT=)'
 	@echo 'make test     check, then run the tests'
 	@echo 'make test-fast in a minute: engine, models, the kernels references, HTTP'
 	@echo 'make test-gpu the tests that need a CUDA device, then the kernels timed on it'
+	@echo 'make load     mixed requests to URL=http://127.0.0.1:8000 at RATE= a second: build/load.html'
 	@echo 'make check    lint and security'
 	@echo 'make lint     ruff, pyright, import-linter'
 	@echo 'make security bandit, a search for secrets, and what the images consist of (build/sbom-*.json)'
@@ -43,6 +45,11 @@ test-fast: $(VENV)/.dev
 test-gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/python -m benchmarks.kernels
+
+# A key is read from STEPWISE_KEY.
+load: $(VENV)/.dev
+	@test -n '$(URL)' || { echo 'Say which server: make load URL=http://127.0.0.1:8000' >&2; exit 1; }
+	$(BIN)/python -m benchmarks.serving.page '$(URL)' $(if $(RATE),--rate '$(RATE)') --seconds '$(DURATION)'
 
 check: lint security
 

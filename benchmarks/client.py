@@ -2,17 +2,20 @@
 
 import asyncio
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+
+from benchmarks import process_tree
 
 ROOT = Path(__file__).parents[1]
 START_SECONDS = 120.0
@@ -24,6 +27,7 @@ class Server:
 
     process: subprocess.Popen[bytes]
     session: aiohttp.ClientSession
+    port: int
 
     async def metric(self, name: str, **labels: str) -> float:
         """The sum of all samples of that name with those labels; raises KeyError where there is none."""
@@ -31,17 +35,13 @@ class Server:
             return metric(await answer.text(), name, **labels)
 
     def resident_mib(self) -> float:
-        return self._status("VmRSS") / 1024
+        return process_tree.status(self.process.pid, "VmRSS") / 1024
 
     def threads(self) -> int:
-        return self._status("Threads")
+        return process_tree.status(self.process.pid, "Threads")
 
     def open_files(self) -> int:
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
-
-    def _status(self, field: str) -> int:
-        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+        return process_tree.open_files(self.process.pid)
 
 
 def metric(exposition: str, name: str, **labels: str) -> float:
@@ -70,32 +70,40 @@ def reserved_port() -> Iterator[int]:
 @asynccontextmanager
 async def serving(**settings: Any) -> AsyncIterator[Server]:
     """`python run.py serve` with these DIFFUSION_ settings, ready; ended when the block ends."""
-    with reserved_port() as port:
-        async with _serving_on(port, settings) as server:
-            yield server
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("DIFFUSION_")}
+    named = {f"DIFFUSION_{name.upper()}": str(value) for name, value in settings.items()}
+    async with started([sys.executable, "run.py", "serve"], kept | named) as server:
+        yield server
 
 
 @asynccontextmanager
-async def _serving_on(port: int, settings: dict[str, Any]) -> AsyncIterator[Server]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("DIFFUSION_")}
-    named = {f"DIFFUSION_{name.upper()}": str(value) for name, value in settings.items()}
-    command = [sys.executable, "run.py", "serve", "--port", str(port)]
-    process = subprocess.Popen(command, cwd=ROOT, env=kept | named)
-    connector = aiohttp.TCPConnector(limit=0)
-    try:
-        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}", connector=connector) as session:
-            await _ready(process, session)
-            yield Server(process, session)
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
+async def started(
+    command: list[str], environment: dict[str, str], ready: str = "/readyz", stdout: int | None = None
+) -> AsyncIterator[Server]:
+    """A server's command with --port, ready when that path answers 200; ended when the block ends."""
+    with reserved_port() as port:
+        process = subprocess.Popen(
+            [*command, "--port", str(port)], cwd=ROOT, env=environment, stdout=stdout, start_new_session=True
+        )
+        connector = aiohttp.TCPConnector(limit=0)
+        try:
+            async with aiohttp.ClientSession(f"http://127.0.0.1:{port}", connector=connector) as session:
+                await _ready(process, session, ready)
+                yield Server(process, session, port)
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=60)
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # LitServe leaves children behind
 
 
-async def _ready(process: subprocess.Popen[bytes], session: aiohttp.ClientSession) -> None:
+async def _ready(process: subprocess.Popen[bytes], session: aiohttp.ClientSession, path: str) -> None:
     until = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < until:
         try:
-            async with session.get("/readyz") as answer:
+            async with session.get(path) as answer:
                 if answer.status == 200:
                     return
         except aiohttp.ClientConnectionError:

@@ -59,7 +59,8 @@ class Replica:
             self._core.warm_up(name)
         self._start = clock.now  # after the warm-up; all other times count from here
         self.refused: list[float] = []  # arrival times
-        self.done: list[tuple[float, float, float]] = []  # arrival, latency, latency over idle latency
+        self.ended: list[Request] = []
+        self.rows = 0  # evaluations that were run
 
     @property
     def backlog(self) -> float:
@@ -69,18 +70,30 @@ class Replica:
     def run(self, until: float) -> None:
         """Run steps until that time; the last step may end later."""
         while self._core.has_work and self._clock.now < self._start + until:
-            for request in self._core.step().ended:
-                latency = request.finished - request.arrived
-                self.done.append((request.arrived - self._start, latency, latency / request.idle_seconds))
+            self.step()
         if not self._core.has_work and math.isfinite(until):
             self._clock.advance(self._start + until)
 
-    def take(self, arrived: float, request: Request) -> None:
+    def step(self) -> None:
+        progress = self._core.step()
+        self.rows += progress.stats.num_rows if progress.stats else 0
+        for request in progress.ended:
+            request.arrived, request.finished = request.arrived - self._start, request.finished - self._start
+            self.ended.append(request)
+
+    def take(self, arrived: float, request: Request) -> bool:
+        """Whether it was accepted."""
         try:
             self._core.add(request)
-            request.arrived = self._start + arrived  # it may have waited for the end of a step
         except EngineError:
             self.refused.append(arrived)
+            return False
+        request.arrived = self._start + arrived  # it may have waited for the end of a step
+        return True
+
+    def abort(self, request_id: str) -> bool:
+        """Whether it was still open."""
+        return self._core.abort(request_id) is not None
 
 
 Routing = Callable[[list[Replica], float, np.random.Generator], Replica]  # (candidates, now, random numbers)
@@ -161,8 +174,9 @@ def simulate(models: Models, count: int, rate: float, requests: int, fleet: Flee
         replica.take(now, request)
     for replica in replicas:
         replica.run(math.inf)
-    done = [row for replica in replicas for row in replica.done if _counts(row[0], seconds)]
-    _, latencies, slowdowns = np.array(done).reshape(-1, 3).T
+    done = [r for replica in replicas for r in replica.ended if _counts(r.arrived, seconds)]
+    latencies = np.array([request.finished - request.arrived for request in done])
+    slowdowns = latencies / np.array([request.idle_seconds for request in done])
     refused = sum(_counts(arrived, seconds) for replica in replicas for arrived in replica.refused)
     return Outcome(refused, latencies, slowdowns, float(np.mean(backlogs)))
 

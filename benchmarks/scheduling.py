@@ -19,8 +19,9 @@ from models.checkpoint import ModelConfig
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.plan import compile_plan
 from service.engine.policy import TARGET_FACTOR, DeviceShare, Policy, pick, wake
-from service.engine.request import Request
-from service.engine.simulated import SimulatedRunner, StepCost
+from service.engine.request import ImageTask, Request
+from service.engine.simulated import SimulatedRunner
+from service.engine.simulated_device import SimulatedDevice, StepCost
 from service.wire.errors import EngineError
 from service.wire.messages import SamplingParams
 
@@ -51,7 +52,17 @@ class Clock:
 
 
 class VirtualRunner(SimulatedRunner):
-    """A simulated runner, whose step times are exactly those of its profile."""
+    """A simulated runner on a virtual clock: its steps take exactly what they cost, its host nothing."""
+
+    steps_ahead = 0  # the host takes no time, so nothing needs to be hidden
+
+    def __init__(
+        self, config: ModelConfig, cost: StepCost, rows: int, clock: Clock, sleep_until: Callable[[float], None]
+    ):
+        super().__init__(config, cost, rows, SimulatedDevice(clock, sleep_until))
+
+    def send(self, tasks: list[ImageTask], rows: int) -> None:
+        pass
 
     def _time_step(self, rows: int) -> float:
         return self.cost.seconds(rows)

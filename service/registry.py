@@ -9,7 +9,8 @@ from models.checkpoint import CheckpointError, ModelConfig, build_model, load_ch
 from models.precision import multiplies_bfloat16
 from service.engine.graphs import CudaDevice, GraphRunner
 from service.engine.runner import ModelRunner
-from service.engine.simulated import SimulatedRunner, StepCost
+from service.engine.simulated import SimulatedRunner
+from service.engine.simulated_device import SimulatedDevice, StepCost
 from service.settings import MAX_GUIDANCE, ModelEntry, Settings, SettingsError, model_entries
 
 logger = logging.getLogger(__name__)
@@ -30,10 +31,11 @@ def load_runners(settings: Settings) -> dict[str, ModelRunner]:
     dtype = choose_dtype(settings.dtype, device)
     slots = settings.max_rows or MAX_ROWS[device.type]
     graph_device = CudaDevice(device) if device.type == "cuda" and settings.cuda_graphs else None
+    simulated = SimulatedDevice()
     runners: dict[str, ModelRunner] = {}
     for name, entry in model_entries(settings).items():
         if entry.simulate is not None:
-            runners[name] = _simulated(name, entry, settings)
+            runners[name] = _simulated(name, entry, settings, simulated)
             continue
         model, config = _load(name, entry)
         check_defaults(name, config, settings)
@@ -75,12 +77,13 @@ def try_out(name: str, runner: ModelRunner) -> None:
         raise CheckpointError(f"model {name}: forward(x, t, y) must return {shape} for x of that shape")
 
 
-def _simulated(name: str, entry: ModelEntry, settings: Settings) -> SimulatedRunner:
+def _simulated(name: str, entry: ModelEntry, settings: Settings, device: SimulatedDevice) -> SimulatedRunner:
     assert entry.simulate is not None
     config = _config(name, entry)
     check_defaults(name, config, settings)
     logger.warning("model %s is SIMULATED: it takes time and draws stripes", name)
-    return SimulatedRunner(config, StepCost(**entry.simulate.model_dump()), settings.max_rows or MAX_ROWS["cuda"])
+    cost, slots = StepCost(**entry.simulate.model_dump()), settings.max_rows or MAX_ROWS["cuda"]
+    return SimulatedRunner(config, cost, slots, device)
 
 
 def _config(name: str, entry: ModelEntry) -> ModelConfig:

@@ -9,7 +9,7 @@ Saturation    people who never look: the next request follows at once. What is r
 Soak          mixed, but one in twenty hangs up on the way and one in twenty reads an event stream
 
 A slow service slows these people down, and so its own measurement: for latencies at a rate of arrival use
-`python -m benchmarks.openloop`. An API key is read from STEPWISE_KEY.
+`make load`. An API key is read from STEPWISE_KEY.
 """
 
 import os

@@ -1,12 +1,9 @@
-"""A device that takes time and computes nothing, for load tests and capacity planning at accelerator speed.
+"""A model that takes time and computes nothing, for load tests and capacity planning at accelerator speed.
 
 A step of B rows costs t0 + t1 * B of one exclusive device. Everything else is the real service: requests, queues,
-scheduler, admission, encoding. The pictures are stripes that no model would draw.
+scheduler, admission, the host's part of a step, encoding. The pictures are stripes that no model would draw.
 """
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,50 +13,39 @@ from torch import nn
 from models.checkpoint import ModelConfig
 from service.engine.request import ImageTask
 from service.engine.runner import LaunchedStep, ModelRunner, knee
+from service.engine.simulated_device import SimulatedDevice, StepCost
+from service.engine.step_block import BYTES_PER_ROW, StepBlock, pack
 
 NO_WEIGHTS = torch.device("cpu")
 
 
-@dataclass(frozen=True, slots=True)
-class StepCost:
-    """Milliseconds of a step: t0 + t1 * rows."""
-
-    t0_ms: float
-    t1_ms: float
-
-    def seconds(self, rows: int) -> float:
-        return (self.t0_ms + self.t1_ms * rows) / 1000
-
-
-def sleep_until(ends: float) -> None:
-    """A sleep may overshoot by a tenth of a millisecond, which is much of a step of two: the rest is spun."""
-    if (rest := ends - time.monotonic() - 2e-4) > 0:
-        time.sleep(rest)
-    while time.monotonic() < ends:
-        pass
-
-
 class SimulatedRunner(ModelRunner):
-    """A ModelRunner whose steps last as long as they are told to."""
+    """A ModelRunner whose steps last as long as they are told to, launched ahead as those of a GraphRunner are.
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        cost: StepCost,
-        num_slots: int,
-        clock: Callable[[], float] = time.monotonic,
-        sleep_until: Callable[[float], None] = sleep_until,
-    ):
+    Args:
+        device: shared by all models of a process; default: one of its own.
+    """
+
+    steps_ahead = 1
+
+    def __init__(self, config: ModelConfig, cost: StepCost, num_slots: int, device: SimulatedDevice | None = None):
         super().__init__(nn.Identity(), config, NO_WEIGHTS, torch.float32, num_slots)
-        self.cost, self.clock, self._sleep_until = cost, clock, sleep_until
+        self.cost, self.simulated_device = cost, device or SimulatedDevice()
         self._picture = torch.from_numpy(stripes(config.image_shape))
+        self._host_buffer = torch.empty(BYTES_PER_ROW * num_slots, dtype=torch.uint8)
 
     def launch(self, tasks: list[ImageTask]) -> LaunchedStep:
-        ends = self.clock() + self.cost.seconds(self.step_rows(tasks))
+        rows = self.step_rows(tasks)
+        self.send(tasks, rows)
+        wait = self.simulated_device.launch(self.cost.seconds(rows))
         shown = sum(task.is_shown for task in tasks)
         pixels = self._picture.expand(shown, -1, -1, -1).clone() if shown else None
-        finite = torch.ones(len(tasks), dtype=torch.bool)
-        return LaunchedStep(tasks, finite, pixels, lambda: self._sleep_until(ends))
+        return LaunchedStep(tasks, torch.ones(len(tasks), dtype=torch.bool), pixels, wait)
+
+    def send(self, tasks: list[ImageTask], rows: int) -> None:
+        """The host's part of a step, as it is before a forward on a GPU."""
+        block = StepBlock(self._host_buffer, rows, len(tasks))
+        pack(block, tasks, self.config.num_classes, self.pool.scratch_slot)
 
     def choose_cap(self) -> int:
         return knee(self.step_seconds)

@@ -1,13 +1,17 @@
 """A device that takes time and computes nothing."""
 
-import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
+from service.engine import simulated_device
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.request import Request
-from service.engine.simulated import SimulatedRunner, StepCost, sleep_until, stripes
+from service.engine.simulated import SimulatedRunner, stripes
+from service.engine.simulated_device import SPIN_SECONDS, SimulatedDevice, StepCost, sleep_until
+from service.registry import load_runners
+from service.settings import ModelEntry, Settings, Simulation
 from tests.service.engine.tiny import drive, make_params, make_request, tiny_config
 
 
@@ -46,11 +50,101 @@ def test_it_cannot_be_mistaken_for_a_model() -> None:
     assert sorted(np.unique(picture)) == [48, 208]  # two grey levels
 
 
-def test_a_sleep_does_not_end_early() -> None:
-    for seconds in (0.0, 0.0001, 0.003):
-        ends = time.monotonic() + seconds
-        sleep_until(ends)
-        assert time.monotonic() >= ends
+class FakeTime:
+    """A clock that moves by a microsecond a look, and by a sleep and its overshoot."""
+
+    def __init__(self, overshoot: float = 0.0):
+        self.now, self.overshoot, self.looks = 0.0, overshoot, 0
+
+    def monotonic(self) -> float:
+        self.now, self.looks = self.now + 1e-6, self.looks + 1
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds + self.overshoot
+
+
+@pytest.mark.parametrize("seconds", [0.0, 3e-5, 1e-4, 0.003])
+@pytest.mark.parametrize("overshoot", [0.0, 2e-5, 1e-3])
+def test_a_wait_ends_in_time_and_hardly_spins(
+    seconds: float, overshoot: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeTime(overshoot)
+    monkeypatch.setattr(simulated_device, "time", fake)
+    sleep_until(seconds)
+    assert fake.now >= seconds
+    assert fake.looks * 1e-6 <= SPIN_SECONDS + 3e-6
+
+
+class Timeline:
+    """A device on a clock that the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.device = SimulatedDevice(lambda: self.now, self._wait)
+
+    def _wait(self, until: float) -> None:
+        self.now = max(self.now, until)
+
+    def launch(self, seconds: float = 2.0) -> Callable[[], None]:
+        return self.device.launch(seconds)
+
+
+def test_steps_of_all_models_follow_each_other() -> None:
+    line = Timeline()
+    first, second = line.launch(), line.launch(3.0)
+    second()
+    assert line.now == 5.0  # not 3
+    first()  # has long ended
+    assert line.now == 5.0
+    line.now = 10.0  # an idle time is lost
+    line.launch()()
+    assert line.now == 12.0
+
+
+def test_what_the_host_does_meanwhile_is_hidden() -> None:
+    line = Timeline()
+    waits = [line.launch()]
+    for _ in range(4):
+        line.now += 1.5  # of work on the host, before the next step is launched
+        waits.append(line.launch())
+        waits.pop(0)()
+    waits.pop()()
+    assert line.now == 10.0
+
+
+def test_the_device_is_never_more_than_busy() -> None:
+    line, rng = Timeline(), np.random.default_rng(0)
+    for _ in range(200):
+        wait = line.launch(float(rng.exponential()))
+        line.now += float(rng.exponential(0.5))
+        assert 0 <= line.device.busy_share <= 1
+        if rng.random() < 0.3:
+            wait()
+            assert 0 < line.device.busy_share <= 1 + 1e-9
+    line.launch(100.0)()
+    assert line.device.busy_share > 0.8
+
+
+def test_the_models_of_a_service_share_one_device() -> None:
+    entry = ModelEntry(config={"architecture": "dit"}, simulate=Simulation(t0_ms=1, t1_ms=0))
+    runners = load_runners(Settings(models={"one": entry, "two": entry}, device="cpu", max_rows=2))
+    one, two = runners.values()
+    assert isinstance(one, SimulatedRunner)
+    assert isinstance(two, SimulatedRunner)
+    assert one.simulated_device is two.simulated_device
+
+
+def test_an_engine_launches_ahead_and_answers_all() -> None:
+    line = Timeline()
+    runner = SimulatedRunner(tiny_config(), StepCost(1000.0, 0.0), 8, line.device)
+    core = EngineCore({"dit": runner}, EngineConfig(8), clock=lambda: line.now)
+    core.warm_up("dit")
+    begun = line.now
+    ended, steps = drive(core, {0: [make_request(make_params(num_steps=5))]})
+    assert len(ended) == 1
+    assert [step.seconds for step in steps] == pytest.approx([1.0] * 5)
+    assert line.now - begun == pytest.approx(5.0)
 
 
 def test_no_network_is_loaded() -> None:

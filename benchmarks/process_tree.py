@@ -1,0 +1,58 @@
+"""What the kernel knows of a process and of everything that it started. Linux only."""
+
+import os
+from pathlib import Path
+
+PROC = Path("/proc")
+TICKS = os.sysconf("SC_CLK_TCK")  # a second
+
+
+def tree(pid: int) -> list[int]:
+    """The process and its living descendants."""
+    parents = {int(path.name): _stat(path)[1] for path in PROC.glob("[0-9]*")}
+    found = [pid]
+    for process in found:
+        found += [child for child, parent in parents.items() if parent == process]
+    return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of the process and its descendants, those included that have ended."""
+    return sum(sum(_stat(PROC / str(process))[11:15]) for process in tree(pid)) / TICKS
+
+
+def cpu_by_process(pid: int) -> dict[int, float]:
+    """The time of each living process of the tree, without that of its children."""
+    return {process: sum(_stat(PROC / str(process))[11:13]) / TICKS for process in tree(pid)}
+
+
+def machine_seconds() -> float:
+    """CPU time that all processes of the machine have used."""
+    user, nice, system, _idle, _wait, irq, softirq = map(int, (PROC / "stat").read_text().split()[1:8])
+    return (user + nice + system + irq + softirq) / TICKS
+
+
+def status(pid: int, field: str) -> int:
+    """A number of /proc/PID/status, summed over the tree."""
+    lines = [line for process in tree(pid) for line in _read(PROC / str(process) / "status").splitlines()]
+    return sum(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+def open_files(pid: int) -> int:
+    return sum(len(os.listdir(PROC / str(process) / "fd")) for process in tree(pid))
+
+
+def _stat(path: Path) -> list[int]:
+    """Numbers of /proc/PID/stat from the parent on: [_, ppid, ..., utime 11, stime, cutime, cstime]; 0 if it ended.
+
+    The name before them is in brackets, and may hold anything. The state is left out as 0.
+    """
+    fields = _read(path / "stat").rpartition(")")[2].split()[1:]
+    return [0, *map(int, fields)] if fields else [0] * 50
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (FileNotFoundError, ProcessLookupError):  # it has just ended
+        return ""

@@ -1,0 +1,1 @@
+"""The service at accelerator speed, beside other servers and beside the ideal."""

@@ -1,0 +1,144 @@
+"""What a server makes of an accelerator: good answers, refusals, latencies and CPU time, beside the ideal.
+
+    python -m benchmarks.serving [--only W1 W2-70] [--systems stepwise ideal] [--scale 1] [--repeats 1]
+
+W1   closed loop, 64 clients        W2-x  mixed requests at x % of the capacity, open loop
+W4   one client, 20 steps           W5    50 %, then 150 %, then 50 %
+H-x  x clients at an H100's pace    W6    70 %, of which 30 % leave on the way
+
+The figures are kept in docs/serving.json, and tables and picture are drawn from it; --report does only that.
+The machine must be quiet: clients and server share its cores.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from benchmarks import process_tree
+from benchmarks.client import ROOT, Server
+from benchmarks.serving import ideal, report
+from benchmarks.serving.client import Client
+from benchmarks.serving.load import Answer, offer, repeat
+from benchmarks.serving.servers import SYSTEMS, can_run, run_server, write_request
+from benchmarks.serving.summary import Cost, summarise, window
+from benchmarks.serving.workloads import Closed, Workload, workloads
+
+JSON = ROOT / "docs" / "serving.json"
+IDEAL = "ideal"
+
+
+async def measure(system: str, server: Server, workload: Workload) -> dict[str, Any]:
+    client = Client("127.0.0.1", server.port)
+    form = workload.form if isinstance(workload, Closed) else "png"
+    arrivals = [] if isinstance(workload, Closed) else list(workload.arrivals())
+    rows_before = await rows_run(server) if system == "stepwise" else 0.0
+    write = cache(lambda kind: write_request(system, server.port, kind, form))
+    cost = asyncio.create_task(watch_cost(server, *window(workload)))
+    answers: list[Answer]
+    if isinstance(workload, Closed):
+        answers = await repeat(client, workload, write)
+    else:
+        answers = await offer(client, arrivals, write)
+    client.close()
+    rows = await rows_run(server) - rows_before if system == "stepwise" else None
+    return summarise(workload, answers, rows, await cost)
+
+
+async def rows_run(server: Server) -> float:
+    return await server.metric("diffusion_evaluations_total")
+
+
+async def watch_cost(server: Server, start: float, end: float) -> Cost:
+    """CPU time between two times from now on."""
+    pid, began = server.process.pid, time.monotonic()
+
+    def used() -> tuple[float, float, float]:
+        return process_tree.cpu_seconds(pid), time.process_time(), process_tree.machine_seconds()
+
+    await asyncio.sleep(start)
+    each, before, at = process_tree.cpu_by_process(pid), used(), time.monotonic()
+    await asyncio.sleep(began + end - time.monotonic())
+    server_seconds, client, machine = (late - early for early, late in zip(before, used(), strict=True))
+    busiest = max(late - each.get(process, 0.0) for process, late in process_tree.cpu_by_process(pid).items())
+    elsewhere = machine - server_seconds - client
+    return Cost(server_seconds, busiest, client, elsewhere, time.monotonic() - at)
+
+
+async def measure_all(system: str, wanted: list[Workload], repeats: int) -> dict[str, dict[str, Any]]:
+    """The median run of each workload; every run has a fresh server, for an overload may outlast its run."""
+    found: dict[str, dict[str, Any]] = {}
+    for workload in (workload for workload in wanted if can_run(system, workload)):
+        runs = []
+        for _ in range(repeats):
+            async with run_server(system, workload.device) as server:
+                runs.append(await measure(system, server, workload))
+        found[workload.name] = median(runs)
+        print(system, workload.name, found[workload.name], flush=True)
+    return found
+
+
+def median(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The run in the middle by good answers, or by images where good answers are not the point."""
+    key = "good" if "in_time" in runs[0] else "images"
+    middle = statistics.median_low(run[key] for run in runs)
+    return next(run for run in runs if run[key] == middle) | {"runs": len(runs)}
+
+
+def measured_at() -> dict[str, str]:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return {
+        "commit": commit.stdout.strip(),
+        "date": time.strftime("%Y-%m-%d"),
+        "python": platform.python_version(),
+        "cores": str(os.cpu_count()),
+    }
+
+
+def run(system: str, wanted: list[Workload], repeats: int) -> dict[str, dict[str, Any]]:
+    if system == IDEAL:
+        return {workload.name: summarise(workload, *ideal.simulate(workload)) for workload in wanted}
+    return asyncio.run(measure_all(system, wanted, repeats))
+
+
+def keep(path: Path, column: str, runs: dict[str, dict[str, Any]]) -> None:
+    """Add runs to a column of the file; the runs of other workloads stay."""
+    columns = json.loads(path.read_text()) if path.exists() else {}
+    kept = columns.setdefault(column, {"runs": {}})
+    kept["runs"] |= runs
+    kept |= measured_at()
+    path.write_text(json.dumps(columns, indent=1, sort_keys=True) + "\n")
+
+
+def chosen(names: Iterable[str] | None, scale: float) -> list[Workload]:
+    found = workloads(scale)
+    return [found[name] for name in names or found]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(workloads()), metavar="WORKLOAD")
+    parser.add_argument("--systems", nargs="+", choices=[*SYSTEMS, IDEAL], default=[*SYSTEMS, IDEAL])
+    parser.add_argument("--scale", type=float, default=1.0, help="of all durations, for a short try")
+    parser.add_argument("--repeats", type=int, default=1, help="of each workload; the median run is kept")
+    parser.add_argument("--column", default="now", help="under which the figures of this service are kept")
+    parser.add_argument("--json", type=Path, default=JSON)
+    parser.add_argument("--report", action="store_true", help="measure nothing; draw table and picture anew")
+    given = parser.parse_args()
+    for system in [] if given.report else given.systems:
+        runs = run(system, chosen(given.only, given.scale), given.repeats)
+        keep(given.json, given.column if system == "stepwise" else system, runs)
+    if given.json == JSON:
+        report.write(json.loads(JSON.read_text()), ROOT)
+
+
+if __name__ == "__main__":
+    main()

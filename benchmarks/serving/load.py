@@ -1,0 +1,86 @@
+"""Runs a workload against a server, and says what came back.
+
+A latency counts from the time at which the request was due, so a slow server cannot slow its own measurement down.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from benchmarks.serving.client import Client, Reply
+from benchmarks.serving.workloads import TIMEOUT, Arrival, Closed, Kind
+
+OK, REFUSED, LATE, LEFT, BROKEN = "ok", "refused", "timeout", "left", "broken"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of a request."""
+
+    kind: Kind
+    due: float  # seconds since the start
+    latency: float  # seconds since it was due
+    outcome: str  # one of the five above
+    retry_after: int | None = None
+    was_leaving: bool = False
+
+
+Write = Callable[[Kind], bytes]  # a request as the server wants it
+
+
+async def offer(
+    client: Client, arrivals: Iterable[Arrival], write: Write, timeout: float = TIMEOUT
+) -> list[Answer]:
+    """Send each request when it is due; returns when all have ended."""
+    requests = [(arrival, write(arrival.kind)) for arrival in arrivals]  # first, because drawing them takes time
+    answers, started, running = list[Answer](), time.monotonic(), set[asyncio.Task[None]]()
+
+    async def one(arrival: Arrival, request: bytes) -> None:
+        ends = timeout if arrival.leaves is None else min(timeout, arrival.leaves - arrival.due)
+        reply = await ask(client, request, started + arrival.due + ends)
+        latency, leaving = time.monotonic() - started - arrival.due, arrival.leaves is not None
+        outcome = outcome_of(reply, leaving)
+        answers.append(Answer(arrival.kind, arrival.due, latency, outcome, reply and reply.retry_after, leaving))
+
+    for arrival, request in requests:
+        if (rest := started + arrival.due - time.monotonic()) > 0:
+            await asyncio.sleep(rest)
+        task = asyncio.create_task(one(arrival, request))
+        running.add(task)
+        task.add_done_callback(running.discard)
+    await asyncio.gather(*running)
+    return answers
+
+
+async def repeat(client: Client, workload: Closed, write: Write) -> list[Answer]:
+    """Clients that ask again when they are answered, until the time is over."""
+    answers, started, request = list[Answer](), time.monotonic(), write(workload.kind)
+
+    async def one() -> None:
+        while (due := time.monotonic() - started) < workload.seconds:
+            reply = await ask(client, request, started + due + TIMEOUT)
+            latency, outcome = time.monotonic() - started - due, outcome_of(reply)
+            answers.append(Answer(workload.kind, due, latency, outcome, reply and reply.retry_after))
+            if outcome != OK:
+                await asyncio.sleep(0.01)  # a client that is refused at once must not spin
+
+    await asyncio.gather(*(one() for _ in range(workload.clients)))
+    return answers
+
+
+async def ask(client: Client, request: bytes, until: float) -> Reply | None:
+    """None: it took longer than until (seconds of the monotonic clock), and the connection was closed."""
+    try:
+        async with asyncio.timeout(max(0.0, until - time.monotonic())):
+            return await client.ask(request)
+    except TimeoutError:
+        return None
+    except OSError:
+        return Reply(0, 0)
+
+
+def outcome_of(reply: Reply | None, was_leaving: bool = False) -> str:
+    if reply is None:
+        return LEFT if was_leaving else LATE
+    return {200: OK, 503: REFUSED, 429: REFUSED}.get(reply.status, BROKEN)

@@ -1,0 +1,86 @@
+"""A plain FastAPI service that batches whole requests of equal settings, the longest waiting first.
+
+It takes whatever waits when the device is free, so an idle device never waits for a batch to fill.
+"""
+
+import argparse
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import uvicorn
+from fastapi import FastAPI, Response
+
+from benchmarks.serving.others.device import Pipelines, Settings
+
+Waiting = tuple[Settings, "asyncio.Future[bytes]"]
+
+
+class Batcher:
+    """A queue in front of the pipelines."""
+
+    def __init__(self, pipelines: Pipelines, max_rows: int):
+        self._pipelines, self._max_rows = pipelines, max_rows
+        self._waiting: deque[Waiting] = deque()
+        self._news = asyncio.Event()
+
+    async def submit(self, settings: Settings) -> bytes:
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._waiting.append((settings, answer))
+        self._news.set()
+        return await answer
+
+    async def run(self) -> None:
+        while True:
+            await self._news.wait()
+            batch = self._next_batch()
+            pictures = await asyncio.to_thread(self._pipelines.run, batch[0][0], len(batch))
+            for (_, answer), picture in zip(batch, pictures, strict=True):
+                if not answer.done():  # its client may have gone
+                    answer.set_result(picture)
+            if not self._waiting:
+                self._news.clear()
+
+    def _next_batch(self) -> list[Waiting]:
+        settings = self._waiting[0][0]
+        batch = [waiting for waiting in self._waiting if waiting[0] == settings][: self._max_rows // settings.rows]
+        taken = {id(answer) for _, answer in batch}
+        self._waiting = deque(waiting for waiting in self._waiting if id(waiting[1]) not in taken)
+        return batch
+
+
+def create_app(pipelines: Pipelines, max_rows: int) -> FastAPI:
+    batcher = Batcher(pipelines, max_rows)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        running = asyncio.create_task(batcher.run())
+        yield
+        running.cancel()
+
+    app = FastAPI(lifespan=lifespan)
+
+    @app.get("/health")
+    async def health() -> str:
+        return "ok"
+
+    @app.post("/generate")
+    async def generate(model: str, steps: int, guidance: float) -> Response:
+        return Response(await batcher.submit(Settings(model, steps, guidance)), media_type="image/png")
+
+    return app
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--costs", required=True)
+    parser.add_argument("--rows", type=int, required=True)
+    given = parser.parse_args()
+    app = create_app(Pipelines(given.costs, given.rows), given.rows)
+    uvicorn.run(app, port=given.port, loop="uvloop", http="httptools", log_level="warning", access_log=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""The tables and the picture of docs/serving.json, for docs/serving.md and the README.
+
+A page keeps its tables between two comments, and only what lies between them is written.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.serving.load import LATE
+
+Columns = dict[str, Any]  # of docs/serving.json: by name, what was measured and when
+Result = dict[str, Any]
+
+TITLES = {
+    "ideal": "ideal",
+    "before": "one process (before)",
+    "now": "this service",
+    "fastapi": "FastAPI batcher",
+    "litserve": "LitServe",
+}
+LOADS = {"W2-25": 0.25, "W2-50": 0.5, "W2-70": 0.7, "W2-90": 0.9, "W5": 1.5}
+CLIENTS = (1, 4, 16, 64, 256)
+BUSY = 0.1  # cores that other programs used: beyond it a figure is marked
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def good(result: Result) -> str:
+    late = result["outcomes"].get(LATE, 0) / result["sent"]
+    told = [(result["refused"], "refused"), (late, "timed out")]
+    return ", ".join([f"{result['good']:.0f}/s", *(f"{percent(share)} {what}" for share, what in told if share)])
+
+
+def latencies(result: Result) -> str:
+    return "none" if result["p50_ms"] is None else f"{result['p50_ms']:.0f} / {result['p95_ms']:.0f} ms"
+
+
+def recovery(result: Result) -> str:
+    seconds = result["recovery_seconds"]
+    return "not within 8 s" if seconds is None else f"{seconds:.0f} s"
+
+
+def cpu(result: Result) -> str:
+    return f"{result['cpu_ms']:.2f} ms" if "cpu_ms" in result else ""
+
+
+def busiest(result: Result) -> str:
+    return f"{result['busiest_cores']:.2f}" if "busiest_cores" in result else ""
+
+
+def p50(result: Result) -> str:
+    return f"{result['p50_ms']:.1f} ms"
+
+
+def unanswered(result: Result) -> str:
+    return percent(result["unanswered_rows"]) if "unanswered_rows" in result else ""
+
+
+def images(result: Result) -> str:
+    return f"{result['images']:,.0f}/s"
+
+
+Row = tuple[str, str, Callable[[Result], str]]  # what it says, workload, cell
+HEAD: tuple[Row, ...] = (
+    ("one client, 20 steps: p50", "W4", p50),
+    ("64 clients, 20 steps: images", "W1", images),
+    ("50 % load: good answers", "W2-50", good),
+    ("70 % load: good answers", "W2-70", good),
+    ("150 % load: good answers", "W5", good),
+    ("CPU an answer, 70 % load", "W2-70", cpu),
+)
+ROWS: tuple[Row, ...] = (
+    ("W4: one client, p50", "W4", p50),
+    ("W1: 64 clients, images", "W1", images),
+    *((f"W2: {percent(load)} load, good answers", name, good) for name, load in LOADS.items() if name != "W5"),
+    ("W2: 50 % load, p50 / p95", "W2-50", latencies),
+    ("W2: 70 % load, p50 / p95", "W2-70", latencies),
+    ("W5: 150 % load, good answers", "W5", good),
+    ("W5: as before the burst again after", "W5", recovery),
+    ("W6: 30 % leave, good answers", "W6", good),
+    ("W6: rows run for who left", "W6", unanswered),
+    *((f"CPU an answer, {name}", name, cpu) for name in ("W1", "W2-70", "W5")),
+)
+FAST: tuple[Row, ...] = (
+    *((f"{count} client{'s' * (count > 1)}: images", f"H-{count}", images) for count in CLIENTS),
+    ("1 client: p50", "H-1", p50),
+    ("16 clients, 16 images each as npy: images", "H-npy", images),
+    ("CPU an answer, 16 clients", "H-16", cpu),
+    ("cores of the busiest process, 16 clients", "H-16", busiest),
+)
+
+
+def table(columns: Columns, rows: Iterable[Row], leave_out: Iterable[str] = ()) -> str:
+    """A figure is marked with a star where other programs used the machine."""
+    shown = [name for name in TITLES if name in columns and name not in leave_out]
+    lines = [f"| | {' | '.join(TITLES[name] for name in shown)} |", "|---|" + "---|" * len(shown)]
+    for text, workload, cell in rows:
+        results = [columns[name]["runs"].get(workload) for name in shown]
+        cells = [cell(result) + _mark(result) if result else "" for result in results]
+        lines.append(f"| {text} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _mark(result: Result) -> str:
+    return " *" if result.get("elsewhere_cores", 0.0) > BUSY else ""
+
+
+def class_table(columns: Columns, column: str) -> str:
+    """Share in time by class, and that over the ideal's."""
+    runs, ideal = columns[column]["runs"], columns["ideal"]["runs"]
+    names = [name for name in LOADS if name in runs and name in ideal]
+    classes = ["dit", "unet", "10", "20", "50", "100"]
+    lines = ["| load | DiT | UNet | 10 steps | 20 | 50 | 100 |", "|---|---|---|---|---|---|---|"]
+    for name in names:
+        pairs = [(runs[name]["in_time"].get(each, 0.0), ideal[name]["in_time"].get(each, 0.0)) for each in classes]
+        cells = [f"{percent(ours)} ({ours / best:.2f})" if best else percent(ours) for ours, best in pairs]
+        lines.append(f"| {percent(LOADS[name])} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def when(columns: Columns) -> str:
+    """One line a column: commit, date, machine."""
+    facts = [(TITLES[name], columns[name]) for name in TITLES if name in columns]
+    lines = [
+        f"- {title}: commit {f['commit']}, {f['date']}, Python {f['python']}, {f['cores']} cores"
+        for title, f in facts
+    ]
+    return "\n".join(lines)
+
+
+def blocks(columns: Columns) -> dict[str, str]:
+    """What stands between the comments, by name."""
+    newest = "now" if "now" in columns else "before"
+    return {
+        "summary": table(columns, HEAD, leave_out={"before"} if newest == "now" else ()),
+        "accelerator": table(columns, ROWS),
+        "classes": class_table(columns, newest) if {newest, "ideal"} <= set(columns) else "",
+        "fast": table(columns, FAST),
+        "when": when(columns),
+    }
+
+
+def fill(page: str, columns: Columns) -> str:
+    """The page with its blocks written anew."""
+    found = blocks(columns)
+
+    def anew(match: re.Match[str]) -> str:
+        return f"{match[1]}\n{found[match[2]]}\n{match[3]}"
+
+    return re.sub(r"(<!-- serving: (\w+) -->)\n.*?(<!-- end -->)", anew, page, flags=re.DOTALL)
+
+
+def write(columns: Columns, root: Path) -> None:
+    """Into the pages of a project that has them."""
+    for page in (root / "README.md", root / "docs" / "serving.md"):
+        page.write_text(fill(page.read_text(), columns))
+    plot(columns, root / "docs" / "serving.svg")
+
+
+def plot(columns: Columns, path: Path) -> None:
+    """Good answers by load; answers by clients at the pace of an H100."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"svg.hashsalt": "serving", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(9.5, 3.6), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for number, (name, title) in enumerate(TITLES.items()):
+            runs = columns.get(name, {"runs": {}})["runs"]
+            style: dict[str, Any] = {"color": f"C{number - 1}", "marker": "o", "ms": 4}
+            style |= {"color": "0.5", "ls": "--"} if name == "ideal" else {}
+            loads = [(100 * load, runs[each]["good"]) for each, load in LOADS.items() if each in runs]
+            clients = [(count, runs[f"H-{count}"]["images"]) for count in CLIENTS if f"H-{count}" in runs]
+            for axes, points in ((left, loads), (right, clients)):
+                if points:
+                    axes.plot(*zip(*points, strict=True), label=title, **style)
+        left.set(xlabel="load, % of what full steps can do", ylabel="good answers a second", ylim=(0, None))
+        right.set(xlabel="clients", ylabel="images a second", xscale="log", yscale="log", xticks=CLIENTS)
+        right.xaxis.set_major_formatter("{x:g}")
+        right.minorticks_off()
+        left.set_title("2 to 7 ms a step, mixed requests", loc="left", fontsize=10)
+        right.set_title("0.1 to 0.4 ms a step, 10 steps each", loc="left", fontsize=10)
+        for axes in (left, right):
+            axes.spines[["top", "right"]].set_visible(False)
+        left.legend(frameon=False, fontsize=8)
+        figure.savefig(path, metadata={"Date": None})

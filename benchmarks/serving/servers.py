@@ -1,0 +1,80 @@
+"""The servers that are measured, each as a process of its own, on the same simulated device."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import venv
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlencode
+
+from benchmarks.client import ROOT, Server, serving, started
+from benchmarks.serving.workloads import Device, Kind, Workload
+
+ENVIRONMENTS = ROOT / "build" / "serving"
+OTHERS = Path(__file__).parent / "others"
+CONFIG = {
+    "arguments": {"image_size": 32, "image_channels": 3, "num_classes": 10},
+    "class_names": list("0123456789"),
+}
+MODULES = {"fastapi": "fastapi_batcher", "litserve": "litserve_server"}
+SYSTEMS = ("stepwise", *MODULES)
+
+
+NOT_OTHERS = ("W2-90", "W6", "H-npy")  # they are late long before, notice no client that leaves, and know no npy
+
+
+def can_run(system: str, workload: Workload) -> bool:
+    return system == "stepwise" or workload.name not in NOT_OTHERS
+
+
+@asynccontextmanager
+async def run_server(system: str, device: Device) -> AsyncIterator[Server]:
+    """A system of SYSTEMS, ready."""
+    if system == "stepwise":
+        simulated = {name: {"t0_ms": cost.t0_ms, "t1_ms": cost.t1_ms} for name, cost in device.costs.items()}
+        models = {name: {"config": CONFIG, "simulate": cost} for name, cost in simulated.items()}
+        settings = {"models": json.dumps(models), "device": "cpu", "max_rows": device.rows, "log_level": "error"}
+        async with serving(**settings, shed_load=True) as server:
+            yield server
+        return
+    costs = json.dumps({name: [cost.t0_ms, cost.t1_ms] for name, cost in device.costs.items()})
+    command = [str(python_of(system)), "-m", f"benchmarks.serving.others.{MODULES[system]}"]
+    command += ["--costs", costs, "--rows", str(device.rows)]
+    # LitServe prints a line for every request that it is late with
+    async with started(command, dict(os.environ), "/health", stdout=subprocess.DEVNULL) as server:
+        yield server
+
+
+def python_of(system: str) -> Path:
+    """The interpreter of a system's own environment, which is created at its first use."""
+    wanted = OTHERS / f"{system}.txt"
+    digest = hashlib.sha256(wanted.read_bytes() + sys.version.encode()).hexdigest()[:8]
+    folder = ENVIRONMENTS / f"{system}-{digest}"
+    done = folder / ".done"
+    if not done.exists():
+        venv.create(folder, with_pip=True, clear=True)
+        install = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*install, "-r", str(wanted)], check=True)
+        done.touch()
+    return folder / "bin" / "python"
+
+
+def write_request(system: str, port: int, kind: Kind, form: str = "png") -> bytes:
+    """The bytes of a POST /generate."""
+    fields = {"model": kind.model, "steps": kind.steps, "guidance": kind.guidance}
+    if system == "litserve":
+        return http_post("/generate", f"127.0.0.1:{port}", json.dumps(fields).encode())
+    if system == "stepwise":
+        fields |= {"class": 0, "sampler": "ddim", "n": kind.images, "format": form}
+    return http_post(f"/generate?{urlencode(fields)}", f"127.0.0.1:{port}")
+
+
+def http_post(target: str, host: str, body: bytes = b"", headers: str = "") -> bytes:
+    """headers: further lines, each with its line end."""
+    content = "Content-Type: application/json\r\n" if body else ""
+    head = f"POST {target} HTTP/1.1\r\nHost: {host}\r\n{headers}{content}Content-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body

@@ -1,0 +1,114 @@
+"""What a workload's answers say, as plain data for docs/serving.json."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks.serving.load import OK, REFUSED, Answer
+from benchmarks.serving.workloads import TARGET_FACTOR, Device, Open, Workload
+
+DROPPED = 0.2  # of the time, at its start
+
+
+@dataclass(frozen=True)
+class Cost:
+    """CPU seconds between the start and the end of what is counted."""
+
+    server: float  # all its processes
+    busiest: float  # that one of them which used most
+    client: float
+    elsewhere: float  # the rest of the machine: above a tenth of a core, figures are not to be trusted
+    seconds: float
+
+
+def window(workload: Workload, answers: Sequence[Answer] = ()) -> tuple[float, float]:
+    """Start and end of what counts, by the time at which a request was due."""
+    if isinstance(workload, Open):
+        phases = [seconds for _, seconds in workload.phases]
+        return (DROPPED * phases[0], phases[0]) if len(phases) == 1 else (phases[0], phases[0] + phases[1])
+    # the ideal ends a closed loop early
+    end = min(workload.seconds, max((a.due + a.latency for a in answers), default=workload.seconds))
+    return DROPPED * end, end
+
+
+def summarise(
+    workload: Workload, answers: list[Answer], rows: float | None = None, cost: Cost | None = None
+) -> dict[str, Any]:
+    """Figures by name; latencies in ms, rates a second.
+
+    rows: that the device ran for all answers; None where the server does not tell.
+    """
+    start, end = window(workload, answers)
+    counted = [a for a in answers if start <= a.due < end]
+    done = [a for a in counted if a.outcome == OK]
+    in_window = [a for a in answers if a.outcome == OK and start <= a.due + a.latency < end]
+    p50, p95 = np.quantile([1000 * a.latency for a in done], (0.5, 0.95)) if done else (None, None)
+    found = {
+        "sent": len(counted),
+        "outcomes": {o: sum(a.outcome == o for a in counted) for o in sorted({a.outcome for a in counted})},
+        "answers": len(in_window) / (end - start),
+        "images": sum(a.kind.images for a in in_window) / (end - start),
+        "good": sum(is_good(a, workload.device) for a in done) / (end - start),
+        "refused": sum(a.outcome == REFUSED for a in counted) / max(1, len(counted)),
+        "p50_ms": p50,
+        "p95_ms": p95,
+    }
+    if isinstance(workload, Open):
+        found["in_time"] = shares(counted, workload.device)
+        if len(workload.phases) > 1:
+            found["recovery_seconds"] = recovery(workload, answers)
+    if rows:
+        needed = sum(a.kind.steps * a.kind.rows for a in answers if a.outcome == OK)
+        found["unanswered_rows"] = 1 - needed / rows  # share that was run for who left
+    if cost:
+        found |= {
+            "cpu_ms": 1000 * cost.server / max(1, len(in_window)),
+            "server_cores": cost.server / cost.seconds,
+            "busiest_cores": cost.busiest / cost.seconds,
+            "client_cores": cost.client / cost.seconds,
+            "elsewhere_cores": cost.elsewhere / cost.seconds,
+        }
+    return {name: round(float(value), 4) if isinstance(value, float) else value for name, value in found.items()}
+
+
+def is_good(answer: Answer, device: Device) -> bool:
+    return answer.outcome == OK and answer.latency <= TARGET_FACTOR * answer.kind.idle_seconds(device)
+
+
+def shares(answers: list[Answer], device: Device) -> dict[str, float]:
+    """Share of the requests of clients who stay that were answered in time, by model and by number of steps."""
+    classes: dict[str, list[bool]] = {}
+    for answer in (a for a in answers if not a.was_leaving):
+        for name in (answer.kind.model, str(answer.kind.steps)):
+            classes.setdefault(name, []).append(is_good(answer, device))
+    return {name: round(float(np.mean(classes[name])), 4) for name in sorted(classes)}
+
+
+def recovery(workload: Open, answers: list[Answer]) -> float | None:
+    """Seconds from the end of the middle phase to the end of the first second with a p90 slowdown as before.
+
+    As before is at most 3, or 1.5 times what it was in the second half of the first phase. None: in no second, or
+    nobody was answered before.
+    """
+    before, burst, after = (seconds for _, seconds in workload.phases)
+
+    def p90(start: float, end: float) -> float:
+        slow = [
+            a.latency / a.kind.idle_seconds(workload.device)
+            for a in answers
+            if start <= a.due < end and a.outcome == OK
+        ]
+        return float(np.quantile(slow, 0.9)) if slow else float("inf")
+
+    usual = p90(before / 2, before)
+    if usual == float("inf"):
+        return None
+    limit = max(3.0, 1.5 * usual)
+    bin_seconds = min(1.0, after)
+    for number in range(int(after / bin_seconds)):
+        start = before + burst + number * bin_seconds
+        if p90(start, start + bin_seconds) <= limit:
+            return (number + 1) * bin_seconds
+    return None

@@ -1,0 +1,53 @@
+"""A device that takes time and computes nothing. It needs no torch, so that other servers can be measured on it."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+SPIN_SECONDS = 5e-5  # about what a sleep of Linux overshoots
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """Milliseconds of a step: t0 + t1 * rows."""
+
+    t0_ms: float
+    t1_ms: float
+
+    def seconds(self, rows: int) -> float:
+        return (self.t0_ms + self.t1_ms * rows) / 1000
+
+
+def sleep_until(ends: float) -> None:
+    """Sleep, and spin at most SPIN_SECONDS: whatever else wants the core must find it free, as beside a GPU."""
+    if (rest := ends - time.monotonic() - SPIN_SECONDS) > 0:
+        time.sleep(rest)
+    while time.monotonic() < ends:
+        pass
+
+
+class SimulatedDevice:
+    """One device for all models of a process, used by one thread.
+
+    A step starts at once, or when the one before it ends, as in a CUDA stream: no two steps overlap, and what the
+    host does while a step runs is hidden behind it.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, sleep_until: Callable[[float], None] = sleep_until
+    ):
+        self._clock, self._sleep_until = clock, sleep_until
+        self._started = self._free = clock()
+        self._launched = 0.0
+
+    def launch(self, seconds: float) -> Callable[[], None]:
+        """Queue a step of so many seconds; the returned function waits for its end."""
+        ends = self._free = max(self._clock(), self._free) + seconds
+        self._launched += seconds
+        return lambda: self._sleep_until(ends)
+
+    @property
+    def busy_share(self) -> float:
+        """Of the time since the device was made, at most 1; what is queued has not been run yet."""
+        now = self._clock()
+        return (self._launched - max(0.0, self._free - now)) / max(now - self._started, 1e-9)

@@ -1,0 +1,57 @@
+"""CPU time and memory of a process and of what it started."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from benchmarks import process_tree
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+
+BURN = "import time\nwhile time.process_time() < 0.3: pass"
+# burns by itself, by a child that has ended, and by a child's child that lives
+PARENT = f"""
+import subprocess, sys, time
+subprocess.run([sys.executable, "-c", {BURN!r}], check=True)
+inner = {BURN + chr(10) + "print('burnt', flush=True)" + chr(10) + "input()"!r}
+outer = "import subprocess, sys; subprocess.run([sys.executable, '-c', " + repr(inner) + "])"
+child = subprocess.Popen([sys.executable, "-c", outer], stdin=sys.stdin)
+{BURN}
+child.wait()
+"""
+
+
+def test_the_dead_and_the_living_are_counted() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdin
+        assert parent.stdout
+        assert parent.stdout.readline() == "burnt\n"
+        family = process_tree.tree(parent.pid)
+        assert len(family) == 3
+        assert family[0] == parent.pid
+        until = time.monotonic() + 60
+        while process_tree.cpu_seconds(parent.pid) < 0.85 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert process_tree.cpu_seconds(parent.pid) >= 0.85  # 0.9 but for the ticks
+        alive = process_tree.cpu_by_process(parent.pid)
+        assert alive.keys() == set(family)
+        assert sum(seconds >= 0.28 for seconds in alive.values()) >= 2  # the one in between only waits
+        assert process_tree.machine_seconds() > process_tree.cpu_seconds(parent.pid)
+        assert process_tree.status(parent.pid, "Threads") >= 3
+        assert process_tree.open_files(parent.pid) >= 9
+        parent.stdin.write("\n")
+        parent.stdin.flush()
+    assert process_tree.cpu_seconds(parent.pid) == 0.0  # nobody is left
+
+
+def test_the_time_of_a_process_is_what_it_says_itself() -> None:
+    before = process_tree.cpu_seconds(os.getpid())
+    started = time.process_time()
+    while time.process_time() - started < 0.2:
+        pass
+    assert process_tree.cpu_seconds(os.getpid()) - before >= 0.18
