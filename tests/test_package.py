@@ -21,7 +21,7 @@ import sys
 from importlib.metadata import entry_points
 (script,) = entry_points(group="console_scripts", name="stepwise")
 code = script.load()()
-from models.checkpoint import default_checkpoints
+from models.files import default_checkpoints
 print(default_checkpoints())
 sys.exit(code)
 """
