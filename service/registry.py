@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from models.checkpoint import CheckpointError, ModelConfig, build_model, load_checkpoint, load_config
-from models.precision import multiplies_bfloat16
+from models.precision import exact_float32, multiplies_bfloat16
 from service.engine.graphs import CudaDevice, GraphRunner
 from service.engine.runner import ModelRunner
 from service.engine.simulated import SimulatedRunner
@@ -27,6 +27,7 @@ def load_runners(settings: Settings) -> dict[str, ModelRunner]:
         SettingsError: nothing to serve, or a device that is not there.
         CheckpointError: a broken checkpoint, named.
     """
+    exact_float32()
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
     slots = settings.max_rows or MAX_ROWS[device.type]

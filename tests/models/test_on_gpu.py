@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from models import DIT, UNet
+from models.precision import exact_float32
 from tests.models.networks import awake, inputs
 
 NETWORKS = {
@@ -17,11 +18,12 @@ NETWORKS = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_on_a_gpu(name: str, dtype: torch.dtype) -> None:
+    exact_float32()
     torch.manual_seed(0)
     model: nn.Module = awake(NETWORKS[name]())
     x, t, y = inputs(5, 3, 16, 3)
     expected = model(x, t, y)
     out = model.to("cuda", dtype)(x.cuda(), t.cuda(), y.cuda()).float().cpu()
-    # a handful of roundings a layer, through up to 20 layers; TF32 is off by default
+    # a handful of roundings a layer, through up to 20 layers
     tolerance = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}[dtype]
     assert (out - expected).norm() < tolerance * expected.norm()
