@@ -239,4 +239,4 @@ def test_a_run_of_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert mixed["sent"] == columns["ideal"]["runs"]["W2-50"]["sent"] == sum(mixed["outcomes"].values())
     assert "broken" not in mixed["outcomes"]
     assert mixed["server_cores"] > 0
-    assert columns["short"]["runs"]["H-4"]["images"] > 0
+    assert columns["short"]["runs"]["H-4"]["outcomes"]["ok"] > 0

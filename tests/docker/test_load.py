@@ -20,10 +20,20 @@ LOCUST = [sys.executable, "-m", "locust", "--config", "docker/load/ci.conf", "-f
 
 
 def run(
-    url: str, folder: Path, scenario: str
+    url: str, folder: Path, scenario: str, seconds: int = 3
 ) -> tuple[subprocess.CompletedProcess[str], dict[str, dict[str, Any]]]:
     """What locust said, and its statistics by name."""
-    command = [*LOCUST, "--host", url, "-t", "3s", "--csv", str(folder / "run"), "--csv-full-history", scenario]
+    command = [
+        *LOCUST,
+        "--host",
+        url,
+        "-t",
+        f"{seconds}s",
+        "--csv",
+        str(folder / "run"),
+        "--csv-full-history",
+        scenario,
+    ]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     with (folder / "run_stats.csv").open(newline="") as file:
         return ended, {row["Name"]: row for row in csv.DictReader(file)}
@@ -34,7 +44,10 @@ def test_scenarios_have_statistics_by_model(checkpoints: Path, tmp_path: Path, s
     cost = {"simulate": {"t0_ms": 1, "t1_ms": 0.01}}
     models = json.dumps({name: {"checkpoint": str(checkpoints / "dit")} | cost for name in ("dit", "unet")})
     with (tmp_path / "log").open("w+") as log, serving(checkpoints, log, models=models) as (_, url):
-        ended, stats = run(url, tmp_path, scenario)
+        for seconds in (3, 20):  # on a busy machine nothing may have ended after three
+            ended, stats = run(url, tmp_path, scenario, seconds)
+            if {"/generate dit", "/generate unet"} <= set(stats):
+                break
     assert ended.returncode == 0, ended.stderr
     for name in ("/generate dit", "/generate unet"):
         assert int(stats[name]["Request Count"]) > 0

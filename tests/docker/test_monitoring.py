@@ -242,11 +242,14 @@ def test_panels_have_places_of_their_own() -> None:
         assert len({panel["id"] for panel in panels}) == len(panels)
 
 
+OF_NO_MODEL = r"sum\(up\{[^}]*\}\)|max\(sum by \(instance\) \(\w+\)\)|diffusion_worker_connections"
+
+
 def test_panels_take_the_chosen_data_source_and_model() -> None:
     for panel in load_panels():
         for target in panel.get("targets", []):
             assert target["datasource"]["uid"] == "${datasource}", panel["title"]
-            own = re.sub(r"sum\(up\{[^}]*\}\)|max\(sum by \(instance\) \(\w+\)\)", "", target["expr"])
+            own = re.sub(OF_NO_MODEL, "", target["expr"])
             assert own.count("diffusion_") == own.count('model=~"$model"'), panel["title"]
 
 
