@@ -103,8 +103,8 @@ def section(name: str, model: nn.Module) -> str:
 
 INTRODUCTION = f"""# Roofline
 
-**No GPU time was measured for this page.** It computes lower bounds of step times from the operations of the
-modules and the data sheet of one H100 SXM: {FLOPS_PER_SECOND / 1e12:.0f} TFLOP/s in bfloat16,
+This page is arithmetic; [gpu.md](gpu.md) has times that were measured. It computes lower bounds of step times from
+the operations of the modules and the data sheet of one H100 SXM: {FLOPS_PER_SECOND / 1e12:.0f} TFLOP/s in bfloat16,
 {BYTES_PER_SECOND / 1e12:.2f} TB/s. It assumes that a launch from Python costs {1e6 * PYTHON_LAUNCH:.0f} us on the
 host, and a launch in a CUDA graph {1e6 * GRAPH_LAUNCH:.0f} us on the device. Real products reach 50 to 70 % of the
 data sheet, and small convolutions less. So real steps are slower than these bounds.

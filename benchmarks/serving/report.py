@@ -1,13 +1,10 @@
-"""The tables and the picture of docs/serving.json, for docs/serving.md and the README.
+"""The tables and the picture of docs/serving.json, for docs/serving.md and the README."""
 
-A page keeps its tables between two comments, and only what lies between them is written.
-"""
-
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import pages
 from benchmarks.serving.load import LATE
 
 Columns = dict[str, Any]  # of docs/serving.json: by name, what was measured and when
@@ -146,12 +143,7 @@ def blocks(columns: Columns) -> dict[str, str]:
 
 def fill(page: str, columns: Columns) -> str:
     """The page with its blocks written anew."""
-    found = blocks(columns)
-
-    def anew(match: re.Match[str]) -> str:
-        return f"{match[1]}\n{found[match[2]]}\n{match[3]}"
-
-    return re.sub(r"(<!-- serving: (\w+) -->)\n.*?(<!-- end -->)", anew, page, flags=re.DOTALL)
+    return pages.fill(page, "serving", blocks(columns))
 
 
 def write(columns: Columns, root: Path) -> None:
