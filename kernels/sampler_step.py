@@ -7,9 +7,14 @@ one call:
     d  = p * x + q * M                            clamped to [-1, 1] where clamp is 1
     x' = a * x + b * d + c * d_prev + s * z
 
+Some images leave the device with the step, finished or as a preview. Their picture is written where x' and d are in
+registers: that costs no launch and reads nothing again.
+
 Letters: n images of this step, R rows (model evaluations); the image is C x H x W, and E = C * H * W are its
 elements. The lower-case letters w, p, q, a, b, c, s are the coefficients of these equations.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,11 +29,31 @@ W, P, Q, A, B, C, S, CLAMP = (tl.constexpr(column) for column in range(8))
 NUM_INDICES, NUM_COEFFICIENTS = 5, 8
 MAX_REGISTERS = 64  # then half of a multiprocessor's warps are resident
 BLOCK = 1024  # elements a pass
+TO_INTEGER = tl.constexpr(1.5 * 2.0**23)  # added and taken away again, it rounds a small float32 to even
+
+
+class Pictures(NamedTuple):
+    """The images that leave the device with a step.
+
+    pixels: [n, H, W, C] uint8, written at the places of those images only.
+    places: [n] int64, where in pixels each image of the step goes, or -1.
+    look: [n, 2] float32; the picture is look @ (x', d), clamped to [-1, 1] and scaled to 0 .. 255.
+    """
+
+    pixels: Tensor
+    places: Tensor
+    look: Tensor
 
 
 def sampler_step_reference(
-    x: Tensor, history: Tensor, output: Tensor, indices: Tensor, coefficients: Tensor
-) -> Tensor:
+    x: Tensor,
+    history: Tensor,
+    output: Tensor,
+    indices: Tensor,
+    coefficients: Tensor,
+    finite: Tensor,
+    pictures: Pictures | None = None,
+) -> None:
     """All arithmetic in float32 for every dtype of the network's output."""
     slots, cond_rows, uncond_rows, seeds, noise_steps = indices.unbind(1)  # each [n]
     w, p, q, a, b, c, s, clamp = coefficients[:, :, None, None, None].unbind(1)  # each [n, 1, 1, 1]
@@ -36,13 +61,18 @@ def sampler_step_reference(
     uncond = output[uncond_rows].float()
     latent, previous = x[slots], history[slots]
     denoised = p * latent + q * (uncond + w * (cond - uncond))
-    finite = denoised.isfinite()  # before the clamp, which turns infinity into 1
+    predicted = denoised.isfinite()  # before the clamp, which turns infinity into 1
     denoised = torch.where(clamp > 0, denoised.clamp(-1, 1), denoised)
     # The history of a slot may hold NaN of the request before, and 0 * NaN is NaN.
     remembered = torch.where(c != 0, c * previous, torch.zeros_like(previous))
     updated = a * latent + b * denoised + remembered + _noise(s, seeds, noise_steps, latent)
     x[slots], history[slots] = updated, denoised
-    return (finite & updated.isfinite()).flatten(1).all(dim=1)
+    torch.all((predicted & updated.isfinite()).flatten(1), dim=1, out=finite)
+    if pictures is not None and len(chosen := (pictures.places >= 0).nonzero().flatten()):
+        of_x, of_d = pictures.look[chosen, :, None, None, None].unbind(1)
+        picture = of_x * updated[chosen] + of_d * denoised[chosen]
+        bytes_ = ((picture.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        pictures.pixels[pictures.places[chosen]] = bytes_.permute(0, 2, 3, 1)
 
 
 def _noise(s: Tensor, seeds: Tensor, noise_steps: Tensor, like: Tensor) -> Tensor:
@@ -63,6 +93,9 @@ def _sampler_step_kernel(
     indices,  # [n, 5] int64
     coefficients,  # [n, 8]
     finite,  # [n]
+    pixels,  # [n, H, W, C] or None
+    places,  # [n]
+    look,  # [n, 2]
     E: tl.constexpr,
     NUM_CHANNELS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
@@ -78,14 +111,18 @@ def _sampler_step_kernel(
     w, p, q, a = tl.load(coef + W), tl.load(coef + P), tl.load(coef + Q), tl.load(coef + A)
     b, c, s, clamp = tl.load(coef + B), tl.load(coef + C), tl.load(coef + S), tl.load(coef + CLAMP)
     guided = uncond_row != cond_row
+    place, of_x, of_d = -1, 0.0, 0.0
+    if pixels is not None:
+        place, of_x, of_d = tl.load(places + image), tl.load(look + 2 * image), tl.load(look + 2 * image + 1)
     multistep = tl.where(c != 0, 1, 0) == 1  # the interpreter cannot combine c != 0 with a mask
     all_finite = tl.arange(0, BLOCK) >= 0
+    PLANE: tl.constexpr = E // NUM_CHANNELS
     for start in range(0, E, BLOCK):
         offs = start + tl.arange(0, BLOCK)
         mask = offs < E
         noise = tl.zeros([BLOCK], tl.float32)
         if s != 0:  # Philox costs more than all the rest
-            element = (offs % NUM_CHANNELS) * (E // NUM_CHANNELS) + offs // NUM_CHANNELS if CHANNELS_LAST else offs
+            element = (offs % NUM_CHANNELS) * PLANE + offs // NUM_CHANNELS if CHANNELS_LAST else offs
             noise = s * normal_noise(seed, noise_step, element)
         latent = tl.load(x + slot * E + offs, mask=mask, other=0.0)
         # Unused inputs are not read: that saves bandwidth, and they may hold NaN.
@@ -100,14 +137,26 @@ def _sampler_step_kernel(
         all_finite &= tl.abs(updated) < float("inf")
         tl.store(x + slot * E + offs, updated, mask=mask)
         tl.store(history + slot * E + offs, denoised, mask=mask)
+        if pixels is not None:
+            picture = tl.minimum(tl.maximum(of_x * updated + of_d * denoised, -1.0), 1.0)
+            rounded = ((picture + 1.0) * 127.5 + TO_INTEGER) - TO_INTEGER
+            byte = offs if CHANNELS_LAST or NUM_CHANNELS == 1 else (offs % PLANE) * NUM_CHANNELS + offs // PLANE
+            tl.store(pixels + place * E + byte, rounded.to(tl.int32).to(tl.uint8), mask=mask & (place >= 0))
     tl.store(finite + image, tl.min(all_finite.to(tl.int32), 0) == 1)
 
 
-def _launch(x: Tensor, history: Tensor, output: Tensor, indices: Tensor, coefficients: Tensor) -> Tensor:
+def _launch(
+    x: Tensor,
+    history: Tensor,
+    output: Tensor,
+    indices: Tensor,
+    coefficients: Tensor,
+    finite: Tensor,
+    pictures: Pictures | None = None,
+) -> None:
     layout = image_layout(x)
-    finite = torch.empty(len(indices), dtype=torch.bool, device=x.device)
     if len(indices) == 0:
-        return finite
+        return
     _sampler_step_kernel[(len(indices),)](
         x,
         history,
@@ -115,6 +164,7 @@ def _launch(x: Tensor, history: Tensor, output: Tensor, indices: Tensor, coeffic
         indices.contiguous(),
         coefficients.contiguous(),
         finite,
+        *(pictures or (None, None, None)),
         E=x[0].numel(),
         NUM_CHANNELS=x.shape[1],
         CHANNELS_LAST=layout == torch.channels_last,
@@ -124,10 +174,17 @@ def _launch(x: Tensor, history: Tensor, output: Tensor, indices: Tensor, coeffic
         num_warps=4,
         maxnreg=MAX_REGISTERS,
     )
-    return finite
 
 
-def sampler_step(x: Tensor, history: Tensor, output: Tensor, indices: Tensor, coefficients: Tensor) -> Tensor:
+def sampler_step(
+    x: Tensor,
+    history: Tensor,
+    output: Tensor,
+    indices: Tensor,
+    coefficients: Tensor,
+    finite: Tensor | None = None,
+    pictures: Pictures | None = None,
+) -> Tensor:
     """Advance n images by one step, in place.
 
     Args:
@@ -137,6 +194,8 @@ def sampler_step(x: Tensor, history: Tensor, output: Tensor, indices: Tensor, co
         indices: [n, 5] int64: slot, row of the conditional output, row of the unconditional output (the same row
             if there is no guidance), seed, noise step.
         coefficients: [n, 8] float32: w, p, q, a, b, c, s, clamp (0 or 1).
+        finite: [n] bool, where the flags go; default: a new tensor.
+        pictures: what leaves the device besides the flags; default: nothing.
 
     Returns:
         [n] bool: whether x' and the unclamped d of the image are finite.
@@ -154,5 +213,8 @@ def sampler_step(x: Tensor, history: Tensor, output: Tensor, indices: Tensor, co
         raise ValueError(f"sampler state must be float32, got {x.dtype} and {history.dtype}")
     if x.stride() != history.stride():
         raise ValueError(f"x and history must have equal strides, got {x.stride()} and {history.stride()}")
+    if finite is None:
+        finite = torch.empty(len(indices), dtype=torch.bool, device=x.device)
     step = _launch if use_triton(x, output) else sampler_step_reference
-    return step(x, history, output, indices, coefficients)
+    step(x, history, output, indices, coefficients, finite, pictures)
+    return finite

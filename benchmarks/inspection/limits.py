@@ -13,7 +13,11 @@ from benchmarks.inspection.served import Case
 
 # Single numbers that a program reads or writes; all other accesses must move 16 bytes a thread.
 LOOKUPS = {
-    "sampler_step_kernel": 5 + 8 + 1,  # indices, coefficients, flag
+    "sampler_step_kernel": 5
+    + 8
+    + 1
+    + 3
+    + 1,  # indices, coefficients, flag, place and look, and the picture, which is of bytes
     "gather_rows_kernel": 3,
     "label_silu_kernel": 1,
     "sinusoidal_embedding_kernel": 1,

@@ -19,7 +19,7 @@ from kernels.embedding import label_silu, sinusoidal_embedding
 from kernels.gather_rows import NUM_ROW_INDICES, gather_rows
 from kernels.group_norm import group_norm, residual_group_norm
 from kernels.layer_norm import gated_residual_layer_norm
-from kernels.sampler_step import NUM_COEFFICIENTS, NUM_INDICES, sampler_step
+from kernels.sampler_step import NUM_COEFFICIENTS, NUM_INDICES, Pictures, sampler_step
 
 BATCH = 64
 NORM_SHAPES = [(64, 32), (192, 32), (128, 16), (384, 16), (256, 8), (768, 8), (512, 4), (1024, 4)]  # C, H = W
@@ -129,8 +129,10 @@ def step_cases(dtype: torch.dtype) -> Iterator[Case]:
         yield from record(
             f"{name}", dtype, lambda a=(x, rows): gather_rows(*a, dtype), BATCH * E * (4 + dtype.itemsize)
         )
-        arguments = (x, x, output, block, coefficients)
-        minimum = images * E * 16 + BATCH * E * dtype.itemsize
+        pixels = meta(images, *shape[1:], shape[0], dtype=torch.uint8)
+        places, look = meta(images, dtype=torch.int64), meta(images, 2, dtype=torch.float32)
+        arguments = (x, x, output, block, coefficients, None, Pictures(pixels, places, look))
+        minimum = images * E * 17 + BATCH * E * dtype.itemsize  # if every image leaves
         yield from record(f"{name}", dtype, lambda a=arguments: sampler_step(*a), minimum)
     times, labels = meta(BATCH, dtype=torch.float32), meta(BATCH, dtype=torch.int64)
     yield from record(

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from service.engine.request import ImageTask
 from service.engine.runner import LaunchedStep, ModelRunner
-from service.engine.step_block import BYTES_PER_ROW, StepBlock, pack
+from service.engine.step_block import BYTES_PER_ROW, StepBlock, StepOutput, output_bytes, pack
 
 WARM_UP_RUNS = 2  # before a capture: kernels are compiled and libraries open their handles
+TIMED_ROUNDS, TIMED_REPLAYS = 5, 10
 
 
 class CudaDevice:
@@ -38,8 +39,8 @@ class CudaDevice:
         """Pinned, because only from there a copy is asynchronous."""
         return torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
-    def capture(self, step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """Returns a replay of step, and the tensor that each replay writes what step returned to."""
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        """Returns a replay of step."""
         self._side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._side):
             for _ in range(WARM_UP_RUNS):
@@ -47,29 +48,46 @@ class CudaDevice:
         graph = torch.cuda.CUDAGraph()
         # thread_local: what other threads do on the device meanwhile is theirs, and no reason to fail
         with torch.cuda.graph(graph, pool=self._memory, stream=self._side, capture_error_mode="thread_local"):
-            output = step()
+            step()
         torch.cuda.current_stream(self.device).wait_stream(self._side)
-        return graph.replay, output
+        return graph.replay
 
-    def fetch(self, *tensors: Tensor) -> tuple[list[Tensor], Callable[[], None]]:
-        """Start copies to pinned memory; they may be read after the returned wait()."""
-        copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
-        arrived = torch.cuda.Event(blocking=True)  # sleep rather than spin: the event loop shares the CPU
+    def fetch(self, source: Tensor, target: Tensor) -> Callable[[], None]:
+        """Start a copy to a host buffer, which may be read after the returned wait()."""
+        target.copy_(source, non_blocking=True)
+        # wait() spins: on an H200 it returns 20 us after the device, and 70 us where it sleeps. A step takes 70.
+        arrived = torch.cuda.Event()
         arrived.record()
-        return copies, arrived.synchronize
+        return arrived.synchronize
+
+    def seconds(self, replay: Callable[[], None]) -> float:
+        """Time of a replay on the device, the host apart: the best of several rounds, back to back."""
+        started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        rounds = []
+        for _ in range(TIMED_ROUNDS):
+            started.record()
+            for _ in range(TIMED_REPLAYS):
+                replay()
+            ended.record()
+            ended.synchronize()
+            rounds.append(started.elapsed_time(ended) / 1000 / TIMED_REPLAYS)
+        return min(rounds)
 
 
 class CapturedStep(NamedTuple):
     """The graph of one row bucket, with the places that it reads and writes."""
 
     replay: Callable[[], None]
-    finite: Tensor
     block: StepBlock
+    output: StepOutput
     host_blocks: list[StepBlock]
+    host_outputs: list[StepOutput]
 
 
 class GraphRunner(ModelRunner):
     """A ModelRunner that replays captured steps.
+
+    A launch is one copy to the device, one replay and one copy back.
 
     Args:
         graph_device: CudaDevice, or whatever stands in for it.
@@ -81,10 +99,12 @@ class GraphRunner(ModelRunner):
         super().__init__(*args)
         self._graphs: dict[int, CapturedStep] = {}  # by row bucket
         self._graph_device = graph_device
-        size = BYTES_PER_ROW * len(self.pool)
-        self._buffer = torch.zeros(size, dtype=torch.uint8, device=self.device)
-        # Two, because the copy out of the last step's buffer may still be under way.
-        self._host_buffers = [graph_device.host_buffer(size) for _ in range(self.steps_ahead + 1)]
+        sizes = BYTES_PER_ROW * len(self.pool), output_bytes(len(self.pool), self.config.image_shape)
+        self._buffers = [torch.zeros(size, dtype=torch.uint8, device=self.device) for size in sizes]
+        # Two of each, because the copies of the last step may still be under way.
+        self._host_buffers = [
+            [graph_device.host_buffer(size) for size in sizes] for _ in range(self.steps_ahead + 1)
+        ]
         self._turn = 0
 
     def runs(self, rows: int) -> bool:
@@ -95,24 +115,35 @@ class GraphRunner(ModelRunner):
 
     @torch.inference_mode()
     def prepare(self, rows: int) -> None:
-        block, *host = (StepBlock(buffer, rows, rows) for buffer in (self._buffer, *self._host_buffers))
-        self._send([], block, host)
-        replay, finite = self._graph_device.capture(lambda: self.advance(block))
-        self._graphs[rows] = CapturedStep(replay, finite, block, host)
+        block, *host_blocks = (StepBlock(pair[0], rows, rows) for pair in (self._buffers, *self._host_buffers))
+        shape = self.config.image_shape
+        output, *host_outputs = (StepOutput(pair[1], rows, shape) for pair in (self._buffers, *self._host_buffers))
+        self._send([], block, host_blocks)
+        replay = self._graph_device.capture(lambda: self.advance(block, output))
+        self._graphs[rows] = CapturedStep(replay, block, output, host_blocks, host_outputs)
 
     @torch.inference_mode()
     def launch(self, tasks: list[ImageTask]) -> LaunchedStep:
         step = self._graphs[self.step_rows(tasks)]
         self._send(tasks, step.block, step.host_blocks)
         step.replay()
-        shown = sum(task.is_shown for task in tasks)
-        block = step.block
-        leaving = [step.finite, *([self.pool.read(block.shown[:shown], block.look[:shown])] if shown else [])]
-        (flags, *pixels), wait = self._graph_device.fetch(*leaving)
-        return LaunchedStep(tasks, flags, *pixels, wait=wait)
+        shown, here = sum(task.is_shown for task in tasks), step.host_outputs[self._turn]
+        wait = self._graph_device.fetch(step.output.part(shown), here.part(shown))
+        return LaunchedStep(tasks, here.finite, here.pixels, wait)
 
     def _send(self, tasks: list[ImageTask], block: StepBlock, host_blocks: list[StepBlock]) -> None:
         """One asynchronous copy of the step's block to its fixed place on the device."""
         self._turn = (self._turn + 1) % len(host_blocks)
         pack(host_blocks[self._turn], tasks, self.config.num_classes, self.pool.scratch_slot)
         block.bytes.copy_(host_blocks[self._turn].bytes, non_blocking=True)
+
+    @torch.inference_mode()
+    def _time_step(self, rows: int) -> float:
+        """Of the device alone: the host may take long at a start, and is a step ahead later."""
+        tasks = self._rehearsal(rows)
+        self.execute(tasks)
+        for task in tasks:
+            task.step = 1
+        step = self._graphs[rows]
+        self._send(tasks, step.block, step.host_blocks)
+        return self._graph_device.seconds(step.replay)

@@ -1,12 +1,9 @@
 """Latents of the running images, preallocated on the device and addressed by slot.
 
-Letters: S slots, C x H x W the image, n images.
+Letters: S slots, C x H x W the image.
 """
 
 import torch
-from torch import Tensor
-
-from models.samplers import to_uint8
 
 
 class LatentPool:
@@ -30,8 +27,3 @@ class LatentPool:
     def __len__(self) -> int:
         """Slots for images."""
         return self.scratch_slot
-
-    def read(self, slots: Tensor, look: Tensor) -> Tensor:
-        """look [n, 2] @ (x, history) of slots [n], clamped and rounded: [n, H, W, C] uint8 on the device."""
-        of_x, of_history = look[:, :, None, None, None].unbind(1)
-        return to_uint8(of_x * self.x[slots] + of_history * self.history[slots]).permute(0, 2, 3, 1)

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from kernels.gather_rows import gather_rows
-from kernels.sampler_step import sampler_step
+from kernels.sampler_step import Pictures, sampler_step
 from models.checkpoint import ModelConfig
 from service.engine.latents import LatentPool
 from service.engine.plan import compile_plan
 from service.engine.request import ImageTask, Request
-from service.engine.step_block import BYTES_PER_ROW, StepBlock, pack
+from service.engine.step_block import BYTES_PER_ROW, StepBlock, StepOutput, output_bytes, pack
 from service.wire.messages import Preview, SamplingParams
 
 WARM_UP_REPEATS = 2
@@ -47,14 +47,14 @@ class LaunchedStep:
 
     Args:
         finite: [n or more] bool on the host, valid after wait().
-        pixels: [images that are shown, H, W, C] uint8 on the host, likewise; None if there are none.
+        pixels: [images that are shown, or more, H, W, C] uint8 on the host, likewise.
     """
 
     def __init__(
         self,
         tasks: list[ImageTask],
         finite: Tensor,
-        pixels: Tensor | None = None,
+        pixels: Tensor,
         wait: Callable[[], None] = lambda: None,
     ):
         self._finite, self._pixels, self._wait = finite, pixels, wait
@@ -70,8 +70,7 @@ class LaunchedStep:
             if not finite
         }
         result = StepResult(failed=failed)
-        pixels = [] if self._pixels is None else self._pixels.numpy()
-        for (task, is_finished), view in zip(self._shown, pixels, strict=True):
+        for (task, is_finished), view in zip(self._shown, self._pixels.numpy(), strict=False):
             image = view.copy()  # a view would keep all the step's images for the slowest of their readers
             if task not in failed and is_finished:
                 result.images[task] = image
@@ -116,10 +115,14 @@ class ModelRunner:
         block = StepBlock(torch.empty(rows * BYTES_PER_ROW, dtype=torch.uint8), rows, len(tasks))
         pack(block, tasks, self.config.num_classes, self.pool.scratch_slot)
         block = StepBlock(block.bytes.to(self.device), rows, len(tasks))
-        finite = self.advance(block)
-        shown = sum(task.is_shown for task in tasks)
-        pixels = self.pool.read(block.shown[:shown], block.look[:shown]).cpu() if shown else None
-        return LaunchedStep(tasks, finite.cpu(), pixels)
+        output = self.output(len(tasks), self.device)
+        self.advance(block, output)
+        return LaunchedStep(tasks, output.finite.cpu(), output.pixels.cpu())
+
+    def output(self, num_images: int, device: torch.device) -> StepOutput:
+        shape = self.config.image_shape
+        size = output_bytes(num_images, shape)
+        return StepOutput(torch.empty(size, dtype=torch.uint8, device=device), num_images, shape)
 
     def step_rows(self, tasks: list[ImageTask]) -> int:
         """Rows that a step really runs; see service/engine/repetition.py for deterministic images."""
@@ -135,14 +138,16 @@ class ModelRunner:
         """The least row count from `rows` on that the device runs."""
         return rows
 
-    def advance(self, block: StepBlock) -> Tensor:
-        """The device's part of a step; returns a flag an image, whether all its numbers are finite."""
+    def advance(self, block: StepBlock, output: StepOutput) -> None:
+        """The device's part of a step."""
         rows = gather_rows(self.pool.x, block.rows, self.dtype)  # [R, C, H, W]
         try:
-            output = self.model(rows, block.timesteps, block.labels)  # [R, C, H, W]
+            predicted = self.model(rows, block.timesteps, block.labels)  # [R, C, H, W]
         except Exception as error:
             raise ModelFailed(type(error).__name__) from error
-        return sampler_step(self.pool.x, self.pool.history, output, block.indices, block.coefficients)
+        pictures = Pictures(output.pixels, block.places, block.look)
+        state = self.pool.x, self.pool.history
+        sampler_step(*state, predicted, block.indices, block.coefficients, output.finite, pictures)
 
     def prepare(self, rows: int) -> None:
         """Whatever makes later steps of `rows` rows fast; called once a row count, the largest first."""

@@ -39,7 +39,7 @@ class SimulatedRunner(ModelRunner):
         self.send(tasks, rows)
         wait = self.simulated_device.launch(self.cost.seconds(rows))
         shown = sum(task.is_shown for task in tasks)
-        pixels = self._picture.expand(shown, -1, -1, -1).clone() if shown else None
+        pixels = self._picture.expand(shown, -1, -1, -1).clone()
         return LaunchedStep(tasks, torch.ones(len(tasks), dtype=torch.bool), pixels, wait)
 
     def send(self, tasks: list[ImageTask], rows: int) -> None:

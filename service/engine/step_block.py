@@ -1,8 +1,9 @@
-"""The host's part of a step: everything that its kernels look up, in one buffer, so that it crosses in one copy.
+"""What crosses between host and device at a step: one buffer to it, one back, so that each way is one copy.
 
 Letters: R forward rows (n conditional ones, then one unconditional per guided image), n images of the step.
 """
 
+import math
 from typing import cast
 
 import numpy as np
@@ -31,14 +32,43 @@ class StepBlock:
         integers, numbers = [NUM_ROW_INDICES * R, R, NUM_INDICES * n, n], [R, NUM_COEFFICIENTS * n, LOOK * n]
         end = 8 * sum(integers)
         self.bytes = buffer[: end + 4 * sum(numbers)]
-        rows, self.labels, indices, self.shown = self.bytes[:end].view(torch.int64).split(integers)
+        rows, self.labels, indices, self.places = self.bytes[:end].view(torch.int64).split(integers)
         self.timesteps, coefficients, look = self.bytes[end:].view(torch.float32).split(numbers)
         self.rows = rows.view(R, NUM_ROW_INDICES)  # see kernels.gather_rows
         self.indices = indices.view(n, NUM_INDICES)  # see kernels.sampler_step
         self.coefficients = coefficients.view(n, NUM_COEFFICIENTS)
         self.look = look.view(n, LOOK)
-        # labels [R], timesteps [R]; shown [n] and look [n, 2] start with the images that leave the device with this
-        # step, finished or as a preview; the rest is padding
+        # labels [R], timesteps [R]; places [n] is where in StepOutput.pixels an image goes, -1 for most
+
+
+class StepOutput:
+    """What a step gives the host, as views into a byte buffer: the flags, and the pictures that leave with it.
+
+    Args:
+        buffer: uint8 of at least output_bytes(num_images, image_shape), on the host or on the device.
+        num_images: images of the step.
+        image_shape: C, H, W.
+    """
+
+    def __init__(self, buffer: Tensor, num_images: int, image_shape: tuple[int, int, int]):
+        C, H, W = image_shape
+        self._flags = aligned(num_images)
+        self.bytes = buffer[: output_bytes(num_images, image_shape)]
+        self.finite = self.bytes[:num_images].view(torch.bool)  # [n]
+        self.pixels = self.bytes[self._flags :].view(num_images, H, W, C)
+
+    def part(self, num_pictures: int) -> Tensor:
+        """The bytes of the flags and of so many pictures."""
+        return self.bytes[: self._flags + num_pictures * self.pixels[0].numel()]
+
+
+def aligned(num_flags: int) -> int:
+    """Bytes, so that pictures begin at a multiple of 16."""
+    return -(-num_flags // 16) * 16
+
+
+def output_bytes(num_images: int, image_shape: tuple[int, int, int]) -> int:
+    return aligned(num_images) + num_images * math.prod(image_shape)
 
 
 def pack(block: StepBlock, tasks: list[ImageTask], null_label: int, scratch_slot: int) -> None:
@@ -70,6 +100,6 @@ def pack(block: StepBlock, tasks: list[ImageTask], null_label: int, scratch_slot
     block_coefficients[:n] = coefficients
     indices[n:], block_coefficients[n:] = (scratch_slot, 0, 0, 0, 0), 0
 
-    shown, block_look, leaving = block.shown.numpy(), block.look.numpy(), np.flatnonzero(is_shown)
-    shown[: len(leaving)], shown[len(leaving) :] = slot[leaving], scratch_slot
-    block_look[: len(leaving)], block_look[len(leaving) :] = look[leaving], 0
+    places, block_look = block.places.numpy(), block.look.numpy()
+    places[:n], places[n:] = np.where(is_shown, np.cumsum(is_shown) - 1, -1), -1
+    block_look[:n], block_look[n:] = look, 0

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kernels import sampler_step
 from kernels.philox import normal
+from kernels.sampler_step import Pictures
 
 SHAPE = (3, 5, 7)  # C, H, W
 W, P, Q, A, B, C, S, CLAMP = range(8)
@@ -122,6 +123,48 @@ def test_overflowing_state_is_reported() -> None:
     assert sampler_step(x, history, output, indices, coefficients).tolist() == [True] * 2 + [False] + [True] * 5
 
 
+def still(values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """x' = values [n, C, H, W] and d = the output, 0.25."""
+    n = len(values)
+    numbers = torch.zeros(n, 8)
+    numbers[:, Q] = numbers[:, A] = 1.0
+    indices = torch.tensor([[i, i, i, 0, 1] for i in range(n)])
+    return values.clone(), torch.zeros_like(values), torch.full_like(values, 0.25), indices, numbers
+
+
+def shown(values: Tensor, places: list[int], look: list[list[float]]) -> Tensor:
+    n, C, H, W = values.shape
+    pixels = torch.full((n, H, W, C), 99, dtype=torch.uint8)
+    sampler_step(*still(values), None, Pictures(pixels, torch.tensor(places), torch.tensor(look)))
+    return pixels
+
+
+def test_pictures_are_clamped_and_rounded() -> None:
+    values = torch.tensor([-5.0, -1.0, 0.0, 0.999, 1.0, 5.0]).view(1, 1, 1, 6)
+    assert shown(values, [0], [[1.0, 0.0]]).flatten().tolist() == [0, 0, 128, 255, 255, 255]  # 127.5 rounds to even
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_pictures_lie_at_their_places_with_channels_last(layout: torch.memory_format) -> None:
+    values = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pixels = shown(values.contiguous(memory_format=layout), [1, -1, 0, -1], [[1.0, 0.0]] * 4)
+    expected = ((values + 1) * 127.5).round().permute(0, 2, 3, 1).to(torch.uint8)
+    assert torch.equal(pixels[:2], expected[[2, 0]])
+    assert (pixels[2:] == 99).all()
+
+
+def test_a_look_mixes_the_image_with_its_denoised_one() -> None:
+    values = torch.tensor([0.5, -0.5]).view(2, 1, 1, 1)
+    assert shown(values, [0, 1], [[0.0, 1.0], [1.0, -2.0]]).flatten().tolist() == [159, 0]  # 0.25; -0.5 - 0.5 = -1
+
+
+def test_flags_go_where_they_are_wanted() -> None:
+    x, history, output, indices, coefficients = mixed_batch()
+    flags = torch.zeros(8, dtype=torch.bool)
+    assert sampler_step(x, history, output, indices, coefficients, flags) is flags
+    assert flags.all()
+
+
 def test_nobody_is_a_batch_too() -> None:
     x, history, output, indices, coefficients = mixed_batch()
     before = x.clone()
@@ -152,7 +195,16 @@ def test_kernel_on_a_gpu(layout: torch.memory_format, dtype: torch.dtype) -> Non
     expected_x, expected_history = x.double(), history.double()
     loop(expected_x, expected_history, output, indices, coefficients.double())
     x, history, output = (t.contiguous(memory_format=layout).cuda() for t in (x, history, output))
-    finite = sampler_step(x, history, output, indices.cuda(), coefficients.cuda())
+    pixels = torch.zeros(8, *SHAPE[1:], 3, dtype=torch.uint8, device="cuda")
+    places, look = torch.tensor([2, -1, 0, -1, 1, -1, -1, 3]), torch.tensor([[1.0, 0.0], [0.0, 1.0]] * 4)
+    pictures = Pictures(pixels, places.cuda(), look.cuda())
+    finite = sampler_step(x, history, output, indices.cuda(), coefficients.cuda(), None, pictures)
     torch.testing.assert_close(x.cpu().double(), expected_x, rtol=0, atol=100 * 10 * 2.0**-24)
     torch.testing.assert_close(history.cpu().double(), expected_history, rtol=0, atol=100 * 10 * 2.0**-24)
     assert finite.tolist() == [True] * 8
+    for image, place in enumerate(places.tolist()):
+        if place >= 0:
+            slot = indices[image, 0]
+            picture = (look[image, 0] * expected_x[slot] + look[image, 1] * expected_history[slot]).clamp(-1, 1)
+            wanted = ((picture + 1) * 127.5).round().permute(1, 2, 0)
+            assert (pixels[place].cpu() - wanted).abs().max() <= 1  # float32 may round over where float64 does not

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from service.engine.step_block import BYTES_PER_ROW, StepBlock, pack
+from service.engine.step_block import BYTES_PER_ROW, StepBlock, StepOutput, output_bytes, pack
 from tests.service.engine.tiny import make_params, make_request
 
 NULL, SCRATCH = 10, 77
@@ -38,8 +38,8 @@ def test_images_know_their_rows_slot_and_noise() -> None:
     block = packed(5, 3)
     assert block.indices.tolist() == [[3, 0, 3, 2**53 - 1, 3], [0, 1, 1, 6, 1], [9, 2, 4, 7, 1]]
     assert block.coefficients[:, 0].tolist() == [2, 1, 3]  # guidance scales
-    assert block.shown.tolist() == [0, SCRATCH, SCRATCH]
-    assert block.look.tolist() == [[1, 0], [0, 0], [0, 0]]
+    assert block.places.tolist() == [-1, 0, -1]
+    assert block.look[1].tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("rubbish", [0, 255])
@@ -53,7 +53,7 @@ def test_what_is_left_over_is_harmless_padding(rubbish: int) -> None:
     assert block.timesteps[5:].tolist() == [0.0] * 3
     assert block.indices[3:].tolist() == [[SCRATCH, 0, 0, 0, 0]] * 5
     assert not block.coefficients[3:].any()
-    assert block.shown.tolist() == [0] + [SCRATCH] * 7
+    assert block.places.tolist() == [-1, 0] + [-1] * 6
 
 
 def test_previews_leave_beside_finished_images_each_with_its_look() -> None:
@@ -69,7 +69,7 @@ def test_previews_leave_beside_finished_images_each_with_its_look() -> None:
     for task, slot in zip(tasks, (5, 2, 7), strict=True):
         task.slot = slot
     pack(block, tasks, NULL, SCRATCH)
-    assert block.shown.tolist() == [5, 2, 7]
+    assert block.places.tolist() == [0, 1, 2]
     assert block.look.tolist() == [[0, 1], [1, 0], [1, -0.5]]  # the flow's x0 = x - u v, at u = 1/2
 
 
@@ -77,7 +77,7 @@ def test_a_block_of_nobody_is_all_padding() -> None:
     block = StepBlock(torch.zeros(BYTES_PER_ROW * 2, dtype=torch.uint8), 2, 2)
     pack(block, [], NULL, SCRATCH)
     assert block.rows.tolist() == [[SCRATCH, 0, 0]] * 2
-    assert block.shown.tolist() == [SCRATCH] * 2
+    assert block.places.tolist() == [-1] * 2
 
 
 def test_one_copy_carries_everything() -> None:
@@ -85,7 +85,21 @@ def test_one_copy_carries_everything() -> None:
     buffer = torch.empty(BYTES_PER_ROW * 8, dtype=torch.uint8)
     copy = StepBlock(buffer, 8, 8)
     copy.bytes.copy_(block.bytes)
-    for name in ("rows", "labels", "timesteps", "indices", "coefficients", "shown", "look"):
+    for name in ("rows", "labels", "timesteps", "indices", "coefficients", "places", "look"):
         assert torch.equal(getattr(copy, name), getattr(block, name)), name
         assert getattr(copy, name).is_contiguous()
     assert len(block.bytes) == BYTES_PER_ROW * 8
+
+
+@pytest.mark.parametrize("num_images", [1, 16, 17])
+def test_the_flags_come_back_with_as_many_pictures_as_are_wanted(num_images: int) -> None:
+    shape = (3, 4, 5)
+    device, host = (torch.zeros(output_bytes(40, shape), dtype=torch.uint8) for _ in range(2))
+    output, here = StepOutput(device, num_images, shape), StepOutput(host, num_images, shape)
+    output.finite[:], output.pixels[:] = True, 7
+    here.part(1).copy_(output.part(1))
+    assert here.finite.all()
+    assert here.pixels.sum(dim=(1, 2, 3)).tolist() == [7 * 60] + [0] * (num_images - 1)
+    assert output.pixels.shape == (num_images, 4, 5, 3)
+    assert output.pixels.storage_offset() % 16 == 0
+    assert len(output.part(num_images)) == len(output.bytes) == output_bytes(num_images, shape)
