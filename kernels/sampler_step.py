@@ -27,7 +27,8 @@ from kernels.wide_access import load_wide
 SLOT, COND_ROW, UNCOND_ROW, SEED, NOISE_STEP = (tl.constexpr(column) for column in range(5))
 W, P, Q, A, B, C, S, CLAMP = (tl.constexpr(column) for column in range(8))
 NUM_INDICES, NUM_COEFFICIENTS = 5, 8
-MAX_REGISTERS = 64  # then half of a multiprocessor's warps are resident
+# With 64 registers, half of a multiprocessor's warps are resident. A float32 output would spill 8 bytes on sm_80.
+MAX_REGISTERS, MAX_REGISTERS_FLOAT32 = 64, 72
 BLOCK = 1024  # elements a pass
 TO_INTEGER = tl.constexpr(1.5 * 2.0**23)  # added and taken away again, it rounds a small float32 to even
 
@@ -172,7 +173,7 @@ def _launch(
         NUM_COEFFICIENTS=NUM_COEFFICIENTS,
         BLOCK=BLOCK,
         num_warps=4,
-        maxnreg=MAX_REGISTERS,
+        maxnreg=MAX_REGISTERS_FLOAT32 if output.dtype == torch.float32 else MAX_REGISTERS,
     )
 
 
