@@ -19,9 +19,10 @@ from models.checkpoint import ModelConfig
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.plan import compile_plan
 from service.engine.policy import TARGET_FACTOR, DeviceShare, Policy, pick, wake
-from service.engine.request import ImageTask, Request
+from service.engine.request import Request
 from service.engine.simulated import SimulatedRunner
 from service.engine.simulated_device import SimulatedDevice, StepCost
+from service.engine.slot_table import TaskArrays
 from service.wire.errors import EngineError
 from service.wire.messages import SamplingParams
 
@@ -61,7 +62,7 @@ class VirtualRunner(SimulatedRunner):
     ):
         super().__init__(config, cost, rows, SimulatedDevice(clock, sleep_until))
 
-    def send(self, tasks: list[ImageTask], rows: int) -> None:
+    def send(self, step: TaskArrays, rows: int) -> None:
         pass
 
     def _time_step(self, rows: int) -> float:
@@ -135,13 +136,15 @@ def simulate(
             except EngineError:
                 outcome.refused += 1
                 continue
-            foretold[request.request_id] = request.expected_seconds + clock.now - arrived
+            if request.expected_seconds:  # of those that the engine learns from
+                foretold[request.request_id] = request.expected_seconds + clock.now - arrived
             request.arrived = arrived  # it may have waited for the end of a step
         if core.has_work:
             for request in core.step().ended:
                 slowdown = (request.finished - request.arrived) / request.idle_seconds
                 outcome.slowdowns[request.params.model].append(slowdown)
-                outcome.predictions.append((foretold[request.request_id], request.finished - request.arrived))
+                if request.request_id in foretold:
+                    outcome.predictions.append((foretold[request.request_id], request.finished - request.arrived))
         elif pending:
             clock.advance(pending[-1][0])
     return outcome

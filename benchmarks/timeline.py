@@ -93,7 +93,7 @@ def make_request(config: ModelConfig, label: int, sampler: str, steps: int, guid
 def run(scheduler: Scheduler, output: SchedulerOutput, now: int) -> None:
     """A forward that computes nothing."""
     for task in output.tasks:
-        if task.is_last_step:
+        if task.step == task.last_step:
             task.request.images[task.index] = None
     scheduler.advance(output)
     scheduler.end(output, {}, now)

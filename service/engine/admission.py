@@ -3,16 +3,52 @@
 Letters: R forward rows of a model's next step, k steps that a request still needs.
 """
 
+from dataclasses import dataclass
 from heapq import heappop, heappush
+from math import inf
 
 from service.engine.policy import DeviceShare, needed_seconds, target_seconds
-from service.engine.request import ImageTask, Request
+from service.engine.request import ImageTask, Request, RequestStatus
 
 FULL = 1.1  # utilisation that is too much; estimates are pessimistic: all requests never need their pace at once
 STANDING_SECONDS = 0.25  # a burst may pass FULL for so long and is queued
 OWN_PART = 0.85  # of its part of the device, by weight: what a model gets whatever the others ask for
-LEARNING_RATE = 0.1  # of the last ten requests or so
+LEARNING_RATE = 0.2  # of the last five requests that were watched
+FRESH_SECONDS = 0.02  # a model's demand is summed up anew after so long; who came since is added to it
 CALM_SECONDS = 1.0  # without a refusal, until the next burst is queued again
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What the requests of a model ask of the device."""
+
+    rows: int  # of a step with all of them
+    pace: float  # steps a second of the most urgent one
+
+    def __add__(self, other: "Demand") -> "Demand":
+        return Demand(self.rows + other.rows, max(self.pace, other.pace))
+
+    def utilisation(self, share: DeviceShare) -> float:
+        cap = share.scheduler.max_rows
+        return self.pace * share.step_seconds(min(self.rows, cap)) * max(1.0, self.rows / cap)
+
+
+NOTHING = Demand(0, 0.0)
+
+
+def demand(share: DeviceShare, now: float) -> Demand:
+    """Of all requests of a model."""
+    requests = share.scheduler.requests.values()
+    return sum((_demand_of(request, now - request.arrived) for request in requests), NOTHING)
+
+
+def _demand_of(request: Request, age: float) -> Demand:
+    open_tasks = [task for task in request.tasks if task.remaining_rows]
+    left, pace = target_seconds(request) - age, 0.0
+    if open_tasks and left >= needed_seconds(request):  # the others are late whatever happens
+        k = max(request.params.num_steps - task.step for task in open_tasks)
+        pace = k / max(left, 1e-9)
+    return Demand(sum(task.rows for task in open_tasks), pace)
 
 
 class OverloadGuard:
@@ -25,66 +61,64 @@ class OverloadGuard:
     def __init__(self) -> None:
         self._full_since: float | None = None
         self._refused: float | None = None  # when it last did
+        self._demands: dict[str, tuple[float, Demand]] = {}  # by model, with the time of the sum
 
     def refuses(self, request: Request, shares: dict[str, DeviceShare], now: float) -> bool:
         """Ask once a request, before it is queued."""
         if self._refused is not None and now - self._refused > CALM_SECONDS:
             self._refused = self._full_since = None
-        if not _is_too_much(request, shares, now):
+        demands = {model: self._demand(model, share, now) for model, share in shares.items()}
+        demands[request.params.model] += _demand_of(request, 0.0)
+        if not _is_too_much(request.params.model, demands, shares):
             if self._refused is None:
                 self._full_since = None
-            return False
-        if self._full_since is None:
-            self._full_since = now
-        if self._refused is None and now - self._full_since < STANDING_SECONDS:
-            return False
-        self._refused = now
-        return True
+        else:
+            if self._full_since is None:
+                self._full_since = now
+            if self._refused is not None or now - self._full_since >= STANDING_SECONDS:
+                self._refused = now
+                return True
+        at, _ = self._demands[request.params.model]
+        self._demands[request.params.model] = at, demands[request.params.model]
+        return False
+
+    def _demand(self, model: str, share: DeviceShare, now: float) -> Demand:
+        at, seen = self._demands.get(model, (-inf, NOTHING))
+        if now - at >= FRESH_SECONDS:
+            at, seen = self._demands[model] = now, demand(share, now)
+        return seen
 
 
-def _is_too_much(request: Request, shares: dict[str, DeviceShare], now: float) -> bool:
-    """More than the device has, and more than its model's part: the others' flood is not its fault."""
-    model = request.params.model
+def _is_too_much(model: str, demands: dict[str, Demand], shares: dict[str, DeviceShare]) -> bool:
+    """More than the device has, and more than the model's part: the others' flood is not its fault."""
+    needed = {name: demands[name].utilisation(share) for name, share in shares.items()}
     weights = sum(share.weight for name, share in shares.items() if name == model or share.scheduler.has_work)
-    own = _utilisation(shares[model], now, request)
-    return utilisation(shares, now, request) > FULL and own > OWN_PART * shares[model].weight / weights
+    return sum(needed.values()) > FULL and needed[model] > OWN_PART * shares[model].weight / weights
 
 
-def utilisation(shares: dict[str, DeviceShare], now: float, new: Request | None = None) -> float:
+def utilisation(shares: dict[str, DeviceShare], now: float) -> float:
     """Device seconds a second that all models need so that every request which still can meets its target.
 
-    1 is a full device, as in the test of earliest-deadline-first schedules (Liu & Layland 1973). A new request is
-    counted with the others of its model.
+    1 is a full device, as in the test of earliest-deadline-first schedules (Liu & Layland 1973).
     """
-    return sum(
-        _utilisation(share, now, new if new is not None and new.params.model == model else None)
-        for model, share in shares.items()
-    )
-
-
-def _utilisation(share: DeviceShare, now: float, new: Request | None) -> float:
-    """The pace of its most urgent request times the seconds of a step with all of them."""
-    rows, pace, cap = 0, 0.0, share.scheduler.max_rows
-    for request in (*share.scheduler.requests.values(), *([new] if new else [])):
-        open_tasks = [task for task in request.tasks if task.remaining_rows]
-        rows += sum(task.rows for task in open_tasks)
-        left = target_seconds(request) - (0.0 if request is new else now - request.arrived)
-        if open_tasks and left >= needed_seconds(request):  # the others are late whatever happens
-            k = max(request.params.num_steps - task.step for task in open_tasks)
-            pace = max(pace, k / max(left, 1e-9))
-    return pace * share.step_seconds(min(rows, cap)) * max(1.0, rows / cap)
+    return sum(demand(share, now).utilisation(share) for share in shares.values())
 
 
 def expected_seconds(new: Request, shares: dict[str, DeviceShare]) -> float:
     """Latency of a request that is admitted now.
 
     The steps of its model up to its last one are played; what other models and later arrivals will add is taken
-    from what they lately added to others.
+    from what they lately added to others. Playing them takes 0.1 to 1 ms.
     """
     share = shares[new.params.model]
     new.seconds_alone = _seconds_alone(share, new)
     is_idle = not any(other.scheduler.has_work for other in shares.values())
     return new.seconds_alone * (1.0 if is_idle else share.stretch)
+
+
+def is_watched(share: DeviceShare) -> bool:
+    """Whether the model learns from a request already: one at a time, so that the cost does not grow with them."""
+    return share.watched is not None and share.watched.status in (RequestStatus.WAITING, RequestStatus.RUNNING)
 
 
 def learn(share: DeviceShare, ended: Request) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from service.engine.admission import OverloadGuard, expected_seconds, learn
+from service.engine.admission import OverloadGuard, expected_seconds, is_watched, learn
 from service.engine.policy import DeviceShare, Policy, pick
 from service.engine.repetition import find_fixed_rows
 from service.engine.request import ImageTask, Request
@@ -95,18 +95,24 @@ class EngineCore:
         Raises:
             DeadlineUnreachable, Overloaded, QueueFull: with the time that the work of all models will take.
         """
-        scheduler, now = self.shares[request.params.model].scheduler, self.clock()
+        share, now = self.shares[request.params.model], self.clock()
+        scheduler = share.scheduler
         backlog = sum(share.scheduler.backlog_seconds for share in self.shares.values())
         if scheduler.is_full_for(request):  # first, because it costs nothing: refusing must not hold up the steps
             raise QueueFull(FULL_QUEUE, backlog)
         request.idle_seconds = self.runners[request.params.model].idle_seconds(request, scheduler.max_rows)
-        expected = request.expected_seconds = expected_seconds(request, self.shares)
+        watch = not is_watched(share)
+        if watch or request.deadline_seconds is not None:
+            request.expected_seconds = expected_seconds(request, self.shares)
+        expected = request.expected_seconds
         if request.deadline_seconds is not None and expected > request.deadline_seconds:
             text = f"the deadline cannot be met: about {1000 * expected:.0f} ms are needed"
             raise DeadlineUnreachable(text, max(expected - request.deadline_seconds, backlog))
         if self.config.shed_load and self._guard.refuses(request, self.shares, now):
             raise Overloaded("the device is busy beyond what it can answer in time", backlog)
         scheduler.add(request, now)
+        if watch:
+            share.watched = request
 
     def abort(self, request_id: str) -> Request | None:
         aborted = (share.scheduler.abort(request_id, self.clock()) for share in self.shares.values())
@@ -135,8 +141,8 @@ class EngineCore:
             return None
         scheduler = self.shares[model].scheduler
         output = scheduler.schedule(now)
-        padding = self.runners[model].step_rows(output.tasks) - output.num_rows
-        launch = Launch(model, output, self._start(model, output.tasks), now, padding)
+        collect, rows = self._start(model, output.tasks)
+        launch = Launch(model, output, collect, now, rows - output.num_rows)
         scheduler.advance(output)
         return launch
 
@@ -157,26 +163,29 @@ class EngineCore:
         shown = [(task.request, p) for task, p in result.previews.items() if task.request.request_id in open_ones]
         return Progress(ended, shown, stats)
 
-    def _start(self, model: str, tasks: list[ImageTask]) -> Callable[[], StepResult]:
-        """Launch a step; when the model raises, run its images one by one so that only the guilty ones fail.
+    def _start(self, model: str, tasks: list[ImageTask]) -> tuple[Callable[[], StepResult], int]:
+        """Launch a step; returns what collects it, and its rows with the padding.
 
-        A lost device, or a failure behind the forward, ends the engine instead: no later step could be trusted.
+        When the model raises, its images run one by one so that only the guilty ones fail. A lost device, or a
+        failure behind the forward, ends the engine instead: no later step could be trusted.
         """
         try:
-            return self.runners[model].launch(tasks).collect
+            launched = self.runners[model].launch(tasks)
+            return launched.collect, launched.num_rows
         except ModelFailed as error:
+            rows = sum(task.rows for task in tasks)
             if device_is_lost(error.__cause__):
                 raise
             logger.exception("model %s failed on a step of %d images", model, len(tasks))
             if isinstance(error.__cause__, OutOfMemory):
-                self._lower_cap(model, sum(task.rows for task in tasks))
+                self._lower_cap(model, rows)
             if len(tasks) == 1:  # the text of the error may hold what clients must not see
-                return partial(StepResult, failed={tasks[0]: f"the model raised {error}"})
-        results = [self._start(model, [task])() for task in tasks]
+                return partial(StepResult, failed={tasks[0]: f"the model raised {error}"}), rows
+        results = [self._start(model, [task])[0]() for task in tasks]
         images = {task: image for result in results for task, image in result.images.items()}
         failed = {task: why for result in results for task, why in result.failed.items()}
         previews = {task: preview for result in results for task, preview in result.previews.items()}
-        return partial(StepResult, images, previews, failed)
+        return partial(StepResult, images, previews, failed), rows
 
     def _lower_cap(self, model: str, rows: int) -> None:
         """Half of what did not fit; a guided image needs two rows."""

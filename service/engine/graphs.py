@@ -11,11 +11,13 @@ ModelRunner is its reference.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from service.engine.request import ImageTask
 from service.engine.runner import LaunchedStep, ModelRunner
+from service.engine.slot_table import TaskArrays
 from service.engine.step_block import BYTES_PER_ROW, StepBlock, StepOutput, output_bytes, pack
 
 WARM_UP_RUNS = 2  # before a capture: kernels are compiled and libraries open their handles
@@ -118,24 +120,27 @@ class GraphRunner(ModelRunner):
         block, *host_blocks = (StepBlock(pair[0], rows, rows) for pair in (self._buffers, *self._host_buffers))
         shape = self.config.image_shape
         output, *host_outputs = (StepOutput(pair[1], rows, shape) for pair in (self._buffers, *self._host_buffers))
-        self._send([], block, host_blocks)
-        replay = self._graph_device.capture(lambda: self.advance(block, output))
-        self._graphs[rows] = CapturedStep(replay, block, output, host_blocks, host_outputs)
+        step = CapturedStep(lambda: None, block, output, host_blocks, host_outputs)
+        self._send(self.table.look_up([]), step)
+        self._graphs[rows] = step._replace(replay=self._graph_device.capture(lambda: self.advance(block, output)))
 
     @torch.inference_mode()
     def launch(self, tasks: list[ImageTask]) -> LaunchedStep:
-        step = self._graphs[self.step_rows(tasks)]
-        self._send(tasks, step.block, step.host_blocks)
+        arrays = self.table.look_up(tasks)
+        rows = self.step_rows(arrays)
+        step = self._graphs[rows]
+        self._send(arrays, step)
         step.replay()
-        shown, here = sum(task.is_shown for task in tasks), step.host_outputs[self._turn]
+        shown, here = int(np.count_nonzero(arrays.shown)), step.host_outputs[self._turn]
         wait = self._graph_device.fetch(step.output.part(shown), here.part(shown))
-        return LaunchedStep(tasks, here.finite, here.pixels, wait)
+        return LaunchedStep(arrays, rows, here.finite, here.pixels, wait)
 
-    def _send(self, tasks: list[ImageTask], block: StepBlock, host_blocks: list[StepBlock]) -> None:
+    def _send(self, arrays: TaskArrays, step: CapturedStep) -> None:
         """One asynchronous copy of the step's block to its fixed place on the device."""
-        self._turn = (self._turn + 1) % len(host_blocks)
-        pack(host_blocks[self._turn], tasks, self.config.num_classes, self.pool.scratch_slot)
-        block.bytes.copy_(host_blocks[self._turn].bytes, non_blocking=True)
+        self._turn = (self._turn + 1) % len(step.host_blocks)
+        host_block = step.host_blocks[self._turn]
+        pack(host_block, arrays, self.config.num_classes, self.pool.scratch_slot)
+        step.block.bytes.copy_(host_block.bytes, non_blocking=True)
 
     @torch.inference_mode()
     def _time_step(self, rows: int) -> float:
@@ -145,5 +150,5 @@ class GraphRunner(ModelRunner):
         for task in tasks:
             task.step = 1
         step = self._graphs[rows]
-        self._send(tasks, step.block, step.host_blocks)
+        self._send(self.table.look_up(tasks), step)
         return self._graph_device.seconds(step.replay)

@@ -24,6 +24,7 @@ class DeviceShare:
     weight: float = 1.0
     step_seconds: Callable[[int], float] = lambda rows: 0.0  # measured, by row count
     stretch: float = 1.0  # lately, latency over what the model's own work at admission explains
+    watched: Request | None = None  # from which stretch will learn next
     virtual_time: float = 0.0  # device seconds used over weight
     was_busy: bool = False
 

@@ -21,6 +21,11 @@ class Plan(Protocol):
         """Rows from each step to the end, and 0 behind the last one: num_steps + 1 numbers."""
         ...
 
+    @property
+    def steps_by_rows(self) -> dict[int, int]:
+        """How many steps have so many rows."""
+        ...
+
 
 class RequestStatus(StrEnum):
     WAITING = "waiting"
@@ -39,6 +44,10 @@ class ImageTask:
     index: int
     step: int = 0
     slot: int | None = None
+    last_step: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.last_step = self.request.params.num_steps - 1
 
     @property
     def seed(self) -> int:
@@ -53,15 +62,6 @@ class ImageTask:
     def rows(self) -> int:
         """Forward rows of the next step."""
         return self.request.plan.rows[self.step]
-
-    @property
-    def is_last_step(self) -> bool:
-        return self.step + 1 == self.request.params.num_steps
-
-    @property
-    def is_shown(self) -> bool:
-        """Whether the next step's image leaves the device: the finished one, or a preview."""
-        return self.is_last_step or self.step in self.request.preview_steps
 
     @property
     def remaining_rows(self) -> int:
@@ -80,7 +80,7 @@ class Request:
     num_previews: int = 0  # of each image on its way, evenly spread over the steps
     idle_seconds: float = 0.0  # what it would take on an idle engine; its target is a multiple of that
     seconds_alone: float = 0.0  # what it would take with its model's work at admission and no other
-    expected_seconds: float = 0.0  # latency as it was foretold at admission
+    expected_seconds: float = 0.0  # latency as it was foretold at admission; 0 where it was not
     arrived: float = 0.0
     started: float = 0.0
     finished: float = 0.0

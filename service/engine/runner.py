@@ -20,6 +20,7 @@ from models.checkpoint import ModelConfig
 from service.engine.latents import LatentPool
 from service.engine.plan import compile_plan
 from service.engine.request import ImageTask, Request
+from service.engine.slot_table import SlotTable, TaskArrays
 from service.engine.step_block import BYTES_PER_ROW, StepBlock, StepOutput, output_bytes, pack
 from service.wire.messages import Preview, SamplingParams
 
@@ -46,36 +47,41 @@ class LaunchedStep:
     """A step on its way through the device; tasks may advance before it is collected.
 
     Args:
+        num_rows: forward rows, with the padding.
         finite: [n or more] bool on the host, valid after wait().
         pixels: [images that are shown, or more, H, W, C] uint8 on the host, likewise.
     """
 
     def __init__(
         self,
-        tasks: list[ImageTask],
+        step: TaskArrays,
+        num_rows: int,
         finite: Tensor,
         pixels: Tensor,
         wait: Callable[[], None] = lambda: None,
     ):
-        self._finite, self._pixels, self._wait = finite, pixels, wait
-        self._tasks = {task: task.step for task in tasks}
-        self._shown = [(task, task.is_last_step) for task in tasks if task.is_shown]
+        self.num_rows = num_rows
+        self._step, self._finite, self._pixels, self._wait = step, finite, pixels, wait
 
     def collect(self) -> StepResult:
         """Waits for the device."""
         self._wait()
+        tasks, steps = self._step.tasks, self._step.steps
+        finite = self._finite.numpy()[: len(tasks)]
         failed = {
-            task: f"the model gave a non-finite image at step {step + 1}"
-            for (task, step), finite in zip(self._tasks.items(), self._finite.tolist(), strict=False)
-            if not finite
+            tasks[place]: f"the model gave a non-finite image at step {steps[place] + 1}"
+            for place in np.flatnonzero(~finite).tolist()
         }
         result = StepResult(failed=failed)
-        for (task, is_finished), view in zip(self._shown, self._pixels.numpy(), strict=False):
+        for place, view in zip(np.flatnonzero(self._step.shown).tolist(), self._pixels.numpy(), strict=False):
+            task, step = tasks[place], int(steps[place])
             image = view.copy()  # a view would keep all the step's images for the slowest of their readers
-            if task not in failed and is_finished:
+            if task in failed:
+                continue
+            if step == task.last_step:
                 result.images[task] = image
-            elif task not in failed:
-                result.previews[task] = Preview(image, task.index, self._tasks[task] + 1)
+            else:
+                result.previews[task] = Preview(image, task.index, step + 1)
         return result
 
 
@@ -97,6 +103,7 @@ class ModelRunner:
         for weight in (p for p in self.model.parameters() if p.dim() == 4):
             weight.data = weight.data.contiguous(memory_format=layout)
         self.pool = LatentPool(num_slots, config.image_shape, device, layout)
+        self.table = SlotTable(num_slots)
         self.step_seconds: dict[int, float] = {}  # measured by warm_up, by row count
         self.fixed_rows = num_slots  # of every step with a deterministic image
 
@@ -111,24 +118,24 @@ class ModelRunner:
         Raises:
             ModelFailed: the model raised. No slot has advanced then, so the step may be repeated.
         """
-        rows = self.step_rows(tasks)
+        step = self.table.look_up(tasks)
+        rows = self.step_rows(step)
         block = StepBlock(torch.empty(rows * BYTES_PER_ROW, dtype=torch.uint8), rows, len(tasks))
-        pack(block, tasks, self.config.num_classes, self.pool.scratch_slot)
+        pack(block, step, self.config.num_classes, self.pool.scratch_slot)
         block = StepBlock(block.bytes.to(self.device), rows, len(tasks))
         output = self.output(len(tasks), self.device)
         self.advance(block, output)
-        return LaunchedStep(tasks, output.finite.cpu(), output.pixels.cpu())
+        return LaunchedStep(step, rows, output.finite.cpu(), output.pixels.cpu())
 
     def output(self, num_images: int, device: torch.device) -> StepOutput:
         shape = self.config.image_shape
         size = output_bytes(num_images, shape)
         return StepOutput(torch.empty(size, dtype=torch.uint8, device=device), num_images, shape)
 
-    def step_rows(self, tasks: list[ImageTask]) -> int:
+    def step_rows(self, step: TaskArrays) -> int:
         """Rows that a step really runs; see service/engine/repetition.py for deterministic images."""
-        rows = sum(task.rows for task in tasks)
-        deterministic = any(task.request.params.deterministic for task in tasks)
-        return self.padded(max(rows, self.fixed_rows) if deterministic else rows)
+        rows = step.num_rows
+        return self.padded(max(rows, self.fixed_rows) if step.is_deterministic else rows)
 
     def runs(self, rows: int) -> bool:
         """Whether steps of so many rows are possible."""
@@ -201,12 +208,15 @@ class ModelRunner:
 
     def idle_seconds(self, request: Request, max_rows: int) -> float:
         """What the request would take if it were alone; its images take turns where they do not fit together."""
+        images, steps_by_rows = len(request.tasks), request.plan.steps_by_rows
         if request.params.deterministic:
-            full_steps = -(-len(request.tasks) * max(request.plan.rows) // max_rows) * len(request.plan.rows)
-            return full_steps * self.seconds(self.fixed_rows)
-        images = len(request.tasks)
-        turns = [divmod(images * rows, max_rows) for rows in request.plan.rows]
-        return sum(full * self.seconds(max_rows) + (self.seconds(rest) if rest else 0.0) for full, rest in turns)
+            turns = -(-images * max(steps_by_rows) // max_rows)
+            return turns * sum(steps_by_rows.values()) * self.seconds(self.fixed_rows)
+        seconds = 0.0
+        for rows, steps in steps_by_rows.items():
+            full, rest = divmod(images * rows, max_rows)
+            seconds += steps * (full * self.seconds(max_rows) + (self.seconds(rest) if rest else 0.0))
+        return seconds
 
     def seconds(self, rows: int) -> float:
         """Measured time of a step of `rows` rows (of the next larger count that was measured)."""

@@ -5,7 +5,7 @@ There is no compatibility key: steps, sampler, guidance and seed are data of a r
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from service.engine.request import ImageTask, Request, RequestStatus
 from service.engine.slots import SlotAllocator
@@ -18,6 +18,7 @@ class SchedulerOutput:
 
     tasks: list[ImageTask]  # every one holds a slot
     num_rows: int  # forward rows, at most the cap
+    leaving: list[ImageTask] = field(default_factory=list)  # those whose last step it is; known once it is launched
 
 
 class Scheduler:
@@ -45,6 +46,7 @@ class Scheduler:
         self.waiting: deque[ImageTask] = deque()
         self.running: list[ImageTask] = []  # in order of arrival
         self.requests: dict[str, Request] = {}
+        self._with_deadline: dict[str, Request] = {}
         self.num_waiting = 0  # requests of which no image has started
         self.queued_rows = 0  # evaluations of images that have not started
         self.backlog_rows = 0  # evaluations that accepted requests still need
@@ -73,6 +75,8 @@ class Scheduler:
             raise QueueFull(FULL_QUEUE, self.backlog_seconds)
         request.arrived = now
         self.requests[request.request_id] = request
+        if request.deadline_seconds is not None:
+            self._with_deadline[request.request_id] = request
         self.waiting.extend(request.tasks)
         self.num_waiting += 1
         self.queued_rows += request.remaining_rows
@@ -84,10 +88,11 @@ class Scheduler:
         The oldest image always fits, so a running image that finds no room waits a step and cannot starve.
         """
         tasks, rows = [], 0
-        for task in self.running:
-            if rows + task.rows <= self.max_rows:
+        for task in self.running:  # spelt out: a property an image would be a third of this loop
+            needed = rows + task.request.plan.rows[task.step]
+            if needed <= self.max_rows:
                 tasks.append(task)
-                rows += task.rows
+                rows = needed
         while self.waiting and self.slots and rows + self.waiting[0].rows <= self.max_rows:
             task = self._start(self.waiting.popleft(), now)
             tasks.append(task)
@@ -105,16 +110,19 @@ class Scheduler:
 
     def advance(self, output: SchedulerOutput) -> None:
         """Count a launched step: its images are a step further, and finished ones leave their slots."""
+        self.backlog_rows -= output.num_rows
         for task in output.tasks:
-            if task.is_last_step:
-                self._release(task)
-            self.backlog_rows -= task.rows
+            if task.step == task.last_step:
+                output.leaving.append(task)
             task.step += 1
+        for task in output.leaving:
+            self._release(task)
 
     def end(self, output: SchedulerOutput, failed: dict[ImageTask, str], now: float) -> list[Request]:
         """Take the results of a launched step; returns the requests it ended. A failed image ends its request."""
         ended = []
-        for request, task in ((task.request, task) for task in output.tasks):
+        for task in (*failed, *output.leaving):
+            request = task.request
             if request.status is not RequestStatus.RUNNING:
                 continue  # ended by another of its images, or while the step was on the device
             request.error = failed.get(task, "")
@@ -125,7 +133,7 @@ class Scheduler:
 
     def expire(self, now: float) -> list[Request]:
         """End the requests whose deadline has passed, waiting or running; returns them."""
-        late = [request for request in self.requests.values() if request.deadline <= now]
+        late = [request for request in self._with_deadline.values() if request.deadline <= now]
         for request in late:
             self._end(request, RequestStatus.EXPIRED, now)
         return late
@@ -138,14 +146,16 @@ class Scheduler:
 
     def _end(self, request: Request, status: RequestStatus, now: float) -> None:
         del self.requests[request.request_id]
+        self._with_deadline.pop(request.request_id, None)
         self.num_waiting -= request.status is RequestStatus.WAITING
-        self.queued_rows -= sum(t.remaining_rows for t in request.tasks if t.slot is None and t.step == 0)
+        if queued := sum(t.remaining_rows for t in request.tasks if t.slot is None and t.step == 0):
+            self.queued_rows -= queued
+            self.waiting = deque(task for task in self.waiting if task.request is not request)
         self.backlog_rows -= request.remaining_rows
         request.status, request.finished = status, now
         for task in request.tasks:
             if task.slot is not None:
                 self._release(task)
-        self.waiting = deque(task for task in self.waiting if task.request is not request)
 
     def _release(self, task: ImageTask) -> None:
         assert task.slot is not None  # callers checked

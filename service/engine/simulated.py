@@ -14,6 +14,7 @@ from models.checkpoint import ModelConfig
 from service.engine.request import ImageTask
 from service.engine.runner import LaunchedStep, ModelRunner, knee
 from service.engine.simulated_device import SimulatedDevice, StepCost
+from service.engine.slot_table import TaskArrays
 from service.engine.step_block import BYTES_PER_ROW, StepBlock, pack
 
 NO_WEIGHTS = torch.device("cpu")
@@ -35,17 +36,17 @@ class SimulatedRunner(ModelRunner):
         self._host_buffer = torch.empty(BYTES_PER_ROW * num_slots, dtype=torch.uint8)
 
     def launch(self, tasks: list[ImageTask]) -> LaunchedStep:
-        rows = self.step_rows(tasks)
-        self.send(tasks, rows)
+        step = self.table.look_up(tasks)
+        rows = self.step_rows(step)
+        self.send(step, rows)
         wait = self.simulated_device.launch(self.cost.seconds(rows))
-        shown = sum(task.is_shown for task in tasks)
-        pixels = self._picture.expand(shown, -1, -1, -1).clone()
-        return LaunchedStep(tasks, torch.ones(len(tasks), dtype=torch.bool), pixels, wait)
+        pixels = self._picture.expand(int(np.count_nonzero(step.shown)), -1, -1, -1)
+        return LaunchedStep(step, rows, torch.ones(len(tasks), dtype=torch.bool), pixels, wait)
 
-    def send(self, tasks: list[ImageTask], rows: int) -> None:
+    def send(self, step: TaskArrays, rows: int) -> None:
         """The host's part of a step, as it is before a forward on a GPU."""
-        block = StepBlock(self._host_buffer, rows, len(tasks))
-        pack(block, tasks, self.config.num_classes, self.pool.scratch_slot)
+        block = StepBlock(self._host_buffer, rows, len(step.tasks))
+        pack(block, step, self.config.num_classes, self.pool.scratch_slot)
 
     def choose_cap(self) -> int:
         return knee(self.step_seconds)

@@ -4,7 +4,7 @@ Letters: R forward rows (n conditional ones, then one unconditional per guided i
 """
 
 import math
-from typing import cast
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,10 +12,9 @@ from torch import Tensor
 
 from kernels.gather_rows import NUM_ROW_INDICES
 from kernels.sampler_step import NUM_COEFFICIENTS, NUM_INDICES
-from service.engine.plan import StepPlan
-from service.engine.request import ImageTask
+from service.engine.plan import LOOK
+from service.engine.slot_table import TaskArrays
 
-LOOK = 2  # factors of x and d in the image that leaves the device
 BYTES_PER_ROW = 8 * (NUM_ROW_INDICES + 1 + NUM_INDICES + 1) + 4 * (1 + NUM_COEFFICIENTS + LOOK)  # where n = R
 
 
@@ -39,6 +38,12 @@ class StepBlock:
         self.coefficients = coefficients.view(n, NUM_COEFFICIENTS)
         self.look = look.view(n, LOOK)
         # labels [R], timesteps [R]; places [n] is where in StepOutput.pixels an image goes, -1 for most
+
+    @cached_property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """Of a block on the host."""
+        numbers = self.indices, self.coefficients, self.places, self.look
+        return tuple(tensor.numpy() for tensor in (self.rows, self.labels, self.timesteps, *numbers))
 
 
 class StepOutput:
@@ -71,35 +76,28 @@ def output_bytes(num_images: int, image_shape: tuple[int, int, int]) -> int:
     return aligned(num_images) + num_images * math.prod(image_shape)
 
 
-def pack(block: StepBlock, tasks: list[ImageTask], null_label: int, scratch_slot: int) -> None:
+def pack(block: StepBlock, step: TaskArrays, null_label: int, scratch_slot: int) -> None:
     """Write a step into a block on the host.
 
     A block may be larger than its step, so that steps of different sizes share a CUDA graph. The rest is padding:
     rows of the scratch slot, and images there whose coefficients are all zero.
     """
-    n = len(tasks)
-    numbers = np.frombuffer(b"".join([cast(StepPlan, t.request.plan).numbers[t.step] for t in tasks]), np.float32)
-    numbers = numbers.reshape(n, 1 + NUM_COEFFICIENTS + LOOK)
-    timesteps, coefficients, look = np.split(numbers, [1, 1 + NUM_COEFFICIENTS], axis=1)
-    facts = [(t.slot, t.seed, t.step, t.class_label, t.rows, t.is_shown) for t in tasks]
-    slot, seed, step, label, rows, is_shown = np.array(facts, dtype=np.int64).reshape(n, 6).T
-    guided = np.flatnonzero(rows == 2)
-    order = np.concatenate([np.arange(n), guided])  # image of each forward row
-    R = len(order)
+    n, guided = len(step.tasks), np.flatnonzero(step.guided)
+    R = n + len(guided)
+    rows, labels, timesteps, indices, coefficients, places, look = block.arrays
+    rows[:n, 0], rows[:n, 1], rows[:n, 2] = step.slots, step.seeds, step.steps == 0
+    rows[n:R] = rows[guided]
+    rows[R:] = scratch_slot, 0, 0
+    labels[:n], labels[n:] = step.labels, null_label
+    timesteps[:n] = step.numbers[:, 0]
+    timesteps[n:R], timesteps[R:] = timesteps[guided], 0
 
-    block_rows, block_labels, block_timesteps = block.rows.numpy(), block.labels.numpy(), block.timesteps.numpy()
-    block_rows[:R] = np.stack([slot, seed, step == 0], axis=1)[order]
-    block_labels[:n], block_labels[n:] = label, null_label
-    block_timesteps[:R] = timesteps[order, 0]
-    block_rows[R:], block_timesteps[R:] = (scratch_slot, 0, 0), 0
+    conditional = np.arange(n)
+    indices[:n, 0], indices[:n, 1], indices[:n, 2] = step.slots, conditional, conditional
+    indices[:n, 3], indices[:n, 4] = step.seeds, step.steps + 1
+    indices[guided, 2] = np.arange(n, R)
+    indices[n:], coefficients[n:] = (scratch_slot, 0, 0, 0, 0), 0
+    coefficients[:n] = step.numbers[:, 1 : 1 + NUM_COEFFICIENTS]
 
-    uncond_row = np.arange(n)
-    uncond_row[guided] = np.arange(n, R)
-    indices, block_coefficients = block.indices.numpy(), block.coefficients.numpy()
-    indices[:n] = np.stack([slot, np.arange(n), uncond_row, seed, step + 1], axis=1)
-    block_coefficients[:n] = coefficients
-    indices[n:], block_coefficients[n:] = (scratch_slot, 0, 0, 0, 0), 0
-
-    places, block_look = block.places.numpy(), block.look.numpy()
-    places[:n], places[n:] = np.where(is_shown, np.cumsum(is_shown) - 1, -1), -1
-    block_look[:n], block_look[n:] = look, 0
+    places[:n], places[n:] = np.where(step.shown, np.cumsum(step.shown) - 1, -1), -1
+    look[:n], look[n:] = step.numbers[:, 1 + NUM_COEFFICIENTS :], 0

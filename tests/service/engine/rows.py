@@ -1,5 +1,6 @@
 """Requests whose plan is two tuples of row counts, and a step without a device."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, count
@@ -18,6 +19,10 @@ class Rows:
 
     rows: tuple[int, ...]
     remaining: tuple[int, ...]
+
+    @property
+    def steps_by_rows(self) -> dict[int, int]:
+        return dict(Counter(self.rows))
 
 
 def make_request(*rows: int, n: int = 1) -> Request:
@@ -38,7 +43,7 @@ def finish_step(
 ) -> list[Request]:
     """What the runner and the core do after schedule."""
     for task in output.tasks:
-        if task.is_last_step and task not in failed:
+        if task.step == task.last_step and task not in failed:
             task.request.images[task.index] = f"image {task.index}"
     scheduler.advance(output)
     return scheduler.end(output, dict.fromkeys(failed, "broken"), now)

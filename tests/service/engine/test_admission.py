@@ -41,7 +41,6 @@ def test_one_request_asks_for_a_third_of_the_device() -> None:
     share = make_share(steps(10))
     assert utilisation({MODEL: share}, now=0.0) == pytest.approx(1 / TARGET_FACTOR)
     assert utilisation({MODEL: make_share()}, now=0.0) == 0.0
-    assert utilisation({MODEL: make_share()}, 0.0, steps(10)) == pytest.approx(1 / TARGET_FACTOR)
 
 
 def test_time_that_passes_and_deadlines_raise_the_pace() -> None:
@@ -66,7 +65,7 @@ def test_models_add_up() -> None:
 
 def full_device() -> dict[str, DeviceShare]:
     shares = {MODEL: make_share(*[steps(10, n=4) for _ in range(4)])}
-    assert utilisation(shares, 0.0, steps(10)) > FULL
+    assert utilisation(shares, 0.0) > FULL
     return shares
 
 
@@ -93,7 +92,7 @@ def test_a_model_within_its_part_of_the_device_is_not_refused_for_the_other() ->
     shares = full_device() | {"flooded": full_device()[MODEL]}
     shares[MODEL] = make_share()
     for now in (0.0, STANDING_SECONDS, 2 * STANDING_SECONDS):
-        assert utilisation(shares, now, steps(10)) > FULL
+        assert utilisation(shares, now) > FULL
         assert not guard.refuses(steps(10), shares, now)
     shares[MODEL].weight = 0.4  # now a third of the device is more than its part
     assert not guard.refuses(steps(10), shares, 1.0)

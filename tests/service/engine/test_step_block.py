@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from service.engine.slot_table import SlotTable
 from service.engine.step_block import BYTES_PER_ROW, StepBlock, StepOutput, output_bytes, pack
 from tests.service.engine.tiny import make_params, make_request
 
@@ -22,7 +23,7 @@ def packed(num_rows: int, num_images: int, rubbish: int = 255) -> StepBlock:
     tasks[0].step = 2
     for task, slot in zip(tasks, (3, 0, 9), strict=True):
         task.slot = slot
-    pack(block, tasks, NULL, SCRATCH)
+    pack(block, SlotTable(SCRATCH).look_up(tasks), NULL, SCRATCH)
     return block
 
 
@@ -68,14 +69,14 @@ def test_previews_leave_beside_finished_images_each_with_its_look() -> None:
     tasks[2].step = 1
     for task, slot in zip(tasks, (5, 2, 7), strict=True):
         task.slot = slot
-    pack(block, tasks, NULL, SCRATCH)
+    pack(block, SlotTable(SCRATCH).look_up(tasks), NULL, SCRATCH)
     assert block.places.tolist() == [0, 1, 2]
     assert block.look.tolist() == [[0, 1], [1, 0], [1, -0.5]]  # the flow's x0 = x - u v, at u = 1/2
 
 
 def test_a_block_of_nobody_is_all_padding() -> None:
     block = StepBlock(torch.zeros(BYTES_PER_ROW * 2, dtype=torch.uint8), 2, 2)
-    pack(block, [], NULL, SCRATCH)
+    pack(block, SlotTable(SCRATCH).look_up([]), NULL, SCRATCH)
     assert block.rows.tolist() == [[SCRATCH, 0, 0]] * 2
     assert block.places.tolist() == [-1] * 2
 

@@ -99,7 +99,7 @@ class RecordingRunner(ModelRunner):
     def launch(self, tasks: list[ImageTask]) -> LaunchedStep:
         launched = super().launch(tasks)
         for task in tasks:
-            if task.is_last_step:
+            if task.step == task.last_step:
                 self.latents[task.request.request_id, task.index] = self.pool.x[task.slot].clone()
         return launched
 

@@ -1,0 +1,104 @@
+"""What the host looks up for the images of a step: written when an image takes its slot, read as whole arrays.
+
+Letters: S slots, n images of a step.
+"""
+
+from typing import NamedTuple, cast
+
+import numpy as np
+
+from service.engine.plan import NUM_NUMBERS, StepPlan
+from service.engine.request import ImageTask
+
+LEAST_ROWS = 1024  # of the table of plans
+
+
+class TaskArrays(NamedTuple):
+    """The images of a step as arrays [n]; a snapshot, for the tasks advance while the step is on the device."""
+
+    tasks: list[ImageTask]
+    slots: np.ndarray  # int64
+    steps: np.ndarray  # int64, from 0
+    seeds: np.ndarray  # int64
+    labels: np.ndarray  # int64
+    numbers: np.ndarray  # [n, 1 + 8 + 2] float32, of StepPlan
+    guided: np.ndarray  # bool: with a second row
+    shown: np.ndarray  # bool: leaves the device with this step, finished or as a preview
+    is_deterministic: bool
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.tasks) + int(np.count_nonzero(self.guided))
+
+
+class SlotTable:
+    """Seeds, labels and plans by slot.
+
+    A plan is a range of rows in one table, so that the numbers of all images of a step are one indexed read.
+    """
+
+    def __init__(self, num_slots: int):
+        self._tasks: list[ImageTask | None] = [None] * num_slots  # who was last seen in each slot
+        self._facts = np.zeros((num_slots, 4), np.int64)  # seed, label, first row of the plan, last step
+        self._previews: dict[int, frozenset[int]] = {}  # by slot
+        self._deterministic: set[int] = set()  # slots
+        self._numbers = np.zeros((LEAST_ROWS, NUM_NUMBERS), np.float32)
+        self._guided = np.zeros(LEAST_ROWS, bool)
+        self._plans: dict[int, tuple[StepPlan, int]] = {}  # with its first row, by identity
+        self._used = 0
+
+    def look_up(self, tasks: list[ImageTask]) -> TaskArrays:
+        """Every task holds a slot."""
+        seen = self._tasks
+        places = [task.slot for task in tasks]
+        for task, slot in zip(tasks, cast(list[int], places), strict=True):
+            if seen[slot] is not task:
+                self._enter(task)
+        slots = np.array(places, np.int64)
+        steps = np.array([task.step for task in tasks], np.int64)
+        seeds, labels, first_rows, last_steps = self._facts[slots].T
+        rows, shown = first_rows + steps, steps == last_steps
+        if self._previews:
+            for place, task in enumerate(tasks):
+                shown[place] |= task.step in self._previews.get(cast(int, task.slot), ())
+        deterministic = bool(self._deterministic) and not self._deterministic.isdisjoint(slots.tolist())
+        found = self._numbers[rows], self._guided[rows]
+        return TaskArrays(tasks, slots, steps, seeds, labels, *found, shown, deterministic)
+
+    def _enter(self, task: ImageTask) -> None:
+        slot, request = cast(int, task.slot), task.request
+        self._tasks[slot] = task
+        first_row = self._first_row(cast(StepPlan, request.plan))
+        self._facts[slot] = task.seed, task.class_label, first_row, task.last_step
+        self._previews.pop(slot, None)
+        if request.preview_steps:
+            self._previews[slot] = request.preview_steps
+        self._deterministic.discard(slot)
+        if request.params.deterministic:
+            self._deterministic.add(slot)
+
+    def _first_row(self, plan: StepPlan) -> int:
+        if id(plan) not in self._plans:
+            if self._used + len(plan.rows) > len(self._numbers):
+                self._make_room()
+            if id(plan) not in self._plans:
+                self._append(plan)
+        return self._plans[id(plan)][1]
+
+    def _append(self, plan: StepPlan) -> None:
+        rows = slice(self._used, self._used + len(plan.rows))
+        self._numbers[rows], self._guided[rows] = plan.numbers, np.array(plan.rows) == 2
+        self._plans[id(plan)] = plan, self._used
+        self._used = rows.stop
+
+    def _make_room(self) -> None:
+        """Keep the plans of those who hold a slot, and leave as much room again."""
+        holders = [(slot, task) for slot, task in enumerate(self._tasks) if task is not None]
+        plans = {id(task.request.plan): cast(StepPlan, task.request.plan) for _, task in holders}
+        capacity = max(LEAST_ROWS, 2 * sum(len(plan.rows) for plan in plans.values()))
+        self._numbers, self._guided = np.zeros((capacity, NUM_NUMBERS), np.float32), np.zeros(capacity, bool)
+        self._plans, self._used = {}, 0
+        for plan in plans.values():
+            self._append(plan)
+        for slot, task in holders:
+            self._facts[slot, 2] = self._plans[id(task.request.plan)][1]
