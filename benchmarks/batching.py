@@ -17,6 +17,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Hashable
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,12 @@ class KeyedScheduler(Scheduler):
         started = set(self.running)
         self.waiting = type(self.waiting)(t for t in everyone if t not in started)
         return output
+
+    def _least_slack(self, now: float) -> list[ImageTask]:
+        """First come, first served."""
+        line = [*self.running, *self.waiting]
+        rows = accumulate(task.rows for task in line)
+        return [task for task, total in zip(line, rows, strict=True) if total <= self.max_rows]
 
 
 class Sequential(KeyedScheduler):

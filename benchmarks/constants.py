@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from benchmarks.scheduling import arrivals, capacity, simulate
-from service.engine import admission, policy
+from service.engine import admission, policy, request, scheduler
 
 LOADS = (0.7, 1.5)
 EQUAL = {"dit": 0.5, "unet": 0.5}
@@ -26,6 +26,7 @@ CHANGES = (  # where, which, a smaller and a larger value
     (admission, "OWN_PART", 0.5, 1.0),
     (admission, "LEARNING_RATE", 0.02, 0.5),
     (admission, "CALM_SECONDS", 0.2, 5.0),
+    (scheduler, "OVERDUE", 5.0, 20.0),
 )
 
 
@@ -50,10 +51,10 @@ def in_time_beside_a_flood(flooded: str, quiet: str, seconds: float, rows: int) 
     """Share of the quiet model's requests."""
     flood = arrivals(3 * capacity(rows, {flooded: 1.0}), seconds, {flooded: 1.0}, seed=1)
     drops = arrivals(0.1 * capacity(rows, {quiet: 1.0}), seconds, {quiet: 1.0}, seed=2)
-    for _, request in drops:
-        request.request_id += " quiet"
+    for _, drop in drops:
+        drop.request_id += " quiet"
     outcome = simulate(sorted(flood + drops, key=lambda pair: pair[0]), seconds, policy.pick, True, rows)
-    return int((np.array(outcome.slowdowns[quiet]) <= policy.TARGET_FACTOR).sum()) / len(drops)
+    return int((np.array(outcome.slowdowns[quiet]) <= request.TARGET_FACTOR).sum()) / len(drops)
 
 
 def measure(seconds: float, rows: int) -> list[float]:

@@ -13,8 +13,7 @@ import numpy as np
 
 from benchmarks.scheduling import CONFIG, COSTS, GUIDANCE, STEPS, Clock, VirtualRunner, arrivals
 from service.engine.core import EngineConfig, EngineCore
-from service.engine.policy import TARGET_FACTOR
-from service.engine.request import Request
+from service.engine.request import TARGET_FACTOR, Request
 from service.engine.simulated import StepCost
 from service.wire.errors import EngineError
 
@@ -44,7 +43,7 @@ class CappedRunner(VirtualRunner):
     """A runner whose row cap is its number of slots, so that each model can have its own cap."""
 
     def warm_up(self, max_rows: int | None, on_progress: Callable[[], None] = lambda: None) -> int:
-        return super().warm_up(len(self.pool), on_progress)
+        return super().warm_up(self.max_rows, on_progress)
 
 
 class Replica:

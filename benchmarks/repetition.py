@@ -74,7 +74,7 @@ def main() -> None:
     model, config = load_checkpoint(arguments.checkpoint)
     device = choose_device("auto")
     dtype = choose_dtype("auto", device)
-    runner = ModelRunner(model, config, device, dtype, num_slots=arguments.rows)
+    runner = ModelRunner(model, config, device, dtype, max_rows=arguments.rows)
     print(f"{arguments.checkpoint}, {device}, {dtype}, at most {arguments.rows} rows a step")
     print("| requests at once | time with deterministic over time without | least to most |\n|---|---|---|")
     for crowd, found in measure(runner, arguments.rows, arguments.repeats).items():

@@ -18,8 +18,8 @@ import numpy as np
 from models.checkpoint import ModelConfig
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.plan import compile_plan
-from service.engine.policy import TARGET_FACTOR, DeviceShare, Policy, pick, wake
-from service.engine.request import Request
+from service.engine.policy import DeviceShare, Policy, pick, wake
+from service.engine.request import TARGET_FACTOR, Request
 from service.engine.simulated import SimulatedRunner
 from service.engine.simulated_device import SimulatedDevice, StepCost
 from service.engine.slot_table import TaskArrays

@@ -87,7 +87,8 @@ def play(config: ModelConfig) -> list[Lane]:
 
 def make_request(config: ModelConfig, label: int, sampler: str, steps: int, guidance: float) -> Request:
     params = SamplingParams("model", label, steps, sampler, guidance, (0.0, 1.0), seeds=(40 + label,))
-    return Request(f"{label} {sampler}", params, compile_plan(config, params))
+    plan = compile_plan(config, params)
+    return Request(f"{label} {sampler}", params, plan, idle_seconds=float(steps))  # a forward takes a second
 
 
 def run(scheduler: Scheduler, output: SchedulerOutput, now: int) -> None:
@@ -130,7 +131,7 @@ def draw_head(shown: list[Lane], bottom: int) -> Iterator[str]:
     x = LEFT + SHOWN * CELL
     rows = sum(count for lane in shown for forward, _, count in lane.cells if forward == SHOWN)
     yield '<text x="16" y="20">A column is one forward pass of the network.</text>'
-    yield '<text x="16" y="36">Dots: waiting for rows.</text>'
+    yield '<text x="16" y="36">Dots and gaps: others have less slack.</text>'
     yield f'<text class="strong" x="{x}" y="28">↓ one forward: {len(shown)} requests, {rows} rows</text>'
     yield f'<rect class="shown" x="{x - 1}" y="{TOP - 10}" width="{CELL + 2}" height="{bottom - TOP + 14}" rx="5"/>'
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from math import inf
 
-from service.engine.policy import DeviceShare, needed_seconds, target_seconds
+from service.engine.policy import DeviceShare
 from service.engine.request import ImageTask, Request, RequestStatus
 
 FULL = 1.1  # utilisation that is too much; estimates are pessimistic: all requests never need their pace at once
@@ -44,8 +44,8 @@ def demand(share: DeviceShare, now: float) -> Demand:
 
 def _demand_of(request: Request, age: float) -> Demand:
     open_tasks = [task for task in request.tasks if task.remaining_rows]
-    left, pace = target_seconds(request) - age, 0.0
-    if open_tasks and left >= needed_seconds(request):  # the others are late whatever happens
+    left, pace = request.target_seconds - age, 0.0
+    if open_tasks and left >= request.needed_seconds:  # the others are late whatever happens
         k = max(request.params.num_steps - task.step for task in open_tasks)
         pace = k / max(left, 1e-9)
     return Demand(sum(task.rows for task in open_tasks), pace)

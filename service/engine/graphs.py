@@ -101,7 +101,7 @@ class GraphRunner(ModelRunner):
         super().__init__(*args)
         self._graphs: dict[int, CapturedStep] = {}  # by row bucket
         self._graph_device = graph_device
-        sizes = BYTES_PER_ROW * len(self.pool), output_bytes(len(self.pool), self.config.image_shape)
+        sizes = BYTES_PER_ROW * self.max_rows, output_bytes(self.max_rows, self.config.image_shape)
         self._buffers = [torch.zeros(size, dtype=torch.uint8, device=self.device) for size in sizes]
         # Two of each, because the copies of the last step may still be under way.
         self._host_buffers = [

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from service.engine.request import Request
 from service.engine.scheduler import Scheduler
 
-TARGET_FACTOR = 3.0  # target latency over idle latency
 MAX_LAG = 0.02  # seconds of weighted device time that a model may fall behind
 AT_RISK = 0.1  # relative slack that a model which is behind must keep through a step of another one
 
@@ -33,26 +32,10 @@ class DeviceShare:
 
         At least 0: requests that are late already have nothing to lose, and must not make others late.
         """
-        return max(0.0, min(slack(r, now) for r in self.scheduler.requests.values() if r.remaining_rows))
+        return max(0.0, min(r.slack(now) for r in self.scheduler.requests.values() if r.remaining_rows))
 
 
 Policy = Callable[[dict[str, DeviceShare], float], str | None]  # shares by model, now -> the model that runs
-
-
-def target_seconds(request: Request) -> float:
-    """After its arrival."""
-    return TARGET_FACTOR * request.idle_seconds if request.deadline_seconds is None else request.deadline_seconds
-
-
-def needed_seconds(request: Request) -> float:
-    """To its end, if it had the device for itself."""
-    return request.idle_seconds * request.remaining_rows / request.total_rows
-
-
-def slack(request: Request, now: float) -> float:
-    """(target - now - time still needed) / idle latency; negative when the target cannot be met."""
-    left = request.arrived + target_seconds(request) - now
-    return (left - needed_seconds(request)) / max(request.idle_seconds, 1e-9)
 
 
 def pick(shares: dict[str, DeviceShare], now: float) -> str | None:

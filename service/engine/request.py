@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from service.wire.messages import SamplingParams
 
+TARGET_FACTOR = 3.0  # target latency over idle latency
+
 
 class Plan(Protocol):
     """A sampler table made ready for the runner; the scheduler looks at the row counts only."""
@@ -106,6 +108,21 @@ class Request:
     @property
     def total_rows(self) -> int:
         return len(self.tasks) * self.plan.remaining[0]
+
+    @property
+    def target_seconds(self) -> float:
+        """After its arrival: its deadline, or a multiple of its own idle latency, so that short ones are sooner."""
+        return TARGET_FACTOR * self.idle_seconds if self.deadline_seconds is None else self.deadline_seconds
+
+    @property
+    def needed_seconds(self) -> float:
+        """To its end, if it had the device for itself."""
+        return self.idle_seconds * self.remaining_rows / self.total_rows
+
+    def slack(self, now: float) -> float:
+        """(target - now - time still needed) / idle latency; negative when the target cannot be met."""
+        left = self.arrived + self.target_seconds - now
+        return (left - self.needed_seconds) / max(self.idle_seconds, 1e-9)
 
 
 def preview_steps(count: int, num_steps: int) -> frozenset[int]:

@@ -20,6 +20,7 @@ from models.checkpoint import ModelConfig
 from service.engine.latents import LatentPool
 from service.engine.plan import compile_plan
 from service.engine.request import ImageTask, Request
+from service.engine.scheduler import SLOTS_PER_ROW
 from service.engine.slot_table import SlotTable, TaskArrays
 from service.engine.step_block import BYTES_PER_ROW, StepBlock, StepOutput, output_bytes, pack
 from service.wire.messages import Preview, SamplingParams
@@ -89,23 +90,25 @@ class ModelRunner:
     """A model, its latent pool and its measured step times.
 
     Args:
-        num_slots: images that may run at once; the largest row count that warm_up will try.
+        max_rows: the largest row count that warm_up will try. There are more slots, so that images can take turns.
     """
 
     steps_ahead = 0  # steps that the host may launch before it collects the oldest one
 
     def __init__(
-        self, model: nn.Module, config: ModelConfig, device: torch.device, dtype: torch.dtype, num_slots: int
+        self, model: nn.Module, config: ModelConfig, device: torch.device, dtype: torch.dtype, max_rows: int
     ):
         self.config, self.device, self.dtype = config, device, dtype
         self.model = model.to(device, dtype).eval()
         layout = preferred_layout(self.model, device)
         for weight in (p for p in self.model.parameters() if p.dim() == 4):
             weight.data = weight.data.contiguous(memory_format=layout)
+        num_slots = SLOTS_PER_ROW * max_rows
         self.pool = LatentPool(num_slots, config.image_shape, device, layout)
         self.table = SlotTable(num_slots)
+        self.max_rows = max_rows
         self.step_seconds: dict[int, float] = {}  # measured by warm_up, by row count
-        self.fixed_rows = num_slots  # of every step with a deterministic image
+        self.fixed_rows = max_rows  # of every step with a deterministic image
 
     def execute(self, tasks: list[ImageTask]) -> StepResult:
         """Run one step of every task to its end; see launch."""
@@ -166,7 +169,7 @@ class ModelRunner:
         lower where the device has no memory for more.
         """
         self.step_seconds.clear()
-        for rows in reversed(row_counts(max_rows or len(self.pool))):
+        for rows in reversed(row_counts(max_rows or self.max_rows)):
             try:
                 self.prepare(rows)
                 self.step_seconds[rows] = min(self._time_step(rows) for _ in range(WARM_UP_REPEATS))

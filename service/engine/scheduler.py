@@ -1,6 +1,8 @@
-"""Which images take part in the next step of one model: first come, first served, joined at every step.
+"""Which images take part in the next step of one model, joined at every step.
 
 There is no compatibility key: steps, sampler, guidance and seed are data of a row. The one limit is their number.
+All take part where they fit. Where they do not, those go first that have the least slack until their target, so a
+short request overtakes long ones; an image that is left out keeps its slot and its latents.
 """
 
 from collections import deque
@@ -10,6 +12,11 @@ from dataclasses import dataclass, field
 from service.engine.request import ImageTask, Request, RequestStatus
 from service.engine.slots import SlotAllocator
 from service.wire.errors import FULL_QUEUE, QueueFull
+
+SLOTS_PER_ROW = 2  # images that may have begun, over the rows of a step; 4 and 8 gave the same
+# Who is late has nothing to lose and goes behind those who are not, but not for ever: from so many idle latencies
+# beyond the target on, a part of the rows is theirs, the oldest first.
+OVERDUE, OVERDUE_PART = 10.0, 1 / 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +49,7 @@ class Scheduler:
             raise ValueError(f"max_rows must be at least 2 (one guided image), got {max_rows}")
         self.max_rows, self.max_requests, self.max_evaluations = max_rows, max_requests, max_evaluations
         self.seconds_per_row = seconds_per_row
-        self.slots = SlotAllocator(max_rows)  # an image needs at least one row
+        self.slots = SlotAllocator(SLOTS_PER_ROW * max_rows)
         self.waiting: deque[ImageTask] = deque()
         self.running: list[ImageTask] = []  # in order of arrival
         self.requests: dict[str, Request] = {}
@@ -83,21 +90,50 @@ class Scheduler:
         self.backlog_rows += request.remaining_rows
 
     def schedule(self, now: float) -> SchedulerOutput:
-        """The images of the next step: the running ones, then as many new ones as rows are left.
-
-        The oldest image always fits, so a running image that finds no room waits a step and cannot starve.
-        """
+        """The images of the next step: all of them, or those of least slack where they do not fit."""
         tasks, rows = [], 0
         for task in self.running:  # spelt out: a property an image would be a third of this loop
-            needed = rows + task.request.plan.rows[task.step]
-            if needed <= self.max_rows:
-                tasks.append(task)
-                rows = needed
-        while self.waiting and self.slots and rows + self.waiting[0].rows <= self.max_rows:
-            task = self._start(self.waiting.popleft(), now)
+            rows += task.request.plan.rows[task.step]
             tasks.append(task)
-            rows += task.rows
+        places = len(self.slots)
+        for task in self.waiting:
+            rows, places = rows + task.rows, places - 1
+            if rows > self.max_rows or places < 0:
+                break
+            tasks.append(task)
+        if rows > self.max_rows or places < 0:
+            tasks = self._least_slack(now)
+            rows = sum(task.rows for task in tasks)
+        if any(task.slot is None for task in tasks):
+            for task in tasks:
+                if task.slot is None:
+                    self._start(task, now)
+            self.waiting = deque(task for task in self.waiting if task.slot is None)
         return SchedulerOutput(tasks, rows)
+
+    def _least_slack(self, now: float) -> list[ImageTask]:
+        slacks = {request: request.slack(now) for request in self.requests.values()}  # in order of arrival
+        ordered = sorted(slacks, key=lambda request: (slacks[request] < 0, max(slacks[request], 0.0)))
+        overdue = [request for request in slacks if slacks[request] < -OVERDUE]
+        chosen: dict[ImageTask, None] = {}
+        places = self._choose(overdue, max(2, int(OVERDUE_PART * self.max_rows)), len(self.slots), chosen)
+        taken = sum(task.rows for task in chosen)
+        self._choose(ordered, self.max_rows - taken, places, chosen)
+        return list(chosen)
+
+    @staticmethod
+    def _choose(requests: list[Request], room: int, places: int, chosen: dict[ImageTask, None]) -> int:
+        """Add what fits into so many rows and free slots; returns the slots that are left."""
+        for request in requests:
+            for task in request.tasks:
+                begins = task.slot is None
+                if task.step > task.last_step or task in chosen or task.rows > room or places < begins:
+                    continue
+                chosen[task] = None
+                room, places = room - task.rows, places - begins
+            if room < 1:
+                break
+        return places
 
     def _start(self, task: ImageTask, now: float) -> ImageTask:
         task.slot = self.slots.allocate()

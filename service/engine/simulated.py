@@ -29,11 +29,11 @@ class SimulatedRunner(ModelRunner):
 
     steps_ahead = 1
 
-    def __init__(self, config: ModelConfig, cost: StepCost, num_slots: int, device: SimulatedDevice | None = None):
-        super().__init__(nn.Identity(), config, NO_WEIGHTS, torch.float32, num_slots)
+    def __init__(self, config: ModelConfig, cost: StepCost, max_rows: int, device: SimulatedDevice | None = None):
+        super().__init__(nn.Identity(), config, NO_WEIGHTS, torch.float32, max_rows)
         self.cost, self.simulated_device = cost, device or SimulatedDevice()
         self._picture = torch.from_numpy(stripes(config.image_shape))
-        self._host_buffer = torch.empty(BYTES_PER_ROW * num_slots, dtype=torch.uint8)
+        self._host_buffer = torch.empty(BYTES_PER_ROW * max_rows, dtype=torch.uint8)
 
     def launch(self, tasks: list[ImageTask]) -> LaunchedStep:
         step = self.table.look_up(tasks)

@@ -7,15 +7,19 @@ class SlotAllocator:
     def __init__(self, num_slots: int):
         self.num_slots = num_slots
         self._free = list(range(num_slots - 1, -1, -1))
+        self._is_free = [True] * num_slots
 
     def __len__(self) -> int:
         """Free slots."""
         return len(self._free)
 
     def allocate(self) -> int:
-        return self._free.pop()
+        slot = self._free.pop()
+        self._is_free[slot] = False
+        return slot
 
     def free(self, slot: int) -> None:
-        if not 0 <= slot < self.num_slots or slot in self._free:
+        if not 0 <= slot < self.num_slots or self._is_free[slot]:
             raise ValueError(f"slot {slot} is not in use")
+        self._is_free[slot] = True
         self._free.append(slot)

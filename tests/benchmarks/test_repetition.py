@@ -14,7 +14,7 @@ from service.engine.runner import ModelRunner
 @pytest.fixture
 def runner(checkpoints: Path) -> ModelRunner:
     model, config = load_checkpoint(checkpoints / "dit")
-    return ModelRunner(model, config, torch.device("cpu"), torch.float32, num_slots=4)
+    return ModelRunner(model, config, torch.device("cpu"), torch.float32, max_rows=4)
 
 
 def test_every_crowd_is_timed_in_every_repeat(runner: ModelRunner) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from benchmarks import scheduling
 from benchmarks.scheduling import Outcome, alternate, arrivals, capacity, compare, simulate
-from service.engine.policy import TARGET_FACTOR, pick
+from service.engine.policy import pick
+from service.engine.request import TARGET_FACTOR
 
 SLACK, REFUSING = "least relative slack", "least relative slack, refusing"
 ROWS = 32

@@ -14,8 +14,8 @@ from service.engine.admission import (
     learn,
     utilisation,
 )
-from service.engine.policy import TARGET_FACTOR, DeviceShare
-from service.engine.request import Request
+from service.engine.policy import DeviceShare
+from service.engine.request import TARGET_FACTOR, Request
 from service.engine.scheduler import Scheduler
 from tests.service.engine.rows import UNBOUNDED, make_request, run_step
 

@@ -189,7 +189,7 @@ def test_a_failure_ends_its_request_once_though_a_later_step_is_on_its_way() -> 
     assert bad.status is RequestStatus.FAILED
     assert bad.error == "the model gave a non-finite image at step 3"
     assert good.status is RequestStatus.FINISHED
-    assert len(core.shares["dit"].scheduler.slots) == core.shares["dit"].scheduler.max_rows
+    assert len(slots := core.shares["dit"].scheduler.slots) == slots.num_slots
 
 
 @pytest.mark.parametrize("after", range(1, 4))
@@ -204,7 +204,7 @@ def test_an_abort_while_the_last_step_is_on_the_device_is_an_end(after: int) -> 
     ended, _ = drive(core, {0: []})
     assert ended == [stays]
     assert (gone.status, stays.status) == (RequestStatus.ABORTED, RequestStatus.FINISHED)
-    assert len(core.shares["dit"].scheduler.slots) == core.shares["dit"].scheduler.max_rows
+    assert len(slots := core.shares["dit"].scheduler.slots) == slots.num_slots
 
 
 class Cramped(nn.Module):

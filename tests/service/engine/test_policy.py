@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.engine.policy import AT_RISK, MAX_LAG, TARGET_FACTOR, DeviceShare, pick, slack
-from service.engine.request import Request
+from service.engine.policy import AT_RISK, MAX_LAG, DeviceShare, pick
+from service.engine.request import TARGET_FACTOR, Request
 from service.engine.scheduler import Scheduler
 from tests.service.engine.rows import UNBOUNDED, make_request, run_step
 
@@ -52,15 +52,15 @@ def test_the_only_model_with_work_runs_whatever_it_has_used() -> None:
 
 def test_slack_is_counted_in_idle_latencies() -> None:
     request = make_timed(num_steps=10, idle_seconds=10.0)
-    assert slack(request, now=0.0) == TARGET_FACTOR - 1  # at arrival, whatever the size
-    assert slack(request, now=20.5) < 0  # too late
+    assert request.slack(now=0.0) == TARGET_FACTOR - 1  # at arrival, whatever the size
+    assert request.slack(now=20.5) < 0  # too late
     request.arrived, request.tasks[0].step = 100.0, 6
     # the target is at 130: at 112 there are 18 s left, of which 4 of the 10 steps need 4
-    assert slack(request, now=112.0) == pytest.approx(1.4)
+    assert request.slack(now=112.0) == pytest.approx(1.4)
 
 
 def test_slack_of_a_request_that_costs_nothing_is_a_number() -> None:
-    assert slack(make_timed(num_steps=1, idle_seconds=0.0), now=1.0) < 0
+    assert make_timed(num_steps=1, idle_seconds=0.0).slack(now=1.0) < 0
 
 
 @pytest.mark.parametrize("urgent", ["short", "long"])
@@ -91,9 +91,9 @@ def test_waiting_hurts_the_fast_model_sooner() -> None:
 def test_a_deadline_is_the_target_where_there_is_one() -> None:
     request = make_timed(num_steps=10, idle_seconds=10.0)
     request.deadline_seconds = 15.0
-    assert slack(request, now=2.0) == pytest.approx((15.0 - 2.0 - 10.0) / 10.0)
+    assert request.slack(now=2.0) == pytest.approx((15.0 - 2.0 - 10.0) / 10.0)
     request.deadline_seconds = 1000.0  # it can wait longer than others, too
-    assert slack(request, now=2.0) > TARGET_FACTOR
+    assert request.slack(now=2.0) > TARGET_FACTOR
 
 
 def test_late_requests_do_not_make_others_late() -> None:

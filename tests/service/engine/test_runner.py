@@ -235,7 +235,7 @@ class NoisyRunner(ModelRunner):
     """On a crowded machine: what a step takes is left to chance."""
 
     def __init__(self, seed: int):
-        super().__init__(tiny_model(), tiny_config(), CPU, torch.float32, num_slots=8)
+        super().__init__(tiny_model(), tiny_config(), CPU, torch.float32, max_rows=8)
         self.random = random.Random(seed)
 
     def _time_step(self, rows: int) -> float:
@@ -248,7 +248,7 @@ def test_the_cap_of_a_cpu_is_the_same_at_every_start() -> None:
 
 
 def test_the_cap_of_another_device_is_at_the_knee_of_its_times() -> None:
-    runner = SimulatedRunner(tiny_config(), StepCost(2.0, 1.0), num_slots=16)
+    runner = SimulatedRunner(tiny_config(), StepCost(2.0, 1.0), max_rows=16)
     runner.step_seconds = {rows: runner.cost.seconds(rows) for rows in range(1, 17)}
     assert runner.choose_cap() == knee(runner.step_seconds) == 8
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service.engine.request import RequestStatus
+from service.engine.request import Request, RequestStatus
 from service.engine.scheduler import Scheduler
 from service.engine.slots import SlotAllocator
 from service.wire.errors import QueueFull
@@ -31,10 +31,52 @@ def test_first_come_first_served() -> None:
     assert [request.finished for request in requests] == [2, 2, 5, 5, 8]
 
 
-def test_a_guided_head_of_the_queue_is_not_overtaken() -> None:
-    running, guided, small = make_request(1, 1), make_request(2), make_request(1)
-    scheduler = make_scheduler(2, running, guided, small)
-    assert members(scheduler) == [running]  # one row is free; the guided image needs two, and small waits its turn
+def test_a_guided_image_waits_for_its_rows_and_not_longer() -> None:
+    running, guided = make_request(1, 1), make_request(2)
+    small = [make_request(1) for _ in range(5)]
+    scheduler = make_scheduler(2, running, guided, *small)
+    assert members(scheduler) == [running, small[0]]  # one row is free, and the guided image needs two
+    run_step(scheduler)
+    assert members(scheduler) == [running, small[1]]
+    run_step(scheduler)
+    assert members(scheduler) == [guided]
+
+
+def timed(*rows: int, n: int = 1, idle: float, deadline: float | None = None) -> Request:
+    request = make_request(*rows, n=n)
+    request.idle_seconds, request.deadline_seconds = idle, deadline
+    return request
+
+
+def test_the_least_slack_goes_first_where_not_all_fit() -> None:
+    """After a second, the long one can wait for 1.99 of its idle latencies, the short one for 1.5 of its own."""
+    long, short = timed(*[1] * 100, n=2, idle=100.0), timed(1, 1, idle=2.0)
+    urgent = timed(1, 1, idle=2.0, deadline=3.0)
+    scheduler = make_scheduler(2, long, short)
+    assert members(scheduler) == [long, long]  # all have the same slack when they arrive
+    assert [task.request for task in scheduler.schedule(now=1.0).tasks] == [short, long]
+    scheduler.add(urgent, now=1.0)
+    assert [task.request for task in scheduler.schedule(now=1.0).tasks] == [urgent, short]
+    assert all(task.slot is not None for task in long.tasks)  # they have begun, and keep their places
+
+
+def test_who_is_late_goes_behind_those_who_are_not() -> None:
+    late, sooner = timed(1, 1, idle=2.0), timed(1, 1, idle=2.0)
+    scheduler = make_scheduler(2, late)
+    scheduler.add(sooner, now=100.0)
+    scheduler.add(timed(1, 1, idle=2.0), now=100.0)
+    assert late not in [task.request for task in scheduler.schedule(now=20.0).tasks]
+
+
+def test_nobody_waits_for_ever_however_late() -> None:
+    """Requests come for good, twice as many as fit; an overdue one gets rows of every step."""
+    late, scheduler = timed(*[2] * 10, idle=10.0), Scheduler(4, UNBOUNDED, UNBOUNDED)
+    scheduler.add(late, now=0.0)
+    for second in range(1000, 1010):
+        for _ in range(4):
+            scheduler.add(timed(1, 1, idle=2.0), now=float(second))
+        run_step(scheduler, now=float(second))
+    assert late.status is RequestStatus.FINISHED
 
 
 def test_a_short_request_joins_within_one_step_and_leaves_first() -> None:
@@ -130,7 +172,7 @@ def test_abort_is_idempotent() -> None:
         assert (request.status, request.finished) == (RequestStatus.ABORTED, 1.0)
     assert finished.status is RequestStatus.FINISHED
     assert scheduler.abort("nobody", now=1.0) is None
-    assert len(scheduler.slots) == 2
+    assert len(scheduler.slots) == scheduler.slots.num_slots
 
 
 def test_abort_of_a_half_started_request_frees_its_slots_and_its_places_in_the_queue() -> None:
@@ -141,7 +183,7 @@ def test_abort_of_a_half_started_request_frees_its_slots_and_its_places_in_the_q
     assert scheduler.abort(many.request_id, now=1.0) is many
     assert many.remaining_rows == 5 * 3 - 3  # what the abort has spared
     assert list(scheduler.waiting) == other.tasks
-    assert len(scheduler.slots) == 3
+    assert len(scheduler.slots) == scheduler.slots.num_slots
     assert members(scheduler) == [other]
 
 
@@ -150,7 +192,7 @@ def test_a_failed_image_takes_its_request_along_and_nobody_else() -> None:
     scheduler = make_scheduler(3, doomed, other)  # the third image of doomed runs, other waits
     assert run_step(scheduler, failed=[doomed.tasks[1]], now=7.0) == [doomed]
     assert (doomed.status, doomed.error, doomed.finished) == (RequestStatus.FAILED, "broken", 7.0)
-    assert len(scheduler.slots) == 3
+    assert len(scheduler.slots) == scheduler.slots.num_slots
     assert run_step(scheduler) == []
     assert run_step(scheduler) == [other]
     assert other.status is RequestStatus.FINISHED
