@@ -69,7 +69,7 @@ class KeyedScheduler(Scheduler):
         self.waiting = type(self.waiting)(t for t in everyone if t not in started)
         return output
 
-    def _least_slack(self, now: float) -> list[ImageTask]:
+    def select(self, now: float) -> list[ImageTask]:
         """First come, first served."""
         line = [*self.running, *self.waiting]
         rows = accumulate(task.rows for task in line)

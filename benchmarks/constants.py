@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from benchmarks.scheduling import arrivals, capacity, simulate
-from service.engine import admission, policy, request, scheduler
+from service.engine import admission, order, policy, request
 
 LOADS = (0.7, 1.5)
 EQUAL = {"dit": 0.5, "unet": 0.5}
@@ -26,7 +26,7 @@ CHANGES = (  # where, which, a smaller and a larger value
     (admission, "OWN_PART", 0.5, 1.0),
     (admission, "LEARNING_RATE", 0.02, 0.5),
     (admission, "CALM_SECONDS", 0.2, 5.0),
-    (scheduler, "OVERDUE", 5.0, 20.0),
+    (order, "OVERDUE", 5.0, 20.0),
 )
 
 

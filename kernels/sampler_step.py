@@ -195,15 +195,13 @@ def sampler_step(
         indices: [n, 5] int64: slot, row of the conditional output, row of the unconditional output (the same row
             if there is no guidance), seed, noise step.
         coefficients: [n, 8] float32: w, p, q, a, b, c, s, clamp (0 or 1).
-        finite: [n] bool, where the flags go; default: a new tensor.
-        pictures: what leaves the device besides the flags; default: nothing.
+        finite: [n] bool, where the flags go; default: a new tensor. pictures: what else leaves the device.
 
     Returns:
         [n] bool: whether x' and the unclamped d of the image are finite.
 
     Raises:
-        ValueError: indices or coefficients have the wrong width, x or history is not float32, their strides differ,
-            or they are neither contiguous nor channels_last.
+        ValueError: a block of the wrong width, x or history not float32, of different strides or unknown layout.
     """
     if indices.shape[1] != NUM_INDICES or coefficients.shape[1] != NUM_COEFFICIENTS:
         raise ValueError(

@@ -20,8 +20,8 @@ from models.checkpoint import ModelConfig
 from service.engine.latents import LatentPool
 from service.engine.plan import compile_plan
 from service.engine.request import ImageTask, Request
-from service.engine.scheduler import SLOTS_PER_ROW
 from service.engine.slot_table import SlotTable, TaskArrays
+from service.engine.slots import SLOTS_PER_ROW
 from service.engine.step_block import BYTES_PER_ROW, StepBlock, StepOutput, output_bytes, pack
 from service.wire.messages import Preview, SamplingParams
 

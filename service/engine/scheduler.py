@@ -1,22 +1,17 @@
 """Which images take part in the next step of one model, joined at every step.
 
-There is no compatibility key: steps, sampler, guidance and seed are data of a row. The one limit is their number.
-All take part where they fit. Where they do not, those go first that have the least slack until their target, so a
-short request overtakes long ones; an image that is left out keeps its slot and its latents.
+There is no compatibility key: steps, sampler, guidance and seed are data of a row. All take part where they fit,
+else those of the least slack (order.py). An image that is left out keeps its slot and its latents.
 """
 
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from service.engine.order import least_slack
 from service.engine.request import ImageTask, Request, RequestStatus
-from service.engine.slots import SlotAllocator
+from service.engine.slots import SLOTS_PER_ROW, SlotAllocator
 from service.wire.errors import FULL_QUEUE, QueueFull
-
-SLOTS_PER_ROW = 2  # images that may have begun, over the rows of a step; 4 and 8 gave the same
-# Who is late has nothing to lose and goes behind those who are not, but not for ever: from so many idle latencies
-# beyond the target on, a part of the rows is theirs, the oldest first.
-OVERDUE, OVERDUE_PART = 10.0, 1 / 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +28,7 @@ class Scheduler:
 
     Args:
         max_rows: forward rows a step, at least 2 so that a guided image fits.
-        max_requests: bound of the queue in requests.
-        max_evaluations: bound of the queue in model evaluations (images x steps x rows).
+        max_requests, max_evaluations: bounds of the queue; evaluations are images x steps x rows.
         seconds_per_row: for the time a full queue asks its clients to wait.
     """
 
@@ -69,8 +63,8 @@ class Scheduler:
 
     def is_full_for(self, request: Request) -> bool:
         """Whether either bound would be passed. An empty queue takes a request of any size."""
-        too_much = self.queued_rows + request.remaining_rows > self.max_evaluations
-        return self.num_waiting >= self.max_requests or bool(self.waiting and too_much)
+        evaluations = self.queued_rows + request.remaining_rows if self.waiting else 0
+        return self.num_waiting >= self.max_requests or evaluations > self.max_evaluations
 
     def add(self, request: Request, now: float) -> None:
         """Queue a request.
@@ -91,65 +85,33 @@ class Scheduler:
 
     def schedule(self, now: float) -> SchedulerOutput:
         """The images of the next step: all of them, or those of least slack where they do not fit."""
-        tasks, rows = [], 0
-        for task in self.running:  # spelt out: a property an image would be a third of this loop
-            rows += task.request.plan.rows[task.step]
-            tasks.append(task)
-        places = len(self.slots)
-        for task in self.waiting:
-            rows, places = rows + task.rows, places - 1
-            if rows > self.max_rows or places < 0:
-                break
-            tasks.append(task)
-        if rows > self.max_rows or places < 0:
-            tasks = self._least_slack(now)
+        tasks = [*self.running, *self.waiting]
+        rows = sum([task.request.plan.rows[task.step] for task in tasks])
+        if rows > self.max_rows or len(self.waiting) > len(self.slots):
+            tasks = self.select(now)
             rows = sum(task.rows for task in tasks)
-        if any(task.slot is None for task in tasks):
-            for task in tasks:
-                if task.slot is None:
-                    self._start(task, now)
+        if begin := [task for task in tasks if task.slot is None]:
+            for task in begin:
+                self._start(task, now)
             self.waiting = deque(task for task in self.waiting if task.slot is None)
         return SchedulerOutput(tasks, rows)
 
-    def _least_slack(self, now: float) -> list[ImageTask]:
-        slacks = {request: request.slack(now) for request in self.requests.values()}  # in order of arrival
-        ordered = sorted(slacks, key=lambda request: (slacks[request] < 0, max(slacks[request], 0.0)))
-        overdue = [request for request in slacks if slacks[request] < -OVERDUE]
-        chosen: dict[ImageTask, None] = {}
-        places = self._choose(overdue, max(2, int(OVERDUE_PART * self.max_rows)), len(self.slots), chosen)
-        taken = sum(task.rows for task in chosen)
-        self._choose(ordered, self.max_rows - taken, places, chosen)
-        return list(chosen)
+    def select(self, now: float) -> list[ImageTask]:
+        return least_slack(self.requests.values(), self.max_rows, len(self.slots), now)
 
-    @staticmethod
-    def _choose(requests: list[Request], room: int, places: int, chosen: dict[ImageTask, None]) -> int:
-        """Add what fits into so many rows and free slots; returns the slots that are left."""
-        for request in requests:
-            for task in request.tasks:
-                begins = task.slot is None
-                if task.step > task.last_step or task in chosen or task.rows > room or places < begins:
-                    continue
-                chosen[task] = None
-                room, places = room - task.rows, places - begins
-            if room < 1:
-                break
-        return places
-
-    def _start(self, task: ImageTask, now: float) -> ImageTask:
+    def _start(self, task: ImageTask, now: float) -> None:
         task.slot = self.slots.allocate()
         self.running.append(task)
         self.queued_rows -= task.remaining_rows
         if task.request.status is RequestStatus.WAITING:
             self.num_waiting -= 1
             task.request.status, task.request.started = RequestStatus.RUNNING, now
-        return task
 
     def advance(self, output: SchedulerOutput) -> None:
         """Count a launched step: its images are a step further, and finished ones leave their slots."""
         self.backlog_rows -= output.num_rows
+        output.leaving.extend(task for task in output.tasks if task.step == task.last_step)
         for task in output.tasks:
-            if task.step == task.last_step:
-                output.leaving.append(task)
             task.step += 1
         for task in output.leaving:
             self._release(task)
@@ -157,8 +119,7 @@ class Scheduler:
     def end(self, output: SchedulerOutput, failed: dict[ImageTask, str], now: float) -> list[Request]:
         """Take the results of a launched step; returns the requests it ended. A failed image ends its request."""
         ended = []
-        for task in (*failed, *output.leaving):
-            request = task.request
+        for request, task in ((task.request, task) for task in (*failed, *output.leaving)):
             if request.status is not RequestStatus.RUNNING:
                 continue  # ended by another of its images, or while the step was on the device
             request.error = failed.get(task, "")
@@ -189,9 +150,8 @@ class Scheduler:
             self.waiting = deque(task for task in self.waiting if task.request is not request)
         self.backlog_rows -= request.remaining_rows
         request.status, request.finished = status, now
-        for task in request.tasks:
-            if task.slot is not None:
-                self._release(task)
+        for task in (task for task in request.tasks if task.slot is not None):
+            self._release(task)
 
     def _release(self, task: ImageTask) -> None:
         assert task.slot is not None  # callers checked

@@ -1,5 +1,7 @@
 """Which slots of the latent pool are free."""
 
+SLOTS_PER_ROW = 2  # images that may have begun, over the rows of a step; 4 and 8 gave the same
+
 
 class SlotAllocator:
     """Free-list over the latent pool's slots."""

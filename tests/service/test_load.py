@@ -57,28 +57,29 @@ def test_a_short_request_overtakes_a_long_one() -> None:
 
 def test_a_client_that_leaves_frees_its_slots_and_its_place_in_the_queue() -> None:
     with running(create_app(settings(Slow))) as live:
-        gone = [leave_after_sending(live, LONG | {"n": 2}), leave_after_sending(live, LONG | {"n": 2})]
-        wait_until(lambda: live.metric("diffusion_running_slots", model="dit") == 2)
+        gone = [leave_after_sending(live, LONG | {"n": 2}) for _ in range(5)]  # four of them take turns
+        wait_until(lambda: live.metric("diffusion_running_slots", model="dit") == 8)
         wait_until(lambda: live.metric("diffusion_queue_depth", model="dit") == 1)
         for connection in gone:
             connection.close()
         wait_until(lambda: live.metric("diffusion_running_slots", model="dit") == 0)
-        wait_until(lambda: live.metric("diffusion_requests_total", outcome="cancelled") == 2)
+        wait_until(lambda: live.metric("diffusion_requests_total", outcome="cancelled") == 5)
         assert live.metric("diffusion_queue_depth", model="dit") == 0
         assert live.metric("diffusion_backlog_seconds", model="dit") == 0
         saved = live.metric("diffusion_cancelled_evaluations_saved_total", model="dit")
         done = live.metric("diffusion_evaluations_total", model="dit")
-        assert saved + done == 2 * 2 * 200 * 2  # requests x images x steps x rows
+        assert saved + done == 5 * 2 * 200 * 2  # requests x images x steps x rows
         assert saved > 800  # the queued request had cost nothing yet
         assert send(live, SHORT).status_code == 200
 
 
 def test_a_full_queue_refuses_with_a_computed_wait() -> None:
-    with running(create_app(settings(Slow, max_requests=1))) as live, ThreadPoolExecutor(4) as pool:
-        full = LONG | {"n": 2}
-        running_one = pool.submit(send, live, full)
-        wait_until(lambda: live.metric("diffusion_running_slots", model="dit") == 2)
-        queued = pool.submit(send, live, full)
+    with running(create_app(settings(Slow, max_requests=1))) as live, ThreadPoolExecutor(5) as pool:
+        full, answers = LONG | {"n": 2, "steps": 100}, []
+        for slots in (2, 4, 6, 8):  # as many images as may have begun
+            answers.append(pool.submit(send, live, full))
+            wait_until(lambda slots=slots: live.metric("diffusion_running_slots", model="dit") == slots)
+        answers.append(pool.submit(send, live, full))
         wait_until(lambda: live.metric("diffusion_queue_depth", model="dit") == 1)
         refused = send(live, SHORT)
         assert refused.status_code == 503
@@ -86,7 +87,7 @@ def test_a_full_queue_refuses_with_a_computed_wait() -> None:
         assert 1 <= int(refused.headers["Retry-After"]) < 3600
         assert refused.json()["retry_after_seconds"] == int(refused.headers["Retry-After"])
         assert live.metric("diffusion_rejections_total", reason="queue_full") == 1
-        assert [running_one.result().status_code, queued.result().status_code] == [200, 200]
+        assert [answer.result().status_code for answer in answers] == [200] * 5
         assert send(live, SHORT).status_code == 200
 
 

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -128,15 +129,17 @@ def slow(checkpoints: Any) -> Iterator[Running]:
 def test_an_engine_that_refuses_does_so_by_status(slow: Running) -> None:
     url, query = f"{slow.url}/generate", {"model": "dit", "class": "cat", "steps": 100, "guidance": 1, "n": 4}
     cancelled = slow.metric("diffusion_requests_total", outcome="cancelled")
-    with httpx.stream("POST", url, params=query, headers=STREAM), httpx.Client() as client:
-        wait_until(lambda: slow.metric("diffusion_running_slots") == 4)
-        with client.stream("POST", url, params=query, headers=STREAM):
-            wait_until(lambda: slow.metric("diffusion_queue_depth") == 1)
-            refused = slow.client.post("/generate", params=query, headers=STREAM)
+    with ExitStack() as streams:
+        for slots in (4, 8):  # as many images as may have begun
+            streams.enter_context(httpx.stream("POST", url, params=query, headers=STREAM))
+            wait_until(lambda slots=slots: slow.metric("diffusion_running_slots") == slots)
+        streams.enter_context(httpx.stream("POST", url, params=query, headers=STREAM))
+        wait_until(lambda: slow.metric("diffusion_queue_depth") == 1)
+        refused = slow.client.post("/generate", params=query, headers=STREAM)
     assert refused.status_code == 503
     assert int(refused.headers["Retry-After"]) >= 1
     assert refused.json()["type"] == "urn:problem:queue-full"
-    wait_until(lambda: slow.metric("diffusion_requests_total", outcome="cancelled") == cancelled + 2)
+    wait_until(lambda: slow.metric("diffusion_requests_total", outcome="cancelled") == cancelled + 3)
 
 
 def test_an_error_on_the_way_is_the_last_event(slow: Running) -> None:
