@@ -11,6 +11,7 @@ from service.engine.plan import compile_plan
 from service.engine.request import Request
 from service.wire.messages import SamplingParams
 
+ASKS_AGAIN = 0.001  # seconds after a refusal, of a client in a closed loop
 CLOSED_REQUESTS = 5000  # at most, of a closed loop: an ideal device answers tens of thousands a second
 
 
@@ -57,7 +58,8 @@ def _closed(replica: Replica, workload: Closed) -> list[Answer]:
     due, sent = [0.0] * workload.clients, count()  # a heap
     while len(replica.ended) < CLOSED_REQUESTS and (now := heappop(due)) < workload.seconds:
         replica.run(now)
-        replica.take(now, make_request(str(next(sent)), workload.kind))
+        if not replica.take(now, make_request(str(next(sent)), workload.kind)):
+            heappush(due, now + ASKS_AGAIN)
         while not due:
             seen = len(replica.ended)
             replica.step()

@@ -6,6 +6,7 @@ Letters: R forward rows of a model's next step, k steps that a request still nee
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from math import inf
+from typing import NamedTuple
 
 from service.engine.policy import DeviceShare
 from service.engine.request import ImageTask, Request, RequestStatus
@@ -14,7 +15,9 @@ FULL = 1.1  # utilisation that is too much; estimates are pessimistic: all reque
 STANDING_SECONDS = 0.25  # a burst may pass FULL for so long and is queued
 OWN_PART = 0.85  # of its part of the device, by weight: what a model gets whatever the others ask for
 LEARNING_RATE = 0.2  # of the last five requests that were watched
-FRESH_SECONDS = 0.02  # a model's demand is summed up anew after so long; who came since is added to it
+# A model's demand is summed up anew after so long, or when no larger part of its requests is left; who came since is
+# added to it. So the sum costs a request the same however many there are.
+FRESH_SECONDS, FRESH_PART = 0.02, 0.75
 CALM_SECONDS = 1.0  # without a refusal, until the next burst is queued again
 
 
@@ -34,6 +37,14 @@ class Demand:
 
 
 NOTHING = Demand(0, 0.0)
+
+
+class Sum(NamedTuple):
+    """When it was made, of how many requests."""
+
+    at: float
+    requests: int
+    demand: Demand
 
 
 def demand(share: DeviceShare, now: float) -> Demand:
@@ -61,7 +72,7 @@ class OverloadGuard:
     def __init__(self) -> None:
         self._full_since: float | None = None
         self._refused: float | None = None  # when it last did
-        self._demands: dict[str, tuple[float, Demand]] = {}  # by model, with the time of the sum
+        self._sums: dict[str, Sum] = {}  # by model
 
     def refuses(self, request: Request, shares: dict[str, DeviceShare], now: float) -> bool:
         """Ask once a request, before it is queued."""
@@ -78,15 +89,15 @@ class OverloadGuard:
             if self._refused is not None or now - self._full_since >= STANDING_SECONDS:
                 self._refused = now
                 return True
-        at, _ = self._demands[request.params.model]
-        self._demands[request.params.model] = at, demands[request.params.model]
+        seen = self._sums[request.params.model]
+        self._sums[request.params.model] = Sum(seen.at, seen.requests + 1, demands[request.params.model])
         return False
 
     def _demand(self, model: str, share: DeviceShare, now: float) -> Demand:
-        at, seen = self._demands.get(model, (-inf, NOTHING))
-        if now - at >= FRESH_SECONDS:
-            at, seen = self._demands[model] = now, demand(share, now)
-        return seen
+        seen, requests = self._sums.get(model, Sum(-inf, 0, NOTHING)), len(share.scheduler.requests)
+        if now - seen.at >= FRESH_SECONDS or requests <= FRESH_PART * seen.requests:
+            seen = self._sums[model] = Sum(now, requests, demand(share, now))
+        return seen.demand
 
 
 def _is_too_much(model: str, demands: dict[str, Demand], shares: dict[str, DeviceShare]) -> bool:

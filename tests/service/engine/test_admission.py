@@ -7,6 +7,7 @@ import pytest
 
 from service.engine.admission import (
     CALM_SECONDS,
+    FRESH_SECONDS,
     FULL,
     STANDING_SECONDS,
     OverloadGuard,
@@ -130,3 +131,16 @@ def test_the_estimate_learns_what_others_add() -> None:
         request.arrived, request.finished = 0.0, 25.0
         learn(share, request)
     assert expected_seconds(steps(10), shares) == pytest.approx(25.0, rel=0.02)
+
+
+def test_requests_that_have_ended_are_not_counted_for_long() -> None:
+    """A fast device answers hundreds within the time after which the demand is summed up anew."""
+    guard, share = OverloadGuard(), make_share()
+    now = 0.0
+    for _ in range(400):  # one after the other, a second each
+        request = steps(1)
+        assert not guard.refuses(request, {MODEL: share}, now)
+        share.scheduler.add(request, now)
+        run_step(share.scheduler)
+        now += FRESH_SECONDS / 20
+    assert not share.scheduler.requests
