@@ -15,8 +15,8 @@ FULL = 1.1  # utilisation that is too much; estimates are pessimistic: all reque
 STANDING_SECONDS = 0.25  # a burst may pass FULL for so long and is queued
 OWN_PART = 0.85  # of its part of the device, by weight: what a model gets whatever the others ask for
 LEARNING_RATE = 0.2  # of the last five requests that were watched
-# A model's demand is summed up anew after so long, or when no larger part of its requests is left. Who came since is
-# added to it. So the sum costs a request the same however many there are.
+# A model's demand is summed up anew after so long, or when no larger part of its requests is left. Who came since
+# is added to it. So the sum costs a request the same however many there are.
 FRESH_SECONDS, FRESH_PART = 0.02, 0.75
 CALM_SECONDS = 1.0  # without a refusal, until the next burst is queued again
 
