@@ -87,6 +87,31 @@ def _noise(s: Tensor, seeds: Tensor, noise_steps: Tensor, like: Tensor) -> Tenso
 
 
 @triton.jit
+def _noise_block(
+    s, seed, noise_step, offs, E: tl.constexpr, NUM_CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr
+):
+    """s * z of elements `offs` in memory; z is drawn by the element's number in [C, H, W]."""
+    noise = tl.zeros(offs.shape, tl.float32)
+    if s != 0:  # Philox costs more than all the rest
+        PLANE: tl.constexpr = E // NUM_CHANNELS
+        element = (offs % NUM_CHANNELS) * PLANE + offs // NUM_CHANNELS if CHANNELS_LAST else offs
+        noise = s * normal_noise(seed, noise_step, element)
+    return noise
+
+
+@triton.jit
+def _store_picture(
+    pixels, place, picture, offs, E: tl.constexpr, NUM_CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr
+):
+    """Elements `offs` in memory as bytes [H, W, C], rounded as models.samplers.to_uint8 does."""
+    scaled = (tl.minimum(tl.maximum(picture, -1.0), 1.0) + 1.0) * 127.5
+    rounded = ((scaled + TO_INTEGER) - TO_INTEGER).to(tl.int32).to(tl.uint8)
+    PLANE: tl.constexpr = E // NUM_CHANNELS
+    byte = offs if CHANNELS_LAST or NUM_CHANNELS == 1 else (offs % PLANE) * NUM_CHANNELS + offs // PLANE
+    tl.store(pixels + place * E + byte, rounded, mask=(offs < E) & (place >= 0))
+
+
+@triton.jit
 def _sampler_step_kernel(
     x,  # [slots, E]; x, history and output have their elements in the same memory order
     history,  # [slots, E]
@@ -117,14 +142,10 @@ def _sampler_step_kernel(
         place, of_x, of_d = tl.load(places + image), tl.load(look + 2 * image), tl.load(look + 2 * image + 1)
     multistep = tl.where(c != 0, 1, 0) == 1  # the interpreter cannot combine c != 0 with a mask
     all_finite = tl.arange(0, BLOCK) >= 0
-    PLANE: tl.constexpr = E // NUM_CHANNELS
     for start in range(0, E, BLOCK):
         offs = start + tl.arange(0, BLOCK)
         mask = offs < E
-        noise = tl.zeros([BLOCK], tl.float32)
-        if s != 0:  # Philox costs more than all the rest
-            element = (offs % NUM_CHANNELS) * PLANE + offs // NUM_CHANNELS if CHANNELS_LAST else offs
-            noise = s * normal_noise(seed, noise_step, element)
+        noise = _noise_block(s, seed, noise_step, offs, E, NUM_CHANNELS, CHANNELS_LAST)
         latent = tl.load(x + slot * E + offs, mask=mask, other=0.0)
         # Unused inputs are not read: that saves bandwidth, and they may hold NaN.
         cond = load_wide(output + cond_row * E, start, E, True, BLOCK)
@@ -132,17 +153,14 @@ def _sampler_step_kernel(
         previous = tl.load(history + slot * E + offs, mask=mask & multistep, other=0.0)
         denoised = p * latent + q * tl.where(guided, uncond + w * (cond - uncond), cond)
         all_finite &= tl.abs(denoised) < float("inf")  # false for NaN, too
-        clamped = tl.minimum(tl.maximum(denoised, -1.0), 1.0)
-        denoised = tl.where(clamp > 0, clamped, denoised)
+        denoised = tl.where(clamp > 0, tl.minimum(tl.maximum(denoised, -1.0), 1.0), denoised)
         updated = a * latent + b * denoised + c * previous + noise
         all_finite &= tl.abs(updated) < float("inf")
         tl.store(x + slot * E + offs, updated, mask=mask)
         tl.store(history + slot * E + offs, denoised, mask=mask)
         if pixels is not None:
-            picture = tl.minimum(tl.maximum(of_x * updated + of_d * denoised, -1.0), 1.0)
-            rounded = ((picture + 1.0) * 127.5 + TO_INTEGER) - TO_INTEGER
-            byte = offs if CHANNELS_LAST or NUM_CHANNELS == 1 else (offs % PLANE) * NUM_CHANNELS + offs // PLANE
-            tl.store(pixels + place * E + byte, rounded.to(tl.int32).to(tl.uint8), mask=mask & (place >= 0))
+            picture = of_x * updated + of_d * denoised
+            _store_picture(pixels, place, picture, offs, E, NUM_CHANNELS, CHANNELS_LAST)
     tl.store(finite + image, tl.min(all_finite.to(tl.int32), 0) == 1)
 
 
