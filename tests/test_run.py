@@ -194,7 +194,7 @@ def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert ended.value.code == 0
     text = capsys.readouterr().out
     assert f"examples:\n  run.py {command}" in text
-    (parser,) = (action.choices[command] for action in build_parser()._actions if action.choices)  # type: ignore[index]
+    (parser,) = (dict(action.choices)[command] for action in build_parser()._actions if action.choices)
     for action in parser._actions:
         assert action.help
         assert (

@@ -11,7 +11,6 @@ ModelRunner is its reference.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -131,7 +130,7 @@ class GraphRunner(ModelRunner):
         step = self._graphs[rows]
         self._send(arrays, step)
         step.replay()
-        shown, here = int(np.count_nonzero(arrays.shown)), step.host_outputs[self._turn]
+        shown, here = arrays.num_shown, step.host_outputs[self._turn]
         wait = self._graph_device.fetch(step.output.part(shown), here.part(shown))
         return LaunchedStep(arrays, rows, here.finite, here.pixels, wait)
 

@@ -21,9 +21,8 @@ NUM_NUMBERS = 1 + NUM_COEFFICIENTS + LOOK
 class StepPlan:
     """A compiled sampler table with its guidance; shared by all requests that ask for the same."""
 
-    timesteps: np.ndarray  # [num_steps] float32
-    coefficients: np.ndarray  # [num_steps, 8] float32, the columns of kernels.sampler_step
-    numbers: np.ndarray  # [num_steps, NUM_NUMBERS] float32: timestep, coefficients, look of each step
+    # [num_steps, NUM_NUMBERS] float32: timestep, the coefficients of kernels.sampler_step, look
+    numbers: np.ndarray
     rows: tuple[int, ...]  # forward rows of each step
     remaining: tuple[int, ...]  # rows from each step to the end; one longer than rows
     steps_by_rows: dict[int, int]  # how many steps have 1 row, and how many 2
@@ -38,11 +37,8 @@ def compile_plan(config: ModelConfig, params: SamplingParams) -> StepPlan:
 @lru_cache(maxsize=1024)
 def _compile(schedule: str, prediction: str, sampler: str, num_steps: int, guidance: Guidance) -> StepPlan:
     table = build_table(NoiseSchedule(schedule), Prediction(prediction), sampler, num_steps)
-    timesteps = table.rows[:, T].astype(np.float32)
-    coefficients = np.array(
-        [step_coefficients(table, step, guidance) for step in range(num_steps)], dtype=np.float32
-    )
-    numbers = np.column_stack([timesteps, coefficients, table.look.astype(np.float32)])
+    coefficients = [step_coefficients(table, step, guidance) for step in range(num_steps)]
+    numbers = np.column_stack([table.rows[:, T], coefficients, table.look]).astype(np.float32)
     rows = tuple(1 + guidance.active(t) for t in table.rows[:, T].tolist())  # float64, as step_coefficients asks
     remaining = tuple(accumulate(reversed(rows), initial=0))[::-1]
-    return StepPlan(timesteps, coefficients, numbers, rows, remaining, dict(Counter(rows)))
+    return StepPlan(numbers, rows, remaining, dict(Counter(rows)))

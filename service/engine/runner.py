@@ -1,4 +1,4 @@
-"""One step on the device: gather rows, forward, sampler step, read what is finished.
+"""One step on the device: gather rows, forward, sampler step.
 
 This is the plain runner, one launch at a time; service/engine/graphs.py replays the same step as a CUDA graph.
 Letters: n images of the step, R forward rows (n conditional ones, then one unconditional per guided image).
@@ -74,7 +74,8 @@ class LaunchedStep:
             for place in np.flatnonzero(~finite).tolist()
         }
         result = StepResult(failed=failed)
-        for place, view in zip(np.flatnonzero(self._step.shown).tolist(), self._pixels.numpy(), strict=False):
+        places = np.flatnonzero(self._step.shown).tolist()
+        for place, view in zip(places, self._pixels[: len(places)].numpy(), strict=True):
             task, step = tasks[place], int(steps[place])
             image = view.copy()  # a view would keep all the step's images for the slowest of their readers
             if task in failed:
@@ -128,7 +129,7 @@ class ModelRunner:
         block = StepBlock(block.bytes.to(self.device), rows, len(tasks))
         output = self.output(len(tasks), self.device)
         self.advance(block, output)
-        return LaunchedStep(step, rows, output.finite.cpu(), output.pixels.cpu())
+        return LaunchedStep(step, rows, output.finite.cpu(), output.pixels[: step.num_shown].cpu())
 
     def output(self, num_images: int, device: torch.device) -> StepOutput:
         shape = self.config.image_shape

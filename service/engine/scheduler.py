@@ -45,7 +45,7 @@ class Scheduler:
         self.seconds_per_row = seconds_per_row
         self.slots = SlotAllocator(SLOTS_PER_ROW * max_rows)
         self.waiting: deque[ImageTask] = deque()
-        self.running: list[ImageTask] = []  # in order of arrival
+        self.running: list[ImageTask] = []  # who holds a slot
         self.requests: dict[str, Request] = {}
         self._with_deadline: dict[str, Request] = {}
         self.num_waiting = 0  # requests of which no image has started

@@ -40,7 +40,7 @@ class SimulatedRunner(ModelRunner):
         rows = self.step_rows(step)
         self.send(step, rows)
         wait = self.simulated_device.launch(self.cost.seconds(rows))
-        pixels = self._picture.expand(int(np.count_nonzero(step.shown)), -1, -1, -1)
+        pixels = self._picture.expand(step.num_shown, -1, -1, -1)
         return LaunchedStep(step, rows, torch.ones(len(tasks), dtype=torch.bool), pixels, wait)
 
     def send(self, step: TaskArrays, rows: int) -> None:

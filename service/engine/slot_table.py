@@ -30,6 +30,10 @@ class TaskArrays(NamedTuple):
     def num_rows(self) -> int:
         return len(self.tasks) + int(np.count_nonzero(self.guided))
 
+    @property
+    def num_shown(self) -> int:
+        return int(np.count_nonzero(self.shown))
+
 
 class SlotTable:
     """Seeds, labels and plans by slot.

@@ -85,7 +85,7 @@ def families(models: Iterable[str], keys: Iterable[str]) -> list[Family]:
         Family("padding_rows", "Forward rows that only filled a CUDA graph", "counter", one, each),
         Family("cancelled_evaluations_saved", "Evaluations spared by cancellation", "counter", one, each),
         Family("queue_depth", "Requests that wait for their first step", "gauge", one, each),
-        Family("running_slots", "Images being denoised", "gauge", one, each),
+        Family("running_slots", "Images that have begun and not ended", "gauge", one, each),
         Family("backlog_seconds", "Device time that accepted requests still need", "gauge", one, each),
         *([_key_family(by_key)] if by_key else []),
     ]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import psutil
@@ -89,7 +89,7 @@ class Processes:
 
 def _holds(pid: int, session: httpx.Client) -> bool:
     """Whether the connection that a client keeps open ends in this process."""
-    stream = session._transport._pool.connections[0]._connection._network_stream  # type: ignore[attr-defined]
+    stream = cast(Any, session)._transport._pool.connections[0]._connection._network_stream
     port = stream.get_extra_info("client_addr")[1]
     return any(other.raddr and other.raddr.port == port for other in psutil.Process(pid).net_connections("tcp"))
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from models.checkpoint import ModelConfig
 from models.samplers import SAMPLERS, Guidance, T, build_table
 from models.schedule import NoiseSchedule, Prediction
-from service.engine.plan import compile_plan
+from service.engine.plan import NUM_NUMBERS, compile_plan
 from tests.service.engine.tiny import make_params, tiny_config
 
 FLOW = tiny_config("dit")
@@ -26,7 +26,7 @@ def test_a_row_is_spent_where_guidance_is_applied(num_steps: int, ends: tuple[fl
     guided = [Guidance(scale, low, high).active(t) for t in table.rows[:, T].tolist()]
     assert [rows == 2 for rows in plan.rows] == guided
     assert set(plan.rows) <= {1, 2}
-    assert plan.coefficients[:, 0].tolist() == [scale if active else 1.0 for active in guided]
+    assert plan.numbers[:, 1].tolist() == [scale if active else 1.0 for active in guided]
     assert plan.remaining == tuple(sum(plan.rows[step:]) for step in range(num_steps + 1))
 
 
@@ -52,12 +52,14 @@ def test_rows_of_four_steps(scale: float, interval: tuple[float, float], rows: t
 def test_columns_are_the_tables(sampler: str) -> None:
     plan = compile_plan(FLOW, make_params(num_steps=7, sampler=sampler, guidance_scale=2.0))
     table = build_table(NoiseSchedule("flow"), Prediction("x0"), sampler, 7)
-    assert plan.coefficients.shape == (7, 8)
-    assert plan.coefficients.dtype == plan.timesteps.dtype == np.float32
-    np.testing.assert_array_equal(plan.timesteps, table.rows[:, T].astype(np.float32))
-    np.testing.assert_array_equal(plan.coefficients[:, 0], 2.0)
-    np.testing.assert_array_equal(plan.coefficients[:, 1:7], table.rows[:, 1:].astype(np.float32))
-    np.testing.assert_array_equal(plan.coefficients[:, 7], 0.0 if sampler == "ab2" else 1.0)  # clamp
+    assert plan.numbers.shape == (7, NUM_NUMBERS)
+    assert plan.numbers.dtype == np.float32
+    timesteps, coefficients, look = plan.numbers[:, 0], plan.numbers[:, 1:9], plan.numbers[:, 9:]
+    np.testing.assert_array_equal(timesteps, table.rows[:, T].astype(np.float32))
+    np.testing.assert_array_equal(coefficients[:, 0], 2.0)
+    np.testing.assert_array_equal(coefficients[:, 1:7], table.rows[:, 1:].astype(np.float32))
+    np.testing.assert_array_equal(coefficients[:, 7], 0.0 if sampler == "ab2" else 1.0)  # clamp
+    np.testing.assert_array_equal(look, table.look.astype(np.float32))
 
 
 def test_equal_settings_share_a_plan() -> None:
@@ -69,7 +71,7 @@ def test_equal_settings_share_a_plan() -> None:
 
 def test_models_of_another_kind_have_other_plans() -> None:
     cosine = compile_plan(tiny_config("unet"), make_params())
-    assert not np.array_equal(cosine.coefficients, compile_plan(FLOW, make_params()).coefficients)
+    assert not np.array_equal(cosine.numbers, compile_plan(FLOW, make_params()).numbers)
 
 
 @pytest.mark.parametrize(
