@@ -95,10 +95,10 @@ def operations(B: int) -> dict[str, tuple[Callable[[], object], Callable[..., ob
     state = (latent, history, output, indices, coefficients)
 
     def norm_of_sum(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        stream = DeferredSum(x, y, row, row).compute()
+        stream = DeferredSum(x, y).compute()
         return stream, group_norm_reference(stream, *norm)
 
-    total = DeferredSum(image, branch, row, row)
+    total = DeferredSum(image, branch)
     return {
         "attention 64 x 96": (
             lambda: attention(qkv, 8, 2),
@@ -120,7 +120,7 @@ def operations(B: int) -> dict[str, tuple[Callable[[], object], Callable[..., ob
         ),
         "sum + upsampling": (
             lambda: upsample2x(total),
-            lambda x, y: upsample2x_reference(DeferredSum(x, y, row, row)),
+            lambda x, y: upsample2x_reference(DeferredSum(x, y)),
             (image, branch),
             6 * image.nbytes,
         ),

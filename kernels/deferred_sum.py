@@ -1,18 +1,19 @@
 """A sum that the next kernel computes, and one kernel for the places where no such kernel follows.
 
-PyTorch launches a kernel of its own for a convolution's bias, for a residual addition, for an upsampling and for a
-concatenation. A DeferredSum carries the terms of the first two instead. GroupNorm reads every element anyway, so it
-adds them up while it loads. Where no norm follows, one kernel adds them up and copies, upsamples or concatenates.
-With all kernels of this package, a step of the UNet with 18 residual blocks takes 108 launches instead of 310.
+PyTorch launches a kernel of its own for a residual addition, for an upsampling and for a concatenation. A
+DeferredSum carries the terms of the first instead, and the parts of a convolution (kernels/convolution.py).
+GroupNorm reads every element anyway, so it adds them up while it loads. Where no norm follows, one kernel adds them
+up and copies, upsamples or concatenates. With all kernels of this package, a step of the UNet with 18 residual
+blocks takes LAUNCHES launches instead of 310.
 
-Letters: B batch, C channels, H x W pixels.
+Letters: B batch, C channels, H x W pixels, P parts.
 """
 
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from kernels.backend import tl, triton, use_triton
 
@@ -20,29 +21,43 @@ ELEMENTS = 2048  # of a program of 4 warps: 16 a thread
 
 
 class DeferredSum(NamedTuple):
-    """x + x_bias + y + y_bias, not computed yet. x, y: [B, C, H, W]; biases: [C]."""
+    """x + y, not computed yet.
+
+    x: [B, C, H, W], or [P, B, C, H, W] in float32: the sum of P parts. y: [B, C, H, W].
+    """
 
     x: Tensor
     y: Tensor | None = None
-    x_bias: Tensor | None = None
-    y_bias: Tensor | None = None
 
     @property
     def has_one_term(self) -> bool:
         """Whether x is the whole sum."""
-        return self.y is None and self.x_bias is None and self.y_bias is None
+        return self.y is None and self.parts == 1
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """B, C, H, W."""
+        B, C, H, W = self.x.shape[-4:]
+        return B, C, H, W
+
+    @property
+    def parts(self) -> int:
+        """P; 1 if x has four axes."""
+        return self.x.shape[0] if self.x.dim() == 5 else 1
 
     def compute(self) -> Tensor:
         """The sum in plain torch, [B, C, H, W]."""
-        total = self.x if self.x_bias is None else self.x + self.x_bias[:, None, None]
-        if self.y is not None:
-            total = total + self.y
-        return total if self.y_bias is None else total + self.y_bias[:, None, None]
+        if self.parts == 1:
+            return self.x if self.y is None else self.x + self.y
+        total = self.x.sum(0)
+        return total if self.y is None else (total + self.y).to(self.y.dtype)
 
     def channels_last(self) -> "DeferredSum":
         """The same sum with x and y in channels_last, which the kernels read; other layouts are copied."""
         lay_out = lambda t: t if t is None else t.contiguous(memory_format=torch.channels_last)
-        return self._replace(x=lay_out(self.x), y=lay_out(self.y))
+        if self.x.dim() == 5:  # parts come from convolve, which writes channels_last
+            return self._replace(y=lay_out(self.y))
+        return DeferredSum(lay_out(self.x), lay_out(self.y))
 
 
 def as_deferred_sum(x: Tensor | DeferredSum) -> DeferredSum:
@@ -52,7 +67,7 @@ def as_deferred_sum(x: Tensor | DeferredSum) -> DeferredSum:
         ValueError: the shapes of the two terms differ.
     """
     total = x if isinstance(x, DeferredSum) else DeferredSum(x)
-    if total.y is not None and total.y.shape != total.x.shape:
+    if total.y is not None and total.y.shape != total.shape:
         raise ValueError(f"x {tuple(total.x.shape)} and y {tuple(total.y.shape)} differ")
     return total
 
@@ -66,27 +81,25 @@ def upsample2x_reference(x: Tensor | DeferredSum) -> Tensor:
 
 
 @triton.jit
-def load_sum(x, y, x_bias, y_bias, offs, channel, mask, channel_mask):
-    """A tile of a DeferredSum in float32, 0 where masked out; y and the biases may be None."""
+def load_sum(x, y, offs, mask, part_stride, PARTS: tl.constexpr):
+    """A tile of a DeferredSum in float32, 0 where masked out; y may be None."""
     total = tl.load(x + offs, mask=mask, other=0.0).to(tl.float32)
-    if x_bias is not None:
-        total += tl.load(x_bias + channel, mask=channel_mask, other=0.0).to(tl.float32)
+    for part in tl.static_range(1, PARTS):
+        total += tl.load(x + part * part_stride + offs, mask=mask, other=0.0).to(tl.float32)
     if y is not None:
         total += tl.load(y + offs, mask=mask, other=0.0).to(tl.float32)
-    if y_bias is not None:
-        total += tl.load(y_bias + channel, mask=channel_mask, other=0.0).to(tl.float32)
     return total
 
 
 @triton.jit
 def _deferred_sum_kernel(
-    x,  # [B, H, W, C] in memory (channels_last), like all images here
-    y,
-    x_bias,
-    y_bias,
+    x,  # [PARTS, B, H, W, C] in memory (channels_last), like all images here
+    y,  # [B, H, W, C] or None
     skip,  # [B, H * UPSAMPLE, W * UPSAMPLE, SKIP] or None
     out,  # [B, H * UPSAMPLE, W * UPSAMPLE, C + SKIP]
     pixels,  # B * H * W
+    part_stride,
+    PARTS: tl.constexpr,
     WIDTH: tl.constexpr,  # W
     C: tl.constexpr,
     SKIP: tl.constexpr,  # channels of skip
@@ -98,7 +111,7 @@ def _deferred_sum_kernel(
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     pixel_mask, sum_mask = pixel < pixels, channel < C
     offs = pixel.to(tl.int64) * C + channel
-    total = load_sum(x, y, x_bias, y_bias, offs, channel, pixel_mask & sum_mask, sum_mask)
+    total = load_sum(x, y, offs, pixel_mask & sum_mask, part_stride, PARTS)
     row, column = pixel // WIDTH, pixel % WIDTH  # row of the B images stacked on each other
     skip_mask = pixel_mask & (channel >= C) & (channel < C + SKIP)
     for corner in range(UPSAMPLE * UPSAMPLE):
@@ -115,12 +128,13 @@ def _deferred_sum_kernel(
 
 def _launch(total: DeferredSum, skip: Tensor | None = None, upsample: int = 1) -> Tensor:
     total = total.channels_last()
-    B, C, H, W = total.x.shape
+    B, C, H, W = total.shape
+    dtype = next((t.dtype for t in (total.y, skip) if t is not None), total.x.dtype)  # parts are in float32
     skip = None if skip is None else skip.contiguous(memory_format=torch.channels_last)
     width = C + (0 if skip is None else skip.shape[1])
     out = torch.empty(
         (B, width, H * upsample, W * upsample),
-        dtype=total.x.dtype,
+        dtype=dtype,
         device=total.x.device,
         memory_format=torch.channels_last,
     )
@@ -131,6 +145,8 @@ def _launch(total: DeferredSum, skip: Tensor | None = None, upsample: int = 1) -
         skip,
         out,
         pixels,
+        pixels * C,
+        PARTS=total.parts,
         WIDTH=W,
         C=C,
         SKIP=width - C,
@@ -140,22 +156,6 @@ def _launch(total: DeferredSum, skip: Tensor | None = None, upsample: int = 1) -
         num_warps=4,
     )
     return out
-
-
-def convolve(conv: nn.Module, x: Tensor) -> DeferredSum:
-    """conv(x), with the bias left to the next kernel where kernels run.
-
-    Args:
-        conv: an nn.Conv2d with zero padding, no dilation and one group.
-        x: [B, C, H, W].
-
-    Returns:
-        A sum of [B, C', H', W'].
-    """
-    assert isinstance(conv, nn.Conv2d)
-    if not use_triton(x, conv.weight):
-        return DeferredSum(conv(x))
-    return DeferredSum(F.conv2d(x, conv.weight, None, conv.stride, conv.padding), x_bias=conv.bias)
 
 
 def materialize(x: Tensor | DeferredSum) -> Tensor:
@@ -190,7 +190,7 @@ def concat_skip(x: Tensor | DeferredSum, skip: Tensor) -> Tensor:
         ValueError: the shapes do not fit.
     """
     total = as_deferred_sum(x)
-    B, C, H, W = total.x.shape
+    B, C, H, W = total.shape
     if (skip.shape[0], *skip.shape[2:]) != (B, H, W):
         raise ValueError(f"skip must be [{B}, any, {H}, {W}] to go with x {(B, C, H, W)}, got {tuple(skip.shape)}")
     return _launch(total, skip) if use_triton(*total, skip) else concat_skip_reference(total, skip)

@@ -15,6 +15,7 @@ from kernels.deferred_sum import DeferredSum, as_deferred_sum, load_sum
 # GPU (4 of 64 channels), but splitting them would cost a second launch per norm, which is more than it saves.
 ONE_PROGRAM = 16_384
 CHUNK = 4096  # elements of a program where a group is larger
+MAX_REGISTERS = 128  # then two programs of 8 warps are resident on a multiprocessor; in float32 one of 16
 
 
 def group_norm_reference(
@@ -37,10 +38,8 @@ def group_norm_reference(
 
 @triton.jit
 def _group_norm_kernel(
-    x,  # [B, H * W, C] in memory (channels_last), like all images here; see load_sum for y and the biases
-    y,
-    x_bias,
-    y_bias,
+    x,  # [PARTS, B, H * W, C] in memory (channels_last), like all images here
+    y,  # [B, H * W, C] or None
     weight,  # [C]
     bias,
     scale,  # [B, C] by scale_stride, or None with shift
@@ -50,6 +49,8 @@ def _group_norm_kernel(
     partial,  # [B, G, chunks, 2] mean and M2 (sum of squared deviations), or None: one program a group
     scale_stride,
     shift_stride,
+    part_stride,
+    PARTS: tl.constexpr,
     HW: tl.constexpr,
     C: tl.constexpr,
     CPG: tl.constexpr,  # channels a group
@@ -65,7 +66,7 @@ def _group_norm_kernel(
     channel = group * CPG + tl.arange(0, CHANNELS)[None, :]
     mask = (pixel < HW) & in_group
     offs = image * HW * C + pixel.to(tl.int64) * C + channel
-    value = load_sum(x, y, x_bias, y_bias, offs, channel, mask, in_group)
+    value = load_sum(x, y, offs, mask, part_stride, PARTS)
     if stream is not None:
         tl.store(stream + offs, value.to(stream.dtype.element_ty), mask=mask)
     if partial is None:
@@ -89,9 +90,9 @@ def _group_norm_kernel(
 def _statistics_kernel(
     x,
     y,
-    x_bias,
-    y_bias,
     partial,
+    part_stride,
+    PARTS: tl.constexpr,
     HW: tl.constexpr,
     C: tl.constexpr,
     CPG: tl.constexpr,
@@ -105,7 +106,7 @@ def _statistics_kernel(
     channel = group * CPG + tl.arange(0, CHANNELS)[None, :]
     mask = (pixel < HW) & in_group
     offs = image * HW * C + pixel.to(tl.int64) * C + channel
-    value = load_sum(x, y, x_bias, y_bias, offs, channel, mask, in_group)
+    value = load_sum(x, y, offs, mask, part_stride, PARTS)
     mean, squares = _statistics(value, mask, tl.minimum(HW - chunk * PIXELS, PIXELS) * CPG)
     partial_ptr = partial + ((image * tl.num_programs(1) + group) * tl.num_programs(0) + chunk) * 2
     tl.store(partial_ptr, mean)
@@ -152,17 +153,19 @@ def _launch(
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     total = total.channels_last()
-    B, C, H, W = total.x.shape
-    out = torch.empty_like(total.x)
-    stream = torch.empty_like(total.x) if keep else None
+    B, C, H, W = total.shape
+    out = torch.empty((B, C, H, W), dtype=affine[0].dtype, device=total.x.device, memory_format=torch.channels_last)
+    stream = torch.empty_like(out) if keep else None
+    parts = {"part_stride": out.numel(), "PARTS": total.parts}
     scale, shift = (None, None) if film is None else (contiguous_rows(film[0]), contiguous_rows(film[1]))
     tiles = _tiles(C, num_groups, H * W)
     chunks = triton.cdiv(H * W, tiles["PIXELS"])
-    warps = min(4 * out.element_size(), max(1, tiles["PIXELS"] * tiles["CHANNELS"] // 1024))
+    loads = tiles["PIXELS"] * tiles["CHANNELS"] * min(total.parts, 4)  # a thread with all parts in flight spills
+    warps = min(4 * out.element_size(), max(1, loads // 1024))
     grid, partial = (chunks, num_groups, B), None
     if chunks > 1:
         partial = torch.empty(B, num_groups, chunks, 2, device=out.device)
-        _statistics_kernel[grid](*total, partial, **tiles, num_warps=warps)
+        _statistics_kernel[grid](*total, partial, **parts, **tiles, num_warps=warps)
     _group_norm_kernel[grid](
         *total,
         *affine,
@@ -173,11 +176,13 @@ def _launch(
         partial,
         0 if scale is None else scale.stride(0),
         0 if shift is None else shift.stride(0),
+        **parts,
         **tiles,
         CHUNKS=triton.next_power_of_2(chunks),
         SILU=silu,
         EPS=eps,
         num_warps=warps,
+        maxnreg=MAX_REGISTERS,
     )
     return total.x if stream is None else stream, out
 
@@ -241,8 +246,8 @@ def residual_group_norm(
 def _check(
     total: DeferredSum, num_groups: int, scale: Tensor | None, shift: Tensor | None
 ) -> tuple[Tensor, Tensor] | None:
-    if total.x.shape[1] % num_groups:
-        raise ValueError(f"{total.x.shape[1]} channels do not divide into {num_groups} groups")
+    if total.shape[1] % num_groups:
+        raise ValueError(f"{total.shape[1]} channels do not divide into {num_groups} groups")
     if scale is None or shift is None:
         if scale is not shift:
             raise ValueError("scale and shift go together")

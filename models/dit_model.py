@@ -14,7 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from kernels import attention, gated_residual_layer_norm, sinusoidal_embedding
+from kernels import attention, gated_residual_layer_norm, linear_gelu, sinusoidal_embedding
 from models.layers import ConditionEmbedder, check, check_whole
 
 
@@ -34,6 +34,11 @@ class DITBlock(nn.Module):
     def attend(self, x: Tensor) -> Tensor:
         """[B, N, D] -> [B, N, D]."""
         return self.proj(attention(self.qkv(x), self.num_heads, self.num_kv_heads))  # [B, N, D]
+
+    def transform(self, x: Tensor) -> Tensor:
+        """The MLP, [B, N, D] -> [B, N, D]."""
+        widen, _, narrow = cast("tuple[nn.Linear, nn.GELU, nn.Linear]", tuple(self.mlp))
+        return narrow(linear_gelu(x, widen.weight, widen.bias))
 
 
 class DIT(nn.Module):
@@ -121,7 +126,7 @@ class DIT(nn.Module):
             _, _, gate_attention, shift_mlp, scale_mlp, gate_mlp = modulation[6 * i : 6 * i + 6]
             x, h = gated_residual_layer_norm(x, block.attend(h), gate_attention, scale_mlp, shift_mlp)
             next_shift, next_scale = modulation[6 * i + 6 : 6 * i + 8]  # of the next block, or of the last norm
-            x, h = gated_residual_layer_norm(x, block.mlp(h), gate_mlp, next_scale, next_shift)
+            x, h = gated_residual_layer_norm(x, block.transform(h), gate_mlp, next_scale, next_shift)
         return self.unpatchify(self.reconstruct(h))
 
 

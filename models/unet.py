@@ -4,7 +4,7 @@ After Ho et al. 2020 (arXiv:2006.11239) and Dhariwal & Nichol 2021 (arXiv:2105.0
 after the second norm, zero-initialised last convolution of a block, one skip connection per level. One matrix
 product computes the FiLM parameters of all blocks.
 
-Convolutions and residual blocks return a DeferredSum: the kernel that follows adds the bias and the residual.
+Convolutions and residual blocks return a DeferredSum: the kernel that follows adds its parts and the residual.
 
 Letters: B batch, C channels, H x W pixels, D width of the condition.
 """
@@ -57,9 +57,8 @@ class ResBlock(nn.Module):
         """x: of [B, C_in, H, W]; scale, shift: [B, C_out]. Returns a sum of [B, C_out, H, W]."""
         stream, h = self.norm1.sum_and_norm(x)
         h = self.norm2(convolve(self.conv1, h), scale, shift)
-        branch = convolve(self.conv2, h)
-        skip = DeferredSum(stream) if isinstance(self.skip, nn.Identity) else convolve(self.skip, stream)
-        return DeferredSum(skip.x, branch.x, skip.x_bias, branch.x_bias)
+        skip = stream if isinstance(self.skip, nn.Identity) else convolve(self.skip, stream, split=False).x
+        return DeferredSum(convolve(self.conv2, h).x, skip)
 
 
 class UNet(nn.Module):
@@ -140,7 +139,7 @@ class UNet(nn.Module):
             h = run(blocks, concat_skip(h, skips.pop()))
             if level < len(self.upsample):
                 h = convolve(self.upsample[level], upsample2x(h))  # [B, C, 2H, 2W]
-        return self.conv_out(self.norm_out(h))
+        return convolve(self.conv_out, self.norm_out(h), split=False).x
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:

@@ -31,6 +31,9 @@ def broken_limits(case: Case, architecture: int, found: Facts) -> Iterator[str]:
         yield f"spills: {found.stack} bytes of stack, {found.local_accesses} local accesses"
     if found.double:
         yield "computes in float64"
+    if case.launch.name == "convolution_kernel":
+        yield from _convolution(case, architecture, found)
+        return
     lookups = LOOKUPS.get(case.launch.name, 0) + 2 * (case.launch.arguments.get("partial") is not None)
     if found.narrow_accesses > lookups:
         yield f"{found.narrow_accesses} accesses below 16 bytes a thread, {lookups} of them are lookups"
@@ -41,6 +44,18 @@ def broken_limits(case: Case, architecture: int, found: Facts) -> Iterator[str]:
 def _pointwise(case: Case, architecture: int, found: Facts) -> Iterator[str]:
     if found.occupancy < 0.25 and architecture != 89:
         yield f"occupancy {found.occupancy:.0%}, 25 % is the least"
+
+
+def _convolution(case: Case, architecture: int, found: Facts) -> Iterator[str]:
+    """Tiles of 16 columns, images of 3 channels and single numbers of a bias are read in less than 16 bytes."""
+    if found.occupancy < 0.12:  # a pipeline hides latency by itself
+        yield f"occupancy {found.occupancy:.0%}, 12 % is the least"
+    if case.dtype == torch.float32:
+        return
+    if case.launch.arguments["PIXELS"] >= 64 and architecture == 90 and not found.wgmma:
+        yield "no warpgroup products"
+    if not (found.mma or found.wgmma or found.tcgen05):
+        yield "no tensor cores"
 
 
 def _attention(case: Case, architecture: int, found: Facts) -> Iterator[str]:

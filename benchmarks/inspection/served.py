@@ -8,6 +8,7 @@ Letters: B batch size, N tokens, D width, C channels, H x W pixels.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from kernels.gather_rows import NUM_ROW_INDICES, gather_rows
 from kernels.group_norm import group_norm, residual_group_norm
 from kernels.layer_norm import gated_residual_layer_norm
 from kernels.sampler_step import NUM_COEFFICIENTS, NUM_INDICES, Pictures, sampler_step
+from models.unet import UNet
 
 BATCH = 64
 NORM_SHAPES = [(64, 32), (192, 32), (128, 16), (384, 16), (256, 8), (768, 8), (512, 4), (1024, 4)]  # C, H = W
@@ -59,6 +61,7 @@ def served(dtype: torch.dtype) -> Iterator[Case]:
     yield from layer_norm_cases(dtype)
     yield from group_norm_cases(dtype)
     yield from deferred_sum_cases(dtype)
+    yield from convolution_cases(dtype)
     yield from step_cases(dtype)
 
 
@@ -88,31 +91,55 @@ def layer_norm_cases(dtype: torch.dtype) -> Iterator[Case]:
 
 
 def group_norm_cases(dtype: torch.dtype) -> Iterator[Case]:
-    """Shapes of the UNet with 64 base channels, and 64 x 64 pixels, whose groups do not fit into one program."""
-    for C, H in [*NORM_SHAPES, (64, 64)]:
-        x, row, film = meta(BATCH, C, H, H, dtype=dtype), meta(C, dtype=dtype), meta(BATCH, 2 * C, dtype=dtype)
-        image, name = x.numel() * dtype.itemsize, f"{C} x {H} x {H}"
-        residual, after_conv = DeferredSum(x, x, row, row), DeferredSum(x, x_bias=row)
-        groups = C // GROUP
-        vectors = 4 * C * dtype.itemsize
+    """Shapes of the UNet with 64 base channels, 64 x 64 pixels, whose groups exceed a program, and parts."""
+    for C, H, P in [*((C, H, 1) for C, H in NORM_SHAPES), (64, 64, 1), (256, 16, 4), (256, 8, 2), (256, 8, 9)]:
+        B = BATCH if P == 1 else 1
+        x, row, film = meta(B, C, H, H, dtype=dtype), meta(C, dtype=dtype), meta(B, 2 * C, dtype=dtype)
+        parts = meta(P * B, C, H, H, dtype=torch.float32).view(P, B, C, H, H)
+        read, image = (x if P == 1 else parts), x.numel() * dtype.itemsize
+        name = f"{C} x {H} x {H}" + (f" of {P} parts" if P > 1 else "")
+        norm, vectors = (C // GROUP, row, row), 4 * C * dtype.itemsize
         yield from record(
             f"residual {name}",
             dtype,
-            lambda a=(residual, groups, row): residual_group_norm(*a, a[2]),
-            4 * image + vectors,
+            lambda a=(DeferredSum(read, x), *norm): residual_group_norm(*a),  # noqa: B008
+            read.nbytes + 3 * image + vectors,
         )
         yield from record(
             f"FiLM {name}",
             dtype,
-            lambda a=(after_conv, groups, row, row, film[:, :C], film[:, C:]): group_norm(*a),
-            2 * image + vectors + film.numel() * dtype.itemsize,
+            lambda a=(DeferredSum(read), *norm, film[:, :C], film[:, C:]): group_norm(*a),  # noqa: B008
+            read.nbytes + image + vectors + film.nbytes,
         )
+
+
+def convolution_cases(dtype: torch.dtype) -> Iterator[Case]:
+    """One case of each tile, from both sizes of the UNet, with 64 images and with 1."""
+    seen = set()
+    for base, batch in product((64, 32), (BATCH, 1)):
+        with torch.device("meta"), torch.no_grad(), recorded_launches() as launches:
+            model = UNet(base_channels=base).to(dtype).requires_grad_(False)
+            x, t, y = torch.empty(batch, 3, 32, 32), torch.empty(batch), torch.empty(batch, dtype=torch.int64)
+            model(x, t, y)
+        for launch in (launch for launch in launches if launch.name == "convolution_kernel"):
+            given = launch.arguments
+            step, tall, wide = given["STEP"], given["PIXELS"], given["COLUMNS"]
+            if (key := (tall, wide, step, given["C"] % step == 0)) in seen:
+                continue
+            seen.add(key)
+            K = given["SIDE"] ** 2 * given["C"]
+            programs = launch.grid[0] * launch.grid[1]  # the parts share the steps
+            out = given["out"].numel() * given["out"].dtype.itemsize
+            minimum = (given["x"].numel() + given["weight"].numel()) * dtype.itemsize + out
+            moved = programs * K * (tall + wide) * dtype.itemsize + out
+            name = f"{given['C']} x {given['H']} x {given['W']} to {given['N']}, {batch} image{'s' * (batch > 1)}"
+            yield Case(name, launch, dtype, minimum, moved)
 
 
 def deferred_sum_cases(dtype: torch.dtype) -> Iterator[Case]:
     for C in (128, 32):
-        x, row = meta(BATCH, C, 16, 16, dtype=dtype), meta(C, dtype=dtype)
-        total, image = DeferredSum(x, x, row, row), x.numel() * dtype.itemsize
+        x = meta(BATCH, C, 16, 16, dtype=dtype)
+        total, image = DeferredSum(x, x), x.numel() * dtype.itemsize
         yield from record(f"sum of {C}", dtype, lambda s=total: materialize(s), 3 * image)
         yield from record(f"upsampled {C}", dtype, lambda s=total: upsample2x(s), 6 * image)
         yield from record(f"{C} and a skip", dtype, lambda s=total, skip=x: concat_skip(s, skip), 5 * image)

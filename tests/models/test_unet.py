@@ -167,6 +167,7 @@ def test_a_block_is_two_norm_launches() -> None:
     assert counts == {
         "group_norm_kernel": 2 * blocks + 1,  # and the last norm
         "deferred_sum_kernel": 4 + 4 + 3,  # skips, concatenations, upsamplings
+        "convolution_kernel": 51,
         "sinusoidal_embedding_kernel": 1,
         "label_silu_kernel": 1,
     }
