@@ -29,6 +29,6 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         [..., M].
     """
     if x.device.type == "cuda" and use_triton(x, weight, bias) and x.dtype == weight.dtype:
-        rows = torch._addmm_activation(bias, x.reshape(-1, x.shape[-1]), weight.t(), use_gelu=True)
+        rows = torch.ops.aten._addmm_activation(bias, x.reshape(-1, x.shape[-1]), weight.t(), use_gelu=True)
         return rows.view(*x.shape[:-1], -1)
     return linear_gelu_reference(x, weight, bias)
