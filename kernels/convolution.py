@@ -18,47 +18,46 @@ from torch import Tensor, nn
 from kernels.backend import tl, triton, use_triton
 from kernels.deferred_sum import DeferredSum
 
-PROGRAMS = 132  # multiprocessors of an H100
+PROGRAMS = 198  # at most, where K is divided: one and a half for each multiprocessor of an H100
 ENOUGH = 64  # programs: with as many, a wider tile pays more than another program
 MANY = 1024  # programs of 64 pixels: with as many, 128 pixels pay
-MOST_PARTS = 9
-PARTS_TIMES_PIXELS = 1024  # one program of the norm that follows reads all parts of its image
-STEPS_OF_A_PART = 2  # at least
+PARTS = (9, 3, 1)  # few numbers, because each is another kernel of the norm that follows
+PARTS_TIMES_PIXELS = 1024  # one program of that norm reads all parts of its image
 
 
 class Tiles(NamedTuple):
-    """How a convolution is divided: PIXELS x COLUMNS outputs a program, STEP of K at a time, PARTS of K."""
+    """How a convolution is divided: PIXELS x COLUMNS outputs a program, STEP of K at a time, K into parts."""
 
     PIXELS: int
     COLUMNS: int
     STEP: int
-    PARTS: int
+    parts: int
     num_warps: int
     num_stages: int
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["steps"])
 def _convolution_kernel(
     x,  # [B, H, W, C] in memory (channels_last), like all images here
     weight,  # [N, SIDE, SIDE, C] in memory
     bias,  # [N]
-    out,  # [PARTS, B, OUT_H, OUT_W, N]
+    out,  # [parts, B, OUT_H, OUT_W, N]
     pixels,  # B * OUT_H * OUT_W
+    C,
+    N,
+    steps,  # of a part
     H: tl.constexpr,
     W: tl.constexpr,
-    C: tl.constexpr,
-    N: tl.constexpr,
     SIDE: tl.constexpr,
     STRIDE: tl.constexpr,
     PIXELS: tl.constexpr,
     COLUMNS: tl.constexpr,
     STEP: tl.constexpr,
-    PARTS: tl.constexpr,
+    WHOLE: tl.constexpr,  # whether STEP divides C
 ):
     OUT_H: tl.constexpr = (H - 1) // STRIDE + 1
     OUT_W: tl.constexpr = (W - 1) // STRIDE + 1
-    K: tl.constexpr = SIDE * SIDE * C
-    STEPS: tl.constexpr = ((K + STEP - 1) // STEP + PARTS - 1) // PARTS
+    K = SIDE * SIDE * C
     part = tl.program_id(2)
     first = tl.program_id(0) * PIXELS // (OUT_H * OUT_W)  # image; offsets from it fit into 32 bits
     pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
@@ -67,27 +66,26 @@ def _convolution_kernel(
     top = (pixel // OUT_W) % OUT_H * STRIDE - SIDE // 2
     left = pixel % OUT_W * STRIDE - SIDE // 2
     x += first.to(tl.int64) * (H * W * C)
-    weight_row = column * K
+    weight += column[None, :] * K
 
     total = tl.zeros([PIXELS, COLUMNS], tl.float32)
-    for step in range(part * STEPS, min(part * STEPS + STEPS, (K + STEP - 1) // STEP)):
-        k = step * STEP + tl.arange(0, STEP)
-        if C % STEP == 0:  # one pixel of the kernel a step, so its place is a scalar
-            under = step // (C // STEP)
-            channel = step % (C // STEP) * STEP + tl.arange(0, STEP)
+    start, end = part * steps * STEP, min((part + 1) * steps * STEP, K)
+    for k in range(start, end, STEP):
+        lane = tl.arange(0, STEP)
+        if WHOLE:  # one pixel of the kernel a step, so its place is a scalar
+            under = k // C
             row, col = top + under // SIDE, left + under % SIDE
             inside = (pixel < pixels) & (row >= 0) & (row < H) & (col >= 0) & (col < W)
-            offs = (((image * H + row) * W + col) * C)[:, None] + channel[None, :]
+            offs = (((image * H + row) * W + col) * C)[:, None] + (k - under * C) + lane[None, :]
             a = tl.load(x + offs, mask=inside[:, None], other=0.0)
-            b = tl.load(weight + weight_row[None, :] + k[:, None], mask=(column < N)[None, :], other=0.0)
+            b = tl.load(weight + k + lane[:, None], mask=(column < N)[None, :], other=0.0)
         else:
-            under, channel = k // C, k % C
-            row, col = top[:, None] + (under // SIDE)[None, :], left[:, None] + (under % SIDE)[None, :]
-            inside = (pixel < pixels)[:, None] & (k < K)[None, :] & (row >= 0) & (row < H) & (col >= 0) & (col < W)
-            offs = ((image[:, None] * H + row) * W + col) * C + channel[None, :]
-            a = tl.load(x + offs, mask=inside, other=0.0)
-            mask = (k < K)[:, None] & (column < N)[None, :]
-            b = tl.load(weight + weight_row[None, :] + k[:, None], mask=mask, other=0.0)
+            lane += k
+            row, col = top[:, None] + (lane // C // SIDE)[None, :], left[:, None] + (lane // C % SIDE)[None, :]
+            inside = (pixel < pixels)[:, None] & (row >= 0) & (row < H) & (col >= 0) & (col < W)
+            offs = ((image[:, None] * H + row) * W + col) * C + (lane % C)[None, :]
+            a = tl.load(x + offs, mask=inside & (lane < K)[None, :], other=0.0)
+            b = tl.load(weight + lane[:, None], mask=(lane < K)[:, None] & (column < N)[None, :], other=0.0)
         total = tl.dot(a, b, total, input_precision="ieee")
 
     if part == 0:
@@ -105,20 +103,20 @@ def tiles(pixels: int, pixels_of_an_image: int, N: int, C: int, side: int, dtype
         N, C, side: channels out and in, pixels of the kernel's side.
         dtype: of the weights.
     """
-    step = next((s for s in (64, 32, 16) if C % s == 0), 32)
+    half = (
+        dtype != torch.float32
+    )  # tensor cores would round float32 to TF32; larger tiles do not fit into registers
+    step = next((s for s in (64, 32, 16) if C % s == 0 and (half or s <= 32)), 32)
     steps = triton.cdiv(side * side * C, step)
-    most = min(MOST_PARTS, max(1, PARTS_TIMES_PIXELS // pixels_of_an_image), max(1, steps // STEPS_OF_A_PART))
-    tall = min(64, max(16, triton.next_power_of_2(pixels)))
-    widest = min(128, max(16, triton.next_power_of_2(N)))
-    if dtype == torch.float32:  # tensor cores would round to TF32; larger tiles do not fit into registers
-        step, tall, widest = min(step, 32), min(tall, 32), min(widest, 32)
-    wide = widest
-    while wide > 16 and triton.cdiv(pixels, tall) * triton.cdiv(N, wide) * most < ENOUGH:
+    possible = [p for p in PARTS if steps % p == 0 and p <= max(1, PARTS_TIMES_PIXELS // pixels_of_an_image)]
+    tall = 16 if pixels <= 16 else 64 if half else 32
+    wide = min(128 if half else 32, max(16, triton.next_power_of_2(N)))
+    while wide > 32 and triton.cdiv(pixels, tall) * triton.cdiv(N, wide) * possible[0] < ENOUGH:
         wide //= 2
     programs = triton.cdiv(pixels, tall) * triton.cdiv(N, wide)
-    if dtype != torch.float32 and programs >= MANY and wide <= 64:
+    if half and programs >= MANY and wide <= 64:
         tall = 128
-    parts = min(most, max(1, PROGRAMS // programs))
+    parts = next(p for p in possible if p == 1 or p * programs <= PROGRAMS)
     warps = 8 if (tall, wide) == (128, 64) else 4
     return Tiles(tall, wide, step, parts, warps, num_stages=3 if tall * wide >= 64 * 64 else 4)
 
@@ -130,20 +128,35 @@ def _launch(x: Tensor, weight: Tensor, bias: Tensor, stride: int, split: bool) -
     N, side = weight.shape[0], weight.shape[2]
     height, width = (H - 1) // stride + 1, (W - 1) // stride + 1
     chosen = tiles(B * height * width, height * width, N, C, side, x.dtype)
-    if not split:
-        chosen = chosen._replace(PARTS=1)
-    memory = torch.empty(
-        (chosen.PARTS * B, N, height, width),
-        dtype=x.dtype if chosen.PARTS == 1 else torch.float32,
+    parts = chosen.parts if split else 1
+    out = torch.empty(
+        (parts * B, N, height, width),
+        dtype=x.dtype if parts == 1 else torch.float32,
         device=x.device,
         memory_format=torch.channels_last,
     )
     pixels = B * height * width
-    grid = (triton.cdiv(pixels, chosen.PIXELS), triton.cdiv(N, chosen.COLUMNS), chosen.PARTS)
-    _convolution_kernel[grid](
-        x, weight, bias, memory, pixels, H=H, W=W, C=C, N=N, SIDE=side, STRIDE=stride, **chosen._asdict()
+    _convolution_kernel[(triton.cdiv(pixels, chosen.PIXELS), triton.cdiv(N, chosen.COLUMNS), parts)](
+        x,
+        weight,
+        bias,
+        out,
+        pixels,
+        C,
+        N,
+        triton.cdiv(triton.cdiv(side * side * C, chosen.STEP), parts),
+        H=H,
+        W=W,
+        SIDE=side,
+        STRIDE=stride,
+        PIXELS=chosen.PIXELS,
+        COLUMNS=chosen.COLUMNS,
+        STEP=chosen.STEP,
+        WHOLE=C % chosen.STEP == 0,
+        num_warps=chosen.num_warps,
+        num_stages=chosen.num_stages,
     )
-    return memory if chosen.PARTS == 1 else memory.view(chosen.PARTS, B, N, height, width)
+    return out if parts == 1 else out.view(parts, B, N, height, width)
 
 
 def convolve(conv: nn.Module, x: Tensor, *, split: bool = True) -> DeferredSum:

@@ -54,10 +54,9 @@ class DeferredSum(NamedTuple):
 
     def channels_last(self) -> "DeferredSum":
         """The same sum with x and y in channels_last, which the kernels read; other layouts are copied."""
-        lay_out = lambda t: t if t is None else t.contiguous(memory_format=torch.channels_last)
-        if self.x.dim() == 5:  # parts come from convolve, which writes channels_last
-            return self._replace(y=lay_out(self.y))
-        return DeferredSum(lay_out(self.x), lay_out(self.y))
+        x, y = (t if t is None or t.dim() == 5 else t.contiguous(memory_format=torch.channels_last) for t in self)
+        assert x is not None
+        return DeferredSum(x, y)  # parts come from convolve, which writes channels_last
 
 
 def as_deferred_sum(x: Tensor | DeferredSum) -> DeferredSum:
@@ -84,25 +83,25 @@ def upsample2x_reference(x: Tensor | DeferredSum) -> Tensor:
 def load_sum(x, y, offs, mask, part_stride, PARTS: tl.constexpr):
     """A tile of a DeferredSum in float32, 0 where masked out; y may be None."""
     total = tl.load(x + offs, mask=mask, other=0.0).to(tl.float32)
-    for part in tl.static_range(1, PARTS):
+    for part in tl.static_range(1, PARTS):  # pyright: ignore[reportGeneralTypeIssues]
         total += tl.load(x + part * part_stride + offs, mask=mask, other=0.0).to(tl.float32)
     if y is not None:
         total += tl.load(y + offs, mask=mask, other=0.0).to(tl.float32)
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["W"])
 def _deferred_sum_kernel(
     x,  # [PARTS, B, H, W, C] in memory (channels_last), like all images here
     y,  # [B, H, W, C] or None
     skip,  # [B, H * UPSAMPLE, W * UPSAMPLE, SKIP] or None
-    out,  # [B, H * UPSAMPLE, W * UPSAMPLE, C + SKIP]
+    out,  # [B, H * UPSAMPLE, W * UPSAMPLE, C + skip_channels]
     pixels,  # B * H * W
     part_stride,
+    W,
+    C,
+    skip_channels,
     PARTS: tl.constexpr,
-    WIDTH: tl.constexpr,  # W
-    C: tl.constexpr,
-    SKIP: tl.constexpr,  # channels of skip
     UPSAMPLE: tl.constexpr,  # 1 or 2: a pixel becomes a square of that many
     PIXELS: tl.constexpr,  # of a program
     CHANNELS: tl.constexpr,
@@ -112,18 +111,18 @@ def _deferred_sum_kernel(
     pixel_mask, sum_mask = pixel < pixels, channel < C
     offs = pixel.to(tl.int64) * C + channel
     total = load_sum(x, y, offs, pixel_mask & sum_mask, part_stride, PARTS)
-    row, column = pixel // WIDTH, pixel % WIDTH  # row of the B images stacked on each other
-    skip_mask = pixel_mask & (channel >= C) & (channel < C + SKIP)
+    row, column = pixel // W, pixel % W  # row of the B images stacked on each other
+    skip_mask = pixel_mask & (channel >= C) & (channel < C + skip_channels)
     for corner in range(UPSAMPLE * UPSAMPLE):
         down = corner // UPSAMPLE
         out_row, out_column = row * UPSAMPLE + down, column * UPSAMPLE + corner - down * UPSAMPLE
-        out_pixel = out_row.to(tl.int64) * (WIDTH * UPSAMPLE) + out_column
+        out_pixel = out_row.to(tl.int64) * (W * UPSAMPLE) + out_column
         value = total
         if skip is not None:
-            copied = tl.load(skip + out_pixel * SKIP + channel - C, mask=skip_mask, other=0.0)
+            copied = tl.load(skip + out_pixel * skip_channels + channel - C, mask=skip_mask, other=0.0)
             value = tl.where(sum_mask, total, copied.to(tl.float32))
-        out_ptrs = out + out_pixel * (C + SKIP) + channel
-        tl.store(out_ptrs, value.to(out.dtype.element_ty), mask=pixel_mask & (channel < C + SKIP))
+        out_ptrs = out + out_pixel * (C + skip_channels) + channel
+        tl.store(out_ptrs, value.to(out.dtype.element_ty), mask=pixel_mask & (channel < C + skip_channels))
 
 
 def _launch(total: DeferredSum, skip: Tensor | None = None, upsample: int = 1) -> Tensor:
@@ -146,10 +145,10 @@ def _launch(total: DeferredSum, skip: Tensor | None = None, upsample: int = 1) -
         out,
         pixels,
         pixels * C,
+        W,
+        C,
+        width - C,
         PARTS=total.parts,
-        WIDTH=W,
-        C=C,
-        SKIP=width - C,
         UPSAMPLE=upsample,
         PIXELS=rows,
         CHANNELS=channels,

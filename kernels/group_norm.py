@@ -50,9 +50,9 @@ def _group_norm_kernel(
     scale_stride,
     shift_stride,
     part_stride,
+    C,
     PARTS: tl.constexpr,
     HW: tl.constexpr,
-    C: tl.constexpr,
     CPG: tl.constexpr,  # channels a group
     PIXELS: tl.constexpr,  # of a program
     CHANNELS: tl.constexpr,
@@ -92,9 +92,9 @@ def _statistics_kernel(
     y,
     partial,
     part_stride,
+    C,
     PARTS: tl.constexpr,
     HW: tl.constexpr,
-    C: tl.constexpr,
     CPG: tl.constexpr,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -140,7 +140,7 @@ def _tiles(channels: int, num_groups: int, pixels: int) -> dict[str, int]:
     lanes = triton.next_power_of_2(per_group)
     rows = triton.next_power_of_2(pixels)
     rows = rows if rows * lanes <= ONE_PROGRAM else max(1, CHUNK // lanes)
-    return {"HW": pixels, "C": channels, "CPG": per_group, "PIXELS": rows, "CHANNELS": lanes}
+    return {"HW": pixels, "CPG": per_group, "PIXELS": rows, "CHANNELS": lanes}
 
 
 def _launch(
@@ -156,12 +156,12 @@ def _launch(
     B, C, H, W = total.shape
     out = torch.empty((B, C, H, W), dtype=affine[0].dtype, device=total.x.device, memory_format=torch.channels_last)
     stream = torch.empty_like(out) if keep else None
-    parts = {"part_stride": out.numel(), "PARTS": total.parts}
+    parts = {"part_stride": out.numel(), "C": C, "PARTS": total.parts}
     scale, shift = (None, None) if film is None else (contiguous_rows(film[0]), contiguous_rows(film[1]))
     tiles = _tiles(C, num_groups, H * W)
     chunks = triton.cdiv(H * W, tiles["PIXELS"])
     loads = tiles["PIXELS"] * tiles["CHANNELS"] * min(total.parts, 4)  # a thread with all parts in flight spills
-    warps = min(4 * out.element_size(), max(1, loads // 1024))
+    warps = min(4 * out.element_size(), triton.next_power_of_2(max(1, loads // 1024)))
     grid, partial = (chunks, num_groups, B), None
     if chunks > 1:
         partial = torch.empty(B, num_groups, chunks, 2, device=out.device)

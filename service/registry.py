@@ -7,8 +7,9 @@ import torch
 
 from models.checkpoint import CheckpointError, ModelConfig, build_model, load_checkpoint, load_config
 from models.precision import exact_float32, multiplies_bfloat16
+from service.engine.compiling import compile_ahead
 from service.engine.graphs import CudaDevice, GraphRunner
-from service.engine.runner import ModelRunner
+from service.engine.runner import ModelRunner, row_counts
 from service.engine.simulated import SimulatedRunner
 from service.engine.simulated_device import SimulatedDevice, StepCost
 from service.settings import MAX_GUIDANCE, ModelEntry, Settings, SettingsError, model_entries
@@ -41,6 +42,8 @@ def load_runners(settings: Settings) -> dict[str, ModelRunner]:
             continue
         model, config = _load(name, entry)
         check_defaults(name, config, settings)
+        if device.type == "cuda" and entry.architecture is None:
+            compile_ahead(config, dtype, row_counts(max_rows))
         arguments = (model, config, device, dtype, max_rows)
         runners[name] = (
             GraphRunner(*arguments, graph_device=graph_device) if graph_device else ModelRunner(*arguments)

@@ -22,6 +22,7 @@ LOOKUPS = {
     "label_silu_kernel": 1,
     "sinusoidal_embedding_kernel": 1,
 }
+BIAS_LOADS = 4  # of a convolution's thread
 MMA_64X64X96 = 96  # mma.sync for 64 x 64 scores over 96 columns and back, 4 warps; padded tiles need 128
 
 
@@ -47,11 +48,13 @@ def _pointwise(case: Case, architecture: int, found: Facts) -> Iterator[str]:
 
 
 def _convolution(case: Case, architecture: int, found: Facts) -> Iterator[str]:
-    """Tiles of 16 columns, images of 3 channels and single numbers of a bias are read in less than 16 bytes."""
+    """Narrow tiles and a bias may be read in less than 16 bytes; images of 3 channels number by number."""
     if found.occupancy < 0.12:  # a pipeline hides latency by itself
         yield f"occupancy {found.occupancy:.0%}, 12 % is the least"
     if case.dtype == torch.float32:
         return
+    if case.launch.arguments["WHOLE"] and (single := found.loads.get(2, 0)) > BIAS_LOADS:
+        yield f"{single} loads of single numbers"
     if case.launch.arguments["PIXELS"] >= 64 and architecture == 90 and not found.wgmma:
         yield "no warpgroup products"
     if not (found.mma or found.wgmma or found.tcgen05):

@@ -47,9 +47,14 @@ class CudaDevice:
             for _ in range(WARM_UP_RUNS):
                 step()
         graph = torch.cuda.CUDAGraph()
-        # thread_local: what other threads do on the device meanwhile is theirs, and no reason to fail
-        with torch.cuda.graph(graph, pool=self._memory, stream=self._side, capture_error_mode="thread_local"):
-            step()
+        try:
+            # thread_local: what other threads do on the device meanwhile is theirs, and no reason to fail
+            with torch.cuda.graph(graph, pool=self._memory, stream=self._side, capture_error_mode="thread_local"):
+                step()
+        except RuntimeError as error:  # a capture that fails ends with another error than its cause
+            if isinstance(error.__context__, torch.OutOfMemoryError):
+                raise error.__context__ from error
+            raise
         torch.cuda.current_stream(self.device).wait_stream(self._side)
         return graph.replay
 
@@ -144,7 +149,7 @@ class GraphRunner(ModelRunner):
     @torch.inference_mode()
     def _time_step(self, rows: int) -> float:
         """Of the device alone: the host may take long at a start, and is a step ahead later."""
-        tasks = self._rehearsal(rows)
+        tasks = self.rehearsal(rows)
         self.execute(tasks)
         for task in tasks:
             task.step = 1

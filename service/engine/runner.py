@@ -189,7 +189,7 @@ class ModelRunner:
 
     def _time_step(self, rows: int) -> float:
         """Seconds of a step in the middle of its requests; the first and the last one are run, too."""
-        tasks = self._rehearsal(rows)
+        tasks = self.rehearsal(rows)
         seconds = []
         for step in range(3):
             for task in tasks:
@@ -199,7 +199,7 @@ class ModelRunner:
             seconds.append(time.monotonic() - started)
         return seconds[1]
 
-    def _rehearsal(self, rows: int) -> list[ImageTask]:
+    def rehearsal(self, rows: int) -> list[ImageTask]:
         """Tasks that fill a step of `rows` rows, guided where possible, with every kind of sampler."""
         wanted = [("ddpm", 1.5, rows // 2), ("dpmpp_2m", 1.0, rows % 2)]
         tasks = []

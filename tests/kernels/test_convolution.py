@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels import DeferredSum, convolve
-from kernels.convolution import MOST_PARTS, tiles
+from kernels.convolution import PARTS, tiles
 
 ROUNDING = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 DTYPES = pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
@@ -18,6 +18,7 @@ SMALL = [
     (3, 20, 3, 3, 5, 5, 1),
     (1, 128, 4, 4, 32, 3, 1),
     (1, 16, 1, 1, 16, 3, 1),
+    (5, 32, 8, 8, 64, 3, 1),
 ]
 # of the shipped UNet: 1 and many images, with and without parts
 LARGE = [
@@ -46,7 +47,7 @@ def check(conv: nn.Conv2d, x: Tensor, split: bool) -> DeferredSum:
     assert total.shape == expected.shape
     error = (total.compute().double() - expected).abs()
     K = conv.weight[0].numel()
-    assert (error <= expected.abs() * ROUNDING[x.dtype] + sizes * (K + MOST_PARTS) * 2.0**-24).all()
+    assert (error <= expected.abs() * ROUNDING[x.dtype] + sizes * (K + PARTS[0]) * 2.0**-24).all()
     return total
 
 
@@ -86,12 +87,18 @@ def test_other_convolutions_are_refused() -> None:
 
 def test_the_sum_is_divided_while_programs_are_few() -> None:
     tiles_of = lambda images: tiles(images * 64, 64, 128, 384, 3, torch.bfloat16)
-    parts = [tiles_of(images).PARTS for images in (1, 4, 16, 64, 256)]
-    assert parts[0] == MOST_PARTS
+    parts = [tiles_of(images).parts for images in (1, 4, 16, 64, 256)]
+    assert parts[0] == PARTS[0]
     assert parts == sorted(parts, reverse=True)
     assert parts[-1] == 1
     # 1,024 pixels a norm's program reads once, not nine times
-    assert tiles(1024, 1024, 32, 32, 3, torch.bfloat16).PARTS == 1
+    assert tiles(1024, 1024, 32, 32, 3, torch.bfloat16).parts == 1
+
+
+def test_every_part_has_as_many_steps() -> None:
+    for C in (3, 16, 20, 48, 64, 96, 384):
+        chosen = tiles(64, 64, 64, C, 3, torch.float32)
+        assert -(-9 * C // chosen.STEP) % chosen.parts == 0
 
 
 @pytest.mark.gpu

@@ -12,7 +12,7 @@ from benchmarks.inspection.served import served
 from models.checkpoint import ModelConfig, build_model, load_config
 
 SIZES = {"C", "D", "E", "H", "SKIP", "WIDTH", "SCALE", "HALF", "EXPONENT", "PARTS"}  # constants that change no tile
-SIZES_OF_A_CONVOLUTION = {"W", "N", "SIDE", "STRIDE"}
+SIZES_OF_A_CONVOLUTION = {"W", "SIDE", "STRIDE"}
 CONFIGS = {name: ModelConfig(name, {}) for name in ("dit", "unet")}
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 

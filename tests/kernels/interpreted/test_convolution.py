@@ -29,5 +29,5 @@ def test_parts_are_added_up_by_whoever_reads_them() -> None:
 
 
 def test_a_tile_may_begin_inside_an_image_and_end_in_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "tiles", lambda *_: module.Tiles(32, 16, 16, PARTS=1, num_warps=4, num_stages=2))
+    monkeypatch.setattr(module, "tiles", lambda *_: module.Tiles(32, 16, 16, parts=1, num_warps=4, num_stages=2))
     check(*case((5, 32, 3, 3, 24, 3, 1), torch.float32), split=True)  # nine pixels an image
