@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from kernels.backend import tl, triton, use_triton
 from kernels.deferred_sum import DeferredSum
 
-PROGRAMS = 198  # at most, where K is divided: one and a half for each multiprocessor of an H100
+PROGRAMS = 132  # multiprocessors of an H100
 ENOUGH = 64  # programs: with as many, a wider tile pays more than another program
 MANY = 1024  # programs of 64 pixels: with as many, 128 pixels pay
-PARTS = (9, 3, 1)  # few numbers, because each is another kernel of the norm that follows
+PARTS = (9, 4, 2, 1)  # few numbers, because each is another kernel of the norm that follows
+STEPS_OF_A_PART = 2  # at least
 PARTS_TIMES_PIXELS = 1024  # one program of that norm reads all parts of its image
 
 
@@ -43,9 +44,9 @@ def _convolution_kernel(
     bias,  # [N]
     out,  # [parts, B, OUT_H, OUT_W, N]
     pixels,  # B * OUT_H * OUT_W
-    C,
     N,
     steps,  # of a part
+    C: tl.constexpr,  # an argument would cost a third of the time: the loop divides by it
     H: tl.constexpr,
     W: tl.constexpr,
     SIDE: tl.constexpr,
@@ -53,11 +54,10 @@ def _convolution_kernel(
     PIXELS: tl.constexpr,
     COLUMNS: tl.constexpr,
     STEP: tl.constexpr,
-    WHOLE: tl.constexpr,  # whether STEP divides C
 ):
     OUT_H: tl.constexpr = (H - 1) // STRIDE + 1
     OUT_W: tl.constexpr = (W - 1) // STRIDE + 1
-    K = SIDE * SIDE * C
+    K: tl.constexpr = SIDE * SIDE * C
     part = tl.program_id(2)
     first = tl.program_id(0) * PIXELS // (OUT_H * OUT_W)  # image; offsets from it fit into 32 bits
     pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
@@ -72,7 +72,7 @@ def _convolution_kernel(
     start, end = part * steps * STEP, min((part + 1) * steps * STEP, K)
     for k in range(start, end, STEP):
         lane = tl.arange(0, STEP)
-        if WHOLE:  # one pixel of the kernel a step, so its place is a scalar
+        if C % STEP == 0:  # one pixel of the kernel a step, so its place is a scalar
             under = k // C
             row, col = top + under // SIDE, left + under % SIDE
             inside = (pixel < pixels) & (row >= 0) & (row < H) & (col >= 0) & (col < W)
@@ -108,7 +108,8 @@ def tiles(pixels: int, pixels_of_an_image: int, N: int, C: int, side: int, dtype
     )  # tensor cores would round float32 to TF32; larger tiles do not fit into registers
     step = next((s for s in (64, 32, 16) if C % s == 0 and (half or s <= 32)), 32)
     steps = triton.cdiv(side * side * C, step)
-    possible = [p for p in PARTS if steps % p == 0 and p <= max(1, PARTS_TIMES_PIXELS // pixels_of_an_image)]
+    most = max(1, min(steps // STEPS_OF_A_PART, PARTS_TIMES_PIXELS // pixels_of_an_image))
+    possible = [p for p in PARTS if p <= most and (p - 1) * triton.cdiv(steps, p) <= steps]
     tall = 16 if pixels <= 16 else 64 if half else 32
     wide = min(128 if half else 32, max(16, triton.next_power_of_2(N)))
     while wide > 32 and triton.cdiv(pixels, tall) * triton.cdiv(N, wide) * possible[0] < ENOUGH:
@@ -142,9 +143,9 @@ def _launch(x: Tensor, weight: Tensor, bias: Tensor, stride: int, split: bool) -
         bias,
         out,
         pixels,
-        C,
         N,
         triton.cdiv(triton.cdiv(side * side * C, chosen.STEP), parts),
+        C=C,
         H=H,
         W=W,
         SIDE=side,
@@ -152,7 +153,6 @@ def _launch(x: Tensor, weight: Tensor, bias: Tensor, stride: int, split: bool) -
         PIXELS=chosen.PIXELS,
         COLUMNS=chosen.COLUMNS,
         STEP=chosen.STEP,
-        WHOLE=C % chosen.STEP == 0,
         num_warps=chosen.num_warps,
         num_stages=chosen.num_stages,
     )

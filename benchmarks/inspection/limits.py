@@ -53,7 +53,10 @@ def _convolution(case: Case, architecture: int, found: Facts) -> Iterator[str]:
         yield f"occupancy {found.occupancy:.0%}, 12 % is the least"
     if case.dtype == torch.float32:
         return
-    if case.launch.arguments["WHOLE"] and (single := found.loads.get(2, 0)) > BIAS_LOADS:
+    if (
+        case.launch.arguments["C"] % case.launch.arguments["STEP"] == 0
+        and (single := found.loads.get(2, 0)) > BIAS_LOADS
+    ):
         yield f"{single} loads of single numbers"
     if case.launch.arguments["PIXELS"] >= 64 and architecture == 90 and not found.wgmma:
         yield "no warpgroup products"

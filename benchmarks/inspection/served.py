@@ -92,7 +92,14 @@ def layer_norm_cases(dtype: torch.dtype) -> Iterator[Case]:
 
 def group_norm_cases(dtype: torch.dtype) -> Iterator[Case]:
     """Shapes of the UNet with 64 base channels, 64 x 64 pixels, whose groups exceed a program, and parts."""
-    for C, H, P in [*((C, H, 1) for C, H in NORM_SHAPES), (64, 64, 1), (256, 16, 3), (256, 8, 3), (256, 8, 9)]:
+    for C, H, P in [
+        *((C, H, 1) for C, H in NORM_SHAPES),
+        (64, 64, 1),
+        (256, 16, 4),
+        (256, 8, 2),
+        (256, 8, 4),
+        (256, 8, 9),
+    ]:
         B = BATCH if P == 1 else 1
         x, row, film = meta(B, C, H, H, dtype=dtype), meta(C, dtype=dtype), meta(B, 2 * C, dtype=dtype)
         parts = meta(P * B, C, H, H, dtype=torch.float32).view(P, B, C, H, H)

@@ -95,10 +95,11 @@ def test_the_sum_is_divided_while_programs_are_few() -> None:
     assert tiles(1024, 1024, 32, 32, 3, torch.bfloat16).parts == 1
 
 
-def test_every_part_has_as_many_steps() -> None:
-    for C in (3, 16, 20, 48, 64, 96, 384):
+def test_no_part_begins_beyond_the_sum() -> None:
+    for C in (3, 16, 20, 36, 48, 64, 68, 96, 384):
         chosen = tiles(64, 64, 64, C, 3, torch.float32)
-        assert -(-9 * C // chosen.STEP) % chosen.parts == 0
+        steps = -(-9 * C // chosen.STEP)
+        assert (chosen.parts - 1) * -(-steps // chosen.parts) <= steps
 
 
 @pytest.mark.gpu
