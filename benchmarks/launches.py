@@ -5,7 +5,7 @@
 The step runs on a CPU and records every operation that PyTorch dispatches, without views and allocations. The fused
 step also records the launches of the Triton kernels. A convolution with a bias counts as two, because PyTorch adds
 the bias after cuDNN's kernel. Every other operation counts as one. Some (GroupNorm, indexing) are several on a GPU,
-so the unfused numbers are lower bounds.
+so the unfused numbers are lower bounds. GELU counts as one of its own, though on a GPU the product applies it.
 """
 
 from collections import Counter
@@ -76,6 +76,8 @@ def count_step(model: nn.Module, rows: int, fused: bool, device: str = "cpu") ->
     """A step in the middle of `rows` unguided images: gather, forward, sampler update."""
     weight = next(model.parameters())
     layout = preferred_layout(model, torch.device("cuda"))
+    for kernel in (p for p in model.parameters() if p.dim() == 4):
+        kernel.data = kernel.data.contiguous(memory_format=layout)
     shape = (rows, *image_shape(model))
     x, history = (torch.zeros(shape, device=device).contiguous(memory_format=layout) for _ in range(2))
     block = torch.zeros(rows, NUM_ROW_INDICES, dtype=torch.int64, device=device)
