@@ -128,7 +128,9 @@ def _launch(x: Tensor, weight: Tensor, bias: Tensor, stride: int, split: bool) -
     B, C, H, W = x.shape
     N, side = weight.shape[0], weight.shape[2]
     height, width = (H - 1) // stride + 1, (W - 1) // stride + 1
-    chosen = tiles(B * height * width, height * width, N, C, side, x.dtype)
+    pixels = B * height * width
+    chosen = tiles(pixels, height * width, N, C, side, x.dtype)
+    options = {name: value for name, value in chosen._asdict().items() if name != "parts"}
     parts = chosen.parts if split else 1
     out = torch.empty(
         (parts * B, N, height, width),
@@ -136,8 +138,8 @@ def _launch(x: Tensor, weight: Tensor, bias: Tensor, stride: int, split: bool) -
         device=x.device,
         memory_format=torch.channels_last,
     )
-    pixels = B * height * width
-    _convolution_kernel[(triton.cdiv(pixels, chosen.PIXELS), triton.cdiv(N, chosen.COLUMNS), parts)](
+    grid = triton.cdiv(pixels, chosen.PIXELS), triton.cdiv(N, chosen.COLUMNS), parts
+    _convolution_kernel[grid](
         x,
         weight,
         bias,
@@ -150,11 +152,7 @@ def _launch(x: Tensor, weight: Tensor, bias: Tensor, stride: int, split: bool) -
         W=W,
         SIDE=side,
         STRIDE=stride,
-        PIXELS=chosen.PIXELS,
-        COLUMNS=chosen.COLUMNS,
-        STEP=chosen.STEP,
-        num_warps=chosen.num_warps,
-        num_stages=chosen.num_stages,
+        **options,
     )
     return out if parts == 1 else out.view(parts, B, N, height, width)
 

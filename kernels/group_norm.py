@@ -143,6 +143,11 @@ def _tiles(channels: int, num_groups: int, pixels: int) -> dict[str, int]:
     return {"HW": pixels, "CPG": per_group, "PIXELS": rows, "CHANNELS": lanes}
 
 
+def _warps(tiles: dict[str, int], parts: int, element_size: int) -> int:
+    loads = tiles["PIXELS"] * tiles["CHANNELS"] * min(parts, 4)  # a thread with all parts in flight spills
+    return min(4 * element_size, triton.next_power_of_2(max(1, loads // 1024)))
+
+
 def _launch(
     total: DeferredSum,
     num_groups: int,
@@ -154,26 +159,20 @@ def _launch(
 ) -> tuple[Tensor, Tensor]:
     total = total.channels_last()
     B, C, H, W = total.shape
-    out = torch.empty((B, C, H, W), dtype=affine[0].dtype, device=total.x.device, memory_format=torch.channels_last)
+    dtype = total.x.dtype if total.parts == 1 else affine[0].dtype
+    out = torch.empty((B, C, H, W), dtype=dtype, device=total.x.device, memory_format=torch.channels_last)
     stream = torch.empty_like(out) if keep else None
     parts = {"part_stride": out.numel(), "C": C, "PARTS": total.parts}
     scale, shift = (None, None) if film is None else (contiguous_rows(film[0]), contiguous_rows(film[1]))
     tiles = _tiles(C, num_groups, H * W)
     chunks = triton.cdiv(H * W, tiles["PIXELS"])
-    loads = tiles["PIXELS"] * tiles["CHANNELS"] * min(total.parts, 4)  # a thread with all parts in flight spills
-    warps = min(4 * out.element_size(), triton.next_power_of_2(max(1, loads // 1024)))
+    warps = _warps(tiles, total.parts, out.element_size())
     grid, partial = (chunks, num_groups, B), None
     if chunks > 1:
         partial = torch.empty(B, num_groups, chunks, 2, device=out.device)
         _statistics_kernel[grid](*total, partial, **parts, **tiles, num_warps=warps)
     _group_norm_kernel[grid](
-        *total,
-        *affine,
-        scale,
-        shift,
-        stream,
-        out,
-        partial,
+        *(*total, *affine, scale, shift, stream, out, partial),
         0 if scale is None else scale.stride(0),
         0 if shift is None else shift.stride(0),
         **parts,
