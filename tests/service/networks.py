@@ -1,5 +1,6 @@
 """Networks that are slow, that wait or that fail, served by their dotted path."""
 
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from models.dit_model import DIT
 from service.settings import ModelEntry
 from tests.checkpoints import CLASS_NAMES, TINY
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 
 def entry(architecture: type[nn.Module], **arguments: Any) -> ModelEntry:
@@ -24,6 +25,18 @@ class Slow(DIT):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         time.sleep(0.01)
+        return super().forward(x, t, y)
+
+
+class Stepwise(DIT):
+    """A DIT that, once closed, waits for a permit in every forward; served in the test's own process."""
+
+    closed = False
+    permits = threading.Semaphore(0)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        if self.closed and not self.permits.acquire(timeout=PATIENCE):
+            raise TimeoutError("the test never let this step pass")
         return super().forward(x, t, y)
 
 

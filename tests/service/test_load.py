@@ -2,6 +2,8 @@
 
 import json
 import socket
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,9 @@ from models.dit_model import DIT
 from service.local import create_app
 from service.settings import ModelEntry, Settings
 from tests.service.conftest import Running, running, tiny_settings
-from tests.service.networks import Fragile, Lost, Slow, entry
+from tests.service.networks import Fragile, Lost, Slow, Stepwise, entry
 from tests.service.pictures import difference, pixels
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 LONG = {"model": "dit", "class": "cat", "steps": 200, "guidance": 2}
 SHORT = {"model": "dit", "class": "dog", "steps": 3}
@@ -73,15 +75,30 @@ def test_a_client_that_leaves_frees_its_slots_and_its_place_in_the_queue() -> No
         assert send(live, SHORT).status_code == 200
 
 
-def test_a_full_queue_refuses_with_a_computed_wait() -> None:
-    with running(create_app(settings(Slow, max_requests=1))) as live, ThreadPoolExecutor(5) as pool:
-        full, answers = LONG | {"n": 2, "steps": 100}, []
-        for slots in (2, 4, 6, 8):  # as many images as may have begun
-            answers.append(pool.submit(send, live, full))
-            wait_until(lambda slots=slots: live.metric("diffusion_running_slots", model="dit") == slots)
-        answers.append(pool.submit(send, live, full))
-        wait_until(lambda: live.metric("diffusion_queue_depth", model="dit") == 1)
-        refused = send(live, SHORT)
+def step_until(condition: Callable[[], bool]) -> None:
+    """Steps pass only while they are needed, however slow the machine; gauges are 0.1 s old at most."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        Stepwise.permits.release()
+        time.sleep(0.05)
+
+
+def test_a_full_queue_refuses_with_a_computed_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(create_app(settings(Stepwise, max_requests=1))) as live, ThreadPoolExecutor(6) as pool:
+        monkeypatch.setattr(Stepwise, "closed", True)
+        answers = []
+        # each has less slack than those before it, so it begins at once, until all slots are taken: 8 for 4 rows
+        for slots, deadline in ((2, 600), (4, 500), (6, 400), (8, 300)):
+            answers.append(pool.submit(send, live, LONG | {"n": 2, "deadline_ms": deadline * 1000}))
+            step_until(lambda slots=slots: live.metric("diffusion_running_slots", model="dit") == slots)
+        answers.append(pool.submit(send, live, LONG))
+        step_until(lambda: live.metric("diffusion_queue_depth", model="dit") == 1)
+        refusal = pool.submit(send, live, SHORT)
+        step_until(refusal.done)
+        monkeypatch.setattr(Stepwise, "closed", False)
+        Stepwise.permits.release()
+        refused = refusal.result()
         assert refused.status_code == 503
         assert refused.json()["type"] == "urn:problem:queue-full"
         assert 1 <= int(refused.headers["Retry-After"]) < 3600

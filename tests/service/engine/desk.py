@@ -103,6 +103,13 @@ class Rig:
         self.thread.join(PATIENCE)
         assert not self.thread.is_alive(), "the engine does not stop"
 
+    def end(self) -> None:
+        """Stop at once; no step is held back any longer."""
+        for runner in self.core.runners.values():
+            if isinstance(runner.model, Turnstile):
+                runner.model.open()
+        self.stop(0.0)
+
     def close(self) -> None:
         self._control.close()
 
@@ -206,10 +213,7 @@ def rigged(core: EngineCore) -> Iterator[Rig]:
     try:
         yield rig
     finally:
-        for runner in core.runners.values():
-            if isinstance(runner.model, Turnstile):
-                runner.model.open()
-        rig.stop(0.0)
+        rig.end()
         rig.close()
 
 
@@ -217,5 +221,8 @@ def rigged(core: EngineCore) -> Iterator[Rig]:
 def running(core: EngineCore) -> Iterator[Desk]:
     with rigged(core) as rig:
         desk = Desk(rig)
-        yield desk
-    desk.close()
+        try:
+            yield desk
+        finally:  # once the engine has ended, which ends the desk's reader
+            rig.end()
+            desk.close()
