@@ -22,7 +22,7 @@ from benchmarks.inspection.recorder import Launch, recorded_launches
 from kernels.gather_rows import NUM_ROW_INDICES, gather_rows
 from kernels.sampler_step import NUM_COEFFICIENTS, NUM_INDICES, sampler_step
 from models import DIT, UNet
-from service.engine.runner import preferred_layout
+from service.engine.runner import lay_out
 
 ALLOCATIONS = ("empty", "new_empty", "_unsafe_view", "_local_scalar_dense")
 PRODUCTS = {
@@ -75,9 +75,7 @@ def counted(fused: bool) -> Iterator[LaunchCounter]:
 def count_step(model: nn.Module, rows: int, fused: bool, device: str = "cpu") -> LaunchCounter:
     """A step in the middle of `rows` unguided images: gather, forward, sampler update."""
     weight = next(model.parameters())
-    layout = preferred_layout(model, torch.device("cuda"))
-    for kernel in (p for p in model.parameters() if p.dim() == 4):
-        kernel.data = kernel.data.contiguous(memory_format=layout)
+    layout = lay_out(model, torch.device("cuda"))
     shape = (rows, *image_shape(model))
     x, history = (torch.zeros(shape, device=device).contiguous(memory_format=layout) for _ in range(2))
     block = torch.zeros(rows, NUM_ROW_INDICES, dtype=torch.int64, device=device)

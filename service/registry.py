@@ -35,15 +35,16 @@ def load_runners(settings: Settings) -> dict[str, ModelRunner]:
     max_rows = settings.max_rows or MAX_ROWS[device.type]
     graph_device = CudaDevice(device) if device.type == "cuda" and settings.cuda_graphs else None
     simulated = SimulatedDevice()
-    runners: dict[str, ModelRunner] = {}
-    for name, entry in model_entries(settings).items():
+    entries, runners = model_entries(settings), {}
+    if device.type == "cuda":
+        known = {name: e for name, e in entries.items() if e.simulate is None and e.architecture is None}
+        compile_ahead([_config(*item) for item in known.items()], dtype, row_counts(max_rows))
+    for name, entry in entries.items():
         if entry.simulate is not None:
             runners[name] = _simulated(name, entry, settings, simulated)
             continue
         model, config = _load(name, entry)
         check_defaults(name, config, settings)
-        if device.type == "cuda" and entry.architecture is None:
-            compile_ahead(config, dtype, row_counts(max_rows))
         arguments = (model, config, device, dtype, max_rows)
         runners[name] = (
             GraphRunner(*arguments, graph_device=graph_device) if graph_device else ModelRunner(*arguments)

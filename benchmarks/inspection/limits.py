@@ -22,7 +22,8 @@ LOOKUPS = {
     "label_silu_kernel": 1,
     "sinusoidal_embedding_kernel": 1,
 }
-BIAS_LOADS = 16  # at most, of a thread of a convolution; single loads of the image would be as many again
+BIAS_LOADS = 4  # single numbers that a thread of a convolution reads
+BIAS_LOADS_100 = 16  # on sm_100, where a thread holds a whole row of the result
 MMA_64X64X96 = 96  # mma.sync for 64 x 64 scores over 96 columns and back, 4 warps; padded tiles need 128
 
 
@@ -53,11 +54,9 @@ def _convolution(case: Case, architecture: int, found: Facts) -> Iterator[str]:
         yield f"occupancy {found.occupancy:.0%}, 12 % is the least"
     if case.dtype == torch.float32:
         return
-    if (
-        case.launch.arguments["C"] % case.launch.arguments["STEP"] == 0
-        and (single := found.loads.get(2, 0)) > BIAS_LOADS
-    ):
-        yield f"{single} loads of single numbers"
+    allowed, single = BIAS_LOADS_100 if architecture == 100 else BIAS_LOADS, found.loads.get(2, 0)
+    if case.launch.arguments["C"] % case.launch.arguments["STEP"] == 0 and single > allowed:
+        yield f"{single} loads of single numbers, {allowed} of a bias"
     if case.launch.arguments["PIXELS"] >= 64 and architecture == 90 and not found.wgmma:
         yield "no warpgroup products"
     if not (found.mma or found.wgmma or found.tcgen05):

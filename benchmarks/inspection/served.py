@@ -25,6 +25,7 @@ from models.unet import UNet
 
 BATCH = 64
 NORM_SHAPES = [(64, 32), (192, 32), (128, 16), (384, 16), (256, 8), (768, 8), (512, 4), (1024, 4)]  # C, H = W
+NORM_PARTS = [(16, 4), (8, 2), (8, 4), (8, 9), (4, 2), (4, 4), (4, 9)]  # H = W, parts of the convolution before
 GROUP = 16  # channels a group
 
 
@@ -92,32 +93,19 @@ def layer_norm_cases(dtype: torch.dtype) -> Iterator[Case]:
 
 def group_norm_cases(dtype: torch.dtype) -> Iterator[Case]:
     """Shapes of the UNet with 64 base channels, 64 x 64 pixels, whose groups exceed a program, and parts."""
-    for C, H, P in [
-        *((C, H, 1) for C, H in NORM_SHAPES),
-        (64, 64, 1),
-        (256, 16, 4),
-        (256, 8, 2),
-        (256, 8, 4),
-        (256, 8, 9),
-    ]:
+    whole = [(C, H, 1) for C, H in [*NORM_SHAPES, (64, 64)]]
+    for C, H, P in [*whole, *((256, H, P) for H, P in NORM_PARTS)]:
         B = BATCH if P == 1 else 1
         x, row, film = meta(B, C, H, H, dtype=dtype), meta(C, dtype=dtype), meta(B, 2 * C, dtype=dtype)
         parts = meta(P * B, C, H, H, dtype=torch.float32).view(P, B, C, H, H)
         read, image = (x if P == 1 else parts), x.numel() * dtype.itemsize
         name = f"{C} x {H} x {H}" + (f" of {P} parts" if P > 1 else "")
         norm, vectors = (C // GROUP, row, row), 4 * C * dtype.itemsize
-        yield from record(
-            f"residual {name}",
-            dtype,
-            lambda a=(DeferredSum(read, x), *norm): residual_group_norm(*a),  # noqa: B008
-            read.nbytes + 3 * image + vectors,
-        )
-        yield from record(
-            f"FiLM {name}",
-            dtype,
-            lambda a=(DeferredSum(read), *norm, film[:, :C], film[:, C:]): group_norm(*a),  # noqa: B008
-            read.nbytes + image + vectors + film.nbytes,
-        )
+        residual = DeferredSum(read, x), *norm
+        after_conv = DeferredSum(read), *norm, film[:, :C], film[:, C:]
+        moved = read.nbytes + image + vectors
+        yield from record(f"residual {name}", dtype, lambda a=residual: residual_group_norm(*a), moved + 2 * image)
+        yield from record(f"FiLM {name}", dtype, lambda a=after_conv: group_norm(*a), moved + film.nbytes)
 
 
 def convolution_cases(dtype: torch.dtype) -> Iterator[Case]:
@@ -144,12 +132,15 @@ def convolution_cases(dtype: torch.dtype) -> Iterator[Case]:
 
 
 def deferred_sum_cases(dtype: torch.dtype) -> Iterator[Case]:
-    for C in (128, 32):
+    for C, P in ((128, 1), (32, 1), (128, 2), (128, 4), (128, 9)):
         x = meta(BATCH, C, 16, 16, dtype=dtype)
-        total, image = DeferredSum(x, x), x.numel() * dtype.itemsize
-        yield from record(f"sum of {C}", dtype, lambda s=total: materialize(s), 3 * image)
-        yield from record(f"upsampled {C}", dtype, lambda s=total: upsample2x(s), 6 * image)
-        yield from record(f"{C} and a skip", dtype, lambda s=total, skip=x: concat_skip(s, skip), 5 * image)
+        parts = meta(P * BATCH, C, 16, 16, dtype=torch.float32).view(P, BATCH, C, 16, 16)
+        read, image, name = (x if P == 1 else parts), x.nbytes, f" of {P} parts" if P > 1 else ""
+        total, moved = DeferredSum(read, x), read.nbytes + x.nbytes
+        yield from record(f"sum of {C}{name}", dtype, lambda s=total: materialize(s), moved + image)
+        yield from record(f"upsampled {C}{name}", dtype, lambda s=total: upsample2x(s), moved + 4 * image)
+        both = total, x
+        yield from record(f"{C} and a skip{name}", dtype, lambda b=both: concat_skip(*b), moved + 3 * image)
 
 
 def step_cases(dtype: torch.dtype) -> Iterator[Case]:

@@ -1,8 +1,8 @@
-"""Compiles a network's kernels in several processes at a start, while the engine warms up.
+"""Compiles the kernels of networks in several processes at a start, while the engine warms up.
 
-Triton compiles one kernel at a time, half a second each, and the shipped UNet has about 100 of them for all row
-counts. It keeps them on disk, so whatever a helper has compiled, the engine finds there. Helpers run plain steps of
-an untrained network; they may fail without harm.
+Triton compiles one kernel at a time, half a second each, and the shipped UNet has 155 of them for all row counts.
+It keeps them on disk, so whatever a helper has compiled, the engine finds there. Helpers run plain steps of an
+untrained network; they may fail without harm, and end with the engine.
 """
 
 import json
@@ -10,28 +10,49 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from models.checkpoint import ModelConfig, build_model
 from service.engine.runner import ModelRunner
 
-HELPERS = 4  # processes a model
+HELPERS = 4  # processes a model at most
 CORES_OF_A_HELPER = 2
+BYTES_OF_A_HELPER = 2 << 30  # of the host, an assumption: CUDA's context and torch's libraries
 FREE_BYTES = 16 << 30  # of the device, from which helpers start: each takes half a gigabyte for a while
+CGROUP = Path("/sys/fs/cgroup")
 
 
-def compile_ahead(config: ModelConfig, dtype: torch.dtype, counts: list[int]) -> None:
-    """Start helpers for all row counts, if the machine has cores and memory for them; does not wait."""
-    helpers = min(HELPERS, (os.cpu_count() or 1) // CORES_OF_A_HELPER)
-    if helpers < 2 or torch.cuda.mem_get_info()[0] < FREE_BYTES:
+def compile_ahead(configs: Sequence[ModelConfig], dtype: torch.dtype, counts: list[int]) -> None:
+    """Start helpers for all networks and row counts, as many as there is room for; does not wait."""
+    if not configs or torch.cuda.mem_get_info()[0] < FREE_BYTES:
         return
-    for share in shares(counts, helpers):
-        command = [sys.executable, "-m", "service.engine.compiling", config.architecture]
-        command += [json.dumps(config.arguments), str(dtype).removeprefix("torch."), "cuda", *map(str, share)]
-        quiet = subprocess.DEVNULL
-        helper = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
-        threading.Thread(target=helper.wait, daemon=True).start()  # else it stays a zombie
+    helpers = min(HELPERS * len(configs), room_for_helpers())
+    for first, config in enumerate(configs):
+        for share in shares(counts, len(range(first, helpers, len(configs)))):
+            command = [sys.executable, "-m", "service.engine.compiling", config.architecture]
+            command += [json.dumps(config.arguments), str(dtype).removeprefix("torch."), "cuda", *map(str, share)]
+            quiet = subprocess.DEVNULL
+            helper = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
+            threading.Thread(target=helper.wait, daemon=True).start()  # else it stays a zombie
+
+
+def room_for_helpers(cgroup: Path = CGROUP) -> int:
+    """By the cores and the memory that this process may use: those of its container, where it has limits."""
+    cores, memory = os.cpu_count() or 1, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+        limit, used = ((cgroup / f"memory.{name}").read_text().strip() for name in ("max", "current"))
+    except (OSError, ValueError):  # no cgroup, or one of version 1
+        quota = limit = "max"
+        period = used = "0"
+    if quota != "max":
+        cores = min(cores, int(quota) // int(period))
+    if limit != "max":
+        memory = min(memory, int(limit) - int(used))
+    return max(0, min(cores // CORES_OF_A_HELPER, memory // BYTES_OF_A_HELPER))
 
 
 def shares(counts: list[int], helpers: int) -> list[list[int]]:
@@ -42,12 +63,15 @@ def shares(counts: list[int], helpers: int) -> list[list[int]]:
 
 def main(arguments: list[str]) -> None:
     """ARCHITECTURE ARGUMENTS_AS_JSON DTYPE DEVICE COUNT ..."""
+    engine = os.getppid()
     architecture, sizes, dtype, device, *counts = arguments
     config = ModelConfig(architecture, json.loads(sizes))
     model = build_model(config).eval().requires_grad_(False)
     share = [int(count) for count in counts]
     runner = ModelRunner(model, config, torch.device(device), getattr(torch, dtype), max(share))
     for count in share:
+        if os.getppid() != engine:
+            return
         runner.execute(runner.rehearsal(count))
 
 

@@ -101,9 +101,7 @@ class ModelRunner:
     ):
         self.config, self.device, self.dtype = config, device, dtype
         self.model = model.to(device, dtype).eval()
-        layout = preferred_layout(self.model, device)
-        for weight in (p for p in self.model.parameters() if p.dim() == 4):
-            weight.data = weight.data.contiguous(memory_format=layout)
+        layout = lay_out(self.model, device)
         num_slots = SLOTS_PER_ROW * max_rows
         self.pool = LatentPool(num_slots, config.image_shape, device, layout)
         self.table = SlotTable(num_slots)
@@ -231,6 +229,14 @@ class ModelRunner:
 
     def describe(self) -> dict[str, Any]:
         return {"device": str(self.device), "dtype": str(self.dtype).removeprefix("torch.")}
+
+
+def lay_out(model: nn.Module, device: torch.device) -> torch.memory_format:
+    """Bring the weights of convolutions into the layout that the device prefers, which is returned."""
+    layout = preferred_layout(model, device)
+    for weight in (p for p in model.parameters() if p.dim() == 4):
+        weight.data = weight.data.contiguous(memory_format=layout)
+    return layout
 
 
 def preferred_layout(model: nn.Module, device: torch.device) -> torch.memory_format:

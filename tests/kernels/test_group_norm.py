@@ -118,6 +118,17 @@ def test_residual_gives_the_sum_and_its_norm() -> None:
     torch.testing.assert_close(out.double(), normed, rtol=0, atol=bound(torch.float32, scale, weight))
 
 
+def test_warps_are_a_power_of_two() -> None:
+    """Triton takes no other number. Three parts once asked for twelve."""
+    for parts in range(1, 10):
+        total = DeferredSum(torch.empty(parts, 2, 32, 16, 16, device="meta"))
+        weight = torch.ones(32, device="meta")
+        with torch.no_grad(), recorded_launches() as recorded:
+            group_norm(total, 2, weight, weight)
+        (launch,) = recorded
+        assert launch.options["num_warps"].bit_count() == 1
+
+
 def launches(x: Tensor, num_groups: int) -> list[str]:
     weight = torch.ones(x.shape[1], device="meta")
     with torch.no_grad(), recorded_launches() as recorded:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,9 +30,18 @@ def test_a_helper_runs_its_counts() -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-@pytest.mark.parametrize(("cores", "gigabytes", "expected"), [(16, 60, 4), (4, 60, 2), (2, 60, 0), (16, 8, 0)])
-def test_helpers_need_cores_and_memory(
-    cores: int, gigabytes: int, expected: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("room", "gigabytes", "expected"),
+    [
+        (20, 60, [["4"], ["3"], ["2"], ["1"]] * 2),
+        (3, 60, [["4", "2"], ["3", "1"], ["4", "3", "2", "1"]]),
+        (1, 60, [["4", "3", "2", "1"]]),
+        (0, 60, []),
+        (20, 8, []),
+    ],
+)
+def test_helpers_share_what_room_there_is(
+    room: int, gigabytes: int, expected: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[list[str]] = []
 
@@ -42,9 +52,51 @@ def test_helpers_need_cores_and_memory(
         def wait(self) -> int:
             return 0
 
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(compiling, "room_for_helpers", lambda: room)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (gigabytes << 30, 80 << 30))
     monkeypatch.setattr(subprocess, "Popen", Ended)
-    compiling.compile_ahead(ModelConfig("dit", {}), torch.bfloat16, [1, 2, 3, 4])
-    assert len(started) == expected
-    assert all(command[1:6] == ["-m", "service.engine.compiling", "dit", "{}", "bfloat16"] for command in started)
+    networks = [ModelConfig("dit", {}), ModelConfig("unet", {"base_channels": 32})]
+    compiling.compile_ahead(networks, torch.bfloat16, [1, 2, 3, 4])
+    assert [command[5:7] for command in started] == [["bfloat16", "cuda"]] * len(expected)
+    assert [command[7:] for command in started] == expected
+    compiling.compile_ahead([], torch.bfloat16, [1])
+    assert len(started) == len(expected)
+
+
+@pytest.mark.parametrize(
+    ("cores", "quota", "limit", "used", "expected"),
+    [
+        (64, "max 100000", "max", 0, 32),
+        (64, "400000 100000", "max", 0, 2),  # a container of four cores on a large machine
+        (64, "max 100000", str(8 << 30), 3 << 30, 2),  # 5 GiB are left
+        (64, "50000 100000", "max", 0, 0),
+        (64, "max 100000", str(1 << 30), 2 << 30, 0),
+        (4, None, None, 0, 2),  # no cgroup
+    ],
+)
+def test_a_container_has_room_for_what_it_may_use(
+    cores: int,
+    quota: str | None,
+    limit: str | None,
+    used: int,
+    expected: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(os, "sysconf", {"SC_AVPHYS_PAGES": 100 << 18, "SC_PAGE_SIZE": 4096}.__getitem__)
+    if quota is not None and limit is not None:
+        for name, text in (("cpu.max", quota), ("memory.max", limit), ("memory.current", str(used))):
+            (tmp_path / name).write_text(f"{text}\n")
+    assert compiling.room_for_helpers(tmp_path) == expected
+
+
+def test_a_helper_ends_with_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+    parents = iter([7, 7, 1, 1])  # the engine dies behind the first row count
+    monkeypatch.setattr(os, "getppid", lambda: next(parents))
+    monkeypatch.setattr(compiling.ModelRunner, "rehearsal", lambda _, rows: ran.append(rows))
+    monkeypatch.setattr(compiling.ModelRunner, "execute", lambda *_: None)
+    config = tiny_config()
+    compiling.main([config.architecture, json.dumps(config.arguments), "float32", "cpu", "3", "2", "1"])
+    assert ran == [3]

@@ -5,6 +5,7 @@ on a GPU, the real one against the plain runner.
 import random
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import count
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from models.samplers import SAMPLERS
 from service.engine.core import EngineConfig, EngineCore
-from service.engine.graphs import CudaDevice, GraphRunner
+from service.engine.graphs import WARM_UP_RUNS, CudaDevice, GraphRunner
 from service.engine.request import Request, RequestStatus
 from service.engine.runner import ModelRunner
 from tests.service.engine.tiny import (
@@ -231,6 +232,36 @@ def cuda_runners(request: pytest.FixtureRequest) -> Iterator[tuple[ModelRunner, 
     graphs = GraphRunner(tiny_model(architecture), *arguments, graph_device=CudaDevice(device))
     yield ModelRunner(tiny_model(architecture), *arguments), graphs
     torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("cause", [torch.OutOfMemoryError("full"), RuntimeError("other")], ids=str)
+def test_a_capture_that_fails_says_why(cause: RuntimeError, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch ends such a capture with an error of its own; where memory was the cause, that one is raised."""
+
+    class Capturing(nullcontext[None]):
+        def __exit__(self, *_: object) -> None:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    class Idle:
+        def wait_stream(self, _: object) -> None:
+            pass
+
+    device = CudaDevice.__new__(CudaDevice)
+    device.device, device._memory, device._side = CPU, None, Idle()  # pyright: ignore[reportAttributeAccessIssue]
+    for name, stand_in in (("graph", Capturing), ("stream", nullcontext), ("CUDAGraph", Idle)):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, made=stand_in, **__: made())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Idle())
+    left = iter([None] * WARM_UP_RUNS)
+
+    def step() -> None:
+        try:
+            next(left)
+        except StopIteration:
+            raise cause from None
+
+    with pytest.raises(type(cause)) as raised:
+        device.capture(step)
+    assert (raised.value is cause) == isinstance(cause, torch.OutOfMemoryError)
 
 
 @pytest.mark.gpu
