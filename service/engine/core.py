@@ -81,7 +81,7 @@ class EngineCore:
             cap,
             self.config.max_requests,
             self.config.max_evaluations,
-            seconds_per_row=lambda: runner.seconds(cap) / cap,
+            seconds_per_row=lambda: self.shares[model].step_seconds(cap) / cap,
         )
         self.shares[model] = DeviceShare(scheduler, self.weights.get(model, 1.0), runner.seconds)
 
@@ -100,7 +100,8 @@ class EngineCore:
         backlog = sum(share.scheduler.backlog_seconds for share in self.shares.values())
         if scheduler.is_full_for(request):  # first, because it costs nothing: refusing must not hold up the steps
             raise QueueFull(FULL_QUEUE, backlog)
-        request.idle_seconds = self.runners[request.params.model].idle_seconds(request, scheduler.max_rows)
+        idle_seconds = self.runners[request.params.model].idle_seconds(request, scheduler.max_rows)
+        request.idle_seconds = share.slowdown * idle_seconds
         watch = not is_watched(share)
         if watch or request.deadline_seconds is not None:
             request.expected_seconds = expected_seconds(request, self.shares)
@@ -154,6 +155,7 @@ class EngineCore:
         seconds = now - max(launch.started, self._last_collected)  # the device was busy with the step before
         self._last_collected = now
         share.virtual_time += seconds / share.weight
+        share.learn_step(launch.output.num_rows + launch.num_padding_rows, seconds)
         ended = share.scheduler.end(launch.output, result.failed, now)
         for request in ended:
             learn(share, request)

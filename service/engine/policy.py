@@ -13,6 +13,9 @@ from service.engine.scheduler import Scheduler
 
 MAX_LAG = 0.02  # seconds of weighted device time that a model may fall behind
 AT_RISK = 0.1  # relative slack that a model which is behind must keep through a step of another one
+# Measured times leave the host out. On an H200 a step of the shipped DiT took twice its device time, whatever
+# its rows. A pause of the host is no slow step, so none counts for more than MOST_SLOWDOWN.
+SLOWDOWN_RATE, MOST_SLOWDOWN = 1 / 50, 20.0
 
 
 @dataclass(slots=True)
@@ -21,11 +24,21 @@ class DeviceShare:
 
     scheduler: Scheduler
     weight: float = 1.0
-    step_seconds: Callable[[int], float] = lambda rows: 0.0  # measured, by row count
+    measured_seconds: Callable[[int], float] = lambda rows: 0.0  # of a step at the start, by row count
+    slowdown: float = 1.0  # lately, the time of a step over the measured one
     stretch: float = 1.0  # lately, latency over what the model's own work at admission explains
     watched: Request | None = None  # from which stretch will learn next
     virtual_time: float = 0.0  # device seconds used over weight
     was_busy: bool = False
+
+    def step_seconds(self, rows: int) -> float:
+        """What a step of so many rows takes lately, with the host's part."""
+        return self.slowdown * self.measured_seconds(rows)
+
+    def learn_step(self, rows: int, seconds: float) -> None:
+        """Compare a step with what was measured."""
+        if measured := self.measured_seconds(rows):
+            self.slowdown += SLOWDOWN_RATE * (min(seconds / measured, MOST_SLOWDOWN) - self.slowdown)
 
     def relative_slack(self, now: float) -> float:
         """Least slack among the requests that need another step, in units of their idle latency.

@@ -24,7 +24,7 @@ MODEL = "model"  # of every request that make_request makes
 
 def make_share(*requests: Request, weight: float = 1.0, max_rows: int = 4) -> DeviceShare:
     scheduler = Scheduler(max_rows, UNBOUNDED, UNBOUNDED, seconds_per_row=lambda: 1 / max_rows)
-    share = DeviceShare(scheduler, weight, step_seconds=lambda rows: 1.0 if rows else 0.0)
+    share = DeviceShare(scheduler, weight, measured_seconds=lambda rows: 1.0 if rows else 0.0)
     for request in requests:
         scheduler.add(request, 0.0)
     return share

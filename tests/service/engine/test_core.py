@@ -79,7 +79,7 @@ def test_the_backlog_is_in_seconds_of_full_steps() -> None:
     core.add(steps_of("a", num_steps=10, guidance_scale=2.0, seeds=(1, 2)))
     assert core.stats()["a"].backlog_seconds == pytest.approx(40 * 0.05)
     core.step()
-    assert core.stats()["a"].backlog_seconds == pytest.approx(36 * 0.05)
+    assert core.stats()["a"].backlog_seconds == pytest.approx(36 * 0.05 * core.shares["a"].slowdown)
 
 
 def test_bounds_are_a_models_own() -> None:
@@ -107,6 +107,19 @@ def test_an_accepted_request_knows_its_idle_latency() -> None:
     request = steps_of("a", num_steps=10)
     core.add(request)
     assert request.idle_seconds == 2.5
+
+
+def test_an_idle_latency_is_that_of_steps_as_they_are_lately() -> None:
+    core = make_core("a")
+    core.runners["a"].step_seconds = {1: 2**-9}  # the clock goes on by 2^-7 in a step
+    core.add(steps_of("a", num_steps=500))
+    for _ in range(500):
+        core.step()
+    later = steps_of("a", num_steps=10)
+    core.add(later)
+    slowdown = later.idle_seconds / (10 * 2**-9)
+    assert slowdown == core.shares["a"].slowdown
+    assert slowdown == pytest.approx(4, rel=0.25)  # of step() itself the clock is looked at more often
 
 
 def test_abort_finds_the_model_by_itself() -> None:

@@ -50,6 +50,29 @@ def test_the_only_model_with_work_runs_whatever_it_has_used() -> None:
     assert pick(shares, now=0.0) == "a"
 
 
+def test_a_share_believes_what_steps_take_lately() -> None:
+    share = DeviceShare(Scheduler(2, UNBOUNDED, UNBOUNDED), measured_seconds=lambda rows: 0.001 * rows)
+    assert share.step_seconds(2) == 0.002
+    for _ in range(200):
+        share.learn_step(2, 0.006)  # the host takes two thirds of it
+    assert share.step_seconds(1) == pytest.approx(0.003, rel=0.05)
+    for _ in range(200):
+        share.learn_step(1, 0.001)
+    assert share.step_seconds(1) == pytest.approx(0.001, rel=0.05)
+
+
+def test_a_pause_of_the_host_is_no_slow_step() -> None:
+    share = DeviceShare(Scheduler(2, UNBOUNDED, UNBOUNDED), measured_seconds=lambda rows: 0.0001)
+    share.learn_step(1, 1.0)
+    assert share.slowdown < 1.5
+
+
+def test_steps_that_were_not_measured_teach_nothing() -> None:
+    share = make_share()
+    share.learn_step(1, 1.0)
+    assert share.slowdown == 1.0
+
+
 def test_slack_is_counted_in_idle_latencies() -> None:
     request = make_timed(num_steps=10, idle_seconds=10.0)
     assert request.slack(now=0.0) == TARGET_FACTOR - 1  # at arrival, whatever the size
