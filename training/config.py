@@ -1,6 +1,7 @@
 """Everything a training run depends on. The command line, its help and docs/training.md read the options here."""
 
 import math
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from models.schedule import ALPHAS, NoiseSchedule, Prediction
 DATA = ("digits", "cifar10", "folder")
 CIRCUMSTANCES = {"out", "data_path", "init_from", "threads", "checkpoint_every", "sample_every"}
 AT_LEAST = {"steps": 1, "batch_size": 1, "warmup": 0, "weight_decay": 0, "seed": 0, "threads": 1}
-AT_LEAST |= {"checkpoint_every": 1, "sample_every": 1}
-AT_MOST = {"threads": 1024, "seed": 2**63 - 1}
+AT_LEAST |= {"checkpoint_every": 1, "sample_every": 1, "decay": 0}
+AT_MOST = {"decay": 1, "threads": 1024, "seed": 2**63 - 1}
+LATER: dict[str, Any] = {"decay": 1.0, "subset": ""}  # what runs had before these fields came
 
 
 def option(default: Any, text: str, choices: tuple[str, ...] = (), shown: str = "") -> Any:
@@ -38,6 +40,12 @@ class TrainConfig:
         None, "path of the CIFAR-10 archive or of your folder of pictures", shown="none"
     )
     out: Path = option(Path("runs/dit"), "folder that everything of this run is written to", shown="runs/MODEL")
+    subset: str = option(
+        "",
+        "train on so many pictures, as in 300 (every class alike; a smaller part lies in a larger one), or on one "
+        "of several disjoint parts, as in 1/2",
+        shown="all",
+    )
     init_from: Path | None = option(
         None,
         "folder of a checkpoint whose weights the run starts from; its arguments, schedule and prediction become "
@@ -59,6 +67,10 @@ class TrainConfig:
     batch_size: int = option(32, "pictures in a step, over all processes")
     lr: float = option(1e-3, "peak of the learning rate")
     warmup: int = option(100, "steps in which the learning rate rises; then it falls along a cosine to 2 % of it")
+    decay: float = option(
+        1.0,
+        "share of the steps, at the end, in which the learning rate falls; 0 keeps it, for curves over the steps",
+    )
     weight_decay: float = option(0.01, "weight decay of AdamW")
     clip: float = option(1.0, "largest norm of the gradient; a larger one is scaled down to it")
     ema_decay: float = option(0.999, "decay of the average of the weights, which is what the checkpoint holds")
@@ -80,6 +92,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         NoiseSchedule(self.schedule)
         Prediction(self.prediction)
+        check_subset(self.subset)
         for name, least in AT_LEAST.items():
             value = getattr(self, name)
             if value is not None and not least <= value < math.inf:
@@ -93,6 +106,12 @@ class TrainConfig:
         for name in ("lr", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+
+
+def check_subset(text: str) -> None:
+    part = re.fullmatch(r"([1-9][0-9]*)(?:/([1-9][0-9]*))?", text)
+    if text and (not part or (part[2] and int(part[1]) > int(part[2]))):
+        raise ValueError(f"subset must be a number of pictures or a part such as 1/2, got {text!r}")
 
 
 # fmt: off

@@ -73,6 +73,30 @@ def load_data(name: str, path: Path | None = None, image_size: int = 32, channel
     return data
 
 
+def take_subset(split: Split, which: str) -> Split:
+    """A part of a split, in the split's order: "300" are so many pictures, "1/2" the first of two disjoint parts.
+
+    A fixed shuffle ranks the pictures of every class, and the lowest ranks are taken. So classes are as even as
+    they can be, and 100 pictures lie in 300. Empty takes all.
+
+    Raises:
+        DataError: more pictures than there are.
+    """
+    if not which:
+        return split
+    number, _, parts = which.partition("/")
+    if int(parts or number) > len(split):
+        raise DataError(f"subset {which} of only {len(split)} pictures")
+    shuffled = torch.randperm(len(split), generator=torch.Generator().manual_seed(SPLIT_SEED))
+    rank = torch.zeros(len(split), dtype=torch.long)
+    for label in split.labels.unique():
+        index = shuffled[split.labels[shuffled] == label]
+        rank[index] = torch.arange(len(index))
+    if parts:
+        return split[(rank % int(parts) == int(number) - 1).nonzero().flatten()]
+    return split[rank.argsort(stable=True)[: int(number)].sort().values]
+
+
 def fingerprint(split: Split) -> str:
     """SHA-256 of the pixels and labels."""
     digest = hashlib.sha256(split.images.numpy().tobytes())

@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from models.files import replace_file
+from training.config import LATER
 from training.ema import EMA
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ def _load(
         tensors = {name: file.get_tensor(name) for name in names}
         metadata = file.metadata() or {}
     progress = _progress(metadata)
-    known = json.loads(metadata.get("recipe", "{}"))
+    known = {k: v for k, v in LATER.items() if k in recipe} | json.loads(metadata.get("recipe", "{}"))
     if is_finished(progress.step, known) and recipe.get("steps", 0) > known["steps"]:
         progress = Progress(progress.step, progress.seconds, (*progress.finished_at, progress.step))
         known["steps"] = recipe["steps"]  # more steps for a finished run are no difference

@@ -28,7 +28,7 @@ from models.checkpoint import (
 from models.precision import multiplies_bfloat16
 from models.schedule import NUM_TIMESTEPS, NoiseSchedule, Prediction, sample_noise_times, training_loss
 from training.config import TrainConfig
-from training.data import Data, fingerprint, load_data, to_float
+from training.data import Data, fingerprint, load_data, take_subset, to_float
 from training.ema import EMA
 from training.machine import describe_machine
 from training.processes import Processes
@@ -74,14 +74,20 @@ def train(config: TrainConfig) -> Path:
         world.leave()
 
 
+def load_training_data(config: TrainConfig) -> Data:
+    """What a run learns from and is measured on. Raises DataError."""
+    channels, size = config.arguments.get("image_channels", 3), config.arguments.get("image_size", 32)
+    data = load_data(config.data, config.data_path, size, channels)
+    return replace(data, train=take_subset(data.train, config.subset))
+
+
 class Trainer:
     """One run. Everything random in step k is a function of (seed, k): see draw_batch."""
 
     def __init__(self, config: TrainConfig, world: Processes):
         self.autocast = multiplies_bfloat16(world.device) if config.autocast is None else config.autocast
         self.config, self.world = replace(config, autocast=self.autocast), world
-        channels, size = config.arguments.get("image_channels", 3), config.arguments.get("image_size", 32)
-        self.data: Data = load_data(config.data, config.data_path, size, channels)
+        self.data = load_training_data(config)
         self.model_config = ModelConfig(
             config.model, config.arguments, config.schedule, config.prediction, self.data.class_names
         )
@@ -188,7 +194,8 @@ class Trainer:
         config = self.config
         if step < config.warmup:
             return config.lr * (step + 1) / config.warmup
-        progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+        start = max(config.warmup, config.steps - config.decay * config.steps)
+        progress = max(0, step - start) / max(1, config.steps - start)
         return config.lr * (FINAL_LR + (1 - FINAL_LR) * (1 + math.cos(math.pi * progress)) / 2)
 
     def save_if_due(self) -> None:

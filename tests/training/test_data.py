@@ -6,7 +6,7 @@ import torch
 
 from models.samplers import to_uint8
 from tests.training.pictures import write_pictures
-from training.data import Data, DataError, Split, fingerprint, load_data, split_by_class, to_float
+from training.data import Data, DataError, Split, fingerprint, load_data, split_by_class, take_subset, to_float
 
 
 def all_images(data: Data) -> list[bytes]:
@@ -42,6 +42,28 @@ def test_splits_are_the_same_on_every_call(digits: Data) -> None:
     for a, b in ((digits.train, again.train), (digits.judge, again.judge), (digits.test, again.test)):
         assert torch.equal(a.images, b.images)
         assert torch.equal(a.labels, b.labels)
+
+
+def pixels(split: Split) -> set[bytes]:
+    return {image.numpy().tobytes() for image in split.images}
+
+
+def test_subsets_are_balanced_and_nested(digits: Data) -> None:
+    small, large = (take_subset(digits.train, count) for count in ("100", "300"))
+    assert small.labels.bincount().tolist() == [10] * 10
+    assert large.labels.bincount().tolist() == [30] * 10
+    assert pixels(small) < pixels(large) < pixels(digits.train)
+    assert take_subset(digits.train, "15").labels.bincount().max() == 2
+    assert fingerprint(take_subset(digits.train, "3000")) == fingerprint(digits.train)
+
+
+def test_parts_are_balanced_and_disjoint(digits: Data) -> None:
+    halves = [take_subset(digits.train, part) for part in ("1/2", "2/2")]
+    assert [half.labels.bincount().tolist() for half in halves] == [[150] * 10] * 2
+    assert pixels(halves[0]) | pixels(halves[1]) == pixels(digits.train)
+    assert not pixels(halves[0]) & pixels(halves[1])
+    with pytest.raises(DataError, match="subset 3001 of only 3000 pictures"):
+        take_subset(digits.train, "3001")
 
 
 def test_labels_belong_to_their_images(digits: Data) -> None:

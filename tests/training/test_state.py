@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from training.config import LATER
 from training.ema import EMA
 from training.state import PREVIOUS, STATE, Progress, StateError, load_state, save_state
 
@@ -102,6 +103,13 @@ def test_a_recipe_may_be_written_in_another_way(tmp_path: Path) -> None:
     save_state(tmp_path, *a_run(), progress=Progress(1, 1.0), recipe=written)
     same = {"arguments": {"base_channels": 8, "channel_multipliers": [1, 2]}}
     assert load_state(tmp_path, *a_run(), same).step == 1
+
+
+def test_a_state_older_than_a_field_had_its_default(tmp_path: Path) -> None:
+    save_state(tmp_path, *a_run(), progress=Progress(1, 1.0), recipe=RECIPE)
+    assert load_state(tmp_path, *a_run(), RECIPE | LATER).step == 1
+    with pytest.raises(StateError, match=r"another run: decay was 1.0, now 0.0\. "):
+        load_state(tmp_path, *a_run(), RECIPE | LATER | {"decay": 0.0})
 
 
 def test_the_state_before_the_last_one_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

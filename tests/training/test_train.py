@@ -162,6 +162,31 @@ def test_learning_rate_warms_up_and_falls_along_a_cosine(tiny_config: Callable[.
     assert trainer.learning_rate(100) == pytest.approx(2e-3 * FINAL_LR)
 
 
+@pytest.mark.parametrize(
+    ("decay", "expected"), [(0.0, [0.5, 1, 1, 1, 1, 1, 1, 1]), (0.25, [0.5, 1, 1, 1, 1, 1, 1, (1 + FINAL_LR) / 2])]
+)
+def test_learning_rate_falls_at_the_end_only(
+    decay: float, expected: list[float], tiny_config: Callable[..., TrainConfig]
+) -> None:
+    trainer = Trainer(tiny_config(steps=8, warmup=2, lr=1.0, decay=decay), ALONE)
+    assert [trainer.learning_rate(step) for step in range(8)] == pytest.approx(expected)
+
+
+def test_without_decay_a_longer_run_begins_with_the_shorter_one(
+    tiny_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    straight = train(tiny_config(decay=0.0, out=tmp_path / "straight"))
+    train(tiny_config(decay=0.0, steps=4))
+    longer = train(tiny_config(decay=0.0))
+    assert_same(load_file(longer / STATE), load_file(straight / STATE))
+
+
+def test_a_run_learns_from_its_subset(tiny_config: Callable[..., TrainConfig]) -> None:
+    facts = load_checkpoint(train(tiny_config(subset="1/2", steps=1)))[1].training
+    assert facts["train_images"] == 1500
+    assert facts["recipe"]["subset"] == "1/2"
+
+
 @pytest.mark.parametrize("model", ["dit", "unet"])
 def test_a_network_overfits_a_few_images(model: str, tiny_config: Callable[..., TrainConfig], digits: Data) -> None:
     trainer = Trainer(tiny_config(model, lr=5e-3, steps=120, warmup=5, label_dropout=0.0), ALONE)
@@ -178,6 +203,9 @@ def test_a_network_overfits_a_few_images(model: str, tiny_config: Callable[..., 
         ({"batch_size": -1}, "batch_size must be at least 1"),
         ({"label_dropout": 1.0}, "label_dropout must be at least 0 and below 1, got 1.0"),
         ({"lr": 0.0}, "lr must be positive and finite, got 0.0"),
+        ({"decay": 1.5}, "decay must be at most 1, got 1.5"),
+        ({"subset": "3/2"}, "subset must be a number of pictures or a part such as 1/2, got '3/2'"),
+        ({"subset": "0"}, "subset must be"),
         ({"prediction": "noise"}, "noise"),
         ({"schedule": "quadratic"}, "quadratic"),
     ],
