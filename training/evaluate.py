@@ -4,6 +4,7 @@ Letters: N images, C x H x W the image, F features, K classes.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,16 +133,9 @@ def grade(generated: Split, judge: Judge, data: Data, sampling: Sampling) -> Eva
 
 def compare_features(features: Tensor, labels: Tensor, real_features: Tensor, real_labels: Tensor) -> Frechet:
     """features, real_features: [N, F]."""
-    counts, real_counts = labels.bincount(), real_labels.bincount()
-    per_class = int(min(counts.min(), real_counts.min() // 2))
-    if per_class < 1:
-        raise ValueError("an evaluation needs at least two held-out images and a generated one of every class")
-    generator = torch.Generator().manual_seed(0)
-    pairs = []
-    for _ in range(DRAWS):
-        half, other = balanced_draw(real_labels, 2 * per_class, generator).split(per_class, dim=1)
-        drawn = balanced_draw(labels, per_class, generator)
-        real = real_features[half.flatten()]
+    pairs, size = [], 0
+    for drawn, half, other in matched_draws(labels, real_labels):
+        real, size = real_features[half.flatten()], half.numel()
         pairs.append(
             (
                 frechet_distance(features[drawn.flatten()], real),
@@ -150,7 +144,22 @@ def compare_features(features: Tensor, labels: Tensor, real_features: Tensor, re
         )
     generated, reference = (sum(column) / DRAWS for column in zip(*pairs, strict=True))
     whole = frechet_distance(features, real_features)
-    return Frechet(whole, per_class * len(counts), generated, reference, generated / reference)
+    return Frechet(whole, size, generated, reference, generated / reference)
+
+
+def matched_draws(labels: Tensor, real_labels: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """DRAWS times: indices of generated images, of held-out ones, and of other held-out ones, each [K, n].
+
+    Raises:
+        ValueError: a class without two held-out images and a generated one.
+    """
+    per_class = int(min(labels.bincount().min(), real_labels.bincount().min() // 2))
+    if per_class < 1:
+        raise ValueError("an evaluation needs at least two held-out images and a generated one of every class")
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(DRAWS):
+        half, other = balanced_draw(real_labels, 2 * per_class, generator).split(per_class, dim=1)
+        yield balanced_draw(labels, per_class, generator), half, other
 
 
 def balanced_draw(labels: Tensor, per_class: int, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,153 @@
+"""Measurements of a network: how well it denoises by noise level, and how good its samples are.
+
+Letters: N images, C x H x W the image, F features, L noise levels.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.checkpoint import ModelConfig
+from models.schedule import NUM_TIMESTEPS, NoiseSchedule, Prediction, training_loss
+from training.data import Data, Split, take_subset, to_float
+from training.evaluate import CHUNK, compare_features, matched_draws, sample_balanced
+from training.judge import Judge
+from training.report import Sampling
+
+LEVELS = [(level + 0.5) / 8 for level in range(8)]  # noise times u
+BATCH = 100  # images denoised at once
+NEIGHBOUR = 3  # whose distance is the radius of a ball (Kynkaanniemi et al. 2019, section 3)
+COPY = 1 / 3  # of the distance to the second nearest training image (Yoon et al. 2023)
+
+
+def measure_loss(model: nn.Module, config: ModelConfig, data: Data, images: int) -> dict[str, Any]:
+    """Denoising losses on held-out images, and on as many that were trained on: their gap is what was memorised.
+
+    Images, noise and levels are fixed, so that networks can be compared in pairs. images: at most, class-balanced.
+    """
+    count = min(images, len(data.test), len(data.train))
+    parts = {"test": data.test, "train": data.train}
+    losses = {name: loss_by_level(model, config, take_subset(split, str(count))) for name, split in parts.items()}
+    return {"images": count, "u": LEVELS} | losses
+
+
+@torch.no_grad()
+def loss_by_level(model: nn.Module, config: ModelConfig, split: Split) -> dict[str, list[float]]:
+    """Means over the split at each of LEVELS, L numbers each.
+
+    x0: squared error of the denoised image, pixels in -1..1. training: the loss that training minimises.
+    """
+    pairs = [torch.stack(list(batch_losses(model, config, split, u))).sum(0) / len(split) for u in LEVELS]
+    x0, training = torch.stack(pairs, dim=1).tolist()
+    return {"x0": x0, "training": training}
+
+
+def batch_losses(model: nn.Module, config: ModelConfig, split: Split, u: float) -> Iterator[Tensor]:
+    """Sums over the images of each batch: [2], the error of x0 and the training loss."""
+    schedule, prediction = NoiseSchedule(config.schedule), Prediction(config.prediction)
+    device, generator = next(model.parameters()).device, torch.Generator().manual_seed(round(u * NUM_TIMESTEPS))
+    for start in range(0, len(split), BATCH):
+        batch = split[start : start + BATCH]
+        x0 = to_float(batch.images)  # [B, C, H, W]
+        eps = torch.randn(x0.shape, generator=generator).to(device)
+        x0, times = x0.to(device), torch.full((len(batch),), u, device=device)
+        alpha, sigma = schedule.rows(times)
+        x = alpha * x0 + sigma * eps
+        output = model(x, times * NUM_TIMESTEPS, batch.labels.to(device))
+        p, q = prediction.to_x0(float(alpha[0]), float(sigma[0]))
+        error = (p * x + q * output - x0).square().mean()
+        loss = training_loss(prediction, schedule, output, x0, eps, times)
+        yield torch.stack([error, loss]).double().cpu() * len(batch)
+
+
+def measure_samples(
+    model: nn.Module, config: ModelConfig, data: Data, judges: list[Judge], images: int, sampling: Sampling
+) -> dict[str, Any]:
+    """All figures of one set of samples, classes balanced, seeds fixed; judges: by their seeds.
+
+    Raises:
+        ValueError: fewer than two images a class.
+    """
+    generated = sample_balanced(model, config, images, sampling)
+    return {
+        "sampling": asdict(sampling),
+        "samples": len(generated),
+        "copies": copied(generated.images, data.train.images),
+        "copies_held_out": copied(data.test.images, data.train.images),
+        "judges": [judged(generated, data.test, judge) for judge in judges],
+    }
+
+
+def judged(generated: Split, held_out: Split, judge: Judge) -> dict[str, Any]:
+    """One judge's figures. Those that end in _real put other held-out images in the place of the generated ones.
+
+    That is what a perfect generator would get. Both are means of matched draws, like the Frechet distance.
+    """
+    features, predicted = judge.grade(generated.images)
+    real, real_predicted = judge.grade(held_out.images)
+    draws = [[index.flatten() for index in draw] for draw in matched_draws(generated.labels, held_out.labels)]
+    scale = real.square().mean().sqrt()  # else the unit of a judge's features would weigh the powers in the kernel
+    ours = mean_figures([(features[drawn] / scale, real[half] / scale) for drawn, half, _ in draws])
+    floor = mean_figures([(real[other] / scale, real[half] / scale) for _, half, other in draws])
+    return {
+        "accuracy": (predicted == generated.labels).double().mean().item(),
+        "accuracy_real": (real_predicted == held_out.labels).double().mean().item(),
+        "frechet": asdict(compare_features(features, generated.labels, real, held_out.labels)),
+        "matched": len(draws[0][0]),
+        **ours,
+        **{f"{name}_real": value for name, value in floor.items()},
+    }
+
+
+def mean_figures(pairs: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Means over draws; each pair: features of images to grade and of real ones, [N, F] both."""
+    rows = [(kernel_distance(a, b), share_inside(a, b), share_inside(b, a)) for a, b in pairs]
+    means = torch.tensor(rows, dtype=torch.float64).mean(0).tolist()
+    return dict(zip(("kid", "precision", "recall"), means, strict=True))
+
+
+def kernel_distance(a: Tensor, b: Tensor) -> float:
+    """KID: the unbiased estimate of the squared maximum mean discrepancy under the kernel (x y / F + 1)^3.
+
+    Binkowski et al. 2018, equations 4 and 5. Its mean is 0 for equal distributions, so it may be negative.
+    a, b: [N, F] and [M, F].
+    """
+    a, b = a.double(), b.double()
+    inside = [off_diagonal_mean(cubic(x, x)) for x in (a, b)]
+    return (sum(inside) - 2 * cubic(a, b).mean()).item()
+
+
+def cubic(a: Tensor, b: Tensor) -> Tensor:
+    return (a @ b.T / a.shape[1] + 1) ** 3
+
+
+def off_diagonal_mean(square: Tensor) -> Tensor:
+    n = len(square)
+    return (square.sum() - square.trace()) / (n * (n - 1))
+
+
+def share_inside(points: Tensor, sample: Tensor) -> float:
+    """Share of points in a ball of the sample, which reaches to its NEIGHBOUR-th neighbour in the sample.
+
+    Precision for generated points and a real sample, recall the other way round (Kynkaanniemi et al. 2019,
+    equations 1 and 2). points, sample: [N, F] and [M, F].
+    """
+    points, sample = points.double(), sample.double()
+    radius = torch.cdist(sample, sample).kthvalue(min(NEIGHBOUR + 1, len(sample)), dim=1).values  # itself is at 0
+    return (torch.cdist(points, sample) <= radius).any(1).double().mean().item()
+
+
+def copied(images: Tensor, train: Tensor) -> float:
+    """Share of copies: images whose nearest training image is under COPY times as far as the second nearest.
+
+    Euclidean in pixels (Favero et al. 2025, arXiv 2505.16959). images, train: [N, C, H, W] uint8, two at least.
+    """
+    x = to_float(images).flatten(1)
+    nearest = torch.empty(len(x), 0)
+    for part in train.split(CHUNK):
+        nearest = torch.cat([nearest, torch.cdist(x, to_float(part).flatten(1))], dim=1)
+        nearest = nearest.topk(min(2, nearest.shape[1]), largest=False).values
+    return (nearest[:, 0] < COPY * nearest[:, -1]).double().mean().item()
