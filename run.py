@@ -7,6 +7,7 @@ import json
 import logging
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ def build_parser(serving: bool = False) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=name, description=__doc__)
     parser.add_argument("--version", action="version", version=f"stepwise {version()}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    for add in (add_serve,) if serving else (add_serve, add_train, add_sample, add_compare, add_info):
+    adders = (add_serve,) if serving else (add_serve, add_train, add_sample, add_compare, add_campaign, add_info)
+    for add in adders:
         add(commands)
     return parser
 
@@ -120,15 +122,22 @@ def add_option(parser: argparse.ArgumentParser, field: Field[Any]) -> None:
 
 def run_train(arguments: argparse.Namespace) -> int:
     from training.config import TrainConfig, recipe_of
-    from training.stop import Stopped
     from training.train import train
 
     check_train_extra("train")
+    given = {f.name: getattr(arguments, f.name) for f in fields(TrainConfig)}
+    recipe = recipe_of({name: value for name, value in given.items() if value is not None})
+    return until_stopped(lambda: train(recipe))
+
+
+def until_stopped(work: Callable[[], object]) -> int:
+    """Print what the work returns, and what it logs on the way."""
+    from training.stop import Stopped
+
     logging.basicConfig(format="%(message)s")
     logging.getLogger("training").setLevel(logging.INFO)
-    given = {f.name: getattr(arguments, f.name) for f in fields(TrainConfig)}
     try:
-        print(train(recipe_of({name: value for name, value in given.items() if value is not None})))
+        print(work())
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.exit_code
@@ -189,6 +198,36 @@ def run_compare(arguments: argparse.Namespace) -> int:
     for miss in misses:
         print(f"bar missed: {miss}", file=sys.stderr)
     return 1 if misses else 0
+
+
+CAMPAIGN_EXAMPLES = """
+docs/comparison/digits.toml --threads 1
+docs/comparison/digits.toml --only D1 --status
+"""
+
+
+def add_campaign(commands: Any) -> None:
+    text = "train and measure all networks of a list; the same command goes on, and several share the work"
+    parser = add_command(commands, run_campaign, text, CAMPAIGN_EXAMPLES)
+    parser.add_argument("list", type=Path, metavar="LIST", help="TOML file, see training/campaign_list.py")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="groups or runs (default: all)")
+    runs = "file to which every result adds a line (default: %(default)s)"
+    parser.add_argument("--runs", type=Path, default=Path("docs/comparison/runs.jsonl"), help=runs)
+    work = Path("runs/campaign")
+    parser.add_argument("--work", type=Path, default=work, help="folder of checkpoints (default: %(default)s)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: what torch chooses)")
+    status = "only say what is done, what is next and how many hours are left (default: work)"
+    parser.add_argument("--status", action="store_true", help=status)
+
+
+def run_campaign(arguments: argparse.Namespace) -> int:
+    from training.campaign import Campaign
+    from training.campaign_list import choose, read_list
+
+    check_train_extra("campaign")
+    runs = choose(read_list(arguments.list), arguments.only)
+    campaign = Campaign(arguments.runs, arguments.work, arguments.threads)
+    return until_stopped(lambda: campaign.status(runs) if arguments.status else campaign.work_off(runs))
 
 
 def add_info(commands: Any) -> None:

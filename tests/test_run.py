@@ -187,7 +187,7 @@ def test_info_describes_a_checkpoint(checkpoints: Path, capsys: pytest.CaptureFi
     assert lines["total"].split()[0] == f"{sum(p.numel() for p in model.parameters()):,}"
 
 
-@pytest.mark.parametrize("command", ["serve", "train", "sample", "compare", "info"])
+@pytest.mark.parametrize("command", ["serve", "train", "sample", "compare", "campaign", "info"])
 def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
@@ -199,7 +199,7 @@ def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert action.help
         assert (
             action.required
-            or action.dest in ("help", "architecture", "model", "name")
+            or action.dest in ("help", "architecture", "list", "model", "name")
             or "(default: " in action.help
         )
 
@@ -213,7 +213,7 @@ def test_the_training_options_are_those_of_the_config() -> None:
 
 
 def test_examples_in_the_help_can_be_parsed(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("serve", "train", "sample", "compare", "info"):
+    for command in ("serve", "train", "sample", "compare", "campaign", "info"):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         examples = capsys.readouterr().out.partition("examples:\n")[2]

@@ -274,10 +274,14 @@ def _mix(*numbers: int) -> int:
 
 
 def git_commit() -> str:
-    """The commit the run was made from, "unknown" outside a git checkout."""
+    """The commit the run was made from, -dirty where code differs from it; "unknown" outside a git checkout."""
     try:
-        command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-        root = Path(__file__).resolve().parent
-        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ":/*.py") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def git(*arguments: str) -> str:
+    root = Path(__file__).resolve().parent
+    command = ["git", "--no-optional-locks", *arguments]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,0 +1,294 @@
+"""A campaign with tiny networks and judges of one epoch; see test_measure.py for the figures."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from models.checkpoint import load_checkpoint
+from run import main
+from tests.training.conftest import TINY
+from tests.waiting import wait_until
+from training import campaign as module
+from training import judge
+from training.campaign import Campaign
+from training.campaign_list import ListError, choose, read_list
+from training.data import Data, take_subset
+from training.results import append_result, held, read_results
+from training.state import STATE
+from training.train import Trainer, train
+
+ROOT = Path(__file__).resolve().parents[2]
+LIST = """
+[defaults]
+batch_size = 8
+decay = 0.0
+measure_at = [16, 32]
+samples = [20, 20]
+evaluations = 1
+loss_images = 20
+autocast = false
+[network.dit]
+model = "dit"
+arguments = { hidden_dim = 32, depth = 1, num_heads = 2 }
+[network.unet]
+model = "unet"
+arguments = { base_channels = 8, channel_multipliers = [1, 2], num_res_blocks = 1 }
+"""
+ONE = '[[group]]\nname = "A"\nnetworks = ["dit"]\nguidance_grid = [2.0]\n'
+TWO = '[[group]]\nname = "A"\nnetworks = ["dit"]\nseed = [0, 1]\n'
+
+
+def written(folder: Path, groups: str) -> Path:
+    path = folder / "list.toml"
+    path.write_text(LIST + groups)
+    return path
+
+
+@pytest.fixture(scope="session")
+def judges(digits: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As load_judge keeps them, but of one epoch."""
+    work = tmp_path_factory.mktemp("judges")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(judge, "EPOCHS", 1)
+        Campaign(work / "runs.jsonl", work).judges(digits)
+    for card in work.glob("judges/*/judge.json"):
+        card.write_text(json.dumps(json.loads(card.read_text()) | {"epochs": judge.EPOCHS}))
+    return work / "judges"
+
+
+@pytest.fixture
+def a_campaign(judges: Path, tmp_path: Path, digits: Data, monkeypatch: pytest.MonkeyPatch) -> Campaign:
+    """With few held-out digits, because three judges grade all of them at every point."""
+    shutil.copytree(judges, tmp_path / "work" / "judges")
+    few = replace(digits, test=take_subset(digits.test, "60"))
+    monkeypatch.setattr(module, "load_training_data", lambda config: few)
+    return Campaign(tmp_path / "runs.jsonl", tmp_path / "work")
+
+
+def figures(line: dict[str, Any]) -> dict[str, Any]:
+    """All but the clock."""
+    return {name: value for name, value in line.items() if not name.endswith("seconds")}
+
+
+def keys(lines: list[dict[str, Any]]) -> list[tuple[str, int, float]]:
+    return [(line["run"], line["images_seen"], line["guidance"]) for line in lines]
+
+
+def test_the_product_of_a_list(tmp_path: Path) -> None:
+    groups = '[[group]]\nname = "A"\nlr = [1e-3, 3e-3]\nseed = [0]\nunet.guidance = 2\n'
+    groups += (
+        '[[group]]\nname = "B"\nnetworks = ["unet"]\nsubset = ["1/2", "2/2"]\nmeasure_at = [80]\nsamples = [30]\n'
+    )
+    runs = read_list(written(tmp_path, groups))
+    assert [run.name for run in runs] == [
+        *("A-dit-lr0.001-seed0", "A-unet-lr0.001-seed0", "A-dit-lr0.003-seed0", "A-unet-lr0.003-seed0"),
+        *("B-unet-subset1of2", "B-unet-subset2of2"),
+    ]
+    assert [run.config.steps for run in runs] == [4, 4, 4, 4, 10, 10]
+    assert [run.measure.guidance for run in runs] == [1.5, 2, 1.5, 2, 1.5, 1.5]
+    assert (runs[3].config.lr, runs[3].config.arguments) == (3e-3, TINY["unet"])
+    assert [run.name for run in choose(runs, ["B", "A-dit-lr0.003-seed0"])] == [runs[i].name for i in (2, 4, 5)]
+    with pytest.raises(ListError, match="no group or run C"):
+        choose(runs, ["A", "C"])
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        ("", "name of a group must be letters, digits, dots and dashes, got None"),
+        ('name = "A"\nsteps = 3', "group A has no field steps"),
+        ('name = "A"\nlearning_rate = 1', "group A has no field learning_rate"),
+        ('name = "A"\ndit.rate = 1', "dit of group A has no field rate"),
+        ('name = "A"\nnetworks = ["gan"]', "networks of group A must be a list from dit, unet, got"),
+        ('name = "A"\nlr = "fast"', "run A-dit: lr cannot be 'fast'"),
+        ('name = "A"\nlr = [1e-3, -1]', "run A-dit-lr-1: lr must be positive"),
+        ('name = "A"\nmeasure_at = [20]\nsamples = [20]', "measure_at must be multiples of batch_size 8"),
+        ('name = "A"\nmeasure_at = [32, 16]', "measure_at must rise"),
+        ('name = "A"\nsamples = [20]', "samples must be 2 numbers from 20"),
+        ('name = "A"\nsamples = "many"', "samples cannot be 'many'"),
+        ('name = "A"\ndecay = 1.0', "decay must be 0 with several measure_at"),
+        ('name = "A"\ndata = "folder"', "data must be one of digits, cifar10"),
+        ('name = "A"\nmodel = "gan"', "model must be one of dit, unet"),
+        ('name = "A"\nguidance = nan', "guidance and guidance_grid must be finite"),
+        ('name = "A"\nsampler = "heun"', "unknown sampler 'heun'"),
+        ('name = "A"\n[[group]]\nname = "A"', "more than one run is called A-dit, A-unet"),
+        ("name = A", "Invalid value"),
+    ],
+)
+def test_errors_of_a_list_name_the_field(group: str, message: str, tmp_path: Path) -> None:
+    path = written(tmp_path, "[[group]]\n" + group)
+    with pytest.raises(ListError, match=f"^{path}: .*{message}"):
+        read_list(path)
+
+
+def test_measuring_changes_no_weight(a_campaign: Campaign, tmp_path: Path) -> None:
+    (run,) = read_list(written(tmp_path, ONE))
+    a_campaign.work_off([run])
+    straight = train(replace(run.config, out=tmp_path / "straight"))
+    measured, expected = (load_file(folder / STATE) for folder in (a_campaign.work / run.name, straight))
+    assert all(measured[name].equal(expected[name]) for name in expected)
+    assert load_checkpoint(a_campaign.work / run.name)[1].training["finished_at"] == [2]
+
+
+def test_a_run_leaves_lines_and_samples(a_campaign: Campaign, tmp_path: Path) -> None:
+    (run,) = read_list(written(tmp_path, ONE))
+    assert "left: 0.0 hours, and 1 runs of unknown speed" in a_campaign.status([run])
+    assert a_campaign.work_off([run]) == "A: 1 of 1 runs done\nnext: nothing\nleft: 0.0 hours"
+    lines = read_results(a_campaign.results)
+    assert keys(lines) == [("A-dit", 16, 1.5), ("A-dit", 32, 1.5), ("A-dit", 32, 2.0)]
+    assert [line["recipe"]["steps"] for line in lines] == [2, 4, 4]
+    assert [line["sampling"]["guidance"]["scale"] for line in lines] == [1.5, 1.5, 2]
+    assert ["loss" in line for line in lines] == [True, True, False]
+    assert lines[1]["train_flop"] == 3 * 32 * lines[1]["flop_per_row"]
+    assert {"commit", "machine", "versions", "train_sha256", "parameters"} <= lines[0].keys()
+    assert [len(line["judges"]) for line in lines] == [3, 3, 3]
+    arrays = np.load(tmp_path / "data" / "A-dit.npz")
+    assert (arrays["images"].shape, arrays["images"].dtype) == ((200, 1, 32, 32), np.uint8)
+    assert np.bincount(arrays["labels"]).tolist() == [20] * 10
+    assert len(set(arrays["seeds"])) == 200
+
+
+class Kills:
+    """Interrupts the process before and after every event, once each."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+        self.calls: Counter[str] = Counter()
+
+    def at(self, *event: Any) -> None:
+        if event not in self.seen:
+            self.seen.append(event)
+            raise KeyboardInterrupt
+
+    def around(self, owner: Any, name: str, label: Callable[..., Any]) -> None:
+        inner = getattr(owner, name)
+
+        def killed(*arguments: Any) -> Any:
+            self.at(name, "before", label(*arguments))
+            self.calls[name] += 1
+            answer = inner(*arguments)
+            self.at(name, "after", label(*arguments))
+            return answer
+
+        setattr(owner, name, killed)
+
+
+def test_a_kill_anywhere_repeats_no_line(
+    a_campaign: Campaign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run,) = read_list(written(tmp_path, ONE))
+    a_campaign.work_off([run])
+    straight = Campaign(tmp_path / "again" / "runs.jsonl", tmp_path / "again")
+    shutil.copytree(a_campaign.work / "judges", straight.work / "judges")
+    kills = Kills()
+    for owner, name in ((module, "train"), (module, "append_result"), (Campaign, "save_gallery")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))  # undone at the end
+    kills.around(module, "train", lambda config: config.steps)
+    kills.around(module, "append_result", lambda path, line: (line["images_seen"], line["guidance"]))
+    kills.around(Campaign, "save_gallery", lambda *_: 0)
+    for _ in range(100):
+        try:
+            straight.work_off([run])
+            break
+        except KeyboardInterrupt:
+            continue
+    assert len(kills.seen) == 2 * (2 + 3 + 1)
+    assert kills.calls["append_result"] == 3
+    lines, expected = read_results(straight.results), read_results(a_campaign.results)
+    assert [figures(line) for line in lines] == [figures(line) for line in expected]
+    arrays = [folder / "data" / "A-dit.npz" for folder in (tmp_path, tmp_path / "again")]
+    assert arrays[0].read_bytes() == arrays[1].read_bytes()
+
+
+def test_a_run_that_another_process_holds_is_left_to_it(a_campaign: Campaign, tmp_path: Path) -> None:
+    first, second = read_list(written(tmp_path, TWO))
+    with held(a_campaign.work / "locks" / first.name):
+        assert f"next: {first.name}" in a_campaign.work_off([first, second])
+    assert {line["run"] for line in read_results(a_campaign.results)} == {second.name}
+    assert a_campaign.take(first)
+    assert not a_campaign.take(first)
+
+
+def start(folder: Path, path: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "run.py", "campaign", str(path), "--runs", str(folder / "runs.jsonl")]
+    command += ["--work", str(folder / "work"), "--threads", "1"]
+    hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(command, cwd=ROOT, env=hidden, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_real_processes_are_killed_and_share_the_rest(judges: Path, tmp_path: Path) -> None:
+    shutil.copytree(judges, tmp_path / "work" / "judges")
+    path, results = written(tmp_path, TWO), tmp_path / "runs.jsonl"
+    killed = start(tmp_path, path)
+    wait_until(lambda: len(read_results(results)) == 1)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    pair = [start(tmp_path, path) for _ in range(2)]
+    assert [process.wait() for process in pair] == [0, 0]
+    expected = [(f"A-dit-seed{seed}", images, 1.5) for seed in (0, 1) for images in (16, 32)]
+    assert sorted(keys(read_results(results))) == expected
+    assert sorted(p.stem for p in (tmp_path / "data").iterdir()) == ["A-dit-seed0", "A-dit-seed1"]
+
+
+def test_sigterm_saves_the_state(
+    a_campaign: Campaign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = Trainer.train_step
+
+    def signalled(self: Trainer) -> Any:
+        if self.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self)
+
+    command = ["campaign", str(written(tmp_path, ONE)), "--runs", str(a_campaign.results)]
+    command += ["--work", str(a_campaign.work), "--threads", "1"]
+    monkeypatch.setattr(Trainer, "train_step", signalled)
+    assert main(command) == 128 + signal.SIGTERM
+    assert "step 3 of 4 is saved" in capsys.readouterr().err
+    assert main(command) == 0
+    assert "A: 1 of 1 runs done" in capsys.readouterr().out
+    assert main([*command, "--status"]) == 0
+    assert len(read_results(a_campaign.results)) == 3
+
+
+def test_a_run_that_diverges_is_a_result(a_campaign: Campaign, tmp_path: Path) -> None:
+    (run,) = read_list(written(tmp_path, ONE + "lr = 1e12\nwarmup = 0\n"))
+    a_campaign.work_off([run])
+    (line,) = read_results(a_campaign.results)
+    assert "training diverged at step" in line["diverged"]
+    assert not a_campaign.take(run)
+
+
+def test_a_list_that_changed_is_refused(a_campaign: Campaign, tmp_path: Path) -> None:
+    (run,) = read_list(written(tmp_path, ONE))
+    a_campaign.work_off([run])
+    (other,) = read_list(written(tmp_path, ONE + "lr = 2e-3\n"))
+    with pytest.raises(
+        ValueError, match=r"has run A-dit with another recipe: lr was 0.001, now 0.002\. Rename its"
+    ):
+        a_campaign.take(other)
+
+
+def test_a_line_cut_short_does_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    append_result(path, {"run": "A"})
+    with path.open("a") as file:
+        file.write('{"run": "B", "ima')
+    assert read_results(path) == [{"run": "A"}]
+    append_result(path, {"run": "C"})
+    assert read_results(path) == [{"run": "A"}, {"run": "C"}]
+    path.write_text('{"run"\n{"run": "C"}\n')
+    with pytest.raises(ValueError, match=r"runs.jsonl, line 1 is damaged"):
+        read_results(path)

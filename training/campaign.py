@@ -1,0 +1,181 @@
+"""A campaign: the trainings of a list one after another, each measured as it goes, every result a line.
+
+A run is trained to its first point, measured there, then given more steps to the next one. To the bit that is the
+same as training straight on, because the random numbers of a step follow from the seed and the step. Whatever ends
+this process, the same command goes on: training continues at its last state, and no line is measured twice.
+"""
+
+import importlib.metadata
+import io
+import logging
+import platform
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.checkpoint import load_checkpoint
+from models.files import replace_file
+from models.samplers import Guidance
+from training.campaign_list import Point, Run
+from training.config import LATER
+from training.data import Data, fingerprint
+from training.evaluate import SEED, sample_balanced
+from training.info import config_info
+from training.judge import Judge, load_judge
+from training.machine import describe_machine
+from training.measure import measure_loss, measure_samples
+from training.report import Sampling
+from training.results import append_result, held, read_results
+from training.state import differences
+from training.train import TrainingDiverged, git_commit, load_training_data, train
+
+logger = logging.getLogger(__name__)
+
+JUDGES = 3  # classifiers that differ by their seed
+PASSES = 3  # FLOPs of a training image, in forwards: the backward costs two
+GALLERY = Sampling(
+    "dpmpp_2m", 20, Guidance(1.0)
+)  # without guidance: what the network learnt, not how it is steered
+GALLERY_IMAGES = 200
+SEGMENT = {"steps", "autocast"}  # of a recipe: differ from point to point, and are decided by the machine
+PACKAGES = ("torch", "numpy", "mlxtend")
+
+
+class Campaign:
+    """Where a campaign keeps its things. results: the file of lines; work: checkpoints, states, judges, locks."""
+
+    def __init__(self, results: Path, work: Path, threads: int | None = None):
+        self.results, self.work, self.threads = results, work, threads
+        self.commit = git_commit()  # now: files may change while runs go on
+        if threads:
+            torch.set_num_threads(threads)
+
+    def work_off(self, runs: list[Run]) -> str:
+        """Always the first run that is neither done nor held by another process; see perform."""
+        while any(self.take(run) for run in runs):
+            pass
+        return self.status(runs)
+
+    def take(self, run: Run) -> bool:
+        """Whether it was there to be done."""
+        with held(self.work / "locks" / run.name, wait=False) as mine:
+            if not mine or self.is_done(run):
+                return False
+            logger.info("%s begins or goes on", run.name)
+            self.perform(run)
+            return True
+
+    def perform(self, run: Run) -> None:
+        """Raises what train raises, but for TrainingDiverged, which is a result."""
+        folder, data = self.work / run.name, load_training_data(run.config)
+        for point in self.points_left(run):
+            steps = point.images_seen // run.config.batch_size
+            try:
+                train(replace(run.config, steps=steps, out=folder, threads=self.threads))
+            except TrainingDiverged as error:
+                failed = {"images_seen": point.images_seen, "guidance": point.guidance, "diverged": str(error)}
+                return self.append(run, failed | {"recipe": run.config.recipe()})
+            self.append(run, self.measure(folder, data, run, point))
+        return self.save_gallery(run, folder, data)
+
+    def measure(self, folder: Path, data: Data, run: Run, point: Point) -> dict[str, Any]:
+        """On the average of the weights, as it lies in the checkpoint."""
+        judges, started = self.judges(data), time.monotonic()
+        model, config = load_checkpoint(folder)
+        sampling = Sampling(run.measure.sampler, run.measure.evaluations, Guidance(point.guidance))
+        figures = measure_samples(model, config, data, judges, point.samples, sampling)
+        if point.with_loss:
+            figures["loss"] = measure_loss(model, config, data, run.measure.loss_images)
+        info, facts = config_info(config), config.training
+        return {
+            **{name: facts[name] for name in ("images_seen", "recipe", "train_sha256", "train_images")},
+            "guidance": point.guidance,
+            "parameters": info["parameters"],
+            "flop_per_row": info["flops"],
+            "train_flop": PASSES * info["flops"] * point.images_seen,
+            "train_seconds": facts["seconds"],
+            "measure_seconds": round(time.monotonic() - started, 1),
+            **figures,
+        }
+
+    def judges(self, data: Data) -> list[Judge]:
+        """Trained by the first process that needs them."""
+        folder = self.work / "judges"
+        with held(folder / ".lock"):
+            known = fingerprint(data.judge)[:8]
+            return [load_judge(folder / f"{known}-{seed}", data, seed=seed)[0] for seed in range(JUDGES)]
+
+    def save_gallery(self, run: Run, folder: Path, data: Data) -> None:
+        """Samples from the same noise for all networks: images [N, C, H, W] uint8, C = 1 where training is gray."""
+        model, config = load_checkpoint(folder)
+        drawn = sample_balanced(model, config, GALLERY_IMAGES, GALLERY)
+        gray = bool((data.train.images == data.train.images[:, :1]).all())
+        images = drawn.images.float().mean(1, keepdim=True).round().byte() if gray else drawn.images
+        content = io.BytesIO()
+        arrays = {"images": images.numpy(), "labels": drawn.labels.numpy().astype(np.uint8)}
+        np.savez_compressed(content, allow_pickle=False, **arrays, seeds=np.arange(len(images)) + SEED)
+        self.gallery(run).parent.mkdir(parents=True, exist_ok=True)
+        replace_file(self.gallery(run), content.getvalue())
+
+    def gallery(self, run: Run) -> Path:
+        return self.results.parent / "data" / f"{run.name}.npz"
+
+    def append(self, run: Run, result: dict[str, Any]) -> None:
+        versions = {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES}
+        place = {"commit": self.commit, "machine": describe_machine(), "versions": versions}
+        append_result(self.results, {"group": run.group, "run": run.name, "network": run.network} | result | place)
+        logger.info("%s: line of %d images, guidance %g", run.name, result["images_seen"], result["guidance"])
+
+    def lines(self, run: Run) -> list[dict[str, Any]]:
+        """Raises ValueError: they belong to another recipe, so the list has changed."""
+        lines = [line for line in read_results(self.results) if line["run"] == run.name]
+        for line in lines:
+            known, now = (
+                {name: value for name, value in recipe.items() if name not in SEGMENT}
+                for recipe in (LATER | line["recipe"], run.config.recipe())
+            )
+            if found := differences(known, now):
+                raise ValueError(
+                    f"{self.results} has run {run.name} with another recipe: {found}. Rename its group"
+                )
+        return lines
+
+    def points_left(self, run: Run) -> list[Point]:
+        """Without those that have their line; none of a run that diverged."""
+        lines = self.lines(run)
+        measured = {(line["images_seen"], line["guidance"]) for line in lines}
+        diverged = any("diverged" in line for line in lines)
+        return [point for point in run.points if point.key not in measured and not diverged]
+
+    def is_done(self, run: Run) -> bool:
+        diverged = any("diverged" in line for line in self.lines(run))
+        return not self.points_left(run) and (diverged or self.gallery(run).exists())
+
+    def status(self, runs: list[Run]) -> str:
+        """What is done, what is next, and the hours left for one process at the speed of the lines so far."""
+        left = [run for run in runs if not self.is_done(run)]
+        rows = []
+        for group in dict.fromkeys(run.group for run in runs):
+            of_group = [run.group == group for run in runs]
+            undone = sum(run.group == group for run in left)
+            rows.append(f"{group}: {sum(of_group) - undone} of {sum(of_group)} runs done")
+        seconds = {run.name: self.seconds_left(run) for run in left}
+        hours = sum(value or 0 for value in seconds.values()) / 3600
+        unknown = sum(value is None for value in seconds.values())
+        rows.append(f"next: {left[0].name if left else 'nothing'}")
+        rows.append(f"left: {hours:.1f} hours" + (f", and {unknown} runs of unknown speed" if unknown else ""))
+        return "\n".join(rows)
+
+    def seconds_left(self, run: Run) -> float | None:
+        """None where the network has no line yet."""
+        lines = [line for line in read_results(self.results) if line["network"] == run.network and "loss" in line]
+        if not lines:
+            return None
+        image = sum(line["train_seconds"] for line in lines) / sum(line["images_seen"] for line in lines)
+        point = sum(line["measure_seconds"] for line in lines) / len(lines)
+        points, seen = self.points_left(run), [line["images_seen"] for line in self.lines(run)]
+        return image * (run.points[-1].images_seen - max(seen, default=0)) + point * len(points)
