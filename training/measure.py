@@ -84,7 +84,8 @@ def measure_samples(
 def judged(generated: Split, held_out: Split, judge: Judge) -> dict[str, Any]:
     """One judge's figures. Those that end in _real put other held-out images in the place of the generated ones.
 
-    That is what a perfect generator would get. Both are means of matched draws, like the Frechet distance.
+    That is what a perfect generator would get. Both are means of matched draws, like the Frechet distance, whose
+    balanced classes press either KID a little below 0.
     """
     features, predicted = judge.grade(generated.images)
     real, real_predicted = judge.grade(held_out.images)

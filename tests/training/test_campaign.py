@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +27,7 @@ from training import judge
 from training.campaign import Campaign
 from training.campaign_list import ListError, choose, read_list
 from training.data import Data, take_subset
+from training.info import model_info
 from training.results import append_result, held, read_results
 from training.state import STATE
 from training.train import Trainer, train
@@ -292,3 +295,31 @@ def test_a_line_cut_short_does_not_count(tmp_path: Path) -> None:
     path.write_text('{"run"\n{"run": "C"}\n')
     with pytest.raises(ValueError, match=r"runs.jsonl, line 1 is damaged"):
         read_results(path)
+
+
+def test_the_list_of_the_digits_compares_equal_networks(tmp_path: Path) -> None:
+    path = ROOT / "docs" / "comparison" / "digits.toml"
+    declared = re.sub(r"^# (?=\[\[group|(name|seed|subset|dit|unet) = )", "", path.read_text(), flags=re.MULTILINE)
+    (tmp_path / "list.toml").write_text(declared.replace("= ...", "= 1"))
+    runs = read_list(tmp_path / "list.toml")  # with the groups that wait for their learning rate
+    assert Counter(run.group for run in runs) == {"D1-rates": 6, "D1": 10, "D4": 4}
+    assert read_list(path) == runs[: len(read_list(path))]
+    info = {run.network: model_info(run.config.model, run.config.arguments) for run in runs}
+    for quantity in ("parameters", "flops"):
+        assert max(i[quantity] for i in info.values()) < 1.15 * min(i[quantity] for i in info.values())
+    assert {run.config.steps * run.config.batch_size for run in runs} == {96_000}
+    seeds = {(run.config.decay, run.config.data, run.measure.measure_at, run.measure.samples) for run in runs}
+    assert len(seeds) == 1
+
+
+def test_every_question_can_be_decided() -> None:
+    questions = tomllib.loads((ROOT / "docs" / "comparison" / "questions.toml").read_text())["question"]
+    fields = ["name", "sentence", "measurement", "metric", "effect", "kind", "margin", "seeds", "beside"]
+    for question in questions:
+        assert list(question) == fields
+        assert re.fullmatch(r"D\d+", question["measurement"])
+        assert question["kind"] in ("better", "not-worse", "equal")
+        assert question["margin"] > 0
+        assert len(question["seeds"]) >= 3
+        assert 0 not in question["seeds"]  # chose the learning rate
+    assert len({question["sentence"] for question in questions}) == len(questions) == 9
