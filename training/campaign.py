@@ -31,6 +31,7 @@ from training.measure import measure_loss, measure_samples
 from training.report import Sampling
 from training.results import append_result, held, read_results
 from training.state import differences
+from training.stop import Signals, Stopped
 from training.train import TrainingDiverged, git_commit, load_training_data, train
 
 logger = logging.getLogger(__name__)
@@ -70,15 +71,19 @@ class Campaign:
             return True
 
     def perform(self, run: Run) -> None:
-        """Raises what train raises, but for TrainingDiverged, which is a result."""
+        """Raises what train raises, among it Stopped; but TrainingDiverged is a result."""
         folder, data = self.work / run.name, load_training_data(run.config)
         for point in self.points_left(run):
-            steps = point.images_seen // run.config.batch_size
+            steps, signals = point.images_seen // run.config.batch_size, Signals()
             try:
-                train(replace(run.config, steps=steps, out=folder, threads=self.threads))
+                train(replace(run.config, steps=steps, out=folder, threads=self.threads), signals)
             except TrainingDiverged as error:
                 failed = {"images_seen": point.images_seen, "guidance": point.guidance, "diverged": str(error)}
                 return self.append(run, failed | {"recipe": run.config.recipe()})
+            if signals.received:  # in the last step, which has its samples to draw, too
+                raise Stopped(
+                    signals.received, f"stopped after step {steps} of {run.name}, the same command goes on"
+                )
             self.append(run, self.measure(folder, data, run, point))
         return self.save_gallery(run, folder, data)
 

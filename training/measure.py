@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.checkpoint import ModelConfig
-from models.schedule import NUM_TIMESTEPS, NoiseSchedule, Prediction, training_loss
+from models.schedule import NUM_TIMESTEPS, SHIFT, NoiseSchedule, Prediction, training_loss
 from training.data import Data, Split, take_subset, to_float
 from training.evaluate import CHUNK, compare_features, matched_draws, sample_balanced
 from training.judge import Judge
@@ -35,14 +35,21 @@ def measure_loss(model: nn.Module, config: ModelConfig, data: Data, images: int)
 
 
 @torch.no_grad()
-def loss_by_level(model: nn.Module, config: ModelConfig, split: Split) -> dict[str, list[float]]:
-    """Means over the split at each of LEVELS, L numbers each.
+def loss_by_level(model: nn.Module, config: ModelConfig, split: Split) -> dict[str, Any]:
+    """Means over the split at each of LEVELS, L numbers each, and one number over all levels.
 
-    x0: squared error of the denoised image, pixels in -1..1. training: the loss that training minimises.
+    x0: squared error of the denoised image, pixels in -1..1. training: the loss that training minimises. mean: of
+    training, levels weighted by how often training draws noise times near them.
     """
     pairs = [torch.stack(list(batch_losses(model, config, split, u))).sum(0) / len(split) for u in LEVELS]
-    x0, training = torch.stack(pairs, dim=1).tolist()
-    return {"x0": x0, "training": training}
+    x0, training = torch.stack(pairs, dim=1)  # [L] each
+    return {"x0": x0.tolist(), "training": training.tolist(), "mean": float(training @ level_weights())}
+
+
+def level_weights() -> Tensor:
+    """Share of training's noise times in the slice around each of LEVELS: [L] float64; see sample_noise_times."""
+    edges = torch.arange(len(LEVELS) + 1, dtype=torch.float64) / len(LEVELS)
+    return torch.special.ndtr(torch.logit(edges) - SHIFT).diff()
 
 
 def batch_losses(model: nn.Module, config: ModelConfig, split: Split, u: float) -> Iterator[Tensor]:

@@ -22,9 +22,9 @@ class Signals:
 
 
 @contextmanager
-def deferred_signals() -> Iterator[Signals]:
+def deferred_signals(signals: Signals | None = None) -> Iterator[Signals]:
     """SIGINT and SIGTERM are only noted. A second one acts as if it had not been deferred, so it ends at once."""
-    signals, before = Signals(), {}
+    signals, before = signals or Signals(), {}
 
     def note(number: int, frame: FrameType | None) -> None:
         signals.received = number

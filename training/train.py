@@ -53,10 +53,11 @@ class TrainingDiverged(ValueError):
         )
 
 
-def train(config: TrainConfig) -> Path:
+def train(config: TrainConfig, signals: Signals | None = None) -> Path:
     """Train until config.steps, continuing from the state in config.out where there is one.
 
-    Returns the folder of the finished checkpoint (model.safetensors and config.json).
+    Returns the folder of the finished checkpoint (model.safetensors and config.json). signals: tells of a signal in
+    the last step, which ends nothing here.
 
     Raises:
         DataError, CheckpointError, StateError: bad input, named in the message.
@@ -69,7 +70,7 @@ def train(config: TrainConfig) -> Path:
     world = Processes.join()
     try:
         with locked(config.out) if world.rank == 0 else nullcontext():
-            return Trainer(config, world).run()
+            return Trainer(config, world).run(signals)
     finally:
         world.leave()
 
@@ -108,12 +109,12 @@ class Trainer:
         world.agree(self.step)
         self.network: nn.Module = DistributedDataParallel(self.model) if world.size > 1 else self.model
 
-    def run(self) -> Path:
+    def run(self, noted: Signals | None = None) -> Path:
         leader = self.world.rank == 0
         log = LossLog(self.config.out / "loss.csv", self.step) if leader else None
         if log:
             logger.info(describe_start(self.config, self.model, self.data, self.world, self.step))
-        with deferred_signals() as signals:
+        with deferred_signals(noted) as signals:
             self.loop(log, signals)
         if log:
             if not self.exported():

@@ -198,7 +198,7 @@ def test_a_kill_anywhere_repeats_no_line(
     kills = Kills()
     for owner, name in ((module, "train"), (module, "append_result"), (Campaign, "save_gallery")):
         monkeypatch.setattr(owner, name, getattr(owner, name))  # undone at the end
-    kills.around(module, "train", lambda config: config.steps)
+    kills.around(module, "train", lambda config, signals: config.steps)
     kills.around(module, "append_result", lambda path, line: (line["images_seen"], line["guidance"]))
     kills.around(Campaign, "save_gallery", lambda *_: 0)
     for _ in range(100):
@@ -245,13 +245,21 @@ def test_real_processes_are_killed_and_share_the_rest(judges: Path, tmp_path: Pa
     assert sorted(p.stem for p in (tmp_path / "data").iterdir()) == ["A-dit-seed0", "A-dit-seed1"]
 
 
-def test_sigterm_saves_the_state(
-    a_campaign: Campaign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("at", "told"), [(1, "stopped after step 2 of A-dit"), (2, "step 3 of 4 is saved")], ids=["last", "inner"]
+)
+def test_sigterm_stops_in_any_step(
+    at: int,
+    told: str,
+    a_campaign: Campaign,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     step = Trainer.train_step
 
     def signalled(self: Trainer) -> Any:
-        if self.step == 2:
+        if self.step == at:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(self)
 
@@ -259,7 +267,7 @@ def test_sigterm_saves_the_state(
     command += ["--work", str(a_campaign.work), "--threads", "1"]
     monkeypatch.setattr(Trainer, "train_step", signalled)
     assert main(command) == 128 + signal.SIGTERM
-    assert "step 3 of 4 is saved" in capsys.readouterr().err
+    assert told in capsys.readouterr().err
     assert main(command) == 0
     assert "A: 1 of 1 runs done" in capsys.readouterr().out
     assert main([*command, "--status"]) == 0

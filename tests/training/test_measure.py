@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from models.checkpoint import ModelConfig, build_model, load_checkpoint
+from models.schedule import sample_noise_times
 from tests.training.conftest import TINY
 from training.data import Data, Split, take_subset, to_float
 from training.judge import Judge, train_judge
@@ -15,6 +16,7 @@ from training.measure import (
     copied,
     judged,
     kernel_distance,
+    level_weights,
     loss_by_level,
     measure_loss,
     measure_samples,
@@ -94,6 +96,15 @@ def test_losses_of_a_network_that_answers_zero(prediction: str, digits: Data) ->
         target = {"x0": s / max(o, 0.1) ** 2, "v": a * a + o * o * s, "flow": 1 + s}[prediction]
         assert x0 == pytest.approx((p * a - 1) ** 2 * s + p * p * o * o, rel=0.02)
         assert training == pytest.approx(target, rel=0.02)
+
+
+def test_levels_count_as_often_as_training_draws_them(checkpoints: Path, digits: Data) -> None:
+    drawn = sample_noise_times(4000, torch.Generator().manual_seed(0))
+    shares = torch.histc(drawn, len(LEVELS), 0, 1) / len(drawn)
+    torch.testing.assert_close(level_weights().float(), shares, rtol=0, atol=1e-3)
+    losses = loss_by_level(*load_checkpoint(checkpoints / "unet"), digits.test[:20])
+    expected = sum(a * b for a, b in zip(losses["training"], shares.tolist(), strict=True))
+    assert losses["mean"] == pytest.approx(expected, rel=0.01)
 
 
 def test_losses_are_the_same_whatever_was_drawn_before(checkpoints: Path, digits: Data) -> None:
