@@ -38,9 +38,7 @@ logger = logging.getLogger(__name__)
 
 JUDGES = 3  # classifiers that differ by their seed
 PASSES = 3  # FLOPs of a training image, in forwards: the backward costs two
-GALLERY = Sampling(
-    "dpmpp_2m", 20, Guidance(1.0)
-)  # without guidance: what the network learnt, not how it is steered
+GALLERY = Sampling("dpmpp_2m", 20, Guidance(1.0))  # no guidance: what the network learnt, not how it is steered
 GALLERY_IMAGES = 200
 SEGMENT = {"steps", "autocast"}  # of a recipe: differ from point to point, and are decided by the machine
 PACKAGES = ("torch", "numpy", "mlxtend")
@@ -72,7 +70,7 @@ class Campaign:
 
     def perform(self, run: Run) -> None:
         """Raises what train raises, among it Stopped; but TrainingDiverged is a result."""
-        folder, data = self.work / run.name, load_training_data(run.config)
+        folder, data = self.work / run.name, pictures_of(run)
         for point in self.points_left(run):
             steps, signals = point.images_seen // run.config.batch_size, Signals()
             try:
@@ -99,6 +97,7 @@ class Campaign:
         return {
             **{name: facts[name] for name in ("images_seen", "recipe", "train_sha256", "train_images")},
             "guidance": point.guidance,
+            "held_out": "judge" if run.measure.swap_held_out else "test",
             "parameters": info["parameters"],
             "flop_per_row": info["flops"],
             "train_flop": PASSES * info["flops"] * point.images_seen,
@@ -184,3 +183,8 @@ class Campaign:
         point = sum(line["measure_seconds"] for line in lines) / len(lines)
         points, seen = self.points_left(run), [line["images_seen"] for line in self.lines(run)]
         return image * (run.points[-1].images_seen - max(seen, default=0)) + point * len(points)
+
+
+def pictures_of(run: Run) -> Data:
+    data = load_training_data(run.config)
+    return replace(data, judge=data.test, test=data.judge) if run.measure.swap_held_out else data

@@ -54,6 +54,7 @@ class Measure:
     sampler: str = "dpmpp_2m"
     evaluations: int = 10  # of the network, for a sample
     loss_images: int = 500  # held-out images of the denoising loss, and as many of the training images
+    swap_held_out: bool = False  # judge and test pictures change places: choices are made on others than verdicts
 
     def __post_init__(self) -> None:
         at = self.measure_at

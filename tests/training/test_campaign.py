@@ -274,6 +274,14 @@ def test_sigterm_stops_in_any_step(
     assert len(read_results(a_campaign.results)) == 3
 
 
+def test_choices_are_made_on_other_pictures_than_verdicts(a_campaign: Campaign, tmp_path: Path) -> None:
+    both = ONE + "swap_held_out = true\n" + ONE.replace('"A"', '"B"')
+    choosing, judging = (module.pictures_of(run) for run in read_list(written(tmp_path, both)))
+    assert choosing.test is judging.judge
+    assert choosing.judge is judging.test
+    assert choosing.train is judging.train
+
+
 def test_a_run_that_diverges_is_a_result(a_campaign: Campaign, tmp_path: Path) -> None:
     (run,) = read_list(written(tmp_path, ONE + "lr = 1e12\nwarmup = 0\n"))
     a_campaign.work_off([run])
