@@ -23,7 +23,6 @@ CHANGES = (  # where, which, a smaller and a larger value
     (policy, "AT_RISK", 0.0, 0.4),
     (admission, "FULL", 0.9, 1.4),
     (admission, "STANDING_SECONDS", 0.05, 1.0),
-    (admission, "OWN_PART", 0.5, 1.0),
     (admission, "LEARNING_RATE", 0.02, 0.5),
     (admission, "CALM_SECONDS", 0.2, 5.0),
     (order, "OVERDUE", 5.0, 20.0),

@@ -96,7 +96,7 @@ def test_a_model_within_its_part_of_the_device_is_not_refused_for_the_other() ->
         assert not guard.refuses(steps(10), shares, now)
     shares[MODEL].weight = 0.4  # now a third of the device is more than its part
     assert not guard.refuses(steps(10), shares, 1.0)
-    assert guard.refuses(steps(10), shares, 1.0 + STANDING_SECONDS)
+    assert guard.refuses(steps(10), shares, 1.01 + STANDING_SECONDS)
 
 
 def test_the_overload_is_over_after_a_second_without_refusals() -> None:
