@@ -1,10 +1,13 @@
+import asyncio
 import base64
 import io
+import threading
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from service.web.generation import encoded
 from service.web.images import encode, encode_base64, grid
 
 RNG = np.random.default_rng(0)
@@ -20,6 +23,14 @@ def test_lossless_formats_keep_every_pixel(form: str, channels: int) -> None:
     [image] = images(1, channels)
     decoded = np.array(Image.open(io.BytesIO(encode([image], form))).convert("L" if channels == 1 else "RGB"))
     assert np.array_equal(decoded, image.squeeze())
+
+
+@pytest.mark.parametrize(("side", "in_a_thread"), [(32, False), (256, True)])
+def test_large_pictures_do_not_hold_up_the_loop(side: int, in_a_thread: bool) -> None:
+    async def main() -> int:
+        return await encoded(lambda _: threading.get_ident(), [np.zeros((side, side, 3), np.uint8)])
+
+    assert (asyncio.run(main()) != threading.get_ident()) == in_a_thread
 
 
 def test_jpeg_is_close() -> None:
