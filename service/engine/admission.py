@@ -12,7 +12,7 @@ from service.engine.policy import DeviceShare
 from service.engine.request import ImageTask, Request, RequestStatus
 
 # These numbers were settled on a virtual clock (docs/experiments.md).
-FULL = 1.25  # utilisation that is too much; estimates are pessimistic: all requests never need their pace at once
+FULL = 1.4  # utilisation that is too much; estimates are pessimistic: all requests never need their pace at once
 STANDING_SECONDS = 0.2  # a burst may pass FULL for so long and is queued
 LEARNING_RATE = 0.2  # of the last five requests that were watched
 # A model's demand is summed up anew after so long, or when no larger part of its requests is left. Who came since
@@ -80,15 +80,16 @@ class OverloadGuard:
             self._refused = self._full_since = None
         demands = {model: self._demand(model, share, now) for model, share in shares.items()}
         demands[request.params.model] += _demand_of(request, 0.0)
-        if not _is_too_much(request.params.model, demands, shares):
-            if self._refused is None:
-                self._full_since = None
-        else:
+        needed = {name: demands[name].utilisation(share) for name, share in shares.items()}
+        if sum(needed.values()) > FULL:
             if self._full_since is None:
                 self._full_since = now
-            if self._refused is not None or now - self._full_since >= STANDING_SECONDS:
+            stands = self._refused is not None or now - self._full_since >= STANDING_SECONDS
+            if stands and needed[request.params.model] > _part_of(request.params.model, shares):
                 self._refused = now
                 return True
+        elif self._refused is None:
+            self._full_since = None
         seen = self._sums[request.params.model]
         self._sums[request.params.model] = Sum(seen.at, seen.requests + 1, demands[request.params.model])
         return False
@@ -100,11 +101,11 @@ class OverloadGuard:
         return seen.demand
 
 
-def _is_too_much(model: str, demands: dict[str, Demand], shares: dict[str, DeviceShare]) -> bool:
-    """More than the device has, and more than the model's part: the others' flood is not its fault."""
-    needed = {name: demands[name].utilisation(share) for name, share in shares.items()}
-    weights = sum(share.weight for name, share in shares.items() if name == model or share.scheduler.has_work)
-    return sum(needed.values()) > FULL and needed[model] > shares[model].weight / weights
+def _part_of(model: str, shares: dict[str, DeviceShare]) -> float:
+    """Of the device, by weight: what a model gets whatever is asked of the others."""
+    return shares[model].weight / sum(
+        s.weight for name, s in shares.items() if name == model or s.scheduler.has_work
+    )
 
 
 def utilisation(shares: dict[str, DeviceShare], now: float) -> float:

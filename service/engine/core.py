@@ -19,6 +19,8 @@ from service.wire.messages import Preview
 
 logger = logging.getLogger(__name__)
 
+LAUNCH_SECONDS = 0.0005  # before the device is free, the next step is launched: several times what that takes
+
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
@@ -49,6 +51,10 @@ class Launch:
     started: float
     num_padding_rows: int
 
+    @property
+    def num_rows(self) -> int:
+        return self.output.num_rows + self.num_padding_rows
+
 
 class EngineCore:
     """Runners and their schedulers behind one step().
@@ -71,6 +77,7 @@ class EngineCore:
         self._guard = OverloadGuard()
         self._on_device: deque[Launch] = deque()
         self._last_collected = 0.0
+        self._free_at = 0.0  # when the device will have run what is on it
 
     def warm_up(self, model: str, on_progress: Callable[[], None] = lambda: None) -> None:
         """Make every row count of a model fast, and choose its row cap; on_progress is called in between."""
@@ -119,6 +126,10 @@ class EngineCore:
         aborted = (share.scheduler.abort(request_id, self.clock()) for share in self.shares.values())
         return next((request for request in aborted if request), None)
 
+    def spare_seconds(self) -> float:
+        """For so long the next step may wait, as the device is busy; who comes by then takes part in it."""
+        return self._free_at - LAUNCH_SECONDS - self.clock() if self._on_device else 0.0
+
     def step(self) -> Progress:
         """End what is too late, launch a step of one model, and collect the oldest one.
 
@@ -144,6 +155,7 @@ class EngineCore:
         output = scheduler.schedule(now)
         collect, rows = self._start(model, output.tasks)
         launch = Launch(model, output, collect, now, rows - output.num_rows)
+        self._free_at = max(now, self._free_at) + self.shares[model].measured_seconds(rows)
         scheduler.advance(output)
         return launch
 
@@ -154,8 +166,11 @@ class EngineCore:
         now, share = self.clock(), self.shares[launch.model]
         seconds = now - max(launch.started, self._last_collected)  # the device was busy with the step before
         self._last_collected = now
+        self._free_at = now + sum(
+            self.shares[left.model].measured_seconds(left.num_rows) for left in self._on_device
+        )
         share.virtual_time += seconds / share.weight
-        share.learn_step(launch.output.num_rows + launch.num_padding_rows, seconds)
+        share.learn_step(launch.num_rows, seconds)
         ended = share.scheduler.end(launch.output, result.failed, now)
         for request in ended:
             learn(share, request)

@@ -97,11 +97,16 @@ class EngineLoop:
 
         Whatever comes in, and however it is refused, the steps of those who are in go on.
         """
+        self._receive(0.0 if self._core.has_work else IDLE_SECONDS)
+        while spare := int(1000 * max(0.0, self._core.spare_seconds())):  # a selector waits for whole milliseconds
+            self._receive(spare / 1000)
+        self._show_gauges()
+
+    def _receive(self, seconds: float) -> None:
         if not self._clients.received:  # else it has not caught up: the sockets hold what comes
-            self._clients.receive(0.0 if self._core.has_work else IDLE_SECONDS)
+            self._clients.receive(seconds)
         self._handle_received()
         self._clients.flush()  # refusals need not wait for a step
-        self._show_gauges()
 
     def _handle_received(self) -> None:
         while self._clients.stops:

@@ -3,6 +3,8 @@
 Every step costs a second, whatever its rows; four rows fit.
 """
 
+from dataclasses import replace
+
 import pytest
 
 from service.engine.admission import (
@@ -64,7 +66,7 @@ def test_models_add_up() -> None:
 
 
 def full_device() -> dict[str, DeviceShare]:
-    shares = {MODEL: make_share(*[steps(10, n=4) for _ in range(4)])}
+    shares = {MODEL: make_share(*[steps(10, n=4) for _ in range(5)])}
     assert utilisation(shares, 0.0) > FULL
     return shares
 
@@ -95,8 +97,19 @@ def test_a_model_within_its_part_of_the_device_is_not_refused_for_the_other() ->
         assert utilisation(shares, now) > FULL
         assert not guard.refuses(steps(10), shares, now)
     shares[MODEL].weight = 0.4  # now a third of the device is more than its part
-    assert not guard.refuses(steps(10), shares, 1.0)
-    assert guard.refuses(steps(10), shares, 1.01 + STANDING_SECONDS)
+    assert guard.refuses(steps(10), shares, 1.0)
+
+
+def test_who_may_come_in_anyway_does_not_end_the_others_overload() -> None:
+    """The quiet model asks in between, and is not refused."""
+    guard = OverloadGuard()
+    shares = {MODEL: full_device()[MODEL], "quiet": make_share()}
+    quiet = steps(10)
+    quiet.params = replace(quiet.params, model="quiet")
+    for part in (0.0, 0.3, 0.6, 0.9):
+        assert not guard.refuses(quiet, shares, part * STANDING_SECONDS)
+    assert guard.refuses(steps(10), shares, STANDING_SECONDS)
+    assert not guard.refuses(quiet, shares, STANDING_SECONDS)
 
 
 def test_the_overload_is_over_after_a_second_without_refusals() -> None:

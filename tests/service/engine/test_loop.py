@@ -26,6 +26,22 @@ def test_answers_are_images_and_times() -> None:
     assert answer.denoise_seconds > 0
 
 
+def test_who_comes_while_the_device_is_busy_takes_part_in_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Turnstile()
+    core = make_core(model)
+    monkeypatch.setattr(
+        core, "spare_seconds", lambda: 0.01 if len(core.shares["dit"].scheduler.requests) == 1 else 0
+    )
+    with running(core) as desk:
+        model.rows.clear()
+        first = desk.send()
+        wait_until(lambda: len(core.shares["dit"].scheduler.requests) == 1)
+        second = desk.send()
+        assert isinstance(desk.answer(first), RequestOutput)
+        assert isinstance(desk.answer(second), RequestOutput)
+    assert model.rows[0] == 2
+
+
 def test_images_are_in_the_order_of_their_seeds() -> None:
     """Five one-row images of one request, of which the cap of four lets the last start late."""
     with running(make_core(Turnstile())) as desk:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from service.engine import simulated_device
-from service.engine.core import EngineConfig, EngineCore
+from service.engine.core import LAUNCH_SECONDS, EngineConfig, EngineCore
 from service.engine.request import Request
 from service.engine.simulated import SimulatedRunner, stripes
 from service.engine.simulated_device import SPIN_SECONDS, SimulatedDevice, StepCost, sleep_until
@@ -145,6 +145,28 @@ def test_an_engine_launches_ahead_and_answers_all() -> None:
     assert len(ended) == 1
     assert [step.seconds for step in steps] == pytest.approx([1.0] * 5)
     assert line.now - begun == pytest.approx(5.0)
+
+
+def test_a_launch_may_wait_until_the_device_is_nearly_free() -> None:
+    line = Timeline()
+    runner = SimulatedRunner(tiny_config(), StepCost(1000.0, 0.0), 8, line.device)
+    core = EngineCore({"dit": runner}, EngineConfig(8), clock=lambda: line.now)
+    core.warm_up("dit")
+    runner.step_seconds = {8: 1.0}
+    assert core.spare_seconds() == 0.0
+    core.add(make_request(make_params(num_steps=3)))
+    core.step()
+    assert core.spare_seconds() == pytest.approx(1.0 - LAUNCH_SECONDS)
+    line.now += 0.9
+    assert core.spare_seconds() == pytest.approx(0.1 - LAUNCH_SECONDS)
+    core.step()  # the second one is launched, and the first one has ended
+    assert core.spare_seconds() == pytest.approx(1.0 - LAUNCH_SECONDS)
+    line.now += 1.5  # the host is late
+    assert core.spare_seconds() < 0
+    core.step()
+    assert core.spare_seconds() == pytest.approx(1.0 - LAUNCH_SECONDS)
+    core.step()
+    assert core.spare_seconds() == 0.0
 
 
 def test_no_network_is_loaded() -> None:
