@@ -55,11 +55,9 @@ def demand(share: DeviceShare, now: float) -> Demand:
 
 def _demand_of(request: Request, age: float) -> Demand:
     open_tasks = [task for task in request.tasks if task.remaining_rows]
-    left, pace = request.target_seconds - age, 0.0
-    if open_tasks and left >= request.needed_seconds:  # the others are late whatever happens
-        k = max(request.params.num_steps - task.step for task in open_tasks)
-        pace = k / max(left, 1e-9)
-    return Demand(sum(task.rows for task in open_tasks), pace)
+    left = max(request.target_seconds - age, request.needed_seconds, 1e-9)  # else the late ones would hide the load
+    k = max((request.params.num_steps - task.step for task in open_tasks), default=0)
+    return Demand(sum(task.rows for task in open_tasks), k / left)
 
 
 class OverloadGuard:
@@ -109,7 +107,7 @@ def _part_of(model: str, shares: dict[str, DeviceShare]) -> float:
 
 
 def utilisation(shares: dict[str, DeviceShare], now: float) -> float:
-    """Device seconds a second that all models need so that every request which still can meets its target.
+    """Device seconds a second that all models need so that every request meets its target, or ends if it is late.
 
     1 is a full device, as in the test of earliest-deadline-first schedules (Liu & Layland 1973).
     """

@@ -56,8 +56,10 @@ def test_rows_beyond_a_full_step_need_further_steps() -> None:
     assert utilisation({MODEL: make_share(steps(10, n=4), steps(10, n=4))}, 0.0) == pytest.approx(2 / 3)
 
 
-def test_what_is_late_anyway_asks_for_nothing() -> None:
-    assert utilisation({MODEL: make_share(steps(10))}, now=20.5) == 0.0
+def test_what_is_late_asks_for_the_whole_device() -> None:
+    """Were it to ask for nothing, a load that makes everybody late would look like none."""
+    assert utilisation({MODEL: make_share(steps(10))}, now=20.5) == pytest.approx(1.0)
+    assert utilisation({MODEL: make_share(steps(10))}, now=1e6) == pytest.approx(1.0)
 
 
 def test_models_add_up() -> None:
