@@ -86,9 +86,10 @@ def test_a_lost_service_is_named_and_found_again(visit: Visit) -> None:
 def test_an_answer_that_breaks_off_is_no_picture(visit: Visit) -> None:
     visit.draw()
     broken = {"status": 200, "headers": {"Content-Type": "text/event-stream"}, "body": ": nothing came\n\n"}
-    visit.page.route("**/generate", lambda route: route.fulfill(**broken), times=2)
+    visit.page.route("**/generate", lambda route: route.fulfill(**broken))
     visit.page.fill("#seed", "6")
     visit.page.click("#generate")
+    visit.wait_for_text("#status", "2 of 2 failed")  # the page draws again a few times, then it stops
     visit.wait_for_text("[data-model=dit] .state.bad", "The service broke off its answer")
 
 
