@@ -21,7 +21,9 @@ EQUAL = {"dit": 0.5, "unet": 0.5}
 CHANGES = (  # where, which, a smaller and a larger value
     (policy, "MAX_LAG", 0.005, 0.08),
     (policy, "AT_RISK", 0.0, 0.4),
-    (admission, "FULL", 1.1, 1.8),
+    (admission, "LEAST_FULL", 0.9, 1.25),
+    (admission, "MOST_FULL", 1.25, 2.0),
+    (admission, "LATE_LOWERS", 0.002, 0.01),
     (admission, "STANDING_SECONDS", 0.05, 1.0),
     (admission, "LEARNING_RATE", 0.02, 0.5),
     (admission, "CALM_SECONDS", 0.2, 5.0),

@@ -4,7 +4,7 @@ import socket
 import sys
 
 from models.checkpoint import CheckpointError
-from service.child import obey_supervisor, open_board
+from service.child import obey_supervisor, open_board, spare_collector
 from service.engine.clients import Clients
 from service.engine.loop import EngineLoop
 from service.local import load_core
@@ -27,6 +27,7 @@ def main(given: dict[str, int]) -> None:
         sys.exit(BAD_INPUT)
     clients = Clients(socket.socket(fileno=given["control"]))
     loop = EngineLoop(core, clients, EngineBoard(open_board(settings, given["rows"], given["board"])))
+    spare_collector()
     loop.run()
     if loop.died:
         sys.exit(ENGINE_DIED)

@@ -12,8 +12,11 @@ from service.engine.policy import DeviceShare
 from service.engine.request import ImageTask, Request, RequestStatus
 
 # These numbers were settled on a virtual clock (docs/experiments.md).
-FULL = 1.4  # utilisation that is too much; estimates are pessimistic: all requests never need their pace at once
-STANDING_SECONDS = 0.2  # a burst may pass FULL for so long and is queued
+# Utilisation that is too much. It may be above 1, for all requests never need their pace at once. How far above, is
+# learnt from the answers under refusals: a late one lowers it, ten in time raise it as much.
+LEAST_FULL, FIRST_FULL, MOST_FULL = 1.1, 1.25, 1.5
+LATE_LOWERS, IN_TIME_RAISES = 0.005, 0.0005
+STANDING_SECONDS = 0.2  # a burst may pass it for so long and is queued
 LEARNING_RATE = 0.2  # of the last five requests that were watched
 # A model's demand is summed up anew after so long, or when no larger part of its requests is left. Who came since
 # is added to it. So the sum costs a request the same however many there are.
@@ -68,6 +71,7 @@ class OverloadGuard:
     """
 
     def __init__(self) -> None:
+        self.full = FIRST_FULL  # utilisation that is too much
         self._full_since: float | None = None
         self._refused: float | None = None  # when it last did
         self._sums: dict[str, Sum] = {}  # by model
@@ -79,7 +83,7 @@ class OverloadGuard:
         demands = {model: self._demand(model, share, now) for model, share in shares.items()}
         demands[request.params.model] += _demand_of(request, 0.0)
         needed = {name: demands[name].utilisation(share) for name, share in shares.items()}
-        if sum(needed.values()) > FULL:
+        if sum(needed.values()) > self.full:
             if self._full_since is None:
                 self._full_since = now
             stands = self._refused is not None or now - self._full_since >= STANDING_SECONDS
@@ -91,6 +95,14 @@ class OverloadGuard:
         seen = self._sums[request.params.model]
         self._sums[request.params.model] = Sum(seen.at, seen.requests + 1, demands[request.params.model])
         return False
+
+    def learn(self, ended: Request) -> None:
+        """Whether it was in time, while there are refusals."""
+        if self._refused is None:
+            return
+        is_late = ended.finished - ended.arrived > ended.target_seconds
+        full = self.full + (-LATE_LOWERS if is_late else IN_TIME_RAISES)
+        self.full = min(max(full, LEAST_FULL), MOST_FULL)
 
     def _demand(self, model: str, share: DeviceShare, now: float) -> Demand:
         seen, requests = self._sums.get(model, Sum(-inf, 0, NOTHING)), len(share.scheduler.requests)

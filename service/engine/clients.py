@@ -102,7 +102,7 @@ class Clients:
         self._control, self._names = control, 0
         self._all: list[Client] = []
         self._cards: Cards | None = None
-        self._selector = selectors.DefaultSelector()
+        self._selector = selectors.SelectSelector()  # of few sockets, and it waits for less than a millisecond
         self._selector.register(control, selectors.EVENT_READ)
         self.received: deque[tuple[Client, FromWorker | None]] = deque()  # None: that worker has gone
         self.stops: deque[float] = deque()  # seconds that accepted work may take

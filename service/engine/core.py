@@ -19,7 +19,11 @@ from service.wire.messages import Preview
 
 logger = logging.getLogger(__name__)
 
-LAUNCH_SECONDS = 0.0005  # before the device is free, the next step is launched: several times what that takes
+# So long before the device is free, the next step is launched. With less the device waits for it, with more those who
+# come by then are left out. One step in fifty may be late: each of them raises the lead, and the others lower it.
+LEAST_LEAD, MOST_LEAD = 0.0003, 0.002  # seconds
+LATE_RAISES, IN_TIME_LOWERS = 1e-4, 2e-6  # seconds
+SEEN_LATE = 0.0003  # seconds; so long after its end a host that waits for a step may see it
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,7 @@ class EngineCore:
         self._on_device: deque[Launch] = deque()
         self._last_collected = 0.0
         self._free_at = 0.0  # when the device will have run what is on it
+        self._lead = MOST_LEAD
 
     def warm_up(self, model: str, on_progress: Callable[[], None] = lambda: None) -> None:
         """Make every row count of a model fast, and choose its row cap; on_progress is called in between."""
@@ -128,7 +133,7 @@ class EngineCore:
 
     def spare_seconds(self) -> float:
         """For so long the next step may wait, as the device is busy; who comes by then takes part in it."""
-        return self._free_at - LAUNCH_SECONDS - self.clock() if self._on_device else 0.0
+        return self._free_at - self._lead - self.clock() if self._on_device else 0.0
 
     def step(self) -> Progress:
         """End what is too late, launch a step of one model, and collect the oldest one.
@@ -155,7 +160,11 @@ class EngineCore:
         output = scheduler.schedule(now)
         collect, rows = self._start(model, output.tasks)
         launch = Launch(model, output, collect, now, rows - output.num_rows)
-        self._free_at = max(now, self._free_at) + self.shares[model].measured_seconds(rows)
+        if self._on_device:
+            is_late = self.clock() > self._free_at
+            lead = self._lead + (LATE_RAISES if is_late else -IN_TIME_LOWERS)
+            self._lead = min(max(lead, LEAST_LEAD), MOST_LEAD)
+        self._free_at = max(now, self._free_at) + self.shares[model].step_seconds(rows)
         scheduler.advance(output)
         return launch
 
@@ -166,14 +175,14 @@ class EngineCore:
         now, share = self.clock(), self.shares[launch.model]
         seconds = now - max(launch.started, self._last_collected)  # the device was busy with the step before
         self._last_collected = now
-        self._free_at = now + sum(
-            self.shares[left.model].measured_seconds(left.num_rows) for left in self._on_device
-        )
+        rest = sum(self.shares[left.model].step_seconds(left.num_rows) for left in self._on_device)
+        self._free_at = min(max(self._free_at, now - SEEN_LATE + rest), now + rest)
         share.virtual_time += seconds / share.weight
         share.learn_step(launch.num_rows, seconds)
         ended = share.scheduler.end(launch.output, result.failed, now)
         for request in ended:
             learn(share, request)
+            self._guard.learn(request)
         open_ones = share.scheduler.requests
         stats = StepStats(launch.model, seconds, launch.output.num_rows, launch.num_padding_rows)
         # a request may have been aborted while its step was on the device

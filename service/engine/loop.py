@@ -98,8 +98,8 @@ class EngineLoop:
         Whatever comes in, and however it is refused, the steps of those who are in go on.
         """
         self._receive(0.0 if self._core.has_work else IDLE_SECONDS)
-        while spare := int(1000 * max(0.0, self._core.spare_seconds())):  # a selector waits for whole milliseconds
-            self._receive(spare / 1000)
+        while (spare := self._core.spare_seconds()) > 0:
+            self._receive(spare)
         self._show_gauges()
 
     def _receive(self, seconds: float) -> None:

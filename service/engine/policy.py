@@ -45,7 +45,8 @@ class DeviceShare:
 
         At least 0: requests that are late already have nothing to lose, and must not make others late.
         """
-        return max(0.0, min(r.slack(now) for r in self.scheduler.requests.values() if r.remaining_rows))
+        tasks = [*self.scheduler.running, *self.scheduler.waiting]
+        return max(0.0, min([request.slack(now) for request in {task.request for task in tasks}]))
 
 
 Policy = Callable[[dict[str, DeviceShare], float], str | None]  # shares by model, now -> the model that runs

@@ -98,7 +98,8 @@ class Request:
 
     @property
     def remaining_rows(self) -> int:
-        return sum(task.remaining_rows for task in self.tasks)
+        remaining = self.plan.remaining
+        return sum([remaining[task.step] for task in self.tasks])  # a list: this is asked for at every step
 
     @property
     def deadline(self) -> float:
@@ -122,7 +123,7 @@ class Request:
     def slack(self, now: float) -> float:
         """(target - now - time still needed) / idle latency; negative when the target cannot be met."""
         left = self.arrived + self.target_seconds - now
-        return (left - self.needed_seconds) / max(self.idle_seconds, 1e-9)
+        return left / max(self.idle_seconds, 1e-9) - self.remaining_rows / self.total_rows
 
 
 def preview_steps(count: int, num_steps: int) -> frozenset[int]:

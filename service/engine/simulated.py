@@ -34,6 +34,7 @@ class SimulatedRunner(ModelRunner):
         self.cost, self.simulated_device = cost, device or SimulatedDevice()
         self._picture = torch.from_numpy(stripes(config.image_shape))
         self._host_buffer = torch.empty(BYTES_PER_ROW * max_rows, dtype=torch.uint8)
+        self._host_blocks: dict[int, StepBlock] = {}  # by row count, as a GraphRunner has them
 
     def launch(self, tasks: list[ImageTask]) -> LaunchedStep:
         step = self.table.look_up(tasks)
@@ -45,8 +46,9 @@ class SimulatedRunner(ModelRunner):
 
     def send(self, step: TaskArrays, rows: int) -> None:
         """The host's part of a step, as it is before a forward on a GPU."""
-        block = StepBlock(self._host_buffer, rows, len(step.tasks))
-        pack(block, step, self.config.num_classes, self.pool.scratch_slot)
+        if rows not in self._host_blocks:
+            self._host_blocks[rows] = StepBlock(self._host_buffer, rows, rows)
+        pack(self._host_blocks[rows], step, self.config.num_classes, self.pool.scratch_slot)
 
     def choose_cap(self) -> int:
         return knee(self.step_seconds)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 from service.observe.metrics import Metrics
 from service.observe.tracing import OtelSpans, Spans
@@ -78,6 +79,15 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
         app.include_router(routes.router)
     if settings.metrics_port is None:
         app.include_router(ops.exposition)
+    app.add_middleware(middleware.DirectMiddleware, routes=_direct_routes())
+
+
+def _direct_routes() -> dict[tuple[str, str], APIRoute]:
+    """Those that generate, at paths without parameters."""
+    routes = [
+        route for module in (generate, openai) for route in module.router.routes if isinstance(route, APIRoute)
+    ]
+    return {("POST", route.path): route for route in routes if route.methods == {"POST"}}
 
 
 def _rehearse() -> None:

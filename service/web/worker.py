@@ -16,7 +16,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from service.child import obey_supervisor, open_board
+from service.child import obey_supervisor, open_board, spare_collector
 from service.observe import logs, tracing
 from service.observe.board import CONNECTIONS, Board
 from service.settings import Settings, load_settings
@@ -169,6 +169,7 @@ def main(given: dict[str, Any]) -> None:
     config = configure(app, settings, settings.drain_seconds, partial(count_connections, board, given["row"]))
     worker = Worker(config, socket.socket(fileno=given["control"]), side)
     engine.on_loss = worker.end_soon
+    spare_collector()
     worker.run(_sockets(given["listeners"]))
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from itertools import count
 from typing import Any
@@ -25,6 +26,11 @@ from service.wire.messages import (
     RequestOutput,
     SamplingParams,
 )
+
+# Many images may end with one step. Were all of them answered in one turn of the event loop, then all their clients
+# would be heard in another one, and stay together for ever; the device would idle between. With 2 instead of all, a
+# closed loop of 64 clients gave 935 images a second instead of 780.
+MESSAGES_A_TURN = 2
 
 Answer = Preview | RequestOutput | EngineError  # any number of previews, then one of the others
 
@@ -131,6 +137,7 @@ class _Link(asyncio.Protocol):
         self._engine, self._loop = engine, asyncio.get_running_loop()
         self._reader = FrameReader[FromEngine](FromEngine)  # pyright: ignore[reportArgumentType]
         self._messages: list[FromWorker] = []
+        self._received: deque[FromEngine] = deque()
 
     def send(self, message: FromWorker) -> None:
         if not self._messages:
@@ -145,8 +152,18 @@ class _Link(asyncio.Protocol):
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
-        for message in self._reader.feed(data):
-            self._engine.receive(message)
+        self._received.extend(self._reader.feed(data))
+        self._deliver()
+
+    def _deliver(self) -> None:
+        """A few messages, and the others with the next turns of the event loop."""
+        for _ in range(min(len(self._received), MESSAGES_A_TURN)):
+            self._engine.receive(self._received.popleft())
+        if self._received:
+            self.transport.pause_reading()
+            self._loop.call_soon(self._deliver)
+        else:
+            self.transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._engine.lost()

@@ -19,14 +19,24 @@ NO_STORE = {"Cache-Control": "no-store"}
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
     """Await work, but cancel it and return None as soon as the client has gone."""
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(disconnected(request.receive))
+    task, working = asyncio.current_task(), True
+    assert task is not None  # every request is served by one
+
+    def cancel_work(left: asyncio.Future[None]) -> None:
+        if working and not left.cancelled():
+            task.cancel()
+
+    leaving = asyncio.ensure_future(disconnected(request.receive))
+    leaving.add_done_callback(cancel_work)
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
+        return await work
+    except asyncio.CancelledError:
+        if leaving.done() and task.uncancel() == 0:  # else someone else wants the end of it
+            return None
+        raise
     finally:
+        working = False
         leaving.cancel()
-        working.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
 
 
 def client_has_gone() -> Response:

@@ -9,7 +9,9 @@ import pytest
 
 from service.engine.admission import (
     CALM_SECONDS,
-    FULL,
+    FIRST_FULL,
+    LEAST_FULL,
+    MOST_FULL,
     STANDING_SECONDS,
     OverloadGuard,
     expected_seconds,
@@ -69,7 +71,7 @@ def test_models_add_up() -> None:
 
 def full_device() -> dict[str, DeviceShare]:
     shares = {MODEL: make_share(*[steps(10, n=4) for _ in range(5)])}
-    assert utilisation(shares, 0.0) > FULL
+    assert utilisation(shares, 0.0) > MOST_FULL
     return shares
 
 
@@ -96,7 +98,7 @@ def test_a_model_within_its_part_of_the_device_is_not_refused_for_the_other() ->
     shares = full_device() | {"flooded": full_device()[MODEL]}
     shares[MODEL] = make_share()
     for now in (0.0, STANDING_SECONDS, 2 * STANDING_SECONDS):
-        assert utilisation(shares, now) > FULL
+        assert utilisation(shares, now) > MOST_FULL
         assert not guard.refuses(steps(10), shares, now)
     shares[MODEL].weight = 0.4  # now a third of the device is more than its part
     assert guard.refuses(steps(10), shares, 1.0)
@@ -119,6 +121,38 @@ def test_the_overload_is_over_after_a_second_without_refusals() -> None:
     guard.refuses(steps(10), shares, 0.0)
     assert guard.refuses(steps(10), shares, STANDING_SECONDS)
     assert not guard.refuses(steps(10), shares, STANDING_SECONDS + CALM_SECONDS + 0.1)
+
+
+def ended(seconds: float) -> Request:
+    """Of an idle latency of ten seconds."""
+    request = steps(10)
+    request.arrived, request.finished = 100.0, 100.0 + seconds
+    return request
+
+
+def test_late_answers_under_refusals_lower_what_is_too_much() -> None:
+    guard, late, in_time = OverloadGuard(), ended(30.1), ended(29.9)
+    guard.learn(late)
+    assert guard.full == FIRST_FULL  # nobody is refused: it is not the guard's doing
+    guard.refuses(steps(10), full_device(), 0.0)
+    assert guard.refuses(steps(10), full_device(), STANDING_SECONDS)
+    guard.learn(late)
+    lower = guard.full
+    assert LEAST_FULL < lower < FIRST_FULL
+    for _ in range(10):
+        guard.learn(in_time)
+    assert guard.full == pytest.approx(FIRST_FULL)
+    for request, bound in ((late, LEAST_FULL), (in_time, MOST_FULL)):
+        for _ in range(2000):
+            guard.learn(request)
+        assert guard.full == bound
+    # between the bounds it is refused or not by what was learnt
+    shares, now = {MODEL: make_share(*[steps(10, n=4) for _ in range(4)])}, STANDING_SECONDS + 0.1
+    assert LEAST_FULL < utilisation(shares, now) + 1 / 12 < MOST_FULL
+    assert not guard.refuses(steps(10), shares, now)
+    for _ in range(2000):
+        guard.learn(late)
+    assert guard.refuses(steps(10), shares, now)
 
 
 def test_an_idle_model_takes_what_it_takes_alone() -> None:

@@ -1,6 +1,8 @@
 """The engine as coroutines see it."""
 
 import asyncio
+import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,10 +10,11 @@ from typing import Any, TypeVar
 
 import pytest
 
-from service.observe.board import StepStats
-from service.wire.async_engine import AsyncEngine
+from service.observe.board import Board, StepStats, layout
+from service.wire.async_engine import MESSAGES_A_TURN, AsyncEngine
 from service.wire.errors import EngineStopped, InvalidField, QueueFull, RequestFailed
-from service.wire.messages import Preview, RequestOutput
+from service.wire.frames import frame
+from service.wire.messages import FromEngine, Preview, Refusal, RequestOutput
 from tests.service.engine.desk import Rig, make_core, rigged
 from tests.service.engine.tiny import Turnstile, make_params
 from tests.waiting import PATIENCE, wait_until
@@ -223,6 +226,35 @@ def test_random_cancellations_leave_nothing_behind() -> None:
     assert len(rig.spared) <= kinds.count(asyncio.CancelledError)
     for i, result in enumerate(results):
         assert isinstance(result, asyncio.CancelledError) or len(result.images) == 1 + i % 3
+
+
+def test_answers_that_come_together_are_handed_on_over_several_turns() -> None:
+    """So that the first clients have asked again before the last ones are answered."""
+
+    async def main() -> list[tuple[int, int]]:
+        mine, theirs = socket.socketpair()
+        engine, turn = AsyncEngine(mine, Board(layout(("dit",), ()), rows=2)), 0
+        await engine.connect()
+        heard: list[tuple[int, int]] = []
+
+        def receive(message: FromEngine) -> None:
+            assert isinstance(message, Refusal)
+            heard.append((turn, message.number))
+
+        engine.receive = receive
+        with theirs:
+            theirs.sendall(frame([Refusal(number, "full", "", 0.0, "") for number in range(20)]))
+            async with asyncio.timeout(PATIENCE):
+                while len(heard) < 20:
+                    await asyncio.sleep(0)
+                    turn += 1
+            engine.close()
+            await asyncio.sleep(0)
+        return heard
+
+    heard = asyncio.run(main())
+    assert [number for _, number in heard] == list(range(20))
+    assert max(Counter(turn for turn, _ in heard).values()) == MESSAGES_A_TURN
 
 
 def test_an_event_loop_that_is_gone_does_not_hurt_the_engine() -> None:

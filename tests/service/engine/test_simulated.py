@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from service.engine import simulated_device
-from service.engine.core import LAUNCH_SECONDS, EngineConfig, EngineCore
+from service.engine.core import LATE_RAISES, LEAST_LEAD, MOST_LEAD, EngineConfig, EngineCore
 from service.engine.request import Request
 from service.engine.simulated import SimulatedRunner, stripes
 from service.engine.simulated_device import SPIN_SECONDS, SimulatedDevice, StepCost, sleep_until
@@ -156,17 +156,39 @@ def test_a_launch_may_wait_until_the_device_is_nearly_free() -> None:
     assert core.spare_seconds() == 0.0
     core.add(make_request(make_params(num_steps=3)))
     core.step()
-    assert core.spare_seconds() == pytest.approx(1.0 - LAUNCH_SECONDS)
+    assert core.spare_seconds() == pytest.approx(1.0 - MOST_LEAD)
     line.now += 0.9
-    assert core.spare_seconds() == pytest.approx(0.1 - LAUNCH_SECONDS)
+    assert core.spare_seconds() == pytest.approx(0.1 - MOST_LEAD)
     core.step()  # the second one is launched, and the first one has ended
-    assert core.spare_seconds() == pytest.approx(1.0 - LAUNCH_SECONDS)
+    assert core.spare_seconds() == pytest.approx(1.0 - MOST_LEAD, abs=1e-5)
     line.now += 1.5  # the host is late
     assert core.spare_seconds() < 0
     core.step()
-    assert core.spare_seconds() == pytest.approx(1.0 - LAUNCH_SECONDS)
+    assert core.spare_seconds() == pytest.approx(1.0 - MOST_LEAD, abs=1e-5)
     core.step()
     assert core.spare_seconds() == 0.0
+
+
+def test_the_lead_of_a_launch_follows_from_how_late_they_come() -> None:
+    line = Timeline()
+    runner = SimulatedRunner(tiny_config(), StepCost(1000.0, 0.0), 8, line.device)
+    core = EngineCore({"dit": runner}, EngineConfig(8), clock=lambda: line.now)
+    core.warm_up("dit")
+    runner.step_seconds = {8: 1.0}
+    core.add(make_request(make_params(num_steps=999)))
+    core.step()
+    for _ in range(950):  # always in time, so at last who comes by is left out for a moment only
+        line.now += core.spare_seconds()
+        core.step()
+
+    def lead() -> float:
+        return core.shares["dit"].step_seconds(8) - core.spare_seconds()
+
+    assert lead() == pytest.approx(LEAST_LEAD, abs=1e-6)
+    for late in range(1, 6):
+        line.now += 1.001
+        core.step()
+        assert lead() == pytest.approx(LEAST_LEAD + late * LATE_RAISES, abs=LATE_RAISES / 4)
 
 
 def test_no_network_is_loaded() -> None:
