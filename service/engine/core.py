@@ -19,10 +19,11 @@ from service.wire.messages import Preview
 
 logger = logging.getLogger(__name__)
 
-# So long before the device is free, the next step is launched. With less the device waits for it, with more those who
-# come by then are left out. One step in fifty may be late: each of them raises the lead, and the others lower it.
+# So long before the device is free, the next step is launched. With less the device waits for it, with more those
+# who come by then are left out. One step in fifty may be late: each of them raises the lead, the others lower it.
 LEAST_LEAD, MOST_LEAD = 0.0003, 0.002  # seconds
 LATE_RAISES, IN_TIME_LOWERS = 1e-4, 2e-6  # seconds
+RETRY_STEPS = 4  # full ones; half of what the guard refused on the virtual clock would have been admitted by then
 SEEN_LATE = 0.0003  # seconds; so long after its end a host that waits for a step may see it
 
 
@@ -122,10 +123,16 @@ class EngineCore:
             text = f"the deadline cannot be met: about {1000 * expected:.0f} ms are needed"
             raise DeadlineUnreachable(text, max(expected - request.deadline_seconds, backlog))
         if self.config.shed_load and self._guard.refuses(request, self.shares, now):
-            raise Overloaded("the device is busy beyond what it can answer in time", backlog)
+            raise Overloaded("the device is busy beyond what it can answer in time", self._retry_seconds())
         scheduler.add(request, now)
         if watch:
             share.watched = request
+
+    def _retry_seconds(self) -> float:
+        """After which a request that the guard refuses is usually admitted: somebody ends with every few steps."""
+        busy = [share for share in self.shares.values() if share.scheduler.has_work]
+        seconds = sum(share.step_seconds(share.scheduler.max_rows) for share in busy)
+        return RETRY_STEPS * seconds / max(1, len(busy))
 
     def abort(self, request_id: str) -> Request | None:
         aborted = (share.scheduler.abort(request_id, self.clock()) for share in self.shares.values())

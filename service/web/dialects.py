@@ -36,7 +36,8 @@ class Problem(BaseModel):
     status: int
     detail: str
     request_id: str
-    retry_after_seconds: int | None = None
+    retry_after_seconds: int | None = None  # as the header has it
+    retry_after_ms: int | None = None
     errors: list[FieldError] = []
 
 
@@ -67,6 +68,7 @@ def problem(error: ServiceError, request_id: str) -> dict[str, Any]:
         detail=error.detail,
         request_id=request_id,
         retry_after_seconds=error.retry_after,
+        retry_after_ms=error.retry_after_ms,
         errors=error.errors,
     )
     return said.model_dump(exclude_none=True)

@@ -53,7 +53,7 @@ def test_the_own_api_speaks_rfc_9457(kind: type[ServiceError]) -> None:
         kind.title,
         "what is wrong",
     )
-    assert (problem.request_id, problem.retry_after_seconds) == ("abc", 3)
+    assert (problem.request_id, problem.retry_after_seconds, problem.retry_after_ms) == ("abc", 3, 2200)
     assert problem.errors[0].field == "steps"
 
 
