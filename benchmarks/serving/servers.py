@@ -9,6 +9,7 @@ import venv
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 from benchmarks.client import ROOT, Server, serving, started
@@ -32,12 +33,13 @@ def can_run(system: str, workload: Workload) -> bool:
 
 
 @asynccontextmanager
-async def run_server(system: str, device: Device) -> AsyncIterator[Server]:
-    """A system of SYSTEMS, ready."""
+async def run_server(system: str, device: Device, **more: Any) -> AsyncIterator[Server]:
+    """A system of SYSTEMS, ready; more: further settings of this service."""
     if system == "stepwise":
         simulated = {name: {"t0_ms": cost.t0_ms, "t1_ms": cost.t1_ms} for name, cost in device.costs.items()}
         models = {name: {"config": CONFIG, "simulate": cost} for name, cost in simulated.items()}
         settings = {"models": json.dumps(models), "device": "cpu", "max_rows": device.rows, "log_level": "error"}
+        settings |= more
         async with serving(**settings, shed_load=True) as server:
             yield server
         return
@@ -63,14 +65,14 @@ def python_of(system: str) -> Path:
     return folder / "bin" / "python"
 
 
-def write_request(system: str, port: int, kind: Kind, form: str = "png") -> bytes:
+def write_request(system: str, port: int, kind: Kind, form: str = "png", headers: str = "") -> bytes:
     """The bytes of a POST /generate."""
     fields = {"model": kind.model, "steps": kind.steps, "guidance": kind.guidance}
     if system == "litserve":
         return http_post("/generate", f"127.0.0.1:{port}", json.dumps(fields).encode())
     if system == "stepwise":
         fields |= {"class": 0, "sampler": "ddim", "n": kind.images, "format": form}
-    return http_post(f"/generate?{urlencode(fields)}", f"127.0.0.1:{port}")
+    return http_post(f"/generate?{urlencode(fields)}", f"127.0.0.1:{port}", headers=headers)
 
 
 def http_post(target: str, host: str, body: bytes = b"", headers: str = "") -> bytes:

@@ -20,11 +20,12 @@ from service.web.errors import FieldError, InvalidRequest, Unavailable, UnknownM
 from service.web.resolve import recipe, resolve
 from service.web.schemas import GenerateFields, Limits, Timings, limits
 from service.wire.async_engine import AsyncEngine
-from service.wire.errors import DeadlinePassed, EngineError, InvalidField, RequestFailed
+from service.wire.errors import DeadlinePassed, DeadlineUnreachable, EngineError, InvalidField, RequestFailed
 from service.wire.messages import ModelCard, Preview, RequestOutput, SamplingParams
 
 T = TypeVar("T")
 INLINE_BYTES = 4 * 1024  # of pixels: 3 KiB take 20 us as PNG, at most 1 ms as webp; 15 KiB can take 9
+HOPELESS = 0.5  # of the measured time of a request's steps: the measured ones may be slow, but not that slow
 OUTCOMES = {RequestFailed: "error", EngineError: "error", DeadlinePassed: "expired"}  # of others: "rejected"
 Encode = Callable[[list[np.ndarray]], T]  # images [H, W, C] uint8 to whatever an API sends; may run in a thread
 
@@ -153,6 +154,7 @@ class Generator:
         started, answer = time.monotonic(), None
         logs.note(model=params.model, steps=params.num_steps, n=len(params.seeds))
         try:
+            self._refuse_hopeless(params, deadline_seconds)
             async with aclosing(self.engine.generate(params, deadline_seconds, num_previews)) as updates:
                 async for update in updates:
                     if isinstance(update, Preview):
@@ -173,6 +175,20 @@ class Generator:
             raise
         if answer is not None:
             yield answer
+
+    def _refuse_hopeless(self, params: SamplingParams, deadline_seconds: float | None) -> None:
+        """Here rather than in the engine, which has better things to do than to answer a flood.
+
+        Raises:
+            DeadlineUnreachable: no device that is idle could meet it.
+        """
+        if deadline_seconds is None:
+            return
+        needed = params.num_steps * min(self.card(params.model).step_seconds.values(), default=0.0)
+        if deadline_seconds < HOPELESS * needed:
+            raise DeadlineUnreachable(
+                f"the deadline cannot be met: at least {1000 * needed:.0f} ms are needed", needed
+            )
 
     async def _answer(
         self, params: SamplingParams, output: RequestOutput, encode: Encode[T], started: float

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.serving import __main__ as command
-from benchmarks.serving import ideal, report
+from benchmarks.serving import flood, ideal, report
 from benchmarks.serving.load import LATE, LEFT, OK, REFUSED, Answer
 from benchmarks.serving.others.device import Pipelines, Settings, groups
 from benchmarks.serving.others.fastapi_batcher import Batcher
@@ -224,6 +224,16 @@ def test_three_times_the_capacity_is_answered_or_refused() -> None:
     assert set(found["outcomes"]) == {OK, REFUSED}  # every request has its answer
     assert found["sent"] == sum(found["outcomes"].values()) > 2 * capacity(slow)
     assert 0 < found["refused"] < 1
+
+
+@pytest.mark.parametrize("kind", ["quota", "deadline"])
+def test_a_flood_is_refused_and_the_others_are_answered(kind: str) -> None:
+    workload = workloads(0.05)["W2-50"]
+    assert isinstance(workload, Open)
+    figures = asyncio.run(flood.measure(kind, 100.0, workload))
+    assert figures["refusals"] == 100
+    assert figures["good"] > 0
+    assert 0 < figures["engine_cores"] < 2
 
 
 def test_a_run_of_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,13 +34,14 @@ def test_a_deadline_with_room_is_met(live: Running) -> None:
     assert ask(live, deadline_ms=30_000).status_code == 200
 
 
-def test_one_that_cannot_be_met_is_refused_at_once(live: Running) -> None:
+@pytest.mark.parametrize(("milliseconds", "needed"), [(150, "about "), (20, "at least ")], ids=["engine", "worker"])
+def test_one_that_cannot_be_met_is_refused_at_once(live: Running, milliseconds: int, needed: str) -> None:
     before = live.metric("diffusion_rejections_total", model="dit", reason="deadline")
-    answer = ask(live, deadline_ms=100)  # the steps alone take 200 ms
+    answer = ask(live, deadline_ms=milliseconds)  # the steps alone take 200 ms
     assert answer.status_code == 503
     problem = answer.json()
     assert problem["type"] == "urn:problem:deadline-unreachable"
-    assert problem["detail"].startswith("deadline_ms: the deadline cannot be met: about ")
+    assert problem["detail"].startswith(f"deadline_ms: the deadline cannot be met: {needed}")
     assert 1 <= int(answer.headers["retry-after"]) < 60
     assert live.metric("diffusion_rejections_total", model="dit", reason="deadline") == before + 1
 
