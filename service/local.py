@@ -17,6 +17,7 @@ from service.web.app import assemble
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
+OUTSIDE_SECONDS = 0.003  # HTTP takes 1 to 2 ms, and an answer waits for its step to be seen
 WORKER_ROW = 1  # of the board; the engine has row 0
 
 
@@ -30,7 +31,7 @@ def load_core(settings: Settings) -> EngineCore:
     runners = load_runners(settings)
     weights = {name: entry.weight for name, entry in model_entries(settings).items()}
     bounds = (settings.max_rows, settings.max_requests, settings.max_evaluations)
-    return EngineCore(runners, EngineConfig(*bounds, _sheds(settings, runners)), weights)
+    return EngineCore(runners, EngineConfig(*bounds, _sheds(settings, runners), OUTSIDE_SECONDS), weights)
 
 
 def _sheds(settings: Settings, runners: dict[str, ModelRunner]) -> bool:

@@ -35,6 +35,9 @@ class EngineConfig:
     max_requests: int = 256  # waiting requests a model
     max_evaluations: int = 50_000  # waiting model evaluations a model
     shed_load: bool = False  # refuse what would be late, under a load that stands
+    outside_seconds: float = (
+        0.0  # of a latency, before and behind the engine: the order of requests leaves room for it
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,7 @@ class EngineCore:
             raise QueueFull(FULL_QUEUE, backlog)
         idle_seconds = self.runners[request.params.model].idle_seconds(request, scheduler.max_rows)
         request.idle_seconds = share.slowdown * idle_seconds
+        request.outside_seconds = self.config.outside_seconds
         watch = not is_watched(share)
         if watch or request.deadline_seconds is not None:
             request.expected_seconds = expected_seconds(request, self.shares)

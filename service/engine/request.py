@@ -79,6 +79,7 @@ class Request:
     params: SamplingParams
     plan: Plan
     deadline_seconds: float | None = None  # after its arrival; it is worth nothing later
+    outside_seconds: float = 0.0  # of its latency, before and behind the engine
     num_previews: int = 0  # of each image on its way, evenly spread over the steps
     idle_seconds: float = 0.0  # what it would take on an idle engine; its target is a multiple of that
     seconds_alone: float = 0.0  # what it would take with its model's work at admission and no other
@@ -122,7 +123,7 @@ class Request:
 
     def slack(self, now: float) -> float:
         """(target - now - time still needed) / idle latency; negative when the target cannot be met."""
-        left = self.arrived + self.target_seconds - now
+        left = self.arrived + self.target_seconds - self.outside_seconds - now
         return left / max(self.idle_seconds, 1e-9) - self.remaining_rows / self.total_rows
 
 

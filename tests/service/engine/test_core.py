@@ -122,6 +122,16 @@ def test_an_idle_latency_is_that_of_steps_as_they_are_lately() -> None:
     assert slowdown == pytest.approx(4, rel=0.25)  # of step() itself the clock is looked at more often
 
 
+def test_the_order_leaves_room_for_what_is_outside_of_the_engine() -> None:
+    inside, outside = make_core("a"), make_core("a", outside_seconds=0.5)
+    slacks = []
+    for core in (inside, outside):
+        core.runners["a"].step_seconds = {1: 0.1}
+        core.add(request := steps_of("a", num_steps=10))
+        slacks.append(request.slack(request.arrived))
+    assert slacks[0] - slacks[1] == pytest.approx(0.5)  # of an idle latency of a second
+
+
 def test_abort_finds_the_model_by_itself() -> None:
     core = make_core("a", "b")
     first, second = steps_of("a"), steps_of("b", num_steps=5)
