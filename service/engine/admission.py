@@ -98,9 +98,9 @@ class OverloadGuard:
 
     def learn(self, ended: Request) -> None:
         """Whether it was in time, while there are refusals."""
-        if self._refused is None:
+        if self._refused is None or ended.status is RequestStatus.FAILED:
             return
-        is_late = ended.finished - ended.arrived > ended.target_seconds
+        is_late = ended.finished - ended.arrived >= ended.target_seconds
         full = self.full + (-LATE_LOWERS if is_late else IN_TIME_RAISES)
         self.full = min(max(full, LEAST_FULL), MOST_FULL)
 

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 READ_BYTES = 256 * 1024  # of a socket between two steps
 MAX_UNSENT = 8 * 1024 * 1024  # bytes that wait for a worker; beyond it previews are dropped, answers never
 STUCK_SECONDS = 5.0  # without taking a byte, after which a worker is given up
+FEW_FILES = 512  # that are open at the start
 LAST_WORDS_SECONDS = 1.0  # for the last answers to leave
 
 
@@ -102,7 +103,9 @@ class Clients:
         self._control, self._names = control, 0
         self._all: list[Client] = []
         self._cards: Cards | None = None
-        self._selector = selectors.SelectSelector()  # of few sockets, and it waits for less than a millisecond
+        # select() waits for less than a millisecond, and takes descriptors below 1024
+        few_files = control.fileno() < FEW_FILES
+        self._selector = selectors.SelectSelector() if few_files else selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ)
         self.received: deque[tuple[Client, FromWorker | None]] = deque()  # None: that worker has gone
         self.stops: deque[float] = deque()  # seconds that accepted work may take

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from service.engine.admission import OverloadGuard, expected_seconds, is_watched, learn
+from service.engine.device_clock import DeviceClock
 from service.engine.policy import DeviceShare, Policy, pick
 from service.engine.repetition import find_fixed_rows
 from service.engine.request import ImageTask, Request
@@ -19,12 +20,7 @@ from service.wire.messages import Preview
 
 logger = logging.getLogger(__name__)
 
-# So long before the device is free, the next step is launched. With less the device waits for it, with more those
-# who come by then are left out. One step in fifty may be late: each of them raises the lead, the others lower it.
-LEAST_LEAD, MOST_LEAD = 0.0003, 0.002  # seconds
-LATE_RAISES, IN_TIME_LOWERS = 1e-4, 2e-6  # seconds
 RETRY_STEPS = 4  # full ones; half of what the guard refused on the virtual clock would have been admitted by then
-SEEN_LATE = 0.0003  # seconds; so long after its end a host that waits for a step may see it
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +80,7 @@ class EngineCore:
         self.repeats_itself: dict[str, bool] = {}  # whether the deterministic mode works here, by model
         self._guard = OverloadGuard()
         self._on_device: deque[Launch] = deque()
-        self._last_collected = 0.0
-        self._free_at = 0.0  # when the device will have run what is on it
-        self._lead = MOST_LEAD
+        self._device = DeviceClock(clock)
 
     def warm_up(self, model: str, on_progress: Callable[[], None] = lambda: None) -> None:
         """Make every row count of a model fast, and choose its row cap; on_progress is called in between."""
@@ -144,7 +138,7 @@ class EngineCore:
 
     def spare_seconds(self) -> float:
         """For so long the next step may wait, as the device is busy; who comes by then takes part in it."""
-        return self._free_at - self._lead - self.clock() if self._on_device else 0.0
+        return self._device.spare_seconds() if self._on_device else 0.0
 
     def step(self) -> Progress:
         """End what is too late, launch a step of one model, and collect the oldest one.
@@ -152,7 +146,10 @@ class EngineCore:
         Where the host runs ahead of the device, the step just launched stays there and nothing may be collected.
         """
         now = self.clock()
+        self._device.end_wait(now)
         expired = [request for share in self.shares.values() for request in share.scheduler.expire(now)]
+        for request in expired:
+            self._guard.learn(request)
         launched = self._launch(now)
         if launched:
             self._on_device.append(launched)
@@ -171,25 +168,21 @@ class EngineCore:
         output = scheduler.schedule(now)
         collect, rows = self._start(model, output.tasks)
         launch = Launch(model, output, collect, now, rows - output.num_rows)
-        if self._on_device:
-            is_late = self.clock() > self._free_at
-            lead = self._lead + (LATE_RAISES if is_late else -IN_TIME_LOWERS)
-            self._lead = min(max(lead, LEAST_LEAD), MOST_LEAD)
-        self._free_at = max(now, self._free_at) + self.shares[model].step_seconds(rows)
+        self._device.launched(now, self.shares[model].step_seconds(rows), bool(self._on_device))
         scheduler.advance(output)
         return launch
 
     def _collect(self, launch: Launch) -> Progress:
+        self._device.ask()
         result = launch.collect()
         for task, image in result.images.items():
             task.request.images[task.index] = image
         now, share = self.clock(), self.shares[launch.model]
-        seconds = now - max(launch.started, self._last_collected)  # the device was busy with the step before
-        self._last_collected = now
         rest = sum(self.shares[left.model].step_seconds(left.num_rows) for left in self._on_device)
-        self._free_at = min(max(self._free_at, now - SEEN_LATE + rest), now + rest)
+        seconds, is_known = self._device.collected(launch.started, now, rest)
         share.virtual_time += seconds / share.weight
-        share.learn_step(launch.num_rows, seconds)
+        if is_known and not result.failed:  # a step that has failed took any time
+            share.learn_step(launch.num_rows, seconds)
         ended = share.scheduler.end(launch.output, result.failed, now)
         for request in ended:
             learn(share, request)

@@ -79,8 +79,8 @@ class Request:
     params: SamplingParams
     plan: Plan
     deadline_seconds: float | None = None  # after its arrival; it is worth nothing later
-    outside_seconds: float = 0.0  # of its latency, before and behind the engine
     num_previews: int = 0  # of each image on its way, evenly spread over the steps
+    outside_seconds: float = 0.0  # of its latency, before and behind the engine
     idle_seconds: float = 0.0  # what it would take on an idle engine; its target is a multiple of that
     seconds_alone: float = 0.0  # what it would take with its model's work at admission and no other
     expected_seconds: float = 0.0  # latency as it was foretold at admission; 0 where it was not

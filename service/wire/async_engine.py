@@ -157,13 +157,23 @@ class _Link(asyncio.Protocol):
 
     def _deliver(self) -> None:
         """A few messages, and the others with the next turns of the event loop."""
-        for _ in range(min(len(self._received), MESSAGES_A_TURN)):
-            self._engine.receive(self._received.popleft())
+        try:
+            self._hand_on(MESSAGES_A_TURN)
+        except Exception:
+            self.transport.abort()  # as an event loop does where data_received raises
+            raise
         if self._received:
             self.transport.pause_reading()
             self._loop.call_soon(self._deliver)
         else:
             self.transport.resume_reading()
 
+    def _hand_on(self, count: int) -> None:
+        for _ in range(min(len(self._received), count)):
+            self._engine.receive(self._received.popleft())
+
     def connection_lost(self, exc: Exception | None) -> None:
-        self._engine.lost()
+        try:
+            self._hand_on(len(self._received))
+        finally:
+            self._engine.lost()

@@ -19,19 +19,20 @@ NO_STORE = {"Cache-Control": "no-store"}
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
     """Await work, but cancel it and return None as soon as the client has gone."""
-    task, working = asyncio.current_task(), True
+    task, working, left = asyncio.current_task(), True, False
     assert task is not None  # every request is served by one
 
-    def cancel_work(left: asyncio.Future[None]) -> None:
-        if working and not left.cancelled():
-            task.cancel()
+    def cancel_work(leaving: asyncio.Future[None]) -> None:
+        nonlocal left
+        if working and not leaving.cancelled():
+            left = task.cancel()
 
     leaving = asyncio.ensure_future(disconnected(request.receive))
     leaving.add_done_callback(cancel_work)
     try:
         return await work
     except asyncio.CancelledError:
-        if leaving.done() and task.uncancel() == 0:  # else someone else wants the end of it
+        if left and task.uncancel() == 0:  # else someone else wants the end of it
             return None
         raise
     finally:

@@ -19,7 +19,7 @@ from service.engine.admission import (
     utilisation,
 )
 from service.engine.policy import DeviceShare
-from service.engine.request import TARGET_FACTOR, Request
+from service.engine.request import TARGET_FACTOR, Request, RequestStatus
 from service.engine.scheduler import Scheduler
 from tests.service.engine.rows import UNBOUNDED, make_request, run_step
 
@@ -141,6 +141,13 @@ def test_late_answers_under_refusals_lower_what_is_too_much() -> None:
     assert LEAST_FULL < lower < FIRST_FULL
     guard.learn(in_time)
     assert lower < guard.full < FIRST_FULL
+    failed, expired = ended(40.0), ended(30.0)
+    failed.status, expired.status = RequestStatus.FAILED, RequestStatus.EXPIRED
+    before = guard.full
+    guard.learn(failed)
+    assert guard.full == before
+    guard.learn(expired)
+    assert guard.full < before
     for request, bound in ((late, LEAST_FULL), (in_time, MOST_FULL)):
         for _ in range(2000):
             guard.learn(request)

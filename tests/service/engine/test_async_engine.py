@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 import pytest
 
-from service.observe.board import Board, StepStats, layout
+from service.observe.board import Board, EngineBoard, StepStats, layout
 from service.wire.async_engine import MESSAGES_A_TURN, AsyncEngine
 from service.wire.errors import EngineStopped, InvalidField, QueueFull, RequestFailed
 from service.wire.frames import frame
-from service.wire.messages import FromEngine, Preview, Refusal, RequestOutput
+from service.wire.messages import FromEngine, OutputMessage, Preview, Refusal, RequestOutput
 from tests.service.engine.desk import Rig, make_core, rigged
 from tests.service.engine.tiny import Turnstile, make_params
 from tests.waiting import PATIENCE, wait_until
@@ -255,6 +255,46 @@ def test_answers_that_come_together_are_handed_on_over_several_turns() -> None:
     heard = asyncio.run(main())
     assert [number for _, number in heard] == list(range(20))
     assert max(Counter(turn for turn, _ in heard).values()) == MESSAGES_A_TURN
+
+
+def test_answers_that_have_come_are_handed_on_though_the_engine_has_gone() -> None:
+    async def main() -> list[BaseException | None]:
+        mine, theirs = socket.socketpair()
+        board = Board(layout(("dit",), ()), rows=2)
+        EngineBoard(board).state("ready")
+        engine = AsyncEngine(mine, board)
+        engine.cards = {"dit": None}  # pyright: ignore[reportAttributeAccessIssue]
+        await engine.connect()
+        asked = [asyncio.create_task(raised_by(anext(engine.generate(make_params())))) for _ in range(11)]
+        await sent()
+        theirs.sendall(frame([Refusal(number, "full", str(number), 0.0, "") for number in range(10)]))
+        theirs.close()
+        async with asyncio.timeout(PATIENCE):
+            found = await asyncio.gather(*asked)
+        engine.close()
+        await asyncio.sleep(0)
+        return found
+
+    *answered, lost = asyncio.run(main())
+    assert [str(error) for error in answered] == [str(number) for number in range(10)]
+    assert isinstance(lost, EngineStopped)
+
+
+def test_a_message_that_cannot_be_read_ends_the_connection(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> bool:
+        mine, theirs = socket.socketpair()
+        engine, lost = AsyncEngine(mine, Board(layout(("dit",), ()), rows=2)), asyncio.Event()
+        engine.on_loss = lost.set
+        await engine.connect()
+        broken = OutputMessage(3, b"123", (1, 2, 2, 3), 0.0, 0.0)
+        engine._open[3] = asyncio.Queue()
+        with theirs:
+            theirs.sendall(frame([Refusal(1, "full", "", 0.0, ""), Refusal(2, "full", "", 0.0, ""), broken]))
+            async with asyncio.timeout(PATIENCE):
+                await lost.wait()
+        return bool(engine.gone)
+
+    assert asyncio.run(main())
 
 
 def test_an_event_loop_that_is_gone_does_not_hurt_the_engine() -> None:

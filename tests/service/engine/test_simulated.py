@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from service.engine import simulated_device
-from service.engine.core import LATE_RAISES, LEAST_LEAD, MOST_LEAD, EngineConfig, EngineCore
-from service.engine.request import Request
+from service.engine.core import EngineConfig, EngineCore
+from service.engine.device_clock import LATE_RAISES, LEAST_LEAD, MOST_LEAD, DeviceClock
+from service.engine.request import ImageTask, Request
+from service.engine.runner import LaunchedStep
 from service.engine.simulated import SimulatedRunner, stripes
 from service.engine.simulated_device import SPIN_SECONDS, SimulatedDevice, StepCost, sleep_until
 from service.registry import load_runners
@@ -171,24 +173,44 @@ def test_a_launch_may_wait_until_the_device_is_nearly_free() -> None:
 
 def test_the_lead_of_a_launch_follows_from_how_late_they_come() -> None:
     line = Timeline()
-    runner = SimulatedRunner(tiny_config(), StepCost(1000.0, 0.0), 8, line.device)
-    core = EngineCore({"dit": runner}, EngineConfig(8), clock=lambda: line.now)
-    core.warm_up("dit")
-    runner.step_seconds = {8: 1.0}
-    core.add(make_request(make_params(num_steps=999)))
-    core.step()
-    for _ in range(950):  # always in time, so at last who comes by is left out for a moment only
-        line.now += core.spare_seconds()
-        core.step()
+    device = DeviceClock(lambda: line.now)
 
     def lead() -> float:
-        return core.shares["dit"].step_seconds(8) - core.spare_seconds()
+        return device._free_at - line.now - device.spare_seconds()
 
-    assert lead() == pytest.approx(LEAST_LEAD, abs=1e-6)
+    device.launched(line.now, 1.0, was_busy=False)
+    assert lead() == pytest.approx(MOST_LEAD)
+    for _ in range(1000):  # always in time, so at last who comes by is left out for a moment only
+        device.launched(line.now, 1.0, was_busy=True)
+    assert lead() == pytest.approx(LEAST_LEAD)
     for late in range(1, 6):
-        line.now += 1.001
+        line.now = device._free_at + 0.001
+        device.launched(line.now, 1.0, was_busy=True)
+        assert lead() == pytest.approx(LEAST_LEAD + late * LATE_RAISES)
+
+
+@pytest.mark.parametrize("host_ms", [0.5, 2.2, 2.5])
+def test_waiting_on_purpose_is_not_taken_for_a_slow_device(host_ms: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were it, a host that takes longer for a launch than the lead would wait for longer and longer."""
+    line = Timeline()
+    runner = SimulatedRunner(tiny_config(), StepCost(3.0, 0.0), 8, line.device)
+    core = EngineCore({"dit": runner}, EngineConfig(8), clock=lambda: line.now)
+    core.warm_up("dit")
+    runner.step_seconds = {8: 0.003}
+    launch = runner.launch
+
+    def slow_launch(tasks: list[ImageTask]) -> LaunchedStep:
+        line.now += host_ms / 1000
+        return launch(tasks)
+
+    monkeypatch.setattr(runner, "launch", slow_launch)
+    core.add(make_request(make_params(num_steps=999)))
+    started = line.now
+    for _ in range(900):
+        line.now += max(0.0, core.spare_seconds())
         core.step()
-        assert lead() == pytest.approx(LEAST_LEAD + late * LATE_RAISES, abs=LATE_RAISES / 4)
+    assert (line.now - started) / 900 < 0.0033
+    assert 0.7 < core.shares["dit"].slowdown < 1.1
 
 
 def test_no_network_is_loaded() -> None:

@@ -1,0 +1,66 @@
+"""When the device will be free, so how long the next launch may wait, and how long a step really took."""
+
+from collections.abc import Callable
+
+# So long before the device is free, the next step is launched. With less the device waits for it, with more those
+# who come by then are left out. One step in fifty may be late: each of them raises the lead, the others lower it.
+LEAST_LEAD, MOST_LEAD = 0.0003, 0.002  # seconds
+LATE_RAISES, IN_TIME_LOWERS = 1e-4, 2e-6  # seconds
+SEEN_LATE = 0.0003  # seconds; so long after its end a host that waits for a step may see it
+AT_ONCE = 1e-4  # seconds; a step that is collected so soon had ended before
+
+
+class DeviceClock:
+    """Follows one device by the launches and the ends that its host sees.
+
+    Args:
+        clock: seconds that never go back.
+    """
+
+    def __init__(self, clock: Callable[[], float]):
+        self._clock = clock
+        self._free_at = 0.0  # when the device will have run what is on it
+        self._lead = MOST_LEAD
+        self._waiting_since: float | None = None  # of the host, of its own will
+        self._waited = 0.0  # before the step that is under way on the host
+        self._asked = 0.0
+        self._last_collected = 0.0
+
+    def spare_seconds(self) -> float:
+        """For so long the next launch may wait, as the device is busy."""
+        now = self._clock()
+        spare = self._free_at - self._lead - now
+        if spare > 0 and self._waiting_since is None:
+            self._waiting_since = now
+        return spare
+
+    def end_wait(self, now: float) -> None:
+        self._waited = 0.0 if self._waiting_since is None else now - self._waiting_since
+        self._waiting_since = None
+
+    def launched(self, started: float, seconds: float, was_busy: bool) -> None:
+        """A step of so many seconds by estimate; was_busy: another one is on the device."""
+        if was_busy:
+            is_late = self._clock() > self._free_at
+            lead = self._lead + (LATE_RAISES if is_late else -IN_TIME_LOWERS)
+            self._lead = min(max(lead, LEAST_LEAD), MOST_LEAD)
+        self._free_at = max(started, self._free_at) + seconds
+
+    def ask(self) -> None:
+        """Call before the host waits for the end of a step."""
+        self._asked = self._clock() if self._waited else 0.0
+
+    def collected(self, started: float, now: float, rest: float) -> tuple[float, bool]:
+        """The oldest step has ended; returns its seconds, and whether it needed them.
+
+        That is not known where it had ended before anybody asked for it, because the host had waited for too long.
+        Were it believed, the host would wait for even longer next time.
+
+        Args:
+            started: its launch.
+            rest: seconds of what is left on the device, by estimate.
+        """
+        seconds = now - max(started, self._last_collected)  # the device was busy with the step before
+        self._last_collected = now
+        self._free_at = min(max(self._free_at, now - SEEN_LATE + rest), now + rest)
+        return seconds, now - self._asked > AT_ONCE
