@@ -59,7 +59,7 @@ def encode_base64(
 
 
 def write_png(sheet: np.ndarray, text: Mapping[str, str]) -> bytes:
-    """A PNG without filters at zlib's fastest level: at 32 x 32 pixels as small as Pillow's, three times as fast.
+    """A PNG without filters at zlib's fastest level: of digits 2 to 3 % larger than Pillow's, three times as fast.
 
     sheet: [H, W, C] uint8. https://www.w3.org/TR/png-3/
     """
