@@ -31,9 +31,7 @@ class EngineConfig:
     max_requests: int = 256  # waiting requests a model
     max_evaluations: int = 50_000  # waiting model evaluations a model
     shed_load: bool = False  # refuse what would be late, under a load that stands
-    outside_seconds: float = (
-        0.0  # of a latency, before and behind the engine: the order of requests leaves room for it
-    )
+    outside_seconds: float = 0.0  # of a latency, before and behind the engine: the order leaves room for it
 
 
 @dataclass(frozen=True, slots=True)

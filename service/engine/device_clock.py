@@ -1,6 +1,7 @@
 """When the device will be free, so how long the next launch may wait, and how long a step really took."""
 
 from collections.abc import Callable
+from math import inf
 
 # So long before the device is free, the next step is launched. With less the device waits for it, with more those
 # who come by then are left out. One step in fifty may be late: each of them raises the lead, the others lower it.
@@ -23,7 +24,7 @@ class DeviceClock:
         self._lead = MOST_LEAD
         self._waiting_since: float | None = None  # of the host, of its own will
         self._waited = 0.0  # before the step that is under way on the host
-        self._asked = 0.0
+        self._asked = -inf  # when it began to wait for a step to end, if it had waited by itself before
         self._last_collected = 0.0
 
     def spare_seconds(self) -> float:
@@ -48,7 +49,7 @@ class DeviceClock:
 
     def ask(self) -> None:
         """Call before the host waits for the end of a step."""
-        self._asked = self._clock() if self._waited else 0.0
+        self._asked = self._clock() if self._waited else -inf
 
     def collected(self, started: float, now: float, rest: float) -> tuple[float, bool]:
         """The oldest step has ended; returns its seconds, and whether it needed them.

@@ -66,9 +66,7 @@ class ServiceError(Exception):
     def __init__(self, detail: str, errors: list[FieldError] | None = None, retry_after: float | None = None):
         super().__init__(detail)
         self.detail, self.errors = detail, errors or []
-        self.retry_after = (
-            None if retry_after is None else max(1, math.ceil(retry_after))
-        )  # whole seconds, for HTTP
+        self.retry_after = None if retry_after is None else max(1, math.ceil(retry_after))  # HTTP wants seconds
         self.retry_after_ms = None if retry_after is None else max(1, math.ceil(1000 * retry_after))
 
     def headers(self) -> dict[str, str]:
