@@ -30,11 +30,12 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {"dit": DIT, "unet": UNet}
 WRAPPERS = ("module.", "_orig_mod.", "ema_model.")
 NAMED = 3  # names of tensors in an error; a network has hundreds
 DEFAULT_SAMPLING: dict[str, Any] = {
-    "sampler": "dpmpp_2m", "steps": 10, "guidance": 1.5, "guidance_interval": (0.0, 1.0),
+    "sampler": "dpmpp_2m", "steps": 10, "spacing": "trailing", "guidance": 1.5, "guidance_interval": (0.0, 1.0),
 }  # fmt: skip
+QUALITIES = ("draft", "default", "best")  # named ways to sample
 FIELD_TYPES: dict[str, type] = {
     "architecture": str, "arguments": dict, "schedule": str, "prediction": str, "class_names": list,
-    "sampling": dict, "training": dict, "sha256": str,
+    "sampling": dict, "qualities": dict, "training": dict, "sha256": str,
 }  # fmt: skip
 
 
@@ -52,6 +53,7 @@ class ModelConfig:
     prediction: str = "x0"  # see Prediction
     class_names: list[str] = field(default_factory=lambda: [str(i) for i in range(10)])
     sampling: dict[str, Any] = field(default_factory=dict)  # what differs from DEFAULT_SAMPLING
+    qualities: dict[str, dict[str, Any]] = field(default_factory=dict)  # draft and best: what differs from sampling
     training: dict[str, Any] = field(default_factory=dict)  # facts: data, images seen, seconds, seed, commit
     sha256: str = ""  # of the weights file
     shape: tuple[int, int, int] | None = None  # C, H, W, where the arguments do not tell
@@ -68,12 +70,18 @@ class ModelConfig:
         if not self.class_names or not all(isinstance(name, str) for name in self.class_names):
             raise ValueError("class_names must be a list with one name a class")
         check_class_names(self.class_names)
-        self._check_sampling()
+        if unknown := self.qualities.keys() - {"draft", "best"}:
+            raise ValueError(f"qualities knows draft and best, not {', '.join(sorted(unknown))}")
+        self._check_sampling("sampling", self.sampling)
+        for name, values in self.qualities.items():
+            self._check_sampling(f"qualities: {name}", values)
 
-    def _check_sampling(self) -> None:
-        if unknown := self.sampling.keys() - DEFAULT_SAMPLING.keys():
-            raise ValueError(f"sampling knows {', '.join(DEFAULT_SAMPLING)}, not {', '.join(sorted(unknown))}")
-        values = self.default_sampling
+    def _check_sampling(self, name: str, given: Any) -> None:
+        if not isinstance(given, dict):
+            raise ValueError(f"{name} must be a dict, got {given!r}")
+        if unknown := given.keys() - DEFAULT_SAMPLING.keys():
+            raise ValueError(f"{name} knows {', '.join(DEFAULT_SAMPLING)}, not {', '.join(sorted(unknown))}")
+        values = self.default_sampling | given
         try:
             low, high = values["guidance_interval"]
             if not 0 <= low <= high <= 1 or not math.isfinite(values["guidance"]):
@@ -81,9 +89,9 @@ class ModelConfig:
             if type(values["steps"]) is not int:
                 raise ValueError("steps must be a whole number")
             schedule, prediction = NoiseSchedule(self.schedule), Prediction(self.prediction)
-            build_table(schedule, prediction, values["sampler"], values["steps"])
+            build_table(schedule, prediction, values["sampler"], values["steps"], spacing=values["spacing"])
         except (TypeError, ValueError) as error:
-            raise ValueError(f"sampling {values}: {error}") from error
+            raise ValueError(f"{name} {values}: {error}") from error
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -98,6 +106,11 @@ class ModelConfig:
     def default_sampling(self) -> dict[str, Any]:
         """How the service and the evaluation sample where nobody says otherwise."""
         return DEFAULT_SAMPLING | self.sampling
+
+    @property
+    def named_sampling(self) -> dict[str, dict[str, Any]]:
+        """By QUALITIES. A checkpoint that has no draft or best samples them as by default."""
+        return {name: self.default_sampling | self.qualities.get(name, {}) for name in QUALITIES}
 
     @property
     def num_classes(self) -> int:

@@ -11,10 +11,9 @@ from service.wire.messages import ModelCard
 
 def registry(keys: Iterable[str] = ()) -> CollectorRegistry:
     """Of one model, dit, and of keys with these names."""
-    sampling = {"steps": 10, "sampler": "euler", "guidance": 1.0, "guidance_interval": (0.0, 1.0)}
     card = ModelCard(
         name="dit", architecture="dit", parameters=1, image_shape=(1, 8, 8), class_names=["a"], samplers=["euler"],
-        default_sampling=sampling, sha256="", device="cpu", dtype="float32", hardware="cpu", simulated=False,
+        sampling={"default": {}}, sha256="", device="cpu", dtype="float32", hardware="cpu", simulated=False,
         build="",
     )  # fmt: skip
     return Metrics(Board(layout(["dit"], keys), rows=2), 1, lambda: [card]).registry

@@ -131,10 +131,12 @@ def grade(generated: Split, judge: Judge, data: Data, sampling: Sampling) -> Eva
     )
 
 
-def compare_features(features: Tensor, labels: Tensor, real_features: Tensor, real_labels: Tensor) -> Frechet:
-    """features, real_features: [N, F]."""
+def compare_features(
+    features: Tensor, labels: Tensor, real_features: Tensor, real_labels: Tensor, seed: int = 0
+) -> Frechet:
+    """features, real_features: [N, F]. seed: of the draws."""
     pairs, size = [], 0
-    for drawn, half, other in matched_draws(labels, real_labels):
+    for drawn, half, other in matched_draws(labels, real_labels, seed):
         real, size = real_features[half.flatten()], half.numel()
         pairs.append(
             (
@@ -147,7 +149,7 @@ def compare_features(features: Tensor, labels: Tensor, real_features: Tensor, re
     return Frechet(whole, size, generated, reference, generated / reference)
 
 
-def matched_draws(labels: Tensor, real_labels: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def matched_draws(labels: Tensor, real_labels: Tensor, seed: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """DRAWS times: indices of generated images, of held-out ones, and of other held-out ones, each [K, n].
 
     Raises:
@@ -156,7 +158,7 @@ def matched_draws(labels: Tensor, real_labels: Tensor) -> Iterator[tuple[Tensor,
     per_class = int(min(labels.bincount().min(), real_labels.bincount().min() // 2))
     if per_class < 1:
         raise ValueError("an evaluation needs at least two held-out images and a generated one of every class")
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     for _ in range(DRAWS):
         half, other = balanced_draw(real_labels, 2 * per_class, generator).split(per_class, dim=1)
         yield balanced_draw(labels, per_class, generator), half, other

@@ -116,6 +116,7 @@ class Sampling:
     sampler: str
     steps: int
     guidance: Guidance
+    spacing: str = "trailing"
 
 
 def sampling_of(
@@ -126,7 +127,8 @@ def sampling_of(
     own = config.default_sampling | {name: value for name, value in given.items() if value is not None}
     if not math.isfinite(own["guidance"]):
         raise ValueError(f"guidance must be a finite number, got {own['guidance']}")
-    return Sampling(own["sampler"], own["steps"], Guidance(own["guidance"], *own["guidance_interval"]))
+    guided = Guidance(own["guidance"], *own["guidance_interval"])
+    return Sampling(own["sampler"], own["steps"], guided, own["spacing"])
 
 
 def generate(
@@ -134,7 +136,8 @@ def generate(
 ) -> Tensor:
     """Images [n, C, H, W] by the plain loop, by default sampled as the checkpoint says. labels, seeds: [n]."""
     how = sampling or sampling_of(config)
-    table = build_table(NoiseSchedule(config.schedule), Prediction(config.prediction), how.sampler, how.steps)
+    schedule, prediction = NoiseSchedule(config.schedule), Prediction(config.prediction)
+    table = build_table(schedule, prediction, how.sampler, how.steps, spacing=how.spacing)
     shape, null_label = config.image_shape, config.num_classes
     return sample(model, table, labels, seeds, shape, guidance=how.guidance, null_label=null_label)
 

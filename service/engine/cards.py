@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from models.checkpoint import ModelConfig, parameter_count
-from models.samplers import SAMPLERS, build_table
+from models.samplers import SAMPLERS, SPACINGS, build_table
 from models.schedule import NoiseSchedule, Prediction
 from service.engine.core import EngineCore
 from service.engine.simulated import SimulatedRunner
@@ -12,7 +12,8 @@ from service.wire.messages import Cards, ModelCard
 
 
 def describe(core: EngineCore) -> Cards:
-    return Cards([_card(name, core) for name in core.runners], list(SAMPLERS), core.config.shed_load)
+    cards = [_card(name, core) for name in core.runners]
+    return Cards(cards, list(SAMPLERS), list(SPACINGS), core.config.shed_load)
 
 
 def signature(core: EngineCore) -> object:
@@ -32,7 +33,7 @@ def _card(name: str, core: EngineCore) -> ModelCard:
         image_shape=config.image_shape,
         class_names=config.class_names,
         samplers=[sampler for sampler in SAMPLERS if _compiles(config, sampler)],
-        default_sampling=config.default_sampling,
+        sampling=config.named_sampling,
         sha256=config.sha256,
         simulated=isinstance(runner, SimulatedRunner),
         hardware=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",

@@ -76,8 +76,8 @@ class EngineLoop:
         config = self._core.runners[model].config
         values = config.default_sampling
         interval = tuple(values["guidance_interval"])
-        params = SamplingParams(model, 0, values["steps"], values["sampler"], values["guidance"], interval, (0,))
-        compile_plan(config, params)
+        shared = values["steps"], values["sampler"], values["guidance"], interval
+        compile_plan(config, SamplingParams(model, 0, *shared, (0,), spacing=values["spacing"]))
 
     def _between_warm_ups(self) -> None:
         self._board.beat(time.monotonic())

@@ -31,12 +31,14 @@ class StepPlan:
 def compile_plan(config: ModelConfig, params: SamplingParams) -> StepPlan:
     """Raises ValueError where the model has no such sampler."""
     guidance = Guidance(params.guidance_scale, *params.guidance_interval)
-    return _compile(config.schedule, config.prediction, params.sampler, params.num_steps, guidance)
+    return _compile(config.schedule, config.prediction, params.sampler, params.num_steps, params.spacing, guidance)
 
 
 @lru_cache(maxsize=1024)
-def _compile(schedule: str, prediction: str, sampler: str, num_steps: int, guidance: Guidance) -> StepPlan:
-    table = build_table(NoiseSchedule(schedule), Prediction(prediction), sampler, num_steps)
+def _compile(
+    schedule: str, prediction: str, sampler: str, num_steps: int, spacing: str, guidance: Guidance
+) -> StepPlan:
+    table = build_table(NoiseSchedule(schedule), Prediction(prediction), sampler, num_steps, spacing=spacing)
     coefficients = [step_coefficients(table, step, guidance) for step in range(num_steps)]
     numbers = np.column_stack([table.rows[:, T], coefficients, table.look]).astype(np.float32)
     rows = tuple(1 + guidance.active(t) for t in table.rows[:, T].tolist())  # float64, as step_coefficients asks

@@ -51,6 +51,7 @@ def describe_model(card: ModelCard) -> ModelInfo:
         class_names=card.class_names,
         samplers=card.samplers,
         defaults=card.default_sampling,
+        qualities=card.sampling,
         device=card.device,
         dtype=card.dtype,
         max_rows=card.max_rows,

@@ -39,6 +39,7 @@ def install(app: FastAPI, generator: Generator) -> None:
             _narrow(schema, "model", "string", enum=list(generator.names))
             if generator.engine.samplers:  # known once the engine has started
                 _narrow(schema, "sampler", "string", enum=generator.engine.samplers)
+                _narrow(schema, "spacing", "string", enum=generator.engine.spacings)
             if generator.settings.api_keys:
                 _add_security(schema)
             if not generator.engine.samplers:

@@ -1,6 +1,7 @@
 """From the fields of a request to SamplingParams, and back to the fields that make the same pictures again."""
 
 import secrets
+from typing import Any
 
 from models.names import class_key
 from models.seeds import SEED_BITS, image_seed
@@ -8,6 +9,7 @@ from service.web.errors import FieldError, InvalidRequest, echo
 from service.web.schemas import GenerateFields, Limits, allowed
 from service.wire.messages import ModelCard, SamplingParams
 
+STANDS_FOR = ("steps", "sampler", "spacing", "guidance", "guidance_low", "guidance_high")  # fields, of a quality
 MAX_PREVIEWS_SHOWN = 256  # of one request, on all its images
 MAX_SEEDS_TOLD = 16  # in a header and in a PNG: 272 characters, which every proxy and client takes
 
@@ -15,6 +17,7 @@ MAX_SEEDS_TOLD = 16  # in a header and in a PNG: 272 characters, which every pro
 def resolve(
     card: ModelCard,
     samplers: list[str],
+    spacings: list[str],
     fields: GenerateFields,
     limits: Limits,
     labels: tuple[int, ...],
@@ -23,7 +26,7 @@ def resolve(
     """Check the fields against their limits and the model, and fill in its defaults.
 
     Args:
-        samplers: the names that there are; the engine refuses those that its model cannot do.
+        samplers, spacings: the names that there are; the engine refuses those that its model cannot do.
         labels: class index of each image, instead of fields.class_ for all.
         seeds: of each image, instead of those that follow from fields.seed.
 
@@ -31,16 +34,18 @@ def resolve(
         InvalidRequest: what is wrong, and what is allowed.
     """
     _check_limits(fields, limits)
-    defaults = card.default_sampling
+    _check_quality(fields)
+    own = card.sampling[fields.quality or "default"]
     seed = secrets.randbits(SEED_BITS) if fields.seed is None else fields.seed
     return SamplingParams(
         model=fields.model or "",
         class_label=0 if labels else find_class(card, fields.class_),
         class_labels=_check_labels(card, labels),
-        num_steps=fields.steps or defaults["steps"],
-        sampler=_find_sampler(fields.sampler or defaults["sampler"], samplers),
-        guidance_scale=defaults["guidance"] if fields.guidance is None else fields.guidance,
-        guidance_interval=_interval(card, fields),
+        num_steps=fields.steps or own["steps"],
+        sampler=_find_name("sampler", fields.sampler or own["sampler"], samplers),
+        spacing=_find_name("spacing", fields.spacing or own["spacing"], spacings),
+        guidance_scale=own["guidance"] if fields.guidance is None else fields.guidance,
+        guidance_interval=_interval(own, fields),
         seeds=seeds or tuple(image_seed(seed, index) for index in range(fields.n or 1)),
         deterministic=bool(fields.deterministic),
     )
@@ -56,6 +61,7 @@ def recipe(card: ModelCard, params: SamplingParams) -> dict[str, str]:
         "n": str(len(params.seeds)),
         "steps": str(params.num_steps),
         "sampler": params.sampler,
+        "spacing": params.spacing,
         "guidance": str(params.guidance_scale),
         "guidance_low": str(low),
         "guidance_high": str(high),
@@ -98,9 +104,16 @@ def find_class(card: ModelCard, value: str | int | None) -> int:
     raise InvalidRequest.field("class", f"must be {wanted}, not {echo(value)}")
 
 
-def _find_sampler(name: str, samplers: list[str]) -> str:
-    if name not in samplers:
-        raise InvalidRequest.field("sampler", f"must be one of {', '.join(samplers)}, not {echo(name)}")
+def _check_quality(fields: GenerateFields) -> None:
+    given = [name for name in STANDS_FOR if getattr(fields, name) is not None]
+    if fields.quality is not None and given:
+        beside = [FieldError(field=name, message="is part of what quality stands for") for name in given]
+        raise InvalidRequest.of([FieldError(field="quality", message="send it or what it stands for"), *beside])
+
+
+def _find_name(field: str, name: str, names: list[str]) -> str:
+    if name not in names:
+        raise InvalidRequest.field(field, f"must be one of {', '.join(names)}, not {echo(name)}")
     return name
 
 
@@ -112,8 +125,8 @@ def _check_labels(card: ModelCard, labels: tuple[int, ...]) -> tuple[int, ...]:
     return labels
 
 
-def _interval(card: ModelCard, fields: GenerateFields) -> tuple[float, float]:
-    low, high = card.default_sampling["guidance_interval"]
+def _interval(own: dict[str, Any], fields: GenerateFields) -> tuple[float, float]:
+    low, high = own["guidance_interval"]
     low = low if fields.guidance_low is None else fields.guidance_low
     high = high if fields.guidance_high is None else fields.guidance_high
     if low > high:

@@ -72,6 +72,10 @@ ClassLabel = Annotated[
 
 Steps = Annotated[Whole | None, Field(description="Denoising steps. Default: the model's.")]
 Sampler = Annotated[str | None, Field(description="See /models for those of each model. Default: the model's.")]
+Spacing = Annotated[
+    str | None, Field(description="Of the noise times: trailing, uniform, karras or log_snr. Default: the model's.")
+]
+Quality = Literal["draft", "default", "best"]
 Guidance = Annotated[Number | None, Field(description="Guidance scale; 1 turns guidance off.")]
 Seed = Annotated[Whole | None, Field(description="Default: random; X-Seed tells it.")]
 Deadline = Annotated[
@@ -92,8 +96,12 @@ class GenerateFields(BaseModel):
         description="Name of a class. A JSON number, or digits that name no class, are an index.",
         examples=["3"],
     )
+    quality: Quality | None = Field(
+        None, description="What stands for steps, sampler, spacing and guidance, instead of them; see /models."
+    )
     steps: Steps = None
     sampler: Sampler = None
+    spacing: Spacing = None
     guidance: Guidance = None
     guidance_low: Number | None = Field(None, description="Guide only from this noise time (0 clean) ...")
     guidance_high: Number | None = Field(None, description="... to this one (1 noise).")
@@ -142,6 +150,7 @@ class GenerateResponse(BaseModel):
     class_index: int
     steps: int
     sampler: str
+    spacing: str
     guidance: float
     guidance_interval: tuple[float, float]
     images: list[GeneratedImage]
@@ -158,6 +167,7 @@ class ModelInfo(BaseModel):
     class_names: list[str]
     samplers: list[str]
     defaults: dict[str, Any]
+    qualities: dict[str, dict[str, Any]]  # what draft, default and best stand for
     device: str
     dtype: str
     max_rows: int | None

@@ -46,6 +46,7 @@ class AsyncEngine:
         self.board = board
         self.cards: dict[str, ModelCard] = {}  # by name; empty until the engine has read its checkpoints
         self.samplers: list[str] = []
+        self.spacings: list[str] = []
         self.shed_load = False
         self.gone = ""  # why the engine will answer no more
         self.on_loss: Callable[[], None] = lambda: None  # called once that is so
@@ -97,9 +98,9 @@ class AsyncEngine:
 
     def receive(self, message: FromEngine) -> None:
         match message:
-            case Cards(cards, samplers, shed_load):
+            case Cards(cards, samplers, spacings, shed_load):
                 self.cards = {card.name: card for card in cards}
-                self.samplers, self.shed_load = samplers, shed_load
+                self.samplers, self.spacings, self.shed_load = samplers, spacings, shed_load
             case PreviewMessage(number):
                 if number in self._open:  # else its client has gone
                     self._open[number].put_nowait(read(message))

@@ -25,6 +25,7 @@ class SamplingParams:
     seeds: tuple[int, ...]  # one an image
     class_labels: tuple[int, ...] = ()  # one an image, where they differ
     deterministic: bool = False  # the same bytes in any company, for the price of full steps
+    spacing: str = "trailing"  # of the noise times
 
 
 class ModelCard(msgspec.Struct, frozen=True):
@@ -36,7 +37,7 @@ class ModelCard(msgspec.Struct, frozen=True):
     image_shape: tuple[int, int, int]  # C, H, W
     class_names: list[str]
     samplers: list[str]  # those that the model can do
-    default_sampling: dict[str, Any]  # steps, sampler, guidance, guidance_interval
+    sampling: dict[str, dict[str, Any]]  # by quality: steps, sampler, spacing, guidance, guidance_interval
     sha256: str  # of the weights
     device: str
     dtype: str
@@ -49,12 +50,17 @@ class ModelCard(msgspec.Struct, frozen=True):
     repeats_itself: bool | None = None  # whether the deterministic mode works here
     step_seconds: dict[int, float] = {}  # by row count
 
+    @property
+    def default_sampling(self) -> dict[str, Any]:
+        return self.sampling["default"]
+
 
 class Cards(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """The engine's models, in order."""
 
     cards: list[ModelCard]
     samplers: list[str]  # all that are registered; each card names those that its model can do
+    spacings: list[str]
     shed_load: bool
 
 

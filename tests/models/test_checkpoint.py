@@ -368,6 +368,7 @@ def test_weights_that_are_not_finite_are_refused(folder: Path) -> None:
         {"sampler": "heun"},
         {"guidance": None},
         {"guidance_interval": [1]},
+        {"spacing": "linear"},
     ],
     ids=str,
 )
@@ -376,4 +377,18 @@ def test_impossible_defaults_are_refused_when_the_checkpoint_is_read(
 ) -> None:
     edit(folder, sampling=sampling)
     with pytest.raises(CheckpointError, match="sampling"):
+        load_config(folder)
+    edit(folder, sampling={}, qualities={"draft": sampling})
+    with pytest.raises(CheckpointError, match="qualities: draft"):
+        load_config(folder)
+
+
+def test_named_ways_to_sample(folder: Path) -> None:
+    edit(folder, sampling={"steps": 8, "guidance": 2}, qualities={"draft": {"steps": 2}})
+    named = load_config(folder).named_sampling
+    assert [named[name]["steps"] for name in ("draft", "default", "best")] == [2, 8, 8]
+    assert named["draft"]["guidance"] == 2
+    assert named["best"] == named["default"]
+    edit(folder, qualities={"fast": {}})
+    with pytest.raises(CheckpointError, match="draft and best, not fast"):
         load_config(folder)

@@ -150,6 +150,10 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
     "seed -1": ({"seed": -1}, 422, "seed"),
     "seed too large": ({"seed": MAX_SEED + 1}, 422, "seed"),
     "unknown sampler": ({"sampler": "heun"}, 422, "sampler"),
+    "unknown spacing": ({"spacing": "linear"}, 422, "spacing"),
+    "unknown quality": ({"quality": "hd"}, 422, "quality"),
+    "quality beside steps": ({"quality": "best", "steps": 4}, 422, "quality"),
+    "quality beside an interval": ({"quality": "draft", "guidance_low": 0.1}, 422, "quality"),
     "unknown format": ({"format": "gif"}, 422, "format"),
     "unknown field": ({"stepz": 3}, 422, "stepz"),
 }

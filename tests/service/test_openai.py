@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import openai
 import pytest
 from PIL import Image
 
@@ -56,6 +57,21 @@ def test_every_hint_of_the_client_is_taken(client: Any) -> None:
         user="somebody", background="opaque", moderation="low", output_format="webp",
     )  # fmt: skip
     assert Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json))).format == "WEBP"
+
+
+@pytest.mark.parametrize(("quality", "own"), [("low", "draft"), ("standard", "default"), ("hd", "best")])
+def test_qualities_are_those_of_generate(client: Any, server: Running, quality: str, own: str) -> None:
+    answer = client.images.generate(model="dit", prompt="1", quality=quality, extra_body={"seed": 5})
+    assert answer.quality == quality
+    query = {"model": "dit", "class": "1", "seed": 5, "quality": own}
+    assert (decoded(answer.data[0].b64_json) == plain(server, **query)).all()
+
+
+def test_a_quality_stands_for_steps(client: Any) -> None:
+    extra = {"num_inference_steps": 4}
+    assert client.images.generate(model="dit", prompt="1", quality="auto", extra_body=extra).data
+    with pytest.raises(openai.BadRequestError, match="num_inference_steps: is part of"):
+        client.images.generate(model="dit", prompt="1", quality="high", extra_body=extra)
 
 
 def test_partial_images_stream(client: Any, server: Running) -> None:

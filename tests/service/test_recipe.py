@@ -19,9 +19,10 @@ PLAIN = {"model": "dit", "class": "cat"}
 ASKED: dict[str, dict[str, Any]] = {
     "all defaults": {},
     "everything": {
-        "class": "0", "seed": 5, "steps": 7, "sampler": "dpmpp_2m_sde", "guidance": 1.7, "guidance_low": 0.123,
-        "guidance_high": 0.9,
+        "class": "0", "seed": 5, "steps": 7, "sampler": "dpmpp_2m_sde", "spacing": "karras", "guidance": 1.7,
+        "guidance_low": 0.123, "guidance_high": 0.9,
     },
+    "a quality": {"quality": "best"},
     "a grid": {"n": 3, "sampler": "ab2"},
     "another model": {"model": "unet", "class": "1", "steps": 3},
 }  # fmt: skip
@@ -61,6 +62,7 @@ def test_the_text_says_everything(server: Running) -> None:
         "n": "1",
         "steps": "7",
         "sampler": "ddim",
+        "spacing": "trailing",
         "guidance": "2.0",
         "guidance_low": "0.1",
         "guidance_high": "1.0",

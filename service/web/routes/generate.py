@@ -199,6 +199,7 @@ def as_json(generated: Generated[Any], card: ModelCard, request_id: str) -> byte
         class_index=params.class_label,
         steps=params.num_steps,
         sampler=params.sampler,
+        spacing=params.spacing,
         guidance=params.guidance_scale,
         guidance_interval=params.guidance_interval,
         images=[GeneratedImage(seed=seed, png_base64=picture) for seed, picture in pairs],

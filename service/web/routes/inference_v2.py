@@ -14,6 +14,7 @@ from service.web.bodies import read_bytes, refuse_query
 from service.web.dialects import INFERENCE, document, invalid
 from service.web.errors import InvalidRequest, UnknownModel, echo
 from service.web.generation import Generator
+from service.web.resolve import STANDS_FOR
 from service.web.routes import ops
 from service.web.routes.answers import NO_STORE, answer_headers, client_has_gone, seconds, unless_disconnected
 from service.web.schemas import MAX_SEED, Fields, GenerateBody, allowed
@@ -30,7 +31,7 @@ from service.wire.messages import SamplingParams
 router = APIRouter(prefix="/v2", tags=["Open Inference"])
 
 VERSION = "1"  # a model has one; what it is made of is told by /models
-PARAMETERS = ("steps", "sampler", "guidance", "guidance_low", "guidance_high", "deadline_ms", "deterministic")
+PARAMETERS = (*STANDS_FOR, "quality", "deadline_ms", "deterministic")
 TRITON_PARAMETERS = ("timeout", "priority")  # of its client's infer()
 TIMEOUT = (1, 3_600_000_000)  # microseconds
 INPUTS, OUTPUTS = ("class", "seed"), ("images", "seed")

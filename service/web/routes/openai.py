@@ -36,6 +36,7 @@ from service.web.schemas import (
     Limits,
     Sampler,
     Seed,
+    Spacing,
     Steps,
     Whole,
     allowed,
@@ -51,6 +52,10 @@ OWN_NAMES = {
     "guidance": "guidance_scale",
     "preview": "partial_images",
 }
+# Theirs: ours. "auto" is as good as none, so it may stand beside steps and the like.
+OWN_QUALITIES = {"low": "draft", "medium": "default", "standard": "default"} | dict.fromkeys(
+    ("high", "hd", "xhigh", "max"), "best"
+)
 COMPRESSION = (0, 100)
 
 
@@ -74,7 +79,9 @@ class ImageRequest(BaseModel):
     stream: bool | None = None
     partial_images: Whole | None = Field(None, description="Previews of each image, in a stream.")
     background: Literal["auto", "opaque"] | None = None
-    quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] | None = None
+    quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] | None = Field(
+        None, description="low is the model's draft, medium and standard its default, all above its best."
+    )
     style: Literal["vivid", "natural"] | None = None
     moderation: Literal["auto", "low"] | None = None
     user: str | None = Field(None, max_length=1000)
@@ -83,6 +90,7 @@ class ImageRequest(BaseModel):
     num_inference_steps: Steps = None
     guidance_scale: Guidance = None
     sampler: Sampler = None
+    spacing: Spacing = None
     seed: Seed = None
     deadline_ms: Deadline = None
     deterministic: bool | None = None
@@ -94,7 +102,8 @@ class ImageRequest(BaseModel):
             "steps": self.num_inference_steps,
             "guidance": self.guidance_scale,
             "preview": self.partial_images,
-        } | self.model_dump(include={"model", "n", "sampler", "seed", "deadline_ms", "deterministic"})
+            "quality": OWN_QUALITIES.get(self.quality or ""),
+        } | self.model_dump(include={"model", "n", "sampler", "spacing", "seed", "deadline_ms", "deterministic"})
         return GenerateFields.model_validate(fields)
 
 
@@ -172,7 +181,9 @@ async def create_image(request: Request) -> Response:
         return client_has_gone()
     pairs = zip(generated.result, params.seeds, strict=True)
     data = [ImageDatum(b64_json=picture, seed=seed) for picture, seed in pairs]
-    answer = ImagesResponse(created=int(time.time()), data=data, output_format=form, size=size)
+    answer = ImagesResponse(
+        created=int(time.time()), data=data, output_format=form, size=size, quality=body.quality or "auto"
+    )
     return JSONResponse(answer.model_dump(), headers=answer_headers(generated) | NO_STORE)
 
 

@@ -3,7 +3,8 @@
 import { $, element, nearest } from "./dom.js";
 import { currentKey } from "./service.js";
 
-const SETTINGS = ["steps", "sampler", "guidance"];
+const STANDS_FOR = ["steps", "sampler", "guidance"]; // what a quality sets
+const SETTINGS = ["quality", ...STANDS_FOR];
 const LINK = ["model", "class", "seed", ...SETTINGS];
 let groups = []; // lists of models
 let chosen = {}; // those of SETTINGS that were set; each model has defaults of its own for the others
@@ -42,23 +43,25 @@ export function showGroup(index) {
   $("classes").style.setProperty("--widest", longest);
   $("classes").replaceChildren(...names.map((name) => element("label", {},
     element("input", { type: "radio", name: "class", value: name, checked: name === wanted }), element("span", { textContent: name }))));
-  $("sampler").replaceChildren(new Option(`default (${defaults("sampler")})`, ""), ...samplers().map((name) => new Option(name)));
+  $("quality").replaceChildren(new Option("default", ""), new Option("draft"), new Option("best"));
+  $("sampler").replaceChildren(new Option("", ""), ...samplers().map((name) => new Option(name)));
   if (!samplers().includes(chosen.sampler)) delete chosen.sampler;
   show();
 }
 
-/** The defaults of the group's models for one setting: "1.5 / 1.4". */
-const defaults = (name) => [...new Set(group().map((model) => model.defaults[name]))].join(" / ");
+/** What the group's models do by default, or at the chosen quality, for one setting: "1.5 / 1.4". */
+const defaults = (name) => [...new Set(group().map((model) => model.qualities[chosen.quality ?? "default"][name]))].join(" / ");
 
 function show() {
   for (const name of ["steps", "guidance"]) {
     const given = chosen[name];
-    const text = given === undefined ? `${defaults(name)} (default)` : name === "guidance" && given === 1 ? "1 (off)" : `${given}`;
-    $(name).value = given ?? group()[0].defaults[name];
+    const text = given === undefined ? `${defaults(name)} (${chosen.quality ?? "default"})` : name === "guidance" && given === 1 ? "1 (off)" : `${given}`;
+    $(name).value = given ?? group()[0].qualities[chosen.quality ?? "default"][name];
     $(name).setAttribute("aria-valuetext", text);
     $(`${name}-value`).textContent = text;
   }
-  $("sampler").value = chosen.sampler ?? "";
+  $("sampler").options[0].text = `${chosen.quality ?? "default"} (${defaults("sampler")})`;
+  for (const name of ["quality", "sampler"]) $(name).value = chosen[name] ?? "";
   $("defaults").disabled = Object.keys(chosen).length === 0;
 }
 
@@ -66,8 +69,9 @@ function show() {
 export function change(input) {
   if (input.id === "group") showGroup(Number(input.value));
   else if (SETTINGS.includes(input.id)) {
+    for (const name of input.id === "quality" ? STANDS_FOR : ["quality"]) delete chosen[name];
     if (input.value === "") delete chosen[input.id];
-    else chosen[input.id] = input.id === "sampler" ? input.value : Number(input.value);
+    else chosen[input.id] = input.type === "range" ? Number(input.value) : input.value;
     show();
   }
   remember();
@@ -99,6 +103,9 @@ export function recall() {
   for (const name of ["steps", "guidance"]) sentences.push(recallNumber(name, link[name]));
   if (samplers().includes(link.sampler)) chosen.sampler = link.sampler;
   else if (link.sampler) sentences.push(`Sampler: there is no ${quoted(link.sampler)} here; the default is used.`);
+  const alone = !STANDS_FOR.some((name) => name in chosen);
+  if (alone && ["draft", "best"].includes(link.quality)) chosen.quality = link.quality;
+  else if (link.quality) sentences.push(`Quality: ${quoted(link.quality)} is no quality, or stands beside settings; it is left out.`);
   show();
   return sentences.filter(Boolean);
 }

@@ -101,11 +101,27 @@ def test_any_set_of_models_fills_the_page(visit: Visit, server: Running, kept: t
 
 def test_models_without_a_common_sampler_draw_with_their_own(visit: Visit, server: Running) -> None:
     models = [model for model in server.client.get("/models").json()["models"] if model["name"] != "sky"]
-    models[0] |= {"samplers": ["ddim"], "defaults": models[0]["defaults"] | {"sampler": "ddim"}}
-    models[1] |= {"samplers": ["ab2"], "defaults": models[1]["defaults"] | {"sampler": "ab2"}}
+    for model, sampler in zip(models, ("ddim", "ab2"), strict=True):
+        model["samplers"] = [sampler]
+        model["qualities"]["default"]["sampler"] = sampler
     visit.answer("models", 200, {"models": models})
     visit.draw("#seed=5")
     assert visit.texts("#sampler option") == ["default (ddim / ab2)"]
+
+
+def test_a_quality_takes_the_place_of_settings(visit: Visit) -> None:
+    visit.draw("#seed=5&class=cat&steps=4")
+    visit.page.select_option("#quality", "draft")
+    assert visit.page.inner_text("#steps-value") == "2 (draft)"
+    assert "quality=draft" in visit.page.url
+    assert "steps" not in visit.page.url
+    visit.page.locator("#steps").fill("7")
+    assert visit.page.input_value("#quality") == ""
+    assert "quality" not in visit.page.url
+    visit.draw("#seed=5&class=cat&quality=best")
+    assert visit.page.inner_text("#steps-value") == "12 (best)"
+    visit.draw("#seed=5&class=cat&quality=best&steps=3")
+    assert "left out" in visit.page.inner_text("main")
 
 
 def test_each_model_keeps_its_own_defaults_until_one_is_chosen(visit: Visit) -> None:
