@@ -1,0 +1,1 @@
+"""Quality of every way to sample a checkpoint against its cost."""

@@ -1,0 +1,177 @@
+"""Quality against rows an image, for every way to sample a checkpoint, without any training.
+
+    python -m benchmarks.evaluations search dit unet --minutes 60
+    python -m benchmarks.evaluations report dit unet
+    python -m benchmarks.evaluations plot
+
+search measures the declared points, then the neighbours of the best ones; more images go to those that look best.
+It sees the training digits and seeds of its own. report measures the front of the search on held-out digits and
+other seeds, which had no part in the choice. Each measurement is a line of docs/evaluations.jsonl, made once.
+"""
+
+import argparse
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.evaluations.points import Point, front, gather, neighbours, sheets
+from benchmarks.evaluations.report import write_page
+from models.checkpoint import load_checkpoint
+from models.samplers import to_uint8
+from training.data import Data, Split, load_data
+from training.evaluate import compare_features
+from training.judge import Judge, load_judge
+from training.machine import describe_machine
+from training.measure import copied
+from training.report import generate
+
+FILE = Path("docs/evaluations.jsonl")
+IMAGES = {"search": 500, "report": 1000}  # of one measurement, whose seeds are its own
+FIRST_SEED = {"search": 10_000_000, "report": 20_000_000}
+SEARCH_SETS = 4  # measurements of a point that stays on the front of the search
+REPORT_SETS = 5
+LEAST_ACCURACY = 0.985  # of a point that may become a default
+BATCH = 100
+
+
+class Bfloat16(nn.Module):
+    """A network in the precision in which the service runs it on a CPU; samplers stay in float32."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model.to(torch.bfloat16)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return self.model(x.to(torch.bfloat16), t, y)
+
+
+class Bench:
+    """A checkpoint and what grades it."""
+
+    def __init__(self, name: str, judge: Judge, data: Data, file: Path):
+        model, self.config = load_checkpoint(Path("checkpoints") / name)
+        self.model, self.name, self.judge, self.data, self.file = Bfloat16(model), name, judge, data, file
+        held_out = data.test
+        self.real = {
+            stage: (judge.grade(split.images)[0], split.labels)
+            for stage, split in (("search", data.train), ("report", held_out))
+        }
+
+    def lines(self, stage: str) -> list[dict[str, Any]]:
+        """Of these weights."""
+        return [
+            line
+            for line in read_lines(self.file)
+            if (line["model"], line["sha256"], line["stage"]) == (self.name, self.config.sha256, stage)
+        ]
+
+    def measure(self, point: Point, stage: str, number: int) -> None:
+        """Add a line, unless it is there. number: of the measurement, which decides its seeds and draws."""
+        if any(Point.of(line) == point and line["set"] == number for line in self.lines(stage)):
+            return
+        started = time.monotonic()
+        generated = self.sample(point, IMAGES[stage], FIRST_SEED[stage] + number * IMAGES[stage])
+        features, predicted = self.judge.grade(generated.images)
+        frechet = compare_features(features, generated.labels, *self.real[stage], seed=number)
+        line = {
+            "model": self.name, "sha256": self.config.sha256, "stage": stage, "set": number, "point": point.line(),
+            "rows": point.rows(self.config), "images": len(generated),
+            "accuracy": (predicted == generated.labels).double().mean().item(), "ratio": frechet.ratio,
+            "copies": copied(generated.images, self.data.train.images),
+            "commit": commit(), "machine": describe_machine(), "torch": torch.__version__,
+        }  # fmt: skip
+        with self.file.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        found = f"{line['rows']:3} rows: {100 * line['accuracy']:.1f} %, ratio {line['ratio']:.2f}"
+        print(f"{self.name} {found}, {point}, {time.monotonic() - started:.0f} s", flush=True)
+
+    def sample(self, point: Point, images: int, first_seed: int) -> Split:
+        labels = torch.arange(images) % self.config.num_classes
+        how, parts = point.sampling(), []
+        for index in torch.arange(images).split(BATCH):
+            x = generate(self.model, self.config, labels[index], first_seed + index, how)
+            parts.append(to_uint8(x))
+        return Split(torch.cat(parts), labels)
+
+    def possible(self, point: Point) -> bool:
+        try:
+            return point.rows(self.config) > 0
+        except ValueError:  # the model has no such sampler
+            return False
+
+
+def search(bench: Bench, time_left: Callable[[], bool]) -> None:
+    """Whatever is done when the time is over is in the file, and the next call goes on."""
+    for point in filter(bench.possible, dict.fromkeys(sheets())):
+        if not time_left():
+            return
+        bench.measure(point, "search", 0)
+    for point, number in next_measurements(bench):
+        if not time_left():
+            return
+        bench.measure(point, "search", number)
+
+
+def next_measurements(bench: Bench) -> Iterator[tuple[Point, int]]:
+    """First more sets of the points on the front, then their neighbours, until neither brings anything new."""
+    while True:
+        lines = bench.lines("search")
+        best = front(gather(lines), LEAST_ACCURACY)
+        for one in best:
+            if one.images < SEARCH_SETS * IMAGES["search"]:
+                yield one.point, one.images // IMAGES["search"]
+                break
+        else:
+            known = {Point.of(line) for line in lines}
+            around = dict.fromkeys(near for one in best for near in neighbours(one.point))
+            fresh = [near for near in around if near not in known and bench.possible(near)]
+            if not fresh:
+                return
+            yield fresh[0], 0
+
+
+def report(bench: Bench, time_left: Callable[[], bool]) -> None:
+    """The front of the search, the sampling of today, and the same without guidance."""
+    how = bench.config.default_sampling
+    today = Point(how["steps"], how["sampler"], how["spacing"], how["guidance"], *how["guidance_interval"])
+    chosen = [one.point for one in front(gather(bench.lines("search")), LEAST_ACCURACY)]
+    for number in range(REPORT_SETS):
+        for point in dict.fromkeys([*chosen, today]):
+            if time_left():
+                bench.measure(point, "report", number)
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def commit() -> str:
+    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=("search", "report", "plot"))
+    parser.add_argument("models", nargs="*", default=["dit", "unet"], help="folders in checkpoints/")
+    parser.add_argument("--minutes", type=float, default=60, help="for each model (default: %(default)s)")
+    parser.add_argument("--file", type=Path, default=FILE, help="default: %(default)s")
+    arguments = parser.parse_args()
+    if arguments.stage == "plot":
+        write_page(read_lines(arguments.file), Path("docs"))
+        return
+    data = load_data("digits")
+    judge, _ = load_judge(Path("runs/judge"), data)
+    for name in arguments.models:
+        ends = time.monotonic() + 60 * arguments.minutes
+        work = search if arguments.stage == "search" else report
+        work(Bench(name, judge, data, arguments.file), lambda ends=ends: time.monotonic() < ends)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Ways to sample a checkpoint, and which of them are worth their rows.
+
+A row is one evaluation of the network; a guided step costs two.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from typing import Any
+
+from models.checkpoint import ModelConfig
+from models.samplers import SAMPLERS, SPACINGS, Guidance, T, build_table
+from models.schedule import NoiseSchedule, Prediction
+from training.report import Sampling
+
+STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 15, 20)
+SCALES = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
+EDGES = tuple(tenth / 10 for tenth in range(11))  # of guidance intervals
+INTERVALS = ((0.0, 1.0), (0.0, 0.5), (0.1, 0.6), (0.2, 0.7), (0.3, 0.8), (0.3, 1.0), (0.5, 1.0))
+
+
+@dataclass(frozen=True, order=True)
+class Point:
+    """A way to sample, by the names of the API."""
+
+    steps: int
+    sampler: str = "dpmpp_2m"
+    spacing: str = "trailing"
+    guidance: float = 1.5
+    low: float = 0.3
+    high: float = 0.8
+
+    def sampling(self) -> Sampling:
+        return Sampling(self.sampler, self.steps, Guidance(self.guidance, self.low, self.high), self.spacing)
+
+    def rows(self, config: ModelConfig) -> int:
+        """Evaluations an image; raises ValueError where the model has no such sampler."""
+        schedule, prediction = NoiseSchedule(config.schedule), Prediction(config.prediction)
+        table = build_table(schedule, prediction, self.sampler, self.steps, spacing=self.spacing)
+        guided = self.sampling().guidance
+        return sum(1 + guided.active(t) for t in table.rows[:, T].tolist())
+
+    @classmethod
+    def of(cls, line: dict[str, Any]) -> "Point":
+        return cls(**line["point"])
+
+    def line(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def sheets() -> Iterator[Point]:
+    """The declared part of the search: every sampler, spacing, number of steps, scale and kind of interval."""
+    for steps, sampler in product(STEPS, SAMPLERS):
+        yield Point(steps, sampler)
+    for steps, spacing, sampler in product((2, 3, 4, 5, 6, 8, 10), SPACINGS, ("dpmpp_2m", "ab2")):
+        yield Point(steps, sampler, spacing)
+    for steps, scale, interval in product((5, 10), SCALES, INTERVALS):
+        yield Point(steps, "dpmpp_2m", "trailing", scale, *interval)
+    for steps in STEPS:
+        yield Point(steps, guidance=1.0)
+
+
+def neighbours(point: Point) -> Iterator[Point]:
+    """The points that differ in one coordinate, by one step of it."""
+    for steps in (point.steps - 1, point.steps + 1):
+        if 1 <= steps <= STEPS[-1]:
+            yield replace(point, steps=steps)
+    yield from (replace(point, sampler=name) for name in SAMPLERS if name != point.sampler)
+    yield from (replace(point, spacing=name) for name in SPACINGS if name != point.spacing)
+    yield from (replace(point, guidance=value) for value in beside(point.guidance, SCALES))
+    yield from (replace(point, low=value) for value in beside(point.low, EDGES) if value <= point.high)
+    yield from (replace(point, high=value) for value in beside(point.high, EDGES) if value >= point.low)
+
+
+def beside(value: float, values: tuple[float, ...]) -> list[float]:
+    at = values.index(value)
+    return [values[place] for place in (at - 1, at + 1) if 0 <= place < len(values)]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The mean of all that was measured of a point."""
+
+    point: Point
+    rows: int
+    images: int
+    accuracy: float
+    ratio: float  # matched Frechet distance over that of real digits
+
+
+def gather(lines: Iterable[dict[str, Any]]) -> list[Measured]:
+    """lines: of one model and stage."""
+    by_point: dict[Point, list[dict[str, Any]]] = {}
+    for line in lines:
+        by_point.setdefault(Point.of(line), []).append(line)
+    return [
+        Measured(
+            point,
+            parts[0]["rows"],
+            sum(part["images"] for part in parts),
+            sum(part["accuracy"] for part in parts) / len(parts),
+            sum(part["ratio"] for part in parts) / len(parts),
+        )
+        for point, parts in by_point.items()
+    ]
+
+
+def front(measured: Iterable[Measured], least_accuracy: float = 0.0) -> list[Measured]:
+    """Those of enough accuracy that no other one of as few rows beats in its ratio, by rows."""
+    kept: list[Measured] = []
+    good = (one for one in measured if one.accuracy >= least_accuracy)
+    for one in sorted(good, key=lambda one: (one.rows, one.ratio)):
+        if not kept or one.ratio < kept[-1].ratio:
+            kept.append(one)
+    return kept

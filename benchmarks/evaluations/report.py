@@ -1,0 +1,93 @@
+"""The page and the picture of what was measured."""
+
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.evaluations.points import Measured, Point, front, gather
+
+Lines = list[dict[str, Any]]
+NAMES = {"dit": "DiT", "unet": "UNet"}
+COLOURS = {"dit": "#0969da", "unet": "#bc4c00"}
+HEAD = """\
+| rows | steps | sampler | spacing | guidance (from .. to) | accuracy | Frechet ratio | copies |
+|---|---|---|---|---|---|---|---|
+"""
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean and half of the 95 % interval: Student's t over measurements, each with seeds and draws of its own."""
+    from scipy import stats
+
+    if len(values) < 2:
+        return values[0], float("nan")
+    error = statistics.stdev(values) / len(values) ** 0.5
+    return statistics.mean(values), float(stats.t.ppf(0.975, len(values) - 1)) * error
+
+
+def table(lines: Lines) -> str:
+    """lines: of one model's report."""
+    rows = []
+    for one in sorted(gather(lines), key=lambda one: (one.rows, one.ratio)):
+        parts = [line for line in lines if Point.of(line) == one.point]
+        accuracy, ratio = (interval([part[name] for part in parts]) for name in ("accuracy", "ratio"))
+        copies = sum(part["copies"] * part["images"] for part in parts)
+        rows.append(
+            f"| {one.rows} | {one.point.steps} | {one.point.sampler} | {one.point.spacing} | {guided(one.point)} "
+            f"| {100 * accuracy[0]:.2f} ± {100 * accuracy[1]:.2f} % | {ratio[0]:.2f} ± {ratio[1]:.2f} "
+            f"| {copies:.0f} of {one.images} |"
+        )
+    return HEAD + "\n".join(rows) + "\n"
+
+
+def guided(point: Point) -> str:
+    return "1" if point.guidance == 1 else f"{point.guidance:g} ({point.low:g} .. {point.high:g})"
+
+
+def plot(lines: Lines, out: Path) -> None:
+    """Frechet ratio against rows: all points of the search faint, the report with intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.6), layout="constrained")
+    for model, colour in COLOURS.items():
+        searched, reported = (of(lines, model, stage) for stage in ("search", "report"))
+        tried = gather(searched)
+        axes.scatter([one.rows for one in tried], [one.ratio for one in tried], s=7, color=colour, alpha=0.25, lw=0)
+        draw_front(axes, front(gather(reported)), reported, NAMES[model], colour)
+    axes.set(xscale="log", yscale="log", xlabel="rows (evaluations of the network) an image", ylim=(0.9, 30))
+    axes.set_ylabel("matched Frechet ratio (1: as real digits)")
+    ticks = [1, 2, 3, 5, 8, 12, 20, 40]
+    axes.set_xticks(ticks, labels=map(str, ticks))
+    axes.set_yticks([1, 1.5, 2, 3, 5, 10, 20], labels=["1", "1.5", "2", "3", "5", "10", "20"])
+    axes.minorticks_off()
+    axes.grid(alpha=0.2)
+    axes.legend(frameon=False)
+    figure.savefig(out, metadata={"Date": None} if out.suffix == ".svg" else None)
+    pyplot.close(figure)
+
+
+def draw_front(axes: Any, points: Iterable[Measured], lines: Lines, name: str, colour: str) -> None:
+    kept = list(points)
+    pairs = [interval([line["ratio"] for line in lines if Point.of(line) == one.point]) for one in kept]
+    heights, errors = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    axes.errorbar([one.rows for one in kept], heights, errors, fmt="o-", ms=4, capsize=2, color=colour, label=name)
+
+
+def of(lines: Lines, model: str, stage: str) -> Lines:
+    return [line for line in lines if (line["model"], line["stage"]) == (model, stage)]
+
+
+def write_page(lines: Lines, folder: Path) -> None:
+    """Fill the tables of evaluations.md between their marks, and draw evaluations.svg."""
+    page = folder / "evaluations.md"
+    text = page.read_text()
+    for model in NAMES:
+        start, end = (f"<!-- {model}{mark} -->\n" for mark in ("", " end"))
+        before, rest = text.split(start)
+        text = before + start + table(of(lines, model, "report")) + end + rest.split(end)[1]
+    page.write_text(text)
+    plot(lines, folder / "evaluations.svg")

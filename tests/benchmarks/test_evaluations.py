@@ -1,0 +1,112 @@
+"""Which ways to sample are measured, and which are kept."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks.evaluations import __main__ as evaluations
+from benchmarks.evaluations.points import Measured, Point, beside, front, gather, neighbours, sheets
+from benchmarks.evaluations.report import interval, table
+from models.checkpoint import ModelConfig
+from models.samplers import SAMPLERS, SPACINGS
+from training.data import Data, Split
+
+FLOW = ModelConfig("dit", {})
+
+
+def line(point: Point, ratio: float, **facts: object) -> dict[str, object]:
+    plain = {"model": "dit", "stage": "search", "set": 0, "rows": point.rows(FLOW), "images": 500, "accuracy": 0.99}
+    return plain | {"point": point.line(), "ratio": ratio, "copies": 0.0} | facts
+
+
+def test_a_guided_step_in_the_interval_costs_two_rows() -> None:
+    assert Point(10, low=0.0, high=1.0).rows(FLOW) == 20
+    assert Point(10, low=0.3, high=0.8).rows(FLOW) == 16  # u = 0.8 .. 0.3
+    assert Point(10, guidance=1.0).rows(FLOW) == 10
+    with pytest.raises(ValueError, match="euler"):
+        Point(10, "euler").rows(ModelConfig("dit", {}, schedule="cosine", prediction="v"))
+
+
+def test_the_sheets_hold_every_sampler_spacing_and_kind_of_guidance() -> None:
+    points = set(sheets())
+    assert {point.sampler for point in points} == set(SAMPLERS)
+    assert {point.spacing for point in points} == set(SPACINGS)
+    assert {1, 2, 3, 5, 10, 20} <= {point.steps for point in points}
+    assert {1.0, 1.5, 3.0} <= {point.guidance for point in points}
+    assert {(0.0, 1.0), (0.3, 0.8)} <= {(point.low, point.high) for point in points}
+
+
+def test_neighbours_differ_in_one_coordinate() -> None:
+    point = Point(1, low=0.8)
+    near = list(neighbours(point))
+    assert len(set(near)) == len(near)
+    for other in near:
+        assert sum(point.line()[name] != value for name, value in other.line().items()) == 1
+        assert other.steps >= 1
+        assert other.low <= other.high
+    assert beside(3.0, (1.0, 2.0, 3.0)) == [2.0]
+
+
+def test_the_front_needs_accuracy_and_beats_all_of_fewer_rows() -> None:
+    def measured(rows: int, ratio: float, accuracy: float = 0.99) -> Measured:
+        return Measured(Point(rows), rows, 500, accuracy, ratio)
+
+    good, worse, costly, wrong = measured(4, 2.0), measured(5, 2.5), measured(8, 1.5), measured(2, 1.1, 0.9)
+    assert front([costly, worse, wrong, good], 0.985) == [good, costly]
+    assert front([costly, worse, wrong, good]) == [wrong]
+
+
+def test_measurements_of_a_point_are_one() -> None:
+    [one] = gather([line(Point(4), 1.0), line(Point(4), 2.0, set=1)])
+    assert (one.ratio, one.images) == (1.5, 1000)
+    mean, half = interval([1.0, 2.0, 3.0])
+    assert (mean, round(half, 3)) == (2.0, 2.484)  # t of two degrees of freedom is 4.303
+    text = table([line(Point(4), 1.0, stage="report"), line(Point(4), 2.0, set=1, stage="report")])
+    assert "| 6 | 4 | dpmpp_2m | trailing | 1.5 (0.3 .. 0.8) | 99.00 ± 0.00 % | 1.50 ± 6.35 | 0 of 1000 |" in text
+
+
+class Noise(nn.Module):
+    """A network that says that all is grey."""
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
+class Grader:
+    def grade(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return images.float().flatten(1)[:, :3] + torch.randn(len(images), 3), torch.arange(len(images)) % 10
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> evaluations.Bench:
+    monkeypatch.setattr(evaluations, "IMAGES", {"search": 20, "report": 20})
+    monkeypatch.setattr(evaluations, "load_checkpoint", lambda folder: (Noise(), FLOW))
+    images = torch.randint(0, 255, (80, 3, 32, 32), dtype=torch.uint8)
+    split = Split(images, torch.arange(80) % 10)
+    data = Data(split, split, split, [str(digit) for digit in range(10)])
+    return evaluations.Bench("dit", Grader(), data, tmp_path / "lines.jsonl")  # pyright: ignore
+
+
+def test_a_measurement_is_made_once_and_the_search_goes_on(bench: evaluations.Bench) -> None:
+    left = iter([True] * 3 + [False] * 9)
+    evaluations.search(bench, lambda: next(left))
+    lines = [json.loads(text) for text in bench.file.read_text().splitlines()]
+    assert [Point.of(one) for one in lines] == list(sheets())[:3]
+    left = iter([True] * 4 + [False] * 9)
+    evaluations.search(bench, lambda: next(left))
+    assert len(bench.lines("search")) == 4
+    assert bench.lines("report") == []
+
+
+def test_more_images_go_to_the_front_then_its_neighbours_are_tried(bench: evaluations.Bench) -> None:
+    point = Point(4)
+    facts = {"sha256": FLOW.sha256, "images": 20}
+    bench.file.write_text(json.dumps(line(point, 1.0, **facts)) + "\n")
+    assert next(evaluations.next_measurements(bench)) == (point, 1)
+    with bench.file.open("a") as file:
+        for number in range(1, evaluations.SEARCH_SETS):
+            file.write(json.dumps(line(point, 1.0, set=number, **facts)) + "\n")
+    assert next(evaluations.next_measurements(bench)) == (next(neighbours(point)), 0)
