@@ -23,11 +23,9 @@ from torch import Tensor, nn
 from kernels.philox import normal
 from kernels.sampler_step import sampler_step
 from models.schedule import NUM_TIMESTEPS, NoiseSchedule, Prediction
+from models.spacings import SPACINGS
 
 T, P, Q, A, B, C, S = range(7)  # the columns of a table
-LAST_U = 1 / NUM_TIMESTEPS  # the noise time of the last evaluation where a spacing does not end by itself
-FIRST_FLOW_U = 1 - 1 / NUM_TIMESTEPS  # Karras and log-SNR spacing start here: flow has log-SNR -inf at u = 1
-KARRAS_RHO = 7.0  # Karras et al. 2022, equation 5
 
 
 @dataclass(frozen=True)
@@ -188,33 +186,6 @@ def ab2(grid: Grid, i: int, eta: float) -> tuple[float, float, float, float]:
     return 1.0, h * (1 + half), -h * half, 0.0
 
 
-def trailing(schedule: NoiseSchedule, n: int) -> np.ndarray:
-    """1, 1 - 1/n, ..., 1/n (Lin et al. 2023, table 2): starts at pure noise, equal steps down to 0."""
-    return 1 - np.arange(n) / n
-
-
-def uniform(schedule: NoiseSchedule, n: int) -> np.ndarray:
-    """n equal points from 1 to the last timestep (linspace)."""
-    return np.linspace(1, LAST_U, n)
-
-
-def karras(schedule: NoiseSchedule, n: int) -> np.ndarray:
-    """Karras et al. 2022, equation 5, in sigma / alpha."""
-    first, last = np.exp(-schedule.log_snr(np.array([_first_u(schedule), LAST_U])))
-    ramp = np.linspace(first ** (1 / KARRAS_RHO), last ** (1 / KARRAS_RHO), n) ** KARRAS_RHO
-    return schedule.inverse_log_snr(-np.log(ramp))
-
-
-def log_snr(schedule: NoiseSchedule, n: int) -> np.ndarray:
-    """Equal steps of log(alpha / sigma) (Lu et al. 2022)."""
-    first, last = schedule.log_snr(np.array([_first_u(schedule), LAST_U]))
-    return schedule.inverse_log_snr(np.linspace(first, last, n))
-
-
-def _first_u(schedule: NoiseSchedule) -> float:
-    return FIRST_FLOW_U if schedule.is_flow else 1.0
-
-
 Coefficients = Callable[[Grid, int, float], tuple[float, float, float, float]]
 SAMPLERS: dict[str, Coefficients] = {
     "ddim": ddim,
@@ -225,12 +196,6 @@ SAMPLERS: dict[str, Coefficients] = {
     "ab2": ab2,
 }
 STOCHASTIC = {"ddim": 0.0, "ddpm": 1.0, "dpmpp_2m_sde": 1.0}  # default eta
-SPACINGS: dict[str, Callable[[NoiseSchedule, int], np.ndarray]] = {
-    "trailing": trailing,
-    "uniform": uniform,
-    "karras": karras,
-    "log_snr": log_snr,
-}
 
 
 @dataclass(frozen=True)

@@ -72,9 +72,7 @@ ClassLabel = Annotated[
 
 Steps = Annotated[Whole | None, Field(description="Denoising steps. Default: the model's.")]
 Sampler = Annotated[str | None, Field(description="See /models for those of each model. Default: the model's.")]
-Spacing = Annotated[
-    str | None, Field(description="Of the noise times: trailing, uniform, karras or log_snr. Default: the model's.")
-]
+Spacing = Annotated[str | None, Field(description="Of the noise times, one of five. Default: the model's.")]
 Quality = Literal["draft", "default", "best"]
 Guidance = Annotated[Number | None, Field(description="Guidance scale; 1 turns guidance off.")]
 Seed = Annotated[Whole | None, Field(description="Default: random; X-Seed tells it.")]

@@ -166,6 +166,7 @@ def test_spacings_by_hand() -> None:
     times = {s: build_table(flow, Prediction.X0, "ddim", 3, spacing=s).rows[:, T] for s in SPACINGS}
     np.testing.assert_allclose(times["trailing"], [1000, 2000 / 3, 1000 / 3])
     np.testing.assert_allclose(times["uniform"], [1000, 500.5, 1])
+    np.testing.assert_allclose(times["shifted"], [1000, 6000 / 7, 600])  # 3 u / (1 + 2 u) of the trailing ones
     np.testing.assert_allclose(times["log_snr"], [999, 500, 1])  # sigma / alpha 999, 1, 1 / 999
     middle = ((999 ** (1 / 7) + 999 ** (-1 / 7)) / 2) ** 7
     np.testing.assert_allclose(times["karras"], [999, 1000 * middle / (1 + middle), 1])
