@@ -96,6 +96,7 @@ TRAIN_EXAMPLES = """
 --model dit --threads 1
 --model dit --data folder --data-path my_pictures --steps 400 --out runs/mine
 --model dit --init-from checkpoints/dit --steps 2000 --lr 2e-4 --out runs/more
+--model dit --init-from checkpoints/dit --few-step --steps 2000 --lr 2e-4 --out runs/few
 --model unet --data cifar10 --data-path cifar-10-python.tar.gz --out runs/cifar
 """
 
@@ -113,21 +114,19 @@ def add_option(parser: argparse.ArgumentParser, field: Field[Any]) -> None:
     """An option for a field of TrainConfig, explained by its metadata."""
     (kind, metavar), choices = KINDS[field.type], field.metadata["choices"]
     given: dict[str, Any] = {"choices": choices} if choices else {"metavar": metavar}
-    help_text = field.metadata["help"]
-    if field.name != "model":
-        help_text += f" (default: {field.metadata['shown'] or field.default})"
-    name = "--" + field.name.replace("_", "-")
+    given |= {"nargs": "?", "const": True} if kind is boolean else {}  # alone it means true
+    default = f" (default: {field.metadata['shown'] or field.default})" if field.name != "model" else ""
+    help_text, name = field.metadata["help"] + default, "--" + field.name.replace("_", "-")
     parser.add_argument(name, type=kind, required=field.name == "model", help=help_text.replace("%", "%%"), **given)
 
 
 def run_train(arguments: argparse.Namespace) -> int:
-    from training.config import TrainConfig, recipe_of
+    from training.config import recipe_of
     from training.train import train
 
     check_train_extra("train")
-    given = {f.name: getattr(arguments, f.name) for f in fields(TrainConfig)}
-    recipe = recipe_of({name: value for name, value in given.items() if value is not None})
-    return until_stopped(lambda: train(recipe))
+    given = {name: value for name, value in vars(arguments).items() if value is not None and name != "run"}
+    return until_stopped(lambda: train(recipe_of(given)))
 
 
 def until_stopped(work: Callable[[], object]) -> int:
@@ -290,7 +289,7 @@ KINDS: dict[Any, Any] = {  # by the type of a field: how an option is read, and 
     **dict.fromkeys((Path, Path | None), (Path, "PATH")),
     float: (float, "X"),
     str: (str, "NAME"),
-    bool | None: (boolean, "{true,false}"),
+    **dict.fromkeys((bool, bool | None), (boolean, "{true,false}")),
     dict[str, Any]: (json_object, "JSON"),
 }
 

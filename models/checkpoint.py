@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from models.dit_model import DIT
 from models.files import CONFIG, WEIGHTS, replace_file
 from models.names import check_class_names
-from models.samplers import build_table
+from models.samplers import SamplerTable, build_table
 from models.schedule import NoiseSchedule, Prediction
 from models.unet import UNet
 
@@ -57,6 +57,8 @@ class ModelConfig:
     training: dict[str, Any] = field(default_factory=dict)  # facts: data, images seen, seconds, seed, commit
     sha256: str = ""  # of the weights file
     shape: tuple[int, int, int] | None = None  # C, H, W, where the arguments do not tell
+    # Of a network that was tuned for few steps: guidance scales that are its input w. Its forward takes r and w.
+    guidance_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         for name, kind in FIELD_TYPES.items():
@@ -64,6 +66,8 @@ class ModelConfig:
                 raise ValueError(f"{name} must be a {kind.__name__}, got {getattr(self, name)!r}")
         if self.shape is not None and (len(self.shape) != 3 or not all(type(n) is int for n in self.shape)):
             raise ValueError(f"shape must be three whole numbers, C, H, W, got {self.shape}")
+        if self.guidance_range is not None:
+            self._check_few_step(self.guidance_range)
         NoiseSchedule(self.schedule)
         if self.prediction not in list(Prediction):
             raise ValueError(f"unknown prediction {self.prediction!r}: use one of {', '.join(Prediction)}")
@@ -75,6 +79,13 @@ class ModelConfig:
         self._check_sampling("sampling", self.sampling)
         for name, values in self.qualities.items():
             self._check_sampling(f"qualities: {name}", values)
+
+    def _check_few_step(self, guidance: Any) -> None:
+        numbers = isinstance(guidance, list | tuple) and all(isinstance(x, int | float) for x in guidance)
+        if not numbers or len(guidance) != 2 or not guidance[0] <= 1 <= guidance[1] < math.inf:
+            raise ValueError(f"guidance_range must be two numbers around 1, got {guidance!r}")
+        if self.architecture in ARCHITECTURES and not self.arguments.get("few_step"):
+            raise ValueError("guidance_range needs few_step among the arguments of the network")
 
     def _check_sampling(self, name: str, given: Any) -> None:
         if not isinstance(given, dict):
@@ -88,10 +99,15 @@ class ModelConfig:
                 raise ValueError("guidance must be finite and guidance_interval lie in 0..1, low before high")
             if type(values["steps"]) is not int:
                 raise ValueError("steps must be a whole number")
-            schedule, prediction = NoiseSchedule(self.schedule), Prediction(self.prediction)
-            build_table(schedule, prediction, values["sampler"], values["steps"], spacing=values["spacing"])
+            self.table(values["sampler"], values["steps"], values["spacing"])
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name} {values}: {error}") from error
+
+    def table(self, sampler: str, steps: int, spacing: str = "trailing") -> SamplerTable:
+        """Raises ValueError where this model has no such sampler."""
+        schedule, prediction = NoiseSchedule(self.schedule), Prediction(self.prediction)
+        few_step = self.guidance_range is not None
+        return build_table(schedule, prediction, sampler, steps, spacing=spacing, few_step=few_step)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -53,6 +53,7 @@ class DIT(nn.Module):
         num_classes: labels 0 .. num_classes - 1; label num_classes is the null class.
         num_kv_heads: key/value heads, fewer than num_heads; default a quarter of them.
         mlp_ratio: width of the MLP over hidden_dim.
+        few_step: forward takes r and w; see ConditionEmbedder.
 
     Raises:
         ValueError: a size is no whole number from 1, or sizes do not fit together; the message says what to change.
@@ -70,6 +71,7 @@ class DIT(nn.Module):
         *,
         num_kv_heads: int | None = None,
         mlp_ratio: float = 4.0,
+        few_step: bool = False,
     ):
         super().__init__()
         num_kv_heads = max(1, num_heads // 4) if num_kv_heads is None else num_kv_heads
@@ -80,7 +82,7 @@ class DIT(nn.Module):
 
         self.patch_embed = nn.Linear(image_channels * patch_size**2, hidden_dim)
         self.register_buffer("positions", grid_positions(image_size // patch_size, hidden_dim), persistent=False)
-        self.condition = ConditionEmbedder(hidden_dim, num_classes)
+        self.condition = ConditionEmbedder(hidden_dim, num_classes, few_step=few_step)
         # shift, scale, gate for attention and MLP of every block, then shift, scale of the last norm
         self.modulation = nn.Linear(hidden_dim, (6 * depth + 2) * hidden_dim)
         self.blocks = nn.ModuleList(
@@ -109,14 +111,15 @@ class DIT(nn.Module):
         x = tokens.reshape(-1, n, n, C, P, P).permute(0, 3, 1, 4, 2, 5)
         return x.reshape(-1, C, n * P, n * P)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, r: Tensor | None = None, w: Tensor | None = None) -> Tensor:
         """Predict from noisy images.
 
         x: [B, C, S, S]; t: [B] timesteps on the 0..1000 scale, integer or fractional; y: [B] labels.
+        r: [B] timesteps to which the prediction jumps, w: [B] guidance scales; only of a few_step network.
         Returns [B, C, S, S] in the dtype of the weights.
         """
         weight = self.patch_embed.weight
-        modulation = self.modulation(self.condition(t, y))  # [B, (6 * depth + 2) * D]
+        modulation = self.modulation(self.condition(t, y, r, w))  # [B, (6 * depth + 2) * D]
         modulation = modulation.view(-1, 6 * self.depth + 2, self.hidden_dim).unbind(1)
         patches = self.patch_embed(self.patchify(x.to(weight.dtype)))  # [B, N, D]
         positions = cast(Tensor, self.positions)[None].to(weight.dtype)  # [1, N, D]

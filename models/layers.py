@@ -3,6 +3,8 @@
 Letters: B batch, D width.
 """
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import label_silu, sinusoidal_embedding
@@ -13,19 +15,38 @@ class ConditionEmbedder(nn.Module):
 
     The class table is initialised with std 0.5. At the usual 0.02 it is small against the time embedding, and a
     short training run ignores the class: 11.5 % instead of 62.7 % class accuracy after 12,800 images.
+
+    Args:
+        few_step: also embed where a jump goes and its guidance scale, through weights that start at zero.
     """
 
-    def __init__(self, dim: int, num_classes: int, frequency_dim: int = 256):
+    def __init__(self, dim: int, num_classes: int, frequency_dim: int = 256, *, few_step: bool = False):
         super().__init__()
         self.frequency_dim = frequency_dim
         self.time = nn.Sequential(nn.Linear(frequency_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.label = nn.Embedding(num_classes + 1, dim)  # the last row is the null class of guidance
         nn.init.normal_(self.label.weight, std=0.5)
+        self.jump = nn.Parameter(torch.zeros(dim, 2 * frequency_dim)) if few_step else None
 
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        """t: [B] timesteps on the 0..1000 scale, y: [B] labels. Returns [B, D], after SiLU."""
+    def forward(self, t: Tensor, y: Tensor, r: Tensor | None = None, w: Tensor | None = None) -> Tensor:
+        """t, r: [B] timesteps on the 0..1000 scale, y: [B] labels, w: [B] guidance scales.
+
+        Without r no jump is made, r = t, and without w there is no guidance, w = 1. Returns [B, D], after SiLU.
+
+        Raises:
+            ValueError: r or w for a network without few_step.
+        """
         waves = sinusoidal_embedding(t, self.frequency_dim, self.label.weight.dtype)
-        return label_silu(self.time(waves), self.label.weight, y)
+        if self.jump is None:
+            check(r is None and w is None, "this network takes no r and no w: it was built without few_step")
+            return label_silu(self.time(waves), self.label.weight, y)
+        pairs = torch.stack([t if r is None else r, torch.ones_like(t) if w is None else w], dim=1)  # [B, 2]
+        others = sinusoidal_embedding(pairs.flatten(), self.frequency_dim, waves.dtype).view(len(t), -1)
+        first, *rest = self.time
+        h = first(waves) + F.linear(others, self.jump)
+        for layer in rest:
+            h = layer(h)
+        return label_silu(h, self.label.weight, y)
 
 
 def check(condition: bool, message: str) -> None:

@@ -28,13 +28,14 @@ from models.spacings import SPACINGS
 T, P, Q, A, B, C, S = range(7)  # the columns of a table
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SamplerTable:
-    """One row a step; compiled by build_table."""
+    """One row a step; compiled by build_table, which gives the same object for the same settings."""
 
     rows: np.ndarray  # [num_steps, 7] float64: t, p, q, a, b, c, s
     look: np.ndarray  # [num_steps, 2] float64: look[i] @ (x, d) after step i shows the denoised image so far
     clamp: bool  # whether d is clamped to [-1, 1]
+    jumps: np.ndarray  # [num_steps] float64: r, the timestep to which d leads at once; mostly t itself
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -50,6 +51,7 @@ def build_table(
     spacing: str = "trailing",
     eta: float | None = None,
     clamp: bool = True,
+    few_step: bool = False,
 ) -> SamplerTable:
     """Compile a sampler.
 
@@ -58,12 +60,13 @@ def build_table(
         num_steps: network evaluations, 1..1000.
         spacing: a key of SPACINGS.
         eta: 0..1, how much of the noise is fresh; default 0 for ddim, 1 for ddpm and dpmpp_2m_sde.
-        clamp: clamp the denoised image to [-1, 1] (not for ab2).
+        clamp: clamp the denoised image to [-1, 1] (not for ab2 and flow_map).
+        few_step: whether the network takes r, which flow_map needs.
 
     Raises:
         ValueError: an unknown name, a value out of range, or a combination that does not exist.
     """
-    _check_table(schedule, sampler, num_steps, spacing, eta)
+    _check_table(schedule, sampler, num_steps, spacing, eta, few_step)
     eta = STOCHASTIC.get(sampler, 0.0) if eta is None else eta
 
     u = np.append(SPACINGS[spacing](schedule, num_steps), 0.0)  # [num_steps + 1], noise to clean
@@ -74,21 +77,25 @@ def build_table(
     rows[:, [P, Q]] = pq if sampler != "ab2" else [grid.to_velocity(i, *pair) for i, pair in enumerate(pq)]
     for i in range(num_steps):
         rows[i, [A, B, C, S]] = SAMPLERS[sampler](grid, i, eta)
-    look = grid.look(sampler)
-    for shared in (rows, look):  # by every request with these settings
+    look, jumps = grid.look(sampler), NUM_TIMESTEPS * (u[1:] if sampler in JUMPING else u[:-1])
+    for shared in (rows, look, jumps):  # by every request with these settings
         shared.setflags(write=False)
-    return SamplerTable(rows, look, clamp and sampler != "ab2")
+    return SamplerTable(rows, look, clamp and sampler != "ab2" and sampler not in JUMPING, jumps)
 
 
-def _check_table(schedule: NoiseSchedule, sampler: str, num_steps: int, spacing: str, eta: float | None) -> None:
+def _check_table(
+    schedule: NoiseSchedule, sampler: str, num_steps: int, spacing: str, eta: float | None, few_step: bool
+) -> None:
     if sampler not in SAMPLERS:
         raise ValueError(f"unknown sampler {sampler!r}: use one of {', '.join(SAMPLERS)}")
     if spacing not in SPACINGS:
         raise ValueError(f"unknown spacing {spacing!r}: use one of {', '.join(SPACINGS)}")
     if not 1 <= num_steps <= NUM_TIMESTEPS:
         raise ValueError(f"steps must lie in 1..{NUM_TIMESTEPS}, got {num_steps}")
-    if sampler == "euler" and not schedule.is_flow:
-        raise ValueError("euler integrates the flow schedule: use ddim, which is its equal on this model")
+    if sampler in JUMPING and not few_step:
+        raise ValueError(f"{sampler} needs a network that was tuned for few steps: use another sampler")
+    if sampler in ("euler", "flow_map") and not schedule.is_flow:
+        raise ValueError(f"{sampler} integrates the flow schedule: use ddim, which is euler's equal on this model")
     if eta is not None and (sampler not in STOCHASTIC or not 0 <= eta <= 1):
         raise ValueError(f"eta must lie in 0..1 and belongs to {', '.join(STOCHASTIC)}")
 
@@ -194,7 +201,9 @@ SAMPLERS: dict[str, Coefficients] = {
     "dpmpp_2m_sde": dpmpp_2m_sde,
     "euler": euler,
     "ab2": ab2,
+    "flow_map": euler,  # one jump of the network instead of a straight step, see training/few_step.py
 }
+JUMPING = ("flow_map",)  # d depends on where the step ends
 STOCHASTIC = {"ddim": 0.0, "ddpm": 1.0, "dpmpp_2m_sde": 1.0}  # default eta
 
 
@@ -208,6 +217,16 @@ class Guidance:
     scale: float = 1.0
     low: float = 0.0
     high: float = 1.0
+    trained: tuple[float, float] | None = None  # scales that the network itself takes, which costs no second row
+
+    def split(self, t: float, r: float) -> tuple[float, float]:
+        """The scale between two rows of a step, and the one that the network is given; 1 is none.
+
+        A jump, r < t, was learnt from a guided path with an interval of its own.
+        """
+        scale = self.scale if r < t or self.active(t) else 1.0
+        is_input = self.trained is not None and self.trained[0] <= scale <= self.trained[1]
+        return (1.0, scale) if is_input else (scale, 1.0)
 
     def active(self, t: float) -> bool:
         """Whether the step at timestep t needs an unconditional row."""
@@ -218,7 +237,7 @@ class Guidance:
 def step_coefficients(table: SamplerTable, step: int, guidance: Guidance) -> list[float]:
     """The row that kernels.sampler_step reads: w, p, q, a, b, c, s, clamp."""
     t, *row = table.rows[step].tolist()
-    return [guidance.scale if guidance.active(t) else 1.0, *row, float(table.clamp)]
+    return [guidance.split(t, float(table.jumps[step]))[0], *row, float(table.clamp)]
 
 
 @torch.no_grad()
@@ -247,12 +266,15 @@ def sample(
     history = torch.zeros_like(x)
     rows = torch.arange(n, device=device)
     for step in range(len(table)):
-        t = float(table.rows[step, T])
-        if guidance.active(t):
+        t, r = float(table.rows[step, T]), float(table.jumps[step])
+        between, given = guidance.split(t, r)
+        if between != 1:
             y, uncond = torch.cat([labels, torch.full_like(labels, null)]), rows + n
         else:
             y, uncond = labels, rows
-        output = model(x[torch.arange(len(y), device=device) % n], torch.full((len(y),), t, device=device), y)
+        inputs = (t,) if guidance.trained is None else (t, r, given)
+        times, *others = (torch.full((len(y),), value, device=device) for value in inputs)
+        output = model(x[torch.arange(len(y), device=device) % n], times, y, *others)
         indices = torch.stack([rows, rows, uncond, seeds, torch.full_like(rows, step + 1)], dim=1)
         row = torch.tensor(step_coefficients(table, step, guidance), device=device)
         sampler_step(x, history, output, indices, row.expand(n, -1))

@@ -73,6 +73,7 @@ class UNet(nn.Module):
         num_classes: labels 0 .. num_classes - 1; label num_classes is the null class.
         num_mid_blocks: residual blocks at the lowest resolution, between down and up.
         condition_dim: width of the condition; default 4 * base_channels.
+        few_step: forward takes r and w; see ConditionEmbedder.
 
     Raises:
         ValueError: a size is no whole number from 1, or sizes do not fit together; the message says what to change.
@@ -89,6 +90,7 @@ class UNet(nn.Module):
         *,
         num_mid_blocks: int = 2,
         condition_dim: int | None = None,
+        few_step: bool = False,
     ):
         super().__init__()
         check_whole(image_size=image_size, image_channels=image_channels, num_classes=num_classes)
@@ -97,7 +99,7 @@ class UNet(nn.Module):
         widths = [base_channels * m for m in channel_multipliers]  # full resolution first
         dim = 4 * base_channels if condition_dim is None else condition_dim
 
-        self.condition = ConditionEmbedder(dim, num_classes)
+        self.condition = ConditionEmbedder(dim, num_classes, few_step=few_step)
         self.conv_in = conv3x3(image_channels, widths[0])
         self.down = nn.ModuleList([res_blocks(a, b, num_res_blocks) for a, b in pairwise([widths[0], *widths])])
         self.downsample = nn.ModuleList([conv3x3(width, width, stride=2) for width in widths[:-1]])
@@ -113,13 +115,14 @@ class UNet(nn.Module):
         self.film_widths = [m.out_channels for m in self.modules() if isinstance(m, ResBlock)]
         self.film = nn.Linear(dim, 2 * sum(self.film_widths))
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, r: Tensor | None = None, w: Tensor | None = None) -> Tensor:
         """Predict from noisy images.
 
         x: [B, C, S, S]; t: [B] timesteps on the 0..1000 scale, integer or fractional; y: [B] labels.
+        r: [B] timesteps to which the prediction jumps, w: [B] guidance scales; only of a few_step network.
         Returns [B, C, S, S] in the dtype of the weights.
         """
-        film = self.film(self.condition(t, y))  # [B, 2 * sum(film_widths)]
+        film = self.film(self.condition(t, y, r, w))  # [B, 2 * sum(film_widths)]
         scale_and_shift = iter(film.split([w for width in self.film_widths for w in (width, width)], dim=1))
 
         def run(blocks: nn.Module, h: Tensor | DeferredSum) -> Tensor | DeferredSum:

@@ -26,13 +26,13 @@ from training.data import Data, fingerprint
 from training.evaluate import SEED, sample_balanced
 from training.info import config_info
 from training.judge import Judge, load_judge
-from training.machine import describe_machine
+from training.machine import describe_machine, git_commit
 from training.measure import measure_loss, measure_samples
 from training.report import Sampling
 from training.results import append_result, held, read_results
 from training.state import differences
 from training.stop import Signals, Stopped
-from training.train import TrainingDiverged, git_commit, load_training_data, train
+from training.train import TrainingDiverged, load_training_data, train
 
 logger = logging.getLogger(__name__)
 

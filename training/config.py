@@ -14,7 +14,7 @@ CIRCUMSTANCES = {"out", "data_path", "init_from", "threads", "checkpoint_every",
 AT_LEAST = {"steps": 1, "batch_size": 1, "warmup": 0, "weight_decay": 0, "seed": 0, "threads": 1}
 AT_LEAST |= {"checkpoint_every": 1, "sample_every": 1, "decay": 0}
 AT_MOST = {"decay": 1, "threads": 1024, "seed": 2**63 - 1}
-LATER: dict[str, Any] = {"decay": 1.0, "subset": ""}  # what runs had before these fields came
+LATER: dict[str, Any] = {"decay": 1.0, "subset": "", "few_step": False}  # what runs had before these fields came
 
 
 def option(default: Any, text: str, choices: tuple[str, ...] = (), shown: str = "") -> Any:
@@ -51,6 +51,9 @@ class TrainConfig:
         "folder of a checkpoint whose weights the run starts from; its arguments, schedule and prediction become "
         "the defaults",
         shown="fresh weights",
+    )
+    few_step: bool = option(
+        False, "tune the weights of --init-from to jump over many steps at once, with guidance as an input"
     )
     arguments: dict[str, Any] = option(
         {},
@@ -92,6 +95,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         NoiseSchedule(self.schedule)
         Prediction(self.prediction)
+        if self.few_step:
+            self._check_few_step()
         check_subset(self.subset)
         for name, least in AT_LEAST.items():
             value = getattr(self, name)
@@ -106,6 +111,14 @@ class TrainConfig:
         for name in ("lr", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+
+    def _check_few_step(self) -> None:
+        if self.init_from is None:
+            raise ValueError("few_step tunes trained weights: name their folder by init_from")
+        if (self.schedule, self.prediction) != ("flow", "x0"):
+            raise ValueError("few_step needs schedule flow and prediction x0")
+        if not self.arguments.get("few_step"):
+            raise ValueError('few_step needs "few_step": true among the arguments')
 
 
 def check_subset(text: str) -> None:
@@ -134,4 +147,7 @@ def recipe_of(given: dict[str, Any]) -> TrainConfig:
     if "init_from" in given:
         known = load_config(given["init_from"])
         inherited = {name: getattr(known, name) for name in ("arguments", "schedule", "prediction")}
-    return TrainConfig(**(PRESETS[given["model"]] | inherited | given))
+    options = PRESETS[given["model"]] | inherited | given
+    if given.get("few_step"):
+        options["arguments"] = options["arguments"] | {"few_step": True}
+    return TrainConfig(**options)

@@ -1,7 +1,8 @@
-"""The machine that measured something, in one line: a time means nothing without it."""
+"""The machine and the commit that something was measured on: a figure means nothing without them."""
 
 import os
 import platform
+import subprocess
 from pathlib import Path
 
 import torch
@@ -20,3 +21,17 @@ def processor() -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def git_commit() -> str:
+    """The commit the run was made from, -dirty where code differs from it; "unknown" outside a git checkout."""
+    try:
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ":/*.py") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def git(*arguments: str) -> str:
+    root = Path(__file__).resolve().parent
+    command = ["git", "--no-optional-locks", *arguments]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from models.checkpoint import ModelConfig
 from models.files import replace_file
-from models.samplers import Guidance, build_table, sample, to_uint8
-from models.schedule import NoiseSchedule, Prediction
+from models.samplers import Guidance, sample, to_uint8
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +126,7 @@ def sampling_of(
     own = config.default_sampling | {name: value for name, value in given.items() if value is not None}
     if not math.isfinite(own["guidance"]):
         raise ValueError(f"guidance must be a finite number, got {own['guidance']}")
-    guided = Guidance(own["guidance"], *own["guidance_interval"])
+    guided = Guidance(own["guidance"], *own["guidance_interval"], trained=config.guidance_range)
     return Sampling(own["sampler"], own["steps"], guided, own["spacing"])
 
 
@@ -136,8 +135,7 @@ def generate(
 ) -> Tensor:
     """Images [n, C, H, W] by the plain loop, by default sampled as the checkpoint says. labels, seeds: [n]."""
     how = sampling or sampling_of(config)
-    schedule, prediction = NoiseSchedule(config.schedule), Prediction(config.prediction)
-    table = build_table(schedule, prediction, how.sampler, how.steps, spacing=how.spacing)
+    table = config.table(how.sampler, how.steps, how.spacing)
     shape, null_label = config.image_shape, config.num_classes
     return sample(model, table, labels, seeds, shape, guidance=how.guidance, null_label=null_label)
 

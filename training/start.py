@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,17 +18,20 @@ from training.processes import Processes
 def load_initial_weights(model: nn.Module, config: ModelConfig, folder: Path) -> None:
     """Copy the weights of the checkpoint in `folder` into a network that was built from config.
 
+    What only few-step networks have keeps its zeros where the checkpoint has none.
+
     Raises:
         CheckpointError: a checkpoint that cannot be read, or one of another network or other classes.
     """
     source, known = load_checkpoint(folder)
+    tuned = replace(config, arguments={k: v for k, v in config.arguments.items() if k != "few_step"})
     for name in ("architecture", "arguments", "schedule", "prediction", "class_names"):
         had, has = getattr(known, name), getattr(config, name)
-        if had != has:
+        if had not in (has, getattr(tuned, name)):
             raise CheckpointError(
                 f"init_from: {name} of {folder} is {json.dumps(had)}, of this run {json.dumps(has)}"
             )
-    model.load_state_dict(source.state_dict())
+    model.load_state_dict(source.state_dict(), strict=known.arguments == config.arguments)
 
 
 def initial_sha256(folder: Path) -> str:

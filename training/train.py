@@ -6,7 +6,6 @@ Letters: B batch of this process, C x H x W the image.
 import logging
 import math
 import signal
-import subprocess
 import time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -30,7 +29,8 @@ from models.schedule import NUM_TIMESTEPS, NoiseSchedule, Prediction, sample_noi
 from training.config import TrainConfig
 from training.data import Data, fingerprint, load_data, take_subset, to_float
 from training.ema import EMA
-from training.machine import describe_machine
+from training.few_step import Jumps, draw_jumps, few_step_config, few_step_loss
+from training.machine import describe_machine, git_commit
 from training.processes import Processes
 from training.report import LossLog, save_sample_grid
 from training.run_folder import check_own, locked
@@ -96,8 +96,13 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.model = build_model(self.model_config).to(world.device)
         self.init_sha256 = initial_sha256(config.init_from) if config.init_from else ""
+        self.teacher: nn.Module | None = None
         if config.init_from:
             load_initial_weights(self.model, self.model_config, config.init_from)
+            if config.few_step:
+                teacher, known = load_checkpoint(config.init_from)
+                self.teacher = teacher.to(world.device)
+                self.model_config = few_step_config(self.model_config, known)
         self.null_label = len(self.data.class_names)
         self.schedule, self.prediction = NoiseSchedule(config.schedule), Prediction(config.prediction)
         self.ema = EMA(self.model, config.ema_decay)
@@ -168,10 +173,20 @@ class Trainer:
 
     def loss(self) -> Tensor:
         x0, labels, u, eps = self.draw_batch(self.step)
+        if self.teacher is not None:
+            return self.few_step_loss(self.teacher, (x0, labels, eps))
         alpha, sigma = self.schedule.rows(u)
         with torch.autocast(x0.device.type, torch.bfloat16, enabled=self.autocast):
             output = self.network(alpha * x0 + sigma * eps, u * NUM_TIMESTEPS, labels)  # [B, C, H, W]
         return training_loss(self.prediction, self.schedule, output, x0, eps, u)
+
+    def few_step_loss(self, teacher: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        size, seed = self.config.batch_size, _mix(self.config.seed, self.step, 2)
+        drawn = draw_jumps(size, torch.Generator().manual_seed(seed))
+        jumps = Jumps(*(value[self.world.share(size)] for value in drawn))
+        interval = self.model_config.default_sampling["guidance_interval"]
+        with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=self.autocast):
+            return few_step_loss(self.network, teacher, batch, jumps, interval)
 
     def draw_batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x0 [B, C, H, W], labels [B], u [B], eps [B, C, H, W] of this process.
@@ -272,17 +287,3 @@ def _mix(*numbers: int) -> int:
     for number in numbers:
         mixed = (mixed * 6364136223846793005 + number + 1442695040888963407) & (2**63 - 1)
     return mixed
-
-
-def git_commit() -> str:
-    """The commit the run was made from, -dirty where code differs from it; "unknown" outside a git checkout."""
-    try:
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ":/*.py") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def git(*arguments: str) -> str:
-    root = Path(__file__).resolve().parent
-    command = ["git", "--no-optional-locks", *arguments]
-    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()

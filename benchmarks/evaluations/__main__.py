@@ -11,7 +11,6 @@ other seeds, which had no part in the choice. Each measurement is a line of docs
 
 import argparse
 import json
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,7 +26,7 @@ from models.samplers import to_uint8
 from training.data import Data, Split, load_data
 from training.evaluate import compare_features
 from training.judge import Judge, load_judge
-from training.machine import describe_machine
+from training.machine import describe_machine, git_commit
 from training.measure import copied
 from training.report import generate
 
@@ -84,7 +83,7 @@ class Bench:
             "rows": point.rows(self.config), "images": len(generated),
             "accuracy": (predicted == generated.labels).double().mean().item(), "ratio": frechet.ratio,
             "copies": copied(generated.images, self.data.train.images),
-            "commit": commit(), "machine": describe_machine(), "torch": torch.__version__,
+            "commit": git_commit(), "machine": describe_machine(), "torch": torch.__version__,
         }  # fmt: skip
         with self.file.open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -93,7 +92,7 @@ class Bench:
 
     def sample(self, point: Point, images: int, first_seed: int) -> Split:
         labels = torch.arange(images) % self.config.num_classes
-        how, parts = point.sampling(), []
+        how, parts = point.sampling(self.config), []
         for index in torch.arange(images).split(BATCH):
             x = generate(self.model, self.config, labels[index], first_seed + index, how)
             parts.append(to_uint8(x))
@@ -149,10 +148,6 @@ def report(bench: Bench, time_left: Callable[[], bool]) -> None:
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
-def commit() -> str:
-    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
 
 
 def main() -> None:

@@ -9,8 +9,7 @@ from itertools import product
 from typing import Any
 
 from models.checkpoint import ModelConfig
-from models.samplers import SAMPLERS, SPACINGS, Guidance, T, build_table
-from models.schedule import NoiseSchedule, Prediction
+from models.samplers import SAMPLERS, SPACINGS, Guidance, T
 from training.report import Sampling
 
 STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 15, 20)
@@ -30,15 +29,15 @@ class Point:
     low: float = 0.3
     high: float = 0.8
 
-    def sampling(self) -> Sampling:
-        return Sampling(self.sampler, self.steps, Guidance(self.guidance, self.low, self.high), self.spacing)
+    def sampling(self, config: ModelConfig) -> Sampling:
+        guidance = Guidance(self.guidance, self.low, self.high, config.guidance_range)
+        return Sampling(self.sampler, self.steps, guidance, self.spacing)
 
     def rows(self, config: ModelConfig) -> int:
         """Evaluations an image; raises ValueError where the model has no such sampler."""
-        schedule, prediction = NoiseSchedule(config.schedule), Prediction(config.prediction)
-        table = build_table(schedule, prediction, self.sampler, self.steps, spacing=self.spacing)
-        guided = self.sampling().guidance
-        return sum(1 + guided.active(t) for t in table.rows[:, T].tolist())
+        table, guidance = config.table(self.sampler, self.steps, self.spacing), self.sampling(config).guidance
+        steps = zip(table.rows[:, T].tolist(), table.jumps.tolist(), strict=True)
+        return sum(1 + (guidance.split(t, r)[0] != 1) for t, r in steps)
 
     @classmethod
     def of(cls, line: dict[str, Any]) -> "Point":

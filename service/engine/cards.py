@@ -4,8 +4,7 @@ import numpy as np
 import torch
 
 from models.checkpoint import ModelConfig, parameter_count
-from models.samplers import SAMPLERS, SPACINGS, build_table
-from models.schedule import NoiseSchedule, Prediction
+from models.samplers import SAMPLERS, SPACINGS
 from service.engine.core import EngineCore
 from service.engine.simulated import SimulatedRunner
 from service.wire.messages import Cards, ModelCard
@@ -34,6 +33,7 @@ def _card(name: str, core: EngineCore) -> ModelCard:
         class_names=config.class_names,
         samplers=[sampler for sampler in SAMPLERS if _compiles(config, sampler)],
         sampling=config.named_sampling,
+        guidance_range=config.guidance_range,
         sha256=config.sha256,
         simulated=isinstance(runner, SimulatedRunner),
         hardware=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -56,7 +56,7 @@ def _build() -> str:
 
 def _compiles(config: ModelConfig, sampler: str) -> bool:
     try:
-        build_table(NoiseSchedule(config.schedule), Prediction(config.prediction), sampler, 2)
+        config.table(sampler, 2)
     except ValueError:
         return False
     return True

@@ -150,8 +150,9 @@ class ModelRunner:
     def advance(self, block: StepBlock, output: StepOutput) -> None:
         """The device's part of a step."""
         rows = gather_rows(self.pool.x, block.rows, self.dtype)  # [R, C, H, W]
+        others = () if self.config.guidance_range is None else (block.jumps, block.scales)
         try:
-            predicted = self.model(rows, block.timesteps, block.labels)  # [R, C, H, W]
+            predicted = self.model(rows, block.timesteps, block.labels, *others)  # [R, C, H, W]
         except Exception as error:
             raise ModelFailed(type(error).__name__) from error
         pictures = Pictures(output.pixels, block.places, block.look)
@@ -199,7 +200,8 @@ class ModelRunner:
 
     def rehearsal(self, rows: int) -> list[ImageTask]:
         """Tasks that fill a step of `rows` rows, guided where possible, with every kind of sampler."""
-        wanted = [("ddpm", 1.5, rows // 2), ("dpmpp_2m", 1.0, rows % 2)]
+        two_rows = 1.5 if self.config.guidance_range is None else self.config.guidance_range[1] + 1
+        wanted = [("ddpm", two_rows, rows // 2), ("dpmpp_2m", 1.0, rows % 2)]
         tasks = []
         for sampler, guidance, images in wanted:
             params = SamplingParams("", 0, 3, sampler, guidance, (0.0, 1.0), seeds=(0,) * images)

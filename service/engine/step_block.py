@@ -12,10 +12,10 @@ from torch import Tensor
 
 from kernels.gather_rows import NUM_ROW_INDICES
 from kernels.sampler_step import NUM_COEFFICIENTS, NUM_INDICES
-from service.engine.plan import LOOK
+from service.engine.plan import COEFFICIENTS, INPUTS, LOOK, LOOKS
 from service.engine.slot_table import TaskArrays
 
-BYTES_PER_ROW = 8 * (NUM_ROW_INDICES + 1 + NUM_INDICES + 1) + 4 * (1 + NUM_COEFFICIENTS + LOOK)  # where n = R
+BYTES_PER_ROW = 8 * (NUM_ROW_INDICES + 1 + NUM_INDICES + 1) + 4 * (3 + NUM_COEFFICIENTS + LOOK)  # where n = R
 
 
 class StepBlock:
@@ -28,22 +28,25 @@ class StepBlock:
 
     def __init__(self, buffer: Tensor, num_rows: int, num_images: int):
         R, n = num_rows, num_images
-        integers, numbers = [NUM_ROW_INDICES * R, R, NUM_INDICES * n, n], [R, NUM_COEFFICIENTS * n, LOOK * n]
+        integers, numbers = [NUM_ROW_INDICES * R, R, NUM_INDICES * n, n], [3 * R, NUM_COEFFICIENTS * n, LOOK * n]
         end = 8 * sum(integers)
         self.bytes = buffer[: end + 4 * sum(numbers)]
         rows, self.labels, indices, self.places = self.bytes[:end].view(torch.int64).split(integers)
-        self.timesteps, coefficients, look = self.bytes[end:].view(torch.float32).split(numbers)
+        inputs, coefficients, look = self.bytes[end:].view(torch.float32).split(numbers)
+        self.inputs = inputs.view(3, R)
+        self.timesteps, self.jumps, self.scales = self.inputs.unbind(0)
         self.rows = rows.view(R, NUM_ROW_INDICES)  # see kernels.gather_rows
         self.indices = indices.view(n, NUM_INDICES)  # see kernels.sampler_step
         self.coefficients = coefficients.view(n, NUM_COEFFICIENTS)
         self.look = look.view(n, LOOK)
-        # labels [R], timesteps [R]; places [n] is where in StepOutput.pixels an image goes, -1 for most
+        # labels, timesteps, jumps and scales are [R], the last two for few-step networks alone; places [n] is where
+        # in StepOutput.pixels an image goes, -1 for most
 
     @cached_property
     def arrays(self) -> tuple[np.ndarray, ...]:
         """Of a block on the host."""
         numbers = self.indices, self.coefficients, self.places, self.look
-        return tuple(tensor.numpy() for tensor in (self.rows, self.labels, self.timesteps, *numbers))
+        return tuple(tensor.numpy() for tensor in (self.rows, self.labels, self.inputs, *numbers))
 
 
 class StepOutput:
@@ -84,20 +87,20 @@ def pack(block: StepBlock, step: TaskArrays, null_label: int, scratch_slot: int)
     """
     n, guided = len(step.tasks), np.flatnonzero(step.guided)
     R = n + len(guided)
-    rows, labels, timesteps, indices, coefficients, places, look = block.arrays
+    rows, labels, inputs, indices, coefficients, places, look = block.arrays
     rows[:n, 0], rows[:n, 1], rows[:n, 2] = step.slots, step.seeds, step.steps == 0
     rows[n:R] = rows[guided]
     rows[R:] = scratch_slot, 0, 0
     labels[:n], labels[n:] = step.labels, null_label
-    timesteps[:n] = step.numbers[:, 0]
-    timesteps[n:R], timesteps[R:] = timesteps[guided], 0
+    inputs[:, :n] = step.numbers[:, INPUTS].T
+    inputs[:, n:R], inputs[:, R:] = inputs[:, guided], 0
 
     conditional = np.arange(n)
     indices[:n, 0], indices[:n, 1], indices[:n, 2] = step.slots, conditional, conditional
     indices[:n, 3], indices[:n, 4] = step.seeds, step.steps + 1
     indices[guided, 2] = np.arange(n, R)
     indices[n:], coefficients[n:] = (scratch_slot, 0, 0, 0, 0), 0
-    coefficients[:n] = step.numbers[:, 1 : 1 + NUM_COEFFICIENTS]
+    coefficients[:n] = step.numbers[:, COEFFICIENTS]
 
     places[:n], places[n:] = np.where(step.shown, np.cumsum(step.shown) - 1, -1), -1
-    look[:n], look[n:] = step.numbers[:, 1 + NUM_COEFFICIENTS :], 0
+    look[:n], look[n:] = step.numbers[:, LOOKS], 0

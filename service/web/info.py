@@ -52,6 +52,7 @@ def describe_model(card: ModelCard) -> ModelInfo:
         samplers=card.samplers,
         defaults=card.default_sampling,
         qualities=card.sampling,
+        guidance_range=card.guidance_range,
         device=card.device,
         dtype=card.dtype,
         max_rows=card.max_rows,

@@ -166,6 +166,7 @@ class ModelInfo(BaseModel):
     samplers: list[str]
     defaults: dict[str, Any]
     qualities: dict[str, dict[str, Any]]  # what draft, default and best stand for
+    guidance_range: tuple[float, float] | None  # guidance scales that cost no second row; null: none
     device: str
     dtype: str
     max_rows: int | None

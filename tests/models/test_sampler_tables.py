@@ -7,9 +7,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from models.samplers import SAMPLERS, SPACINGS, STOCHASTIC, SamplerTable, build_table
+from models.samplers import SPACINGS, STOCHASTIC, SamplerTable, build_table
 from models.schedule import NoiseSchedule, Prediction
 from tests.models.gaussian import noise_times, predict
+from tests.samplers import PLAIN
 
 T, P, Q, A, B, C, S = range(7)
 TOLERANCE = 1e-9  # float64, with sqrt(1 - alpha^2) and 1 / alpha at alpha = 1e-4 on the way
@@ -19,7 +20,7 @@ Drawn = tuple[NoiseSchedule, Prediction, SamplerTable]
 
 
 @st.composite
-def tables(draw: st.DrawFn, samplers: tuple[str, ...] = tuple(SAMPLERS)) -> Drawn:
+def tables(draw: st.DrawFn, samplers: tuple[str, ...] = tuple(PLAIN)) -> Drawn:
     name = draw(st.sampled_from(["flow", "cosine", "linear"]))
     sampler = draw(st.sampled_from(samplers))
     spacing = draw(st.sampled_from(list(SPACINGS)))
@@ -32,7 +33,7 @@ def tables(draw: st.DrawFn, samplers: tuple[str, ...] = tuple(SAMPLERS)) -> Draw
     return schedule, prediction, build_table(schedule, prediction, sampler, steps, spacing=spacing, eta=eta)
 
 
-DENOISING = tuple(name for name in SAMPLERS if name != "ab2")  # those whose d is the denoised image
+DENOISING = tuple(name for name in PLAIN if name != "ab2")  # those whose d is the denoised image
 
 
 @settings(deadline=None)
@@ -115,7 +116,7 @@ def test_adams_bashforth_follows_a_straight_line(spacing: str, steps: int, x0: f
 @pytest.mark.parametrize("spacing", list(SPACINGS))
 @pytest.mark.parametrize(
     ("name", "sampler"),
-    [(n, s) for n in ("flow", "cosine", "linear") for s in SAMPLERS if s != "euler" or n == "flow"],
+    [(n, s) for n in ("flow", "cosine", "linear") for s in PLAIN if s != "euler" or n == "flow"],
 )
 def test_a_perfect_network_gives_its_image_in_any_number_of_steps(
     name: str, sampler: str, spacing: str, steps: int

@@ -23,9 +23,9 @@ def entry(architecture: type[nn.Module], **arguments: Any) -> ModelEntry:
 class Slow(DIT):
     """A DIT whose forward takes a while, so that a test can act in the middle of a request."""
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, r: Tensor | None = None, w: Tensor | None = None) -> Tensor:
         time.sleep(0.01)
-        return super().forward(x, t, y)
+        return super().forward(x, t, y, r, w)
 
 
 class Stepwise(DIT):
@@ -34,10 +34,10 @@ class Stepwise(DIT):
     closed = False
     permits = threading.Semaphore(0)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, r: Tensor | None = None, w: Tensor | None = None) -> Tensor:
         if self.closed and not self.permits.acquire(timeout=PATIENCE):
             raise TimeoutError("the test never let this step pass")
-        return super().forward(x, t, y)
+        return super().forward(x, t, y, r, w)
 
 
 class Gated(DIT):
@@ -47,28 +47,28 @@ class Gated(DIT):
         super().__init__(**sizes)
         self.folder = Path(folder)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, r: Tensor | None = None, w: Tensor | None = None) -> Tensor:
         closed = self.folder / "closed"
         if closed.exists():
             (self.folder / "waits").touch()
             wait_until(lambda: not closed.exists())
-        return super().forward(x, t, y)
+        return super().forward(x, t, y, r, w)
 
 
 class Fragile(DIT):
     """Raises for class 1 and gives NaN for class 2."""
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, r: Tensor | None = None, w: Tensor | None = None) -> Tensor:
         if (y == 1).any():
             raise RuntimeError("class 1 breaks this model")
-        output = super().forward(x, t, y)
+        output = super().forward(x, t, y, r, w)
         return torch.where((y == 2)[:, None, None, None], torch.nan, output)
 
 
 class Lost(Slow):
     """Loses its device for good when class 1 is asked for, as CUDA does after an illegal access."""
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, r: Tensor | None = None, w: Tensor | None = None) -> Tensor:
         if (y == 1).any():
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
-        return super().forward(x, t, y)
+        return super().forward(x, t, y, r, w)

@@ -146,10 +146,10 @@ class Narrow(DIT):
 
     limit = 10**9
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Any, t: Any, y: Any, r: Any = None, w: Any = None) -> torch.Tensor:
         if len(x) > self.limit:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return super().forward(x, t, y)
+        return super().forward(x, t, y, r, w)
 
 
 def test_a_lack_of_memory_lowers_the_cap_and_fails_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,10 +68,10 @@ def test_json_lines_name_the_request_and_never_the_key(checkpoints: Path, tmp_pa
 class Broken(DIT):
     """Raises on class 1."""
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Any, t: Any, y: Any, r: Any = None, w: Any = None) -> torch.Tensor:
         if (y == 1).any():
             raise RuntimeError("this model does not like class 1")
-        return super().forward(x, t, y)
+        return super().forward(x, t, y, r, w)
 
 
 def test_text_lines_and_stack_traces(tmp_path: Path) -> None:

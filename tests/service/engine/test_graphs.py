@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.samplers import SAMPLERS
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.graphs import WARM_UP_RUNS, CudaDevice, GraphRunner
 from service.engine.request import Request, RequestStatus
@@ -25,6 +24,7 @@ from tests.service.engine.tiny import (
     make_params,
     make_request,
     random_params,
+    samplers_of,
     solo,
     tiny_config,
     tiny_model,
@@ -81,7 +81,7 @@ def make_core(*runners: GraphRunner, **bounds: Any) -> EngineCore:
 
 def requests(count: int, seed: int = 0) -> list[Request]:
     rng = random.Random(seed)
-    samplers = {model: [s for s in SAMPLERS if s != "euler" or model == "dit"] for model in ("dit", "unet")}
+    samplers = {model: samplers_of(tiny_config(model)) for model in ("dit", "unet")}
     drawn = [random_params(rng, model, samplers[model]) for model in rng.choices(["dit", "unet"], k=count)]
     return [make_request(params) for params in drawn]
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.samplers import SAMPLERS
 from service.engine.request import Request, RequestStatus
 from tests.service.engine.tiny import (
     Watched,
@@ -18,6 +17,7 @@ from tests.service.engine.tiny import (
     make_request,
     random_params,
     recording_runner,
+    samplers_of,
     solo,
     tiny_config,
     tiny_model,
@@ -31,10 +31,6 @@ LATENT_TOLERANCE = 2e-5
 BOTH = pytest.mark.parametrize("architecture", ["dit", "unet"])
 
 
-def samplers_of(architecture: str) -> list[str]:
-    return [name for name in SAMPLERS if architecture == "dit" or name != "euler"]  # the unet is no flow model
-
-
 def pixels(latent: Tensor) -> np.ndarray:
     """[H, W, C] as an image file has them."""
     return ((latent.clamp(-1, 1) + 1) * 127.5).round().permute(1, 2, 0).numpy().astype(int)
@@ -44,7 +40,7 @@ def levels_apart(image: np.ndarray, other: np.ndarray) -> int:
     return int(np.abs(image.astype(int) - other.astype(int)).max())
 
 
-@BOTH
+@pytest.mark.parametrize("architecture", ["dit", "unet", "few-dit", "few-unet"])
 def test_64_random_requests_in_one_run_equal_their_plain_loops(architecture: str) -> None:
     rng = random.Random(64)
     config, model = tiny_config(architecture), tiny_model(architecture)
@@ -53,8 +49,7 @@ def test_64_random_requests_in_one_run_equal_their_plain_loops(architecture: str
     core = warm_core(runner, architecture)
     watched.rows.clear()
     requests = [
-        make_request(random_params(rng, architecture, samplers_of(architecture)), config)
-        for _ in range(COMBINATIONS)
+        make_request(random_params(rng, architecture, samplers_of(config)), config) for _ in range(COMBINATIONS)
     ]
     arrivals: dict[int, list[Request]] = {}
     for request in requests:
@@ -62,7 +57,7 @@ def test_64_random_requests_in_one_run_equal_their_plain_loops(architecture: str
     ended, steps = drive(core, arrivals)
 
     assert Counter(ended) == Counter(requests)
-    assert {request.params.sampler for request in requests} == set(samplers_of(architecture))
+    assert {request.params.sampler for request in requests} == set(samplers_of(config))
     for request in requests:
         assert request.status is RequestStatus.FINISHED
         for index in range(len(request.tasks)):

@@ -6,10 +6,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from models.checkpoint import ModelConfig
-from models.samplers import SAMPLERS, Guidance, T, build_table
+from models.samplers import Guidance, T, build_table
 from models.schedule import NoiseSchedule, Prediction
-from service.engine.plan import NUM_NUMBERS, compile_plan
-from tests.service.engine.tiny import make_params, tiny_config
+from service.engine.plan import COEFFICIENTS, INPUTS, LOOKS, NUM_NUMBERS, compile_plan
+from tests.service.engine.tiny import make_params, samplers_of, tiny_config
 
 FLOW = tiny_config("dit")
 bounds = st.one_of(st.floats(0, 1), st.integers(0, 10).map(lambda tenth: tenth / 10))
@@ -48,18 +48,47 @@ def test_rows_of_four_steps(scale: float, interval: tuple[float, float], rows: t
     assert plan.remaining[-1] == 0
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", samplers_of(FLOW))
 def test_columns_are_the_tables(sampler: str) -> None:
     plan = compile_plan(FLOW, make_params(num_steps=7, sampler=sampler, guidance_scale=2.0))
-    table = build_table(NoiseSchedule("flow"), Prediction("x0"), sampler, 7)
+    table = FLOW.table(sampler, 7)
     assert plan.numbers.shape == (7, NUM_NUMBERS)
     assert plan.numbers.dtype == np.float32
-    timesteps, coefficients, look = plan.numbers[:, 0], plan.numbers[:, 1:9], plan.numbers[:, 9:]
+    timesteps, coefficients, look = plan.numbers[:, 0], plan.numbers[:, COEFFICIENTS], plan.numbers[:, LOOKS]
     np.testing.assert_array_equal(timesteps, table.rows[:, T].astype(np.float32))
     np.testing.assert_array_equal(coefficients[:, 0], 2.0)
     np.testing.assert_array_equal(coefficients[:, 1:7], table.rows[:, 1:].astype(np.float32))
     np.testing.assert_array_equal(coefficients[:, 7], 0.0 if sampler == "ab2" else 1.0)  # clamp
     np.testing.assert_array_equal(look, table.look.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "scale", "rows", "given"),
+    [
+        ("flow_map", 1.5, (1, 1), [1.5, 1.5]),
+        ("flow_map", 4.0, (2, 2), [1.0, 1.0]),  # beyond what the network has learnt
+        ("euler", 1.5, (1, 1), [1.0, 1.5]),  # the interval goes to 0.6, and the noise times are 1 and 0.5
+        ("euler", 4.0, (1, 2), [1.0, 1.0]),
+        ("euler", 1.0, (1, 1), [1.0, 1.0]),
+    ],
+)
+def test_inputs_of_a_few_step_network(
+    sampler: str, scale: float, rows: tuple[int, ...], given: list[float]
+) -> None:
+    params = make_params(num_steps=2, sampler=sampler, guidance_scale=scale, guidance_interval=(0.0, 0.6))
+    plan = compile_plan(tiny_config("few-dit"), params)
+    t, r, w = plan.numbers[:, INPUTS].T.tolist()
+    assert t == [1000, 500]
+    assert r == ([500, 0] if sampler == "flow_map" else t)
+    assert w == given
+    assert plan.rows == rows
+    between = [scale if row == 2 else 1.0 for row in rows]
+    assert plan.numbers[:, COEFFICIENTS][:, 0].tolist() == between
+
+
+def test_a_plain_network_cannot_jump() -> None:
+    with pytest.raises(ValueError, match="tuned for few steps"):
+        compile_plan(FLOW, make_params(sampler="flow_map"))
 
 
 def test_equal_settings_share_a_plan() -> None:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.samplers import SAMPLERS
 from service.engine.request import preview_steps
 from service.wire.messages import Preview, RequestOutput
+from tests.samplers import PLAIN
 from tests.service.engine.desk import make_core, rigged
 from tests.service.engine.tiny import (
     Turnstile,
@@ -51,7 +51,7 @@ def test_previews_are_spread_evenly_and_never_the_last_step(count: int, num_step
     assert preview_steps(count, num_steps) == expected
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", PLAIN)
 def test_an_exact_model_shows_its_image_at_every_step(sampler: str) -> None:
     core = warm_core(recording_runner(PointMass(), tiny_config()))
     request = make_request(make_params(num_steps=6, sampler=sampler), num_previews=64)

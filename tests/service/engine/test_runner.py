@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.samplers import SAMPLERS
 from service.engine.request import ImageTask
 from service.engine.runner import WARM_UP_REPEATS, ModelFailed, ModelRunner, knee, row_counts
 from service.engine.simulated import SimulatedRunner, StepCost
+from tests.samplers import PLAIN
 from tests.service.engine.tiny import (
     CPU,
     Watched,
@@ -102,7 +102,7 @@ def test_one_image_equals_the_plain_loop_bitwise(architecture: str, sampler: str
     assert torch.equal(runner.pool.x[0], solo(model, config, params))
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", PLAIN)
 def test_every_sampler_is_reachable_and_its_image_finite(sampler: str) -> None:
     tasks = place(*make_request(make_params(sampler=sampler)).tasks)
     (image,) = run_to_end(make_runner(tiny_model()), tasks).values()

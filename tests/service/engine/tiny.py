@@ -5,6 +5,7 @@ Letters: R forward rows, C x H x W the image.
 
 import random
 import threading
+from contextlib import suppress
 from itertools import count
 from typing import Any
 
@@ -12,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.checkpoint import ModelConfig, build_model
-from models.samplers import Guidance, build_table, sample
-from models.schedule import NoiseSchedule, Prediction
+from models.samplers import SAMPLERS, Guidance, sample
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.plan import compile_plan
 from service.engine.request import ImageTask, Request
@@ -33,8 +33,22 @@ PROCESSES = {"dit": ("flow", "x0"), "unet": ("cosine", "v")}  # schedule and pre
 
 
 def tiny_config(architecture: str = "dit") -> ModelConfig:
-    schedule, prediction = PROCESSES[architecture]
-    return ModelConfig(architecture, SIZES[architecture], schedule, prediction)
+    """architecture: a key of SIZES; with few- before it, a network that takes r and w."""
+    name = architecture.removeprefix("few-")
+    if name != architecture:
+        return ModelConfig(name, SIZES[name] | {"few_step": True}, guidance_range=(1.0, 3.0))
+    return ModelConfig(name, SIZES[name], *PROCESSES[name])
+
+
+def samplers_of(config: ModelConfig) -> list[str]:
+    """Those that the model can do."""
+
+    def fits(sampler: str) -> bool:
+        with suppress(ValueError):
+            return bool(config.table(sampler, 2))
+        return False
+
+    return list(filter(fits, SAMPLERS))
 
 
 def tiny_model(architecture: str = "dit") -> nn.Module:
@@ -54,9 +68,9 @@ class Watched(nn.Module):
         self.inner, self.num_classes = inner, inner.num_classes
         self.rows: list[int] = []
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, *others: Tensor) -> Tensor:
         self.rows.append(len(x))
-        return self.inner(x, t, y)
+        return self.inner(x, t, y, *others)
 
 
 class Turnstile(nn.Module):
@@ -146,10 +160,9 @@ def drive(core: EngineCore, arrivals: dict[int, list[Request]]) -> tuple[list[Re
 
 def solo(model: nn.Module, config: ModelConfig, params: SamplingParams, index: int = 0) -> Tensor:
     """Latents [C, H, W] of one image by the plain loop."""
-    schedule, prediction = NoiseSchedule(config.schedule), Prediction(config.prediction)
-    table = build_table(schedule, prediction, params.sampler, params.num_steps)
+    table = config.table(params.sampler, params.num_steps, params.spacing)
     labels, seeds = torch.tensor([params.class_label]), torch.tensor([params.seeds[index]])
-    guidance = Guidance(params.guidance_scale, *params.guidance_interval)
+    guidance = Guidance(params.guidance_scale, *params.guidance_interval, config.guidance_range)
     return sample(model, table, labels, seeds, config.image_shape, guidance=guidance)[0]
 
 
@@ -161,6 +174,7 @@ def random_params(rng: random.Random, model: str, samplers: list[str]) -> Sampli
         class_label=rng.randrange(10),
         num_steps=rng.randint(1, 12),
         sampler=rng.choice(samplers),
+        spacing=rng.choice(["trailing", "trailing", "shifted"]),
         guidance_scale=1.0 if kind == "off" else rng.uniform(0.0, 4.0),
         guidance_interval=(low, high) if kind == "interval" else (0.0, 1.0),
         seeds=tuple(rng.getrandbits(53) for _ in range(rng.randint(1, 3))),
