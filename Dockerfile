@@ -52,8 +52,11 @@ FROM ${BASE}${BASE_DIGEST} AS runtime
 # A name for the number: Python libraries ask who they run as. Its home is the one folder that can be written to.
 RUN useradd --uid 10001 --user-group --no-log-init --no-create-home --home-dir /tmp --shell /usr/sbin/nologin \
     stepwise
+# One thread: at its import NumPy's OpenBLAS starts one for each core of the machine, whatever the container's quota.
+# On 64 cores an engine and 8 workers had 596 threads, with it 29; beyond a limit of 256 pids none of them starts.
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/tmp \
+    OPENBLAS_NUM_THREADS=1 \
     TRITON_CACHE_DIR=/tmp/triton \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1
@@ -64,8 +67,8 @@ STOPSIGNAL SIGTERM
 COPY --chmod=0444 docker/healthcheck.py /usr/local/lib/stepwise/healthcheck.py
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python", "-IS", "/usr/local/lib/stepwise/healthcheck.py"]
-# In exec form, so that the service is process 1 and gets the signals itself. No tini: run.py handles SIGTERM and SIGINT
-# before anything else, and the service leaves no orphans.
+# In exec form, so that the supervisor is process 1 and gets the signals itself. No tini: run.py handles SIGTERM and
+# SIGINT before anything else, and the supervisor waits for the processes that it started.
 ENTRYPOINT ["python", "run.py", "serve"]
 CMD ["--host", "0.0.0.0", "--port", "8000"]
 

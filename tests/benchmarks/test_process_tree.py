@@ -42,6 +42,8 @@ def test_the_dead_and_the_living_are_counted() -> None:
         assert process_tree.machine_seconds() > process_tree.cpu_seconds(parent.pid)
         assert process_tree.status(parent.pid, "Threads") >= 3
         assert process_tree.open_files(parent.pid) >= 9
+        resident = process_tree.status(parent.pid, "VmRSS") / 1024
+        assert resident / 3 < process_tree.memory(parent.pid) < resident  # three times the same interpreter
         parent.stdin.write("\n")
         parent.stdin.flush()
     assert process_tree.cpu_seconds(parent.pid) == 0.0  # nobody is left

@@ -77,6 +77,16 @@ def grace(manifests: Manifests) -> list[str]:
     return complaints
 
 
+def workers(manifests: Manifests) -> list[str]:
+    """Beside a GPU at most one for every two cores of the limit; the service would count those of the node."""
+    given = environment(manifests)
+    if given[f"{PREFIX}DEVICE"] != "cuda":
+        return []  # one
+    cores = int(container(manifests)["resources"]["limits"]["cpu"])
+    wanted = given.get(f"{PREFIX}HTTP_WORKERS")
+    return [] if wanted and int(wanted) <= cores / 2 else [f"{wanted} workers on {cores} cores"]
+
+
 def probes(manifests: Manifests) -> list[str]:
     """Liveness asks for the engine alone, and a slow start is given up by the probe before the rollout is."""
     own = container(manifests)

@@ -82,9 +82,11 @@ def test_compose_gives_the_drain_its_time() -> None:
     assert seconds(service["stop_grace_period"]) > drain + 2 * ANSWER_SECONDS
 
 
-def test_compose_gives_torch_as_many_threads_as_cores() -> None:
+def test_compose_starts_a_worker_for_every_two_cores() -> None:
+    """As beside a GPU, where the service would count the machine's."""
     service = services()["stepwise"]
-    assert float(service["deploy"]["resources"]["limits"]["cpus"]) == service["environment"]["DIFFUSION_THREADS"]
+    cores = float(service["deploy"]["resources"]["limits"]["cpus"])
+    assert service["environment"]["DIFFUSION_HTTP_WORKERS"] == cores / 2
 
 
 def test_prometheus_and_grafana_find_what_they_read() -> None:

@@ -85,6 +85,14 @@ def test_it_writes_to_tmp_only(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
+def test_a_process_starts_no_thread_for_each_core_of_the_machine(target: str) -> None:
+    counting = "import numpy, os; print(len(os.listdir('/proc/self/task')))"
+    given = os.environ | {"OPENBLAS_NUM_THREADS": environment(target)["OPENBLAS_NUM_THREADS"]}
+    counted = subprocess.run([sys.executable, "-c", counting], env=given, capture_output=True, check=True)
+    assert int(counted.stdout) == 1
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_labels_say_what_it_is(target: str) -> None:
     labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', steps(target, "LABEL")[-1]))
     assert set(labels) == {"title", "description", "licenses", "version", "revision"}

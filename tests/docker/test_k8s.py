@@ -29,6 +29,7 @@ CHECKS: dict[str, Check] = {
     "settings": manifests.settings,
     "grace": manifests.grace,
     "probes": manifests.probes,
+    "workers": manifests.workers,
     "restricted": manifests.restricted,
     "measured": partial(scaling.measured, rules=ADAPTER, series=scaling.exported()),
 }
@@ -166,6 +167,7 @@ MISTAKES: dict[str, tuple[str, str, Break]] = {  # the overlay, the check that s
     "no pause before the end": ("cpu", "grace", own(lifecycle={})),
     "liveness that asks for readiness": ("cpu", "probes", probe(path="/readyz")),
     "a start longer than a rollout": ("gpu", "probes", spec("Deployment", progressDeadlineSeconds=600)),
+    "more workers than cores": ("gpu", "workers", setting(DIFFUSION_HTTP_WORKERS="8")),
     "root": ("cpu", "restricted", lambda found: pod(found).update(securityContext={})),
     "a metric without a rule": ("hpa", "measured", backlog(metric={"name": "diffusion_queue_seconds"})),
     "a metric that is not exported": ("keda", "measured", trigger(query="sum(diffusion_refused_total)")),

@@ -43,7 +43,7 @@ def run(
 def test_scenarios_have_statistics_by_model(checkpoints: Path, tmp_path: Path, scenario: str) -> None:
     cost = {"simulate": {"t0_ms": 1, "t1_ms": 0.01}}
     models = json.dumps({name: {"checkpoint": str(checkpoints / "dit")} | cost for name in ("dit", "unet")})
-    with (tmp_path / "log").open("w+") as log, serving(checkpoints, log, models=models) as (_, url):
+    with (tmp_path / "log").open("w+") as log, serving(checkpoints, log, models=models, http_workers=2) as (_, url):
         for seconds in (3, 20):  # on a busy machine nothing may have ended after three
             ended, stats = run(url, tmp_path, scenario, seconds)
             if {"/generate dit", "/generate unet"} <= set(stats):

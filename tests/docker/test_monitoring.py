@@ -16,10 +16,9 @@ import yaml
 from prometheus_client import generate_latest
 
 from benchmarks.client import reserved_port
-from service.local import create_app
-from service.settings import ModelEntry, Settings
+from service.settings import Settings
 from tests.metrics import registry
-from tests.service.conftest import Running, running
+from tests.service.process import serving
 from tests.skips import needs
 from tests.waiting import wait_until
 
@@ -31,6 +30,7 @@ DATA_SOURCE = DOCKER / "grafana" / "provisioning" / "datasources" / "prometheus.
 VARIABLES = {"$__rate_interval": "10s", "$model": ".*"}
 SELECTOR = re.compile(r"\b(?:diffusion_\w+|up)(?:\{[^}]*\})?")
 JOB = "stepwise"
+WORKERS = 2
 
 needs_prometheus = needs("prometheus")  # promtool comes with it
 
@@ -87,13 +87,13 @@ class Prometheus:
 
 
 @contextmanager
-def scraping(service: Running, folder: Path) -> Iterator[Prometheus]:
+def scraping(url: str, folder: Path) -> Iterator[Prometheus]:
     """Prometheus with the project's rules and a scrape every second."""
     config = yaml.safe_load(CONFIG.read_text())
     config["global"] |= {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(RULES)]
     for job in config["scrape_configs"]:
-        job["static_configs"] = [{"targets": [service.url.removeprefix("http://")]}]
+        job["static_configs"] = [{"targets": [url.removeprefix("http://")]}]
     config["scrape_configs"] = [job for job in config["scrape_configs"] if job["job_name"] == JOB]
     path = folder / "prometheus.yml"
     path.write_text(yaml.safe_dump(config))
@@ -118,12 +118,12 @@ def answers(client: httpx.Client) -> bool:
 
 
 @contextmanager
-def load(service: Running) -> Iterator[None]:
+def load(url: str) -> Iterator[None]:
     """Short requests to both models, until the block ends."""
     stop, statuses = threading.Event(), set[int]()
 
     def ask(model: str) -> None:
-        with httpx.Client(base_url=service.url, timeout=60) as client:
+        with httpx.Client(base_url=url, timeout=60) as client:
             while not stop.wait(0.02):
                 query = {"model": model, "class": 1, "steps": 10, "guidance": 2}
                 statuses.add(client.post("/generate", params=query).status_code)
@@ -142,15 +142,17 @@ def load(service: Running) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def prometheus(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """Under load and with some scrapes behind it."""
+    """Of a service with two HTTP workers, under load and with some scrapes behind it."""
     cost = {"t0_ms": 1, "t1_ms": 0.1}
-    models = {
-        name: ModelEntry.model_validate({"checkpoint": checkpoints / name, "simulate": cost})
-        for name in ("dit", "unet")
-    }
-    app = create_app(Settings(models=models, device="cpu", max_rows=8))
+    models = {name: {"checkpoint": str(checkpoints / name), "simulate": cost} for name in ("dit", "unet")}
+    given = {"models": json.dumps(models), "http_workers": WORKERS}
     folder = tmp_path_factory.mktemp("prometheus")
-    with running(app) as service, load(service), scraping(service, folder) as live:
+    with (
+        (folder / "service").open("w") as log,
+        serving(checkpoints, log, **given) as (_, url),
+        load(url),
+        scraping(url, folder) as live,
+    ):
         scrapes = 'min(count_over_time(diffusion_requests_total{outcome="ok"}[10s])) >= 4'
         wait_until(lambda: bool(live.ask(scrapes)))
         wait_until(lambda: bool(live.numbers("model:diffusion_slow_answers:ratio_rate6h")))
@@ -208,6 +210,19 @@ def test_a_rule_can_be_computed_and_no_alert_is_up(prometheus: Prometheus, rule:
 def test_what_is_selected_exists(prometheus: Prometheus, selector: str) -> None:
     """Metrics, labels and their values, the bucket bound of the objective among them."""
     assert prometheus.ask(selector)
+
+
+@needs_prometheus
+def test_workers_share_their_series(prometheus: Prometheus) -> None:
+    """An instance has one value a model, whichever worker is scraped; only connections are told by worker."""
+    assert len(prometheus.ask("diffusion_worker_connections")) == WORKERS
+    assert len(prometheus.ask("diffusion_backlog_seconds")) == 2
+    assert prometheus.numbers("sum(resets(diffusion_images_total[10s]))") == [0]
+
+
+def test_the_alert_on_connections_comes_before_the_limit() -> None:
+    (bound,) = re.findall(r"\d+$", rule_queries()["StepwiseConnections"])
+    assert 0.8 < int(bound) / Settings.model_fields["max_connections"].default < 1
 
 
 @needs_prometheus

@@ -164,6 +164,13 @@ def test_nothing_that_is_served_imports_what_only_unix_has() -> None:
     assert ended.returncode == 0, ended.stderr
 
 
+def test_windows_is_refused_in_one_sentence() -> None:
+    code = "import sys, run, service.supervisor; sys.platform = 'win32'; sys.exit(run.main(['serve']))"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "error: the service needs Linux or macOS; on Windows, run it in WSL\n"
+
+
 def test_a_port_that_the_system_chooses_is_told(checkpoints: Path, tmp_path: Path) -> None:
     with (tmp_path / "log").open("w") as log, reserved_port() as metrics_port:
         settings = environment(checkpoints=checkpoints, device="cpu", max_rows=4, metrics_port=metrics_port)
