@@ -1,8 +1,11 @@
 """The tables and the picture of docs/gpu.md, from what a GPU gave (docs/gpu.jsonl).
 
-python -m benchmarks.gpu_report
+    python -m benchmarks.gpu_report [results.jsonl]
+
+With a file of results it prints their tables, and writes nothing.
 """
 
+import argparse
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -76,13 +79,15 @@ def kernels(results: Results) -> str:
     found = [r for r in results if r["part"] == "kernel times" and "kernel" in r]
     (ceiling,) = (r["ceiling_GB_s"] for r in results if r["part"] == "kernel times" and "ceiling_GB_s" in r)
     times = {(r["kernel"], r["rows"]): r for r in found}
-    rows = []
-    for kernel in dict.fromkeys(r["kernel"] for r in found):
-        few, many = times[kernel, 1], times[kernel, 256]
+    counts, rows = {r["rows"] for r in found}, []
+    fewest, most = min(counts), max(counts)
+    for kernel in (kernel for kernel, count in times if count == most and (kernel, fewest) in times):
+        few, many = times[kernel, fewest], times[kernel, most]
         theirs = next((r for key, r in many.items() if key.endswith("us") and "ours" not in key), None)
         share = f"{100 * many['GB_s'] / ceiling:.0f} %" if "GB_s" in many else ""
         rows.append([kernel, few["ours_us"], many["ours_us"], figure(theirs), share])
-    return table(["kernel", "1 row, us", "256 rows, us", "torch, 256 rows", "of the copy bandwidth"], rows)
+    first, last = (f"{count} row{'s' * (count > 1)}" for count in (fewest, most))
+    return table(["kernel", f"{first}, us", f"{last}, us", f"torch, {last}", "of the copy bandwidth"], rows)
 
 
 def engine(results: Results) -> str:
@@ -167,12 +172,25 @@ def plot(results: Results, path: Path) -> None:
         drawn.savefig(path, metadata={"Date": None})
 
 
+BLOCKS = {"steps": steps, "kernel times": kernels, "engine alone": engine, "load": service}  # by their results
+
+
 def fill(page: str, results: Results) -> str:
-    blocks = {made.__name__: made(results) for made in (steps, kernels, engine, service)}
-    return pages.fill(page, "gpu", blocks)
+    return pages.fill(page, "gpu", {made.__name__: made(results) for made in BLOCKS.values()})
+
+
+def show(results: Results) -> str:
+    """The tables of a run that may lack some of them."""
+    parts = {result["part"] for result in results}
+    return "\n\n".join(made(results) for part, made in BLOCKS.items() if part in parts)
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="?", type=Path)
+    if path := parser.parse_args().results:
+        print(show(read(path)))
+        return
     results, page = read(ROOT / "docs" / "gpu.jsonl"), ROOT / "docs" / "gpu.md"
     page.write_text(fill(page.read_text(), results))
     plot(results, ROOT / "docs" / "gpu.svg")

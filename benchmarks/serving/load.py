@@ -4,6 +4,7 @@ A latency counts from the time at which the request was due, so a slow server ca
 """
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -53,15 +54,22 @@ async def offer(
     return answers
 
 
-async def repeat(client: Client, workload: Closed, write: Write) -> list[Answer]:
-    """Clients that ask again when they are answered, until the time is over."""
-    answers, started, request = list[Answer](), time.monotonic(), write(workload.kind)
+async def repeat(
+    client: Client, workload: Closed, write: Write, kinds: Iterable[Kind] | None = None
+) -> list[Answer]:
+    """Clients that ask again when they are answered, until the time is over.
+
+    kinds: what they ask for in turn; by default always the workload's own.
+    """
+    answers, started = list[Answer](), time.monotonic()
+    coming = iter(kinds or itertools.repeat(workload.kind))
 
     async def one() -> None:
         while (due := time.monotonic() - started) < workload.seconds:
-            reply = await ask(client, request, started + due + TIMEOUT)
+            kind = next(coming)
+            reply = await ask(client, write(kind), started + due + TIMEOUT)
             latency, outcome = time.monotonic() - started - due, outcome_of(reply)
-            answers.append(Answer(workload.kind, due, latency, outcome, reply and reply.retry_after))
+            answers.append(Answer(kind, due, latency, outcome, reply and reply.retry_after))
             if outcome != OK:
                 await asyncio.sleep(0.01)  # a client that is refused at once must not spin
 

@@ -8,6 +8,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Literal, Protocol
 
 import uvicorn
 from fastapi import FastAPI, Response
@@ -17,10 +18,18 @@ from benchmarks.serving.others.device import Pipelines, Settings
 Waiting = tuple[Settings, "asyncio.Future[bytes]"]
 
 
+class Runs(Protocol):
+    """What the batcher is in front of."""
+
+    def run(self, settings: Settings, images: int) -> list[bytes]:
+        """Whole requests of equal settings; blocks, and returns a PNG each."""
+        ...
+
+
 class Batcher:
     """A queue in front of the pipelines."""
 
-    def __init__(self, pipelines: Pipelines, max_rows: int):
+    def __init__(self, pipelines: Runs, max_rows: int):
         self._pipelines, self._max_rows = pipelines, max_rows
         self._waiting: deque[Waiting] = deque()
         self._news = asyncio.Event()
@@ -44,13 +53,14 @@ class Batcher:
 
     def _next_batch(self) -> list[Waiting]:
         settings = self._waiting[0][0]
-        batch = [waiting for waiting in self._waiting if waiting[0] == settings][: self._max_rows // settings.rows]
+        most = max(1, self._max_rows // settings.rows)
+        batch = [waiting for waiting in self._waiting if waiting[0] == settings][:most]
         taken = {id(answer) for _, answer in batch}
         self._waiting = deque(waiting for waiting in self._waiting if id(waiting[1]) not in taken)
         return batch
 
 
-def create_app(pipelines: Pipelines, max_rows: int) -> FastAPI:
+def create_app(pipelines: Runs, max_rows: int) -> FastAPI:
     batcher = Batcher(pipelines, max_rows)
 
     @asynccontextmanager
@@ -72,14 +82,18 @@ def create_app(pipelines: Pipelines, max_rows: int) -> FastAPI:
     return app
 
 
+def serve(pipelines: Runs, max_rows: int, port: int, http: Literal["auto", "httptools"] = "httptools") -> None:
+    app = create_app(pipelines, max_rows)
+    uvicorn.run(app, port=port, loop="uvloop", http=http, log_level="warning", access_log=False)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--costs", required=True)
     parser.add_argument("--rows", type=int, required=True)
     given = parser.parse_args()
-    app = create_app(Pipelines(given.costs, given.rows), given.rows)
-    uvicorn.run(app, port=given.port, loop="uvloop", http="httptools", log_level="warning", access_log=False)
+    serve(Pipelines(given.costs, given.rows), given.rows, given.port)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,112 @@
+"""The engine with CUDA graphs against itself and against the plain runner, with the shipped checkpoints.
+
+python -m benchmarks.gpu.graphs
+
+The same requests arrive in the same order, so all that differs is how a step runs.
+"""
+
+import argparse
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.gpu.device import DEVICE, DRY, DTYPE, SHIPPED, graph_device, graph_runner, model_of, parse
+from benchmarks.gpu.results import guarded, note
+from models.samplers import SAMPLERS
+from service.engine.core import EngineConfig, EngineCore
+from service.engine.plan import compile_plan
+from service.engine.request import Request
+from service.engine.runner import ModelRunner
+from service.wire.messages import SamplingParams
+
+ROWS, PLAIN_ROWS = (2, 2) if DRY else (128, 16)
+STEPS = (1, 2) if DRY else (1, 2, 5, 10, 20)
+MANY, FEW = (3, 2) if DRY else (60, 30)  # requests
+
+Images = dict[tuple[str, int], np.ndarray]  # by request and place in it
+
+
+def requests(core: EngineCore, count: int, seed: int, deterministic: bool = False) -> list[Request]:
+    """Of one to three images, with every sampler; without those that a schedule refuses."""
+    rng, made, config = random.Random(seed), list[Request](), core.runners["model"].config
+    for number in range(count):
+        seeds = tuple(rng.getrandbits(53) for _ in range(rng.randint(1, 3)))
+        guidance = 1.0 if rng.random() < 0.4 else rng.uniform(1.1, 3.0)
+        interval, sampler = (rng.choice([0.0, 0.0, 0.3]), 1.0), rng.choice(list(SAMPLERS))
+        params = SamplingParams(
+            "model", rng.randrange(10), rng.choice(STEPS), sampler, guidance, interval, seeds,
+            deterministic=deterministic,
+        )  # fmt: skip
+        try:
+            plan = compile_plan(config, params)
+        except ValueError:
+            continue
+        made.append(Request(str(number), params, plan, num_previews=rng.choice([0, 0, 2])))
+    return made
+
+
+def run(core: EngineCore, waiting: list[Request], order: int) -> Images:
+    """Some arrive before each step, in an order that the number decides.
+
+    Raises:
+        RuntimeError: a request failed.
+    """
+    rng, images = random.Random(order), Images()
+    rng.shuffle(waiting)
+    while waiting or core.has_work:
+        for _ in range(min(rng.randint(0, 4), len(waiting))):
+            core.add(waiting.pop())
+        for request in core.step().ended:
+            if request.error:
+                raise RuntimeError(request.error)
+            images |= {(request.request_id, i): np.array(image) for i, image in request.images.items()}
+    return images
+
+
+def difference(a: Images, b: Images) -> dict[str, float]:
+    """Of 255."""
+    apart = [np.abs(a[key].astype(int) - b[key]) for key in a]
+    largest = np.array([image.max() for image in apart])
+    return {
+        "images": len(a),
+        "equal": int((largest == 0).sum()),
+        "max": int(largest.max()),
+        "p95_of_max": float(np.percentile(largest, 95)),
+        "mean": round(float(np.mean([image.mean() for image in apart])), 4),
+    }
+
+
+def compare(name: str, dtype: torch.dtype) -> None:
+    plain = ModelRunner(*model_of(name), DEVICE, dtype, ROWS)
+    runners = {"graph": graph_runner(name, ROWS, graph_device(), dtype), "plain": plain}
+    label, seen = {"model": name, "dtype": str(dtype).removeprefix("torch.")}, dict[str, list[Images]]()
+    cores = {}
+    for kind, runner in runners.items():
+        core = cores[kind] = EngineCore({"model": runner}, EngineConfig(PLAIN_ROWS if kind == "plain" else None))
+        core.warm_up("model")
+        seen[kind] = [run(core, requests(core, MANY, 0), order) for order in (1, 1, 2)]
+    facts: dict[str, Any] = {
+        "graph_twice_same_order": difference(*seen["graph"][:2]),
+        "plain_twice_same_order": difference(*seen["plain"][:2]),
+        "graph_against_plain": difference(seen["graph"][0], seen["plain"][0]),
+        "graph_in_another_order": difference(*seen["graph"][1:]),
+    }
+    note("graphs", **label, **facts)
+    core = cores["graph"]
+    if core.repeats_itself["model"]:
+        once, again = (run(core, requests(core, FEW, 3, True), order) for order in (5, 6))
+        note("deterministic mode in two orders", **label, **difference(once, again))
+
+
+def main() -> None:
+    parse(argparse.ArgumentParser(description=__doc__))
+    for name in SHIPPED:
+        for dtype in (DTYPE,) if DRY else (DTYPE, torch.float32):
+            with guarded("graphs", model=name, dtype=str(dtype)):
+                compare(name, dtype)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""The real server over HTTP: when it is ready, whether its images are right, and how long a lone request takes.
+
+python -m benchmarks.gpu.served
+
+The reference is the plain loop on the CPU in float32.
+"""
+
+import argparse
+import asyncio
+import io
+import signal
+import time
+from typing import Any
+
+import aiohttp
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.client import serving
+from benchmarks.gpu.device import DEVICE, DRY, SHIPPED, model_of, parse
+from benchmarks.gpu.results import guarded, note
+from models.samplers import Guidance, build_table, sample, to_uint8
+from models.schedule import NoiseSchedule, Prediction
+
+SETTINGS = {"device": DEVICE.type, "max_requests": 4096, "log_level": "warning"}
+SETTINGS["keep_alive_seconds"] = 60  # connections outlast the reference, which blocks the client's loop
+SMALL = {"dtype": "float32", "max_rows": 8, "threads": 1, "http_workers": 1}
+CLASSES = 2 if DRY else 10
+COMPANY = 8 if DRY else 64  # requests at once
+REPEATS = 3 if DRY else 60
+
+
+class Asking:
+    """A client of the server."""
+
+    def __init__(self, session: aiohttp.ClientSession):
+        self._session = session
+        self.timing = ""  # of the last answer: what the server says of it
+
+    async def picture(self, **fields: Any) -> np.ndarray:
+        """[H, W, C]."""
+        async with self._session.post("/generate", params={k: str(v) for k, v in fields.items()}) as answer:
+            content = await answer.read()
+            if answer.status != 200:
+                raise RuntimeError(f"{answer.status}: {content[:300]!r}")
+            self.timing = answer.headers.get("Server-Timing", "")
+        return np.atleast_3d(np.array(Image.open(io.BytesIO(content))))
+
+
+def reference(name: str, labels: list[int], seeds: list[int]) -> np.ndarray:
+    """uint8 [n, H, W, C]."""
+    model, config = model_of(name)
+    how = config.default_sampling
+    schedule, prediction = NoiseSchedule(config.schedule), Prediction(config.prediction)
+    table = build_table(schedule, prediction, how["sampler"], how["steps"])
+    guidance = Guidance(how["guidance"], *how["guidance_interval"])
+    rows = torch.tensor(labels), torch.tensor(seeds)
+    return to_uint8(sample(model, table, *rows, config.image_shape, guidance=guidance)).permute(0, 2, 3, 1).numpy()
+
+
+def apart(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+    difference = np.abs(a.astype(int) - b.astype(int))
+    mean, p99 = round(float(difference.mean()), 3), int(np.percentile(difference, 99))
+    return {"mean": mean, "p99": p99, "max": int(difference.max())}
+
+
+async def compare_with_the_cpu(server: Asking, name: str) -> None:
+    labels = list(range(CLASSES))
+    seeds = [1000 + label for label in labels]
+    fields = [{"model": name, "class": label, "seed": seed} for label, seed in zip(labels, seeds, strict=True)]
+    images = np.stack([await server.picture(**each) for each in fields])
+    facts = apart(images, reference(name, labels, seeds))
+    note("images over HTTP against the CPU in float32", model=name, **facts, spread=int(images.std()))
+
+
+async def compare_with_company(server: Asking) -> None:
+    """The same requests alone, then all at once, where some may be refused."""
+    fields = [
+        {
+            "model": SHIPPED[i % 2],
+            "class": i % 10,
+            "seed": 5000 + i,
+            "steps": (5, 10, 20)[i % 3],
+            "guidance": (1.0, 2.0)[i // 2 % 2],
+        }
+        for i in range(COMPANY)
+    ]
+    alone = [await server.picture(**each) for each in fields]
+    together = await asyncio.gather(*(server.picture(**each) for each in fields), return_exceptions=True)
+    pairs = [(a, b) for a, b in zip(alone, together, strict=True) if not isinstance(b, BaseException)]
+    ones, others = (np.stack(images) for images in zip(*pairs, strict=True))
+    note("alone against company", images=COMPANY, refused=COMPANY - len(pairs), **apart(ones, others))
+
+
+async def time_alone(server: Asking, name: str) -> None:
+    times = []
+    for seed in range(REPEATS):
+        began = time.perf_counter()
+        await server.picture(model=name, seed=seed, **{"class": 1})
+        times.append(1000 * (time.perf_counter() - began))
+    p50, p95 = (round(float(value), 2) for value in np.percentile(times, (50, 95)))
+    note("latency of a lone request", model=name, p50_ms=p50, p95_ms=p95, server_timing=server.timing)
+
+
+async def measure() -> None:
+    began = time.monotonic()
+    async with serving(**(SETTINGS | (SMALL if DRY else {}))) as running:
+        note("server", ready_s=round(time.monotonic() - began, 1))
+        server = Asking(running.session)
+        for name in SHIPPED:
+            with guarded("images over HTTP", model=name):
+                await compare_with_the_cpu(server, name)
+        with guarded("alone against company"):
+            await compare_with_company(server)
+        for name in SHIPPED:
+            with guarded("latency of a lone request", model=name):
+                await time_alone(server, name)
+
+
+def main() -> None:
+    parse(argparse.ArgumentParser(description=__doc__))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a time limit ends the server, too
+    asyncio.run(measure())
+
+
+if __name__ == "__main__":
+    main()

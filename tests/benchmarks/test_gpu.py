@@ -1,0 +1,228 @@
+"""What measures a GPU runs on a CPU, too, so that it stays in step with the code. Figures mean nothing there."""
+
+import asyncio
+import io
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks import gpu_report, kernels, steps
+from benchmarks.gpu import device, engine, graphs, load, machine, pipelines, poison, profile_step, results, served
+from benchmarks.serving.load import Answer
+from benchmarks.serving.others.device import Settings
+from benchmarks.serving.others.fastapi_batcher import Batcher
+from benchmarks.serving.workloads import Closed, Kind, Open
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "benchmarks" / "gpu"
+
+pytestmark = pytest.mark.skipif(not device.DRY, reason="is a dry run, for machines without a CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where results go."""
+    monkeypatch.setenv("OUT", str(tmp_path))
+    monkeypatch.setattr("sys.argv", ["program", "--dry"])
+    return tmp_path / "results.jsonl"
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All results; none of them is a failure."""
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [result for result in found if result["part"] == "failed"] == []
+    return found
+
+
+def test_kernels_and_steps_give_the_tables(out: Path) -> None:
+    kernels.measure_all([1])
+    steps.measure("dit", [1, 2], [1])
+    found = gpu_report.read(out)
+    cases = [case.kernel for case in kernels.cases(1)]
+    assert [line.split(" | ")[0] for line in gpu_report.kernels(found).splitlines()[2:]] == [
+        f"| {kernel}" for kernel in cases
+    ]
+    one, two = (result for result in read(out) if result["part"] == "steps")
+    assert set(gpu_report.WAYS) | {"part", "model", "rows", "fused_us"} == set(one)
+    assert set(one) - set(two) == {"compiled_us", "compiled_graph_us"}
+    assert "| DiT, shipped | 2 |" in gpu_report.show(found)
+
+
+def test_the_page_has_the_kernels_that_are_timed() -> None:
+    page = gpu_report.read(ROOT / "docs" / "gpu.jsonl")
+    measured = {r["kernel"] for r in page if r["part"] == "kernel times" and "kernel" in r}
+    assert {case.kernel for case in kernels.cases(1)} == measured
+
+
+def test_a_plain_step_is_that_of_the_engine() -> None:
+    """Both take rows through the same network, so their times may be compared."""
+    model, config = device.model_of("dit")
+    seen = []
+    model.register_forward_pre_hook(lambda _, arguments: seen.append([t.shape for t in arguments]))
+    steps.plain_step(model.to(device.DTYPE), config, 3)()
+    assert seen == [[(3, 3, 32, 32), (3,), (3,)]]
+
+
+def test_the_machine_and_the_profiler(out: Path) -> None:
+    machine.main()
+    profile_step.measure("dit", 1)
+    versions, peaks, launches, profile = read(out)
+    assert versions["torch"]
+    assert peaks["copy_TB_s"] >= 0
+    assert set(launches) == {"part", "eager_launch_us", "graph_launch_us"}
+    assert profile["kernels"] > 100
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        ("_convolution_kernel", "convolutions"),
+        ("_group_norm_kernel", "norms"),
+        ("_deferred_sum_kernel", "sums and joins"),
+        ("nvjet_tst_64x8_64x16_4x1_v_bz_TNT", "products"),
+        ("void at::native::vectorized_elementwise_kernel", "other"),
+    ],
+)
+def test_kernels_have_a_kind(kernel: str, kind: str) -> None:
+    assert profile_step.kind_of(kernel) == kind
+
+
+def test_the_engine_by_itself(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "SECONDS", 0.05)
+    monkeypatch.setattr(engine, "CROWDS", (1,))
+    engine.measure(["dit"])
+    assert "| DiT, shipped | 1 |" in gpu_report.engine(read(out))
+
+
+def test_graphs_are_compared(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"ROWS": 2, "PLAIN_ROWS": 2, "MANY": 1, "FEW": 1, "STEPS": (1,)}.items():
+        monkeypatch.setattr(graphs, name, value)
+    graphs.compare("dit", torch.float32)
+    found = read(out)[0]
+    assert found["graph_twice_same_order"]["equal"] == found["graph_twice_same_order"]["images"]
+    assert found["graph_against_plain"]["max"] <= 1
+
+
+def test_a_difference_is_seen() -> None:
+    a = {("r", 0): np.zeros((2, 2), np.uint8), ("r", 1): np.zeros((2, 2), np.uint8)}
+    b = a | {("r", 1): np.full((2, 2), 200, np.uint8)}
+    assert graphs.difference(a, b) == {"images": 2, "equal": 1, "max": 200, "p95_of_max": 190.0, "mean": 100.0}
+    assert served.apart(a["r", 0], b["r", 1]) == {"mean": 200.0, "p99": 200, "max": 200}
+
+
+def test_a_reference_is_a_picture() -> None:
+    picture = served.reference("dit", [3], [5])
+    assert (picture.shape, picture.dtype) == ((1, 32, 32, 3), np.uint8)
+    assert picture.std() > 20
+
+
+def test_what_is_allocated_holds_nan() -> None:
+    assert poison.poisoned(torch.empty)(3).isnan().all()
+    assert poison.poisoned(torch.empty_like)(torch.zeros(2, dtype=torch.int64)).dtype == torch.int64
+
+
+def test_the_batcher_runs_real_networks() -> None:
+    networks = pipelines.Networks(rows=2, graphs=True)
+    pictures = networks.run(Settings("dit", 2, 1.5), 2)  # four rows, which no graph has
+    pictures += networks.run(Settings("unet", 2, 1.0), 2)
+    assert {Image.open(io.BytesIO(picture)).size for picture in pictures} == {(32, 32)}
+
+
+def test_a_batcher_of_one_row_takes_one_request() -> None:
+    taken = []
+
+    class Pipeline:
+        def run(self, settings: Settings, images: int) -> list[bytes]:
+            taken.append(images)
+            return [b""] * images
+
+    async def run() -> None:
+        batcher = Batcher(Pipeline(), 1)
+        running = asyncio.create_task(batcher.run())
+        await asyncio.gather(*(batcher.submit(Settings("dit", 2, 1.5)) for _ in range(3)))
+        running.cancel()
+
+    asyncio.run(run())
+    assert taken == [1, 1, 1]
+
+
+def test_loads_are_divided_among_processes() -> None:
+    closed, rate = load.Cell("ours", "npy16", 64).share(4), load.Cell("ours", "mixed", rate=40.0).share(4)
+    assert isinstance(closed, Closed)
+    assert (closed.clients, closed.form, closed.kind.images) == (16, "npy", 16)
+    assert isinstance(rate, Open)
+    assert len(list(rate.arrivals())) == pytest.approx(10 * load.SECONDS, abs=4 * (10 * load.SECONDS) ** 0.5)
+
+
+def test_every_load_has_a_place_in_the_table() -> None:
+    servers = {*load.OURS, *load.OTHERS}
+    assert {cell.server for cell in load.cells()} == servers <= set(gpu_report.SERVERS)
+    assert {cell.workload for cell in load.cells()} <= set(gpu_report.LOADS)
+
+
+def test_mixed_clients_ask_for_both_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    async def repeat(client: Any, workload: Closed, write: Any, kinds: Iterator[Kind] | None) -> list[Answer]:
+        seen.append([write(kind) for kind in islice(kinds or [], 40)])
+        return []
+
+    monkeypatch.setattr(load, "repeat", repeat)
+    for workload in ("mixed", "same"):
+        load.ask("ours", 1, load.Cell("ours", workload, 2).share(1), seed=0)
+    mixed, same = (b"".join(requests) for requests in seen)
+    assert mixed.count(b"model=dit") + mixed.count(b"model=unet") == 40
+    assert 10 < mixed.count(b"model=dit") < 30
+    assert same == b""  # always the workload's own
+
+
+def test_a_failure_is_a_result(out: Path) -> None:
+    with results.guarded("steps", model="dit"):
+        raise ValueError("too large")
+    (failed,) = (json.loads(line) for line in out.read_text().splitlines())
+    assert (failed["part"], failed["of"], failed["error"]) == ("failed", "steps", "ValueError: too large")
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")
+def test_shellcheck_finds_nothing() -> None:
+    scripts = [str(path.relative_to(ROOT)) for path in FOLDER.glob("*.sh")]
+    done = subprocess.run(["shellcheck", "-x", *scripts], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def run_parts(script: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    """Lines of bash after setup.sh, with a python that knows every module."""
+    (tmp_path / "python").write_text("#!/bin/sh\nexit 0\n")
+    (tmp_path / "python").chmod(0o755)
+    given = {"PATH": "/usr/bin:/bin", "OUT": str(tmp_path / "out"), "GPU_SCRATCH": str(tmp_path / "scratch")}
+    return subprocess.run(
+        ["bash", "-uc", f"set -- --dry\n. benchmarks/gpu/setup.sh\n{script}"],
+        cwd=ROOT,
+        env=given | {"PYTHON": str(tmp_path / "python")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_part_that_fails_ends_no_other_and_the_whole_fails(tmp_path: Path) -> None:
+    done = run_parts("part bad 9 sh -c 'echo why; exit 3'\npart good 9 echo \"{'a': 1}\"\nfinish", tmp_path)
+    assert done.returncode == 1
+    found = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert [(r["name"], r["exit"], r["last"]) for r in found] == [("bad", 3, "why"), ("good", 0, "a: 1")]
+    assert "== bad: exit 3" in done.stdout
+    assert (tmp_path / "out" / "logs" / "good.txt").read_text() == "{'a': 1}\n"
+
+
+def test_a_run_without_failures_ends_well(tmp_path: Path) -> None:
+    done = run_parts("part good 9 true\nfinish", tmp_path)
+    assert done.returncode == 0, done.stderr
