@@ -48,13 +48,16 @@ class Point:
 
 
 def sheets() -> Iterator[Point]:
-    """The declared part of the search: every sampler, spacing, number of steps, scale and kind of interval."""
+    """The declared part of the search: every sampler, spacing, number of steps, scale and kind of interval.
+
+    Coarse, because the neighbours of the best points are measured behind it.
+    """
+    for scale, interval in product((1.25, 1.5, 2.0, 3.0), INTERVALS):
+        yield Point(5, "dpmpp_2m", "trailing", scale, *interval)
+    for steps, spacing, sampler in product((3, 5, 8), SPACINGS, ("dpmpp_2m", "ab2")):
+        yield Point(steps, sampler, spacing)
     for steps, sampler in product(STEPS, SAMPLERS):
         yield Point(steps, sampler)
-    for steps, spacing, sampler in product((2, 3, 4, 5, 6, 8, 10), SPACINGS, ("dpmpp_2m", "ab2")):
-        yield Point(steps, sampler, spacing)
-    for steps, scale, interval in product((5, 10), SCALES, INTERVALS):
-        yield Point(steps, "dpmpp_2m", "trailing", scale, *interval)
     for steps in STEPS:
         yield Point(steps, guidance=1.0)
 
