@@ -15,8 +15,6 @@ from starlette.types import Scope
 
 from service.web.errors import (
     PROBLEMS,
-    BodyTooLarge,
-    ClientError,
     FieldError,
     InvalidRequest,
     MethodNotAllowed,
@@ -122,15 +120,11 @@ def answer(scope: Scope | Request, error: ServiceError) -> Response:
 
 
 def install(app: FastAPI, fields: Fields) -> None:
-    """Answer every error of the application in the dialect of its path.
+    """Answer the errors of FastAPI itself in the dialect of the path; middleware.py answers all others.
 
     Args:
         fields: of GET /generate, whose query FastAPI reads; the other routes read their fields themselves.
     """
-
-    @app.exception_handler(ServiceError)
-    async def service_error(request: Request, error: ServiceError) -> Response:
-        return answer(request, error)
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> Response:
@@ -138,38 +132,14 @@ def install(app: FastAPI, fields: Fields) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        if error.status_code == 405:
-            return _not_allowed(app, request)
-        response = answer(request, _from_http(error))
-        response.headers.update(error.headers or {})
+        """Its router raises 404 and 405; the routes raise ServiceErrors."""
+        if error.status_code != 405:
+            return answer(request, NotFound("there is nothing at this path: see /openapi.json"))
+        methods = allowed_methods(app, request.scope["path"])
+        text = f"{request.method[:20]} is not allowed here: use {' or '.join(methods)}"
+        response = answer(request, MethodNotAllowed(text))
+        response.headers["Allow"] = ", ".join(methods)
         return response
-
-    @app.exception_handler(Exception)
-    async def internal_error(request: Request, error: Exception) -> Response:
-        response = answer(request, ServiceError("the service failed on this request"))
-        # outside of every middleware
-        response.headers["X-Request-Id"] = request.scope.get("request_id", "")
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        return response
-
-
-def _not_allowed(app: FastAPI, request: Request) -> Response:
-    methods = allowed_methods(app, request.scope["path"])
-    error = MethodNotAllowed(f"{request.method[:20]} is not allowed here: use {' or '.join(methods)}")
-    response = answer(request, error)
-    response.headers["Allow"] = ", ".join(methods)
-    return response
-
-
-def _from_http(error: HTTPException) -> ServiceError:
-    match error.status_code:
-        case 404:
-            return NotFound("there is nothing at this path: see /openapi.json")
-        case 413:
-            return BodyTooLarge(str(error.detail))
-    said = ClientError(str(error.detail))
-    said.status, said.code, said.title = error.status_code, "http-error", str(error.detail)
-    return said
 
 
 def invalid(items: Any, fields: Fields) -> InvalidRequest:

@@ -31,7 +31,6 @@ from service.wire import errors as wire
 
 MAX_FIELD_ERRORS = 10  # in one answer
 MAX_ECHO = 40  # characters of a value that a message repeats
-CLIENT_CLOSED_REQUEST = 499  # nginx's code; nobody is left to read it
 
 
 class FieldError(BaseModel):
@@ -48,6 +47,10 @@ def echo(value: Any) -> str:
     except ValueError:  # Python writes no integer of more than 4300 digits
         return "a number of thousands of digits"
     return text if len(text) <= MAX_ECHO else f"{text[: MAX_ECHO - 3]}..."
+
+
+class ClientGone(Exception):
+    """Nobody is left to read an answer."""
 
 
 class ServiceError(Exception):
@@ -105,6 +108,9 @@ class NotAcceptable(ClientError):
 
 class RequestTimeout(ClientError):
     status, code, title = 408, "request-timeout", "Request timeout"
+
+    def headers(self) -> dict[str, str]:
+        return {"Connection": "close"}
 
 
 class BodyTooLarge(ClientError):

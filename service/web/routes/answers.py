@@ -5,9 +5,8 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from fastapi import Request
-from starlette.responses import Response
 
-from service.web.errors import CLIENT_CLOSED_REQUEST
+from service.web.errors import ClientGone
 from service.web.event_stream import disconnected
 from service.web.generation import Generated
 from service.web.resolve import told_seeds
@@ -17,8 +16,8 @@ T = TypeVar("T")
 NO_STORE = {"Cache-Control": "no-store"}
 
 
-async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
-    """Await work, but cancel it and return None as soon as the client has gone."""
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Await work, but cancel it as soon as the client has gone, and raise ClientGone."""
     task, working, left = asyncio.current_task(), True, False
     assert task is not None  # every request is served by one
 
@@ -31,17 +30,13 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) ->
     leaving.add_done_callback(cancel_work)
     try:
         return await work
-    except asyncio.CancelledError:
+    except asyncio.CancelledError as error:
         if left and task.uncancel() == 0:  # else someone else wants the end of it
-            return None
+            raise ClientGone from error
         raise
     finally:
         working = False
         leaving.cancel()
-
-
-def client_has_gone() -> Response:
-    return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
 def seconds(milliseconds: int | None) -> float | None:

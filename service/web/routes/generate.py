@@ -19,7 +19,6 @@ from service.web.resolve import check_previews
 from service.web.routes.answers import (
     NO_STORE,
     answer_headers,
-    client_has_gone,
     picture_size,
     seconds,
     seed_headers,
@@ -77,8 +76,6 @@ async def generate(request: Request) -> Response:
     if form == "stream":
         return await _stream(generator, fields, params)
     generated = await _finish(request, generator, params, form, fields)
-    if generated is None:
-        return client_has_gone()
     content = generated.result
     if form == "json":
         content = as_json(generated, generator.card(params.model), request.scope["request_id"])
@@ -102,8 +99,6 @@ async def get_image(request: Request, query: Annotated[GenerateFields, Query()])
     if etag and has_tag(request.headers.getlist("if-none-match"), etag):
         return Response(status_code=304, headers=cached)
     generated = await _finish(request, generator, params, form, query)
-    if generated is None:
-        return client_has_gone()
     if (
         not etag or generator.etag(params, form) != etag
     ):  # the device ran out of memory and lowered the rows on the way
@@ -159,7 +154,7 @@ def _lasting_format(fields: GenerateFields, accept: str) -> str:
 
 async def _finish(
     request: Request, generator: Generator, params: SamplingParams, form: str, fields: GenerateFields
-) -> Generated[Any] | None:
+) -> Generated[Any]:
     encode: Any = partial(images.encode, form=form, text=generator.recipe(params))
     if form == "json":
         encode = partial(images.encode_base64, texts=generator.recipes(params))

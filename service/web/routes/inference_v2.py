@@ -15,7 +15,7 @@ from service.web.dialects import INFERENCE, document, invalid
 from service.web.errors import InvalidRequest, UnknownModel, echo
 from service.web.generation import Generator
 from service.web.routes import ops
-from service.web.routes.answers import NO_STORE, answer_headers, client_has_gone, seconds, unless_disconnected
+from service.web.routes.answers import NO_STORE, answer_headers, seconds, unless_disconnected
 from service.web.schemas import MAX_SEED, Fields, GenerateBody, allowed
 from service.web.tensors import (
     LENGTH_HEADER,
@@ -156,8 +156,6 @@ async def infer_model_version(request: Request, model: str, version: str) -> Res
     params, deadline = _resolve(generator, model, asked, inputs)
     outputs = _outputs(asked)
     generated = await unless_disconnected(request, generator.generate(params, np.stack, deadline))
-    if generated is None:
-        return client_has_gone()
     answer = InferenceResponse(model_name=model, model_version=VERSION, id=asked.id, outputs=[])
     arrays = {"images": generated.result, "seed": np.array(params.seeds, np.int64)}
     binary = {name for name in outputs if asked.wants_binary(name)}

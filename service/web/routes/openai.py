@@ -21,7 +21,6 @@ from service.web.resolve import check_previews
 from service.web.routes.answers import (
     NO_STORE,
     answer_headers,
-    client_has_gone,
     picture_size,
     seconds,
     seed_headers,
@@ -168,8 +167,6 @@ async def create_image(request: Request) -> Response:
         headers = seed_headers(params, generator.card(params.model).simulated)
         return await open_stream(picture_events(updates, params, form, size), headers)
     generated = await unless_disconnected(request, generator.generate(params, encode_last, deadline))
-    if generated is None:
-        return client_has_gone()
     pairs = zip(generated.result, params.seeds, strict=True)
     data = [ImageDatum(b64_json=picture, seed=seed) for picture, seed in pairs]
     answer = ImagesResponse(created=int(time.time()), data=data, output_format=form, size=size)
