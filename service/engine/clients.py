@@ -8,8 +8,8 @@ from collections import deque
 
 import msgspec
 
+from service.errors import ServiceError, Unavailable
 from service.wire.control import ATTACH, CONTROL
-from service.wire.errors import EngineError, EngineStopped
 from service.wire.frames import FrameReader, frame
 from service.wire.messages import Cards, FromEngine, FromWorker, Generate, PreviewMessage, Refusal
 
@@ -38,7 +38,7 @@ class Client:
     def send(self, message: FromEngine) -> None:
         self._messages.append(message)
 
-    def refuse(self, number: int, error: EngineError) -> None:
+    def refuse(self, number: int, error: ServiceError) -> None:
         self.send(Refusal.of(number, error))
 
     def show(self, preview: PreviewMessage) -> None:
@@ -170,7 +170,7 @@ class Clients:
         while self.received:
             client, message = self.received.popleft()
             if isinstance(message, Generate):
-                client.refuse(message.number, EngineStopped(reason))
+                client.refuse(message.number, Unavailable.because(reason))
         for client in self._all:
             client.finish(LAST_WORDS_SECONDS)
         self._selector.close()

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
-from service.web.errors import (
+from service.errors import (
     PROBLEMS,
     FieldError,
     InvalidRequest,
@@ -65,7 +65,7 @@ def problem(error: ServiceError, request_id: str) -> dict[str, Any]:
         status=error.status,
         detail=error.detail,
         request_id=request_id,
-        retry_after_seconds=error.retry_after,
+        retry_after_seconds=error.retry_after_seconds,
         retry_after_ms=error.retry_after_ms,
         errors=error.errors,
     )
@@ -87,15 +87,15 @@ class Dialect(NamedTuple):
     say: Any  # (error, request id) -> body
     schema: type[BaseModel]
     media_type: str
-    is_protocol: bool  # somebody else's, with statuses of its own
+    invalid: int  # the status of InvalidRequest; all others are the same everywhere
 
     def status(self, error: ServiceError | type[ServiceError]) -> int:
-        return (error.protocol_status if self.is_protocol else 0) or error.status
+        return self.invalid if error.code == InvalidRequest.code else error.status
 
 
-OWN = Dialect(problem, Problem, "application/problem+json", False)
-OPENAI = Dialect(openai_error, OpenAIError, "application/json", True)
-INFERENCE = Dialect(inference_error, InferenceError, "application/json", True)
+OWN = Dialect(problem, Problem, "application/problem+json", 422)
+OPENAI = Dialect(openai_error, OpenAIError, "application/json", 400)
+INFERENCE = Dialect(inference_error, InferenceError, "application/json", 400)
 
 
 SHAPES = (Problem, OpenAIError, InferenceError)
@@ -115,7 +115,8 @@ def answer(scope: Scope | Request, error: ServiceError) -> Response:
     facts: Mapping[str, Any] = scope.scope if isinstance(scope, Request) else scope
     dialect = dialect_of(facts["path"])
     body = dialect.say(error, facts.get("request_id", ""))
-    headers = error.headers() | {"Cache-Control": "no-store"}
+    retry = {} if error.retry_after is None else {"Retry-After": str(error.retry_after_seconds)}
+    headers = {**error.headers, **retry, "Cache-Control": "no-store"}
     return JSONResponse(body, dialect.status(error), headers, dialect.media_type)
 
 
@@ -136,10 +137,9 @@ def install(app: FastAPI, fields: Fields) -> None:
         if error.status_code != 405:
             return answer(request, NotFound("there is nothing at this path: see /openapi.json"))
         methods = allowed_methods(app, request.scope["path"])
-        text = f"{request.method[:20]} is not allowed here: use {' or '.join(methods)}"
-        response = answer(request, MethodNotAllowed(text))
-        response.headers["Allow"] = ", ".join(methods)
-        return response
+        refusal = MethodNotAllowed(f"{request.method[:20]} is not allowed here: use {' or '.join(methods)}")
+        refusal.headers = {"Allow": ", ".join(methods)}
+        return answer(request, refusal)
 
 
 def invalid(items: Any, fields: Fields) -> InvalidRequest:

@@ -11,8 +11,8 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from service.errors import ServiceError
 from service.web.dialects import dialect_of
-from service.web.errors import ServiceError
 from service.web.generation import Generated, Shown
 from service.wire.messages import SamplingParams
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from hashlib import sha256
 
 from service.api_keys import ApiKey
+from service.errors import QuotaExceeded, Unauthorized
 from service.observe.board import Board, Row
-from service.web.errors import QuotaExceeded, Unauthorized
 
 logger = logging.getLogger(__name__)
 

@@ -11,12 +11,12 @@ from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.errors import BodyTooLarge, ClientGone, HeadersTooLarge, RequestTimeout, ServiceError, UriTooLong
 from service.observe import logs
 from service.observe.metrics import Metrics
 from service.observe.tracing import TraceMiddleware
 from service.settings import Settings
 from service.web.dialects import answer
-from service.web.errors import BodyTooLarge, ClientGone, HeadersTooLarge, RequestTimeout, ServiceError, UriTooLong
 from service.web.keys import KeyRing
 from service.web.protocol import MAX_HEAD
 

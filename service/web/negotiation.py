@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 
-from service.web.errors import NotAcceptable, echo
+from service.errors import NotAcceptable, echo
 
 MAX_RANGES = 32  # of an Accept header; browsers send ten
 

@@ -12,8 +12,8 @@ from uuid import uuid4
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from service.errors import HeadersTooLarge, Malformed, Overloaded, ServiceError
 from service.web.dialects import answer
-from service.web.errors import ClientError, HeadersTooLarge, Overloaded, ServiceError
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ class GuardedProtocol(H11Protocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         too_large = HeadersTooLarge(f"request line and headers are larger than {MAX_HEAD} bytes")
-        self._say(too_large if hint == 431 else _malformed())
+        self._say(too_large if hint == 431 else Malformed("this is no HTTP/1.1 request"))
         self.transport.close()
 
     def _say(self, error: ServiceError) -> None:
@@ -150,12 +150,6 @@ class GuardedProtocol(H11Protocol):
         head = h11.Response(status_code=response.status_code, headers=headers)
         for event in (head, h11.Data(data=bytes(response.body)), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
-
-
-def _malformed() -> ClientError:
-    error = ClientError("this is no HTTP/1.1 request")
-    error.status, error.code, error.title = 400, "malformed-request", "Malformed request"
-    return error
 
 
 def guarded(limits: Limits) -> Any:

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, WithJsonSchema
 
+from service.errors import InvalidRequest, echo
 from service.web.dialects import invalid
-from service.web.errors import InvalidRequest, echo
 from service.web.schemas import Fields
 
 LENGTH_HEADER = "Inference-Header-Content-Length"

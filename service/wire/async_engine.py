@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from service.errors import ServiceError, Unavailable
 from service.observe.board import Board
-from service.wire.errors import EngineError, EngineStopped
 from service.wire.frames import FrameReader, frame
 from service.wire.messages import (
     Abort,
@@ -32,7 +32,7 @@ from service.wire.messages import (
 # closed loop of 64 clients gave 935 images a second instead of 780.
 MESSAGES_A_TURN = 2
 
-Answer = Preview | RequestOutput | EngineError  # any number of previews, then one of the others
+Answer = Preview | RequestOutput | ServiceError  # any number of previews, then one of the others
 
 
 class AsyncEngine:
@@ -76,17 +76,17 @@ class AsyncEngine:
         Leaving the iterator early, or being cancelled in it, aborts the request within one step.
 
         Raises:
-            EngineError: one of those of service/wire/errors.py.
+            ServiceError: the engine refuses, fails or has gone.
         """
         if self._link is None or not self.is_ready:
-            raise EngineStopped(self.gone or "the service is not ready")
+            raise Unavailable.because(self.gone or "the service is not ready")
         number, answers = next(self._numbers), asyncio.Queue[Answer]()
         self._open[number] = answers
         self._link.send(Generate(number, params, deadline_seconds, num_previews))
         try:
             while True:
                 answer = await answers.get()
-                if isinstance(answer, EngineError):
+                if isinstance(answer, ServiceError):
                     raise answer
                 yield answer
                 if isinstance(answer, RequestOutput):
@@ -116,7 +116,7 @@ class AsyncEngine:
         """The engine has closed its end, or its process has died."""
         self.gone = self.gone or "the engine has stopped"
         for number in list(self._open):
-            self._end(number, EngineStopped(self.gone))
+            self._end(number, Unavailable.because(self.gone))
         self.on_loss()
 
 

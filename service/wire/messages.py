@@ -9,7 +9,9 @@ from typing import Any
 
 import msgspec
 
-from service.wire.errors import KINDS, EngineError
+from service.errors import PROBLEMS, FieldError, ServiceError
+
+KINDS = {kind.code: kind for kind in PROBLEMS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +93,17 @@ class OutputMessage(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 class Refusal(msgspec.Struct, frozen=True, tag=True, array_like=True):
     number: int
-    reason: str  # a key of errors.KINDS
-    message: str
-    retry_after: float
-    field: str
+    code: str  # of the error
+    detail: str
+    errors: list[FieldError]
+    retry_after: float | None
 
     @classmethod
-    def of(cls, number: int, error: EngineError) -> "Refusal":
-        return cls(number, error.reason, str(error), error.retry_after, error.field)
+    def of(cls, number: int, error: ServiceError) -> "Refusal":
+        return cls(number, error.code, error.detail, error.errors, error.retry_after)
 
-    def error(self) -> EngineError:
-        return KINDS.get(self.reason, EngineError)(self.message, self.retry_after, self.field)
+    def error(self) -> ServiceError:
+        return KINDS.get(self.code, ServiceError)(self.detail, self.errors, self.retry_after)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fastapi import Request
 
-from service.web.errors import ClientGone
+from service.errors import ClientGone
 from service.web.routes.answers import unless_disconnected
 
 

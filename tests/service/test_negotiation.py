@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.web.errors import NotAcceptable
+from service.errors import NotAcceptable
 from service.web.images import MEDIA_TYPES
 from service.web.negotiation import MAX_RANGES, negotiate
 

@@ -8,9 +8,9 @@ import jsonschema
 import pytest
 import torch
 
+from service.errors import PROBLEMS
 from service.local import create_app
 from service.observe.board import OUTCOMES
-from service.web.errors import PROBLEMS
 from service.web.schemas import FIELD_NAMES
 from tests.checkpoints import write_checkpoint
 from tests.service.conftest import Running, running, tiny_settings

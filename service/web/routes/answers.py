@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
-from service.web.errors import ClientGone
+from service.errors import ClientGone
 from service.web.event_stream import disconnected
 from service.web.generation import Generated
 from service.web.resolve import told_seeds

@@ -6,11 +6,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from service.errors import InvalidRequest
 from service.settings import Settings
 from service.web import event_stream, images
 from service.web.bodies import read_bytes, read_json, read_query, refuse_query, refuse_repeats
 from service.web.dialects import document
-from service.web.errors import InvalidRequest
 from service.web.event_stream import open_stream, picture_events
 from service.web.generation import Generated, Generator
 from service.web.images import MEDIA_TYPES

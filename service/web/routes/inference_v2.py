@@ -10,9 +10,9 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ValidationError
 from starlette.responses import JSONResponse, Response
 
+from service.errors import InvalidRequest, UnknownModel, echo
 from service.web.bodies import read_bytes, refuse_query
 from service.web.dialects import INFERENCE, document, invalid
-from service.web.errors import InvalidRequest, UnknownModel, echo
 from service.web.generation import Generator
 from service.web.routes import ops
 from service.web.routes.answers import NO_STORE, answer_headers, seconds, unless_disconnected

@@ -11,10 +11,10 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response
 
+from service.errors import InvalidRequest, UnknownModel, echo
 from service.web import event_stream, images
 from service.web.bodies import read_json, refuse_query
 from service.web.dialects import OPENAI, document
-from service.web.errors import InvalidRequest, UnknownModel, echo
 from service.web.event_stream import NO_TOKENS, open_stream, picture_events
 from service.web.generation import Generator
 from service.web.resolve import check_previews

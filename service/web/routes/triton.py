@@ -10,10 +10,10 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
+from service.errors import InvalidRequest, UnknownModel
 from service.observe.metrics import Metrics
 from service.web.bodies import read_bytes
 from service.web.dialects import INFERENCE, document
-from service.web.errors import InvalidRequest, UnknownModel
 from service.web.routes.inference_v2 import PLATFORM, UNKNOWN, VERSION, find_generator
 
 router = APIRouter(prefix="/v2", tags=["Open Inference"])

@@ -11,10 +11,10 @@ from service.engine.clients import Clients
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.loop import EngineLoop
 from service.engine.request import Request
+from service.errors import Unavailable
 from service.observe.board import Board, EngineBoard, ModelStats, StepStats, layout
 from service.wire.async_engine import Answer, AsyncEngine, read
 from service.wire.control import ATTACH, CONTROL, STOP
-from service.wire.errors import EngineStopped
 from service.wire.frames import FrameReader, frame
 from service.wire.messages import (
     Abort,
@@ -150,7 +150,7 @@ class Desk:
             self._socket.sendall(frame([message]))
         with self._lock:
             if self._closed and not self.answers[name]:
-                self.answers[name].append(EngineStopped("closed"))
+                self.answers[name].append(Unavailable("closed"))
 
     def _read(self) -> None:
         try:
@@ -163,7 +163,7 @@ class Desk:
             self._closed = True
             for answers in self.answers.values():
                 if not answers:
-                    answers.append(EngineStopped("closed"))
+                    answers.append(Unavailable("closed"))
 
     def _take(self, message: FromEngine) -> None:
         match message:

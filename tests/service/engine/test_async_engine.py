@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import pytest
 
+from service.errors import GenerationFailed, InvalidRequest, QueueFull, Unavailable
 from service.observe.board import Board, EngineBoard, StepStats, layout
 from service.wire.async_engine import MESSAGES_A_TURN, AsyncEngine
-from service.wire.errors import EngineStopped, InvalidField, QueueFull, RequestFailed
 from service.wire.frames import frame
 from service.wire.messages import FromEngine, OutputMessage, Preview, Refusal, RequestOutput
 from tests.service.engine.desk import Rig, make_core, rigged
@@ -133,14 +133,14 @@ def test_failures_are_raised() -> None:
 
     with running(Broken()) as rig:
         error = rig.run(lambda: raised_by(rig.generate()))
-    assert isinstance(error, RequestFailed)
+    assert isinstance(error, GenerationFailed)
 
 
 def test_a_sampler_that_the_model_has_not_is_refused_before_it_is_queued() -> None:
     with running() as rig:
         error = rig.run(lambda: raised_by(rig.generate(sampler="heun")))
-        assert isinstance(error, InvalidField)
-        assert error.field == "sampler"
+        assert isinstance(error, InvalidRequest)
+        assert error.errors[0].field == "sampler"
         assert "unknown sampler" in str(error)
 
 
@@ -155,7 +155,7 @@ def test_an_engine_that_is_not_ready_refuses() -> None:
             await asyncio.sleep(0)
 
     rig = Rig(make_core(Turnstile()))
-    with pytest.raises(EngineStopped, match="not ready"):
+    with pytest.raises(Unavailable, match="not ready"):
         asyncio.run(ask())
     rig.thread.start()
     rig.stop(0.0)
@@ -243,7 +243,7 @@ def test_answers_that_come_together_are_handed_on_over_several_turns() -> None:
 
         engine.receive = receive
         with theirs:
-            theirs.sendall(frame([Refusal(number, "full", "", 0.0, "") for number in range(20)]))
+            theirs.sendall(frame([Refusal(number, "full", "", [], 0.0) for number in range(20)]))
             async with asyncio.timeout(PATIENCE):
                 while len(heard) < 20:
                     await asyncio.sleep(0)
@@ -267,7 +267,7 @@ def test_answers_that_have_come_are_handed_on_though_the_engine_has_gone() -> No
         await engine.connect()
         asked = [asyncio.create_task(raised_by(anext(engine.generate(make_params())))) for _ in range(11)]
         await sent()
-        theirs.sendall(frame([Refusal(number, "full", str(number), 0.0, "") for number in range(10)]))
+        theirs.sendall(frame([Refusal(number, "full", str(number), [], 0.0) for number in range(10)]))
         theirs.close()
         async with asyncio.timeout(PATIENCE):
             found = await asyncio.gather(*asked)
@@ -277,7 +277,7 @@ def test_answers_that_have_come_are_handed_on_though_the_engine_has_gone() -> No
 
     *answered, lost = asyncio.run(main())
     assert [str(error) for error in answered] == [str(number) for number in range(10)]
-    assert isinstance(lost, EngineStopped)
+    assert isinstance(lost, Unavailable)
 
 
 def test_a_message_that_cannot_be_read_ends_the_connection(caplog: pytest.LogCaptureFixture) -> None:
@@ -289,7 +289,7 @@ def test_a_message_that_cannot_be_read_ends_the_connection(caplog: pytest.LogCap
         broken = OutputMessage(3, b"123", (1, 2, 2, 3), 0.0, 0.0)
         engine._open[3] = asyncio.Queue()
         with theirs:
-            theirs.sendall(frame([Refusal(1, "full", "", 0.0, ""), Refusal(2, "full", "", 0.0, ""), broken]))
+            theirs.sendall(frame([Refusal(1, "full", "", [], 0.0), Refusal(2, "full", "", [], 0.0), broken]))
             async with asyncio.timeout(PATIENCE):
                 await lost.wait()
         return bool(engine.gone)
@@ -308,7 +308,7 @@ def test_an_event_loop_that_is_gone_does_not_hurt_the_engine() -> None:
 
     with running() as rig:
         task = rig.run(leave)
-        assert isinstance(task.exception(), EngineStopped)
+        assert isinstance(task.exception(), Unavailable)
         assert rig.steps == []
         rig.model.open()
         wait_until(lambda: len(rig.steps) == 1)
