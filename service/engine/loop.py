@@ -14,7 +14,7 @@ from service.engine.plan import compile_plan
 from service.engine.request import Request, RequestStatus
 from service.errors import DeadlinePassed, GenerationFailed, InvalidRequest, ServiceError, Unavailable
 from service.observe.board import EngineBoard
-from service.wire.messages import Abort, FromWorker, Generate, RequestOutput, SamplingParams
+from service.wire.messages import Abort, FromWorker, Generate, Reply, RequestOutput, SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +180,7 @@ class EngineLoop:
         progress = self._core.step()
         for request, preview in progress.previews:
             client, number = self._open[request.request_id]
-            client.show(preview.message(number))
+            client.show(number, preview)
         if progress.stats is not None:
             self._board.step(progress.stats)
         if progress.ended:
@@ -207,8 +207,9 @@ class EngineLoop:
             )
         else:
             images = [request.images[index] for index in range(len(request.tasks))]
+            pixels = b"".join(image.tobytes() for image in images)
             times = (request.started - request.arrived, request.finished - request.started)
-            client.send(RequestOutput(images, *times).message(number))
+            client.send(Reply(number, RequestOutput(pixels, (len(images), *images[0].shape), *times)))
             request.images.clear()  # request and tasks refer to each other: pixels need not wait for the collector
 
     def _tell_cards(self) -> None:

@@ -27,7 +27,7 @@ from service.observe.tracing import Spans
 from service.settings import Settings
 from service.web.resolve import recipe, resolve
 from service.web.schemas import GenerateFields, Limits, Timings, limits
-from service.wire.async_engine import AsyncEngine
+from service.wire.async_engine import AsyncEngine, pixels
 from service.wire.messages import ModelCard, Preview, RequestOutput, SamplingParams
 
 T = TypeVar("T")
@@ -164,7 +164,7 @@ class Generator:
             async with aclosing(self.engine.generate(params, deadline_seconds, num_previews)) as updates:
                 async for update in updates:
                     if isinstance(update, Preview):
-                        result = await encoded(encode_preview or encode, [update.image])
+                        result = await encoded(encode_preview or encode, [pixels(update)])
                         yield Shown(result, update.index, update.step)
                     else:
                         answer = await self._answer(params, update, encode, started)
@@ -193,14 +193,15 @@ class Generator:
         self, params: SamplingParams, output: RequestOutput, encode: Encode[T], started: float
     ) -> Generated[T]:
         encoding = time.monotonic()
-        result = await encoded(encode, list(output.images))
+        images = list(pixels(output))
+        result = await encoded(encode, images)
         now = time.monotonic()
         timings = Timings(queue=output.queue_seconds, denoise=output.denoise_seconds, encode=now - encoding)
-        self.metrics.answer(params.model, len(output.images), timings.queue, timings.denoise, now - started)
+        self.metrics.answer(params.model, len(images), timings.queue, timings.denoise, now - started)
         times = {"queue_seconds": round(timings.queue, 6), "denoise_seconds": round(timings.denoise, 6)}
         logs.note(outcome="ok", **times)
         denoising = started + timings.queue
-        facts = {"model": params.model, "images": len(output.images)}
+        facts = {"model": params.model, "images": len(images)}
         self.spans.record("queue", started, denoising, **facts)
         self.spans.record("denoise", denoising, denoising + timings.denoise, steps=params.num_steps, **facts)
         self.spans.record("encode", encoding, now, **facts)

@@ -19,10 +19,9 @@ from service.wire.messages import (
     FromWorker,
     Generate,
     ModelCard,
-    OutputMessage,
     Preview,
-    PreviewMessage,
     Refusal,
+    Reply,
     RequestOutput,
     SamplingParams,
 )
@@ -100,13 +99,13 @@ class AsyncEngine:
             case Cards(cards, samplers, shed_load):
                 self.cards = {card.name: card for card in cards}
                 self.samplers, self.shed_load = samplers, shed_load
-            case PreviewMessage(number):
+            case Reply(number, Preview() as preview):
                 if number in self._open:  # else its client has gone
-                    self._open[number].put_nowait(read(message))
-            case OutputMessage(number):
-                self._end(number, read(message))
-            case Refusal(number):
-                self._end(number, message.error())
+                    self._open[number].put_nowait(preview)
+            case Reply(number, RequestOutput() as output):
+                self._end(number, output)
+            case Reply(number, Refusal() as refusal):
+                self._end(number, refusal.error())
 
     def _end(self, number: int, answer: Answer) -> None:
         if (answers := self._open.pop(number, None)) is not None:
@@ -120,12 +119,9 @@ class AsyncEngine:
         self.on_loss()
 
 
-def read(message: PreviewMessage | OutputMessage) -> Preview | RequestOutput:
-    """Its pixels as arrays, which share the message's memory."""
-    pixels = np.frombuffer(message.pixels, np.uint8).reshape(message.shape)
-    if isinstance(message, PreviewMessage):
-        return Preview(pixels, message.index, message.step)
-    return RequestOutput(list(pixels), message.queue_seconds, message.denoise_seconds)
+def pixels(update: Preview | RequestOutput) -> np.ndarray:
+    """[H, W, C] or [n, H, W, C] uint8, in the memory of the message."""
+    return np.frombuffer(update.pixels, np.uint8).reshape(update.shape)
 
 
 class _Link(asyncio.Protocol):
@@ -157,11 +153,7 @@ class _Link(asyncio.Protocol):
 
     def _deliver(self) -> None:
         """A few messages, and the others with the next turns of the event loop."""
-        try:
-            self._hand_on(MESSAGES_A_TURN)
-        except Exception:
-            self.transport.abort()  # as an event loop does where data_received raises
-            raise
+        self._hand_on(MESSAGES_A_TURN)
         if self._received:
             self.transport.pause_reading()
             self._loop.call_soon(self._deliver)
@@ -173,7 +165,5 @@ class _Link(asyncio.Protocol):
             self._engine.receive(self._received.popleft())
 
     def connection_lost(self, exc: Exception | None) -> None:
-        try:
-            self._hand_on(len(self._received))
-        finally:
-            self._engine.lost()
+        self._hand_on(len(self._received))
+        self._engine.lost()

@@ -1,7 +1,7 @@
 """The messages between HTTP workers and the engine: plain data, which msgspec writes and checks.
 
 A worker sends Generate and Abort, and numbers its own requests. The engine sends Cards first. Then it sends, for
-each request, any number of previews and exactly one output or refusal, unless the request is aborted before.
+each request, replies: any number of previews and exactly one output or refusal, unless it is aborted before.
 """
 
 from dataclasses import dataclass
@@ -75,62 +75,46 @@ class Abort(msgspec.Struct, frozen=True, tag=True, array_like=True):
     number: int
 
 
-class PreviewMessage(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    number: int
-    pixels: bytes
+class Preview(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The denoised image that a step predicts, on the way to the finished one."""
+
+    pixels: bytes  # uint8
     shape: tuple[int, int, int]  # H, W, C
-    index: int
-    step: int
+    index: int  # of the image in its request
+    step: int  # steps done
 
 
-class OutputMessage(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    number: int
+class RequestOutput(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The answer to a finished request."""
+
     pixels: bytes  # of all images, one after the other
     shape: tuple[int, int, int, int]  # n, H, W, C
-    queue_seconds: float
-    denoise_seconds: float
+    queue_seconds: float  # arrival to first step
+    denoise_seconds: float  # first step to last
 
 
 class Refusal(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    number: int
-    code: str  # of the error
+    """An error, which a worker raises again."""
+
+    code: str
     detail: str
     errors: list[FieldError]
     retry_after: float | None
 
     @classmethod
-    def of(cls, number: int, error: ServiceError) -> "Refusal":
-        return cls(number, error.code, error.detail, error.errors, error.retry_after)
+    def of(cls, error: ServiceError) -> "Refusal":
+        return cls(error.code, error.detail, error.errors, error.retry_after)
 
     def error(self) -> ServiceError:
         return KINDS.get(self.code, ServiceError)(self.detail, self.errors, self.retry_after)
 
 
-@dataclass(frozen=True, slots=True)
-class Preview:
-    """The denoised image that a step predicts, on the way to the finished one."""
+class Reply(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """What has become of the request of that number."""
 
-    image: Any  # [H, W, C] uint8
-    index: int  # of the image in its request
-    step: int  # steps done
-
-    def message(self, number: int) -> PreviewMessage:
-        return PreviewMessage(number, self.image.tobytes(), self.image.shape, self.index, self.step)
-
-
-@dataclass(frozen=True, slots=True)
-class RequestOutput:
-    """The answer to a finished request."""
-
-    images: Any  # n arrays [H, W, C] uint8
-    queue_seconds: float  # arrival to first step
-    denoise_seconds: float  # first step to last
-
-    def message(self, number: int) -> OutputMessage:
-        pixels = b"".join(image.tobytes() for image in self.images)
-        shape = (len(self.images), *self.images[0].shape)
-        return OutputMessage(number, pixels, shape, self.queue_seconds, self.denoise_seconds)
+    number: int
+    result: Preview | RequestOutput | Refusal
 
 
 FromWorker = Generate | Abort
-FromEngine = Cards | PreviewMessage | OutputMessage | Refusal
+FromEngine = Cards | Reply

@@ -13,7 +13,7 @@ from service.engine.loop import EngineLoop
 from service.engine.request import Request
 from service.errors import Unavailable
 from service.observe.board import Board, EngineBoard, ModelStats, StepStats, layout
-from service.wire.async_engine import Answer, AsyncEngine, read
+from service.wire.async_engine import Answer, AsyncEngine
 from service.wire.control import ATTACH, CONTROL, STOP
 from service.wire.frames import FrameReader, frame
 from service.wire.messages import (
@@ -22,9 +22,8 @@ from service.wire.messages import (
     FromEngine,
     FromWorker,
     Generate,
-    OutputMessage,
-    PreviewMessage,
     Refusal,
+    Reply,
     SamplingParams,
 )
 from tests.service.engine.tiny import Turnstile, make_params, recording_runner, tiny_config
@@ -169,12 +168,10 @@ class Desk:
         match message:
             case Cards():
                 self.cards.append(message)
-            case PreviewMessage(number):
-                self._keep(str(number), read(message))
-            case OutputMessage(number):
-                self._keep(str(number), read(message))
-            case Refusal(number):
-                self._keep(str(number), message.error())
+            case Reply(number, Refusal() as refusal):
+                self._keep(str(number), refusal.error())
+            case Reply(number, result):
+                self._keep(str(number), result)  # pyright: ignore[reportArgumentType]
 
     def _keep(self, name: str, answer: Answer) -> None:
         with self._lock:

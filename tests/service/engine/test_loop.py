@@ -11,6 +11,7 @@ from service.engine.core import EngineCore
 from service.engine.request import Request
 from service.errors import GenerationFailed, QueueFull, Unavailable
 from service.observe.board import ModelStats
+from service.wire.async_engine import pixels
 from service.wire.messages import RequestOutput
 from tests.service.engine.desk import Counting, Desk, Rig, make_core, running
 from tests.service.engine.tiny import Turnstile
@@ -21,7 +22,7 @@ def test_answers_are_images_and_times() -> None:
     with running(make_core(Turnstile())) as desk:
         answer = desk.answer(desk.send(seeds=(1, 2, 3)))
     assert isinstance(answer, RequestOutput)
-    assert [image.shape for image in answer.images] == [(8, 8, 1)] * 3
+    assert [image.shape for image in pixels(answer)] == [(8, 8, 1)] * 3
     assert answer.queue_seconds >= 0
     assert answer.denoise_seconds > 0
 
@@ -48,9 +49,9 @@ def test_images_are_in_the_order_of_their_seeds() -> None:
         together = desk.answer(desk.send(seeds=(1, 2, 3, 4, 5)))
         alone = [desk.answer(desk.send(seeds=(seed,))) for seed in (1, 2, 3, 4, 5)]
     assert isinstance(together, RequestOutput)
-    for image, answer in zip(together.images, alone, strict=True):
+    for image, answer in zip(pixels(together), alone, strict=True):
         assert isinstance(answer, RequestOutput)
-        assert (image == answer.images[0]).all()
+        assert (image == pixels(answer)[0]).all()
 
 
 @pytest.mark.parametrize("seed", range(3))
