@@ -23,11 +23,17 @@ from service.wire.async_engine import AsyncEngine
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
+
+def _operation_id(route: APIRoute) -> str:
+    """Clients turn it into the name of a function."""
+    return route.name.replace("model", "model_version") if "{version}" in route.path else route.name
+
+
 FASTAPI_OPTIONS: dict[str, Any] = {
     "redirect_slashes": False,
     "docs_url": None,  # FastAPI's pages take their scripts from a foreign host
     "redoc_url": None,
-    "generate_unique_id_function": lambda route: route.name,  # the operationId, which clients turn into a function
+    "generate_unique_id_function": _operation_id,
 }
 
 
