@@ -47,7 +47,7 @@ class TraceMiddleware:
         self._propagator = TraceContextTextMapPropagator()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in PROBES:
+        if scope["path"] in PROBES:
             await self.app(scope, receive, send)
             return
         from opentelemetry.trace import SpanKind, StatusCode

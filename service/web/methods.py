@@ -14,7 +14,7 @@ class HeadMiddleware:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "HEAD" and scope["path"] not in COSTLY:
+        if scope["method"] == "HEAD" and scope["path"] not in COSTLY:
             scope = {**scope, "method": "GET"}
         await self.app(scope, receive, send)
 

@@ -62,14 +62,17 @@ def install(app: FastAPI, settings: Settings, metrics: Metrics, provider: "Trace
 
 
 class RequestIdMiddleware:
-    """Names every request; a client's own X-Request-Id is echoed when it is short and plain."""
+    """Names every request; a client's own X-Request-Id is echoed when it is short and plain.
+
+    It is the outermost one, and takes the server's start and end past all others, which see requests only.
+    """
 
     def __init__(self, app: ASGIApp):
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
+            await scope["app"].router(scope, receive, send)
             return
         given = dict(scope["headers"]).get(b"x-request-id", b"")
         request_id = given.decode() if CLIENT_REQUEST_ID.fullmatch(given) else uuid4().hex
@@ -104,7 +107,7 @@ class DirectMiddleware:
         self.app, self.routes = app, routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        route = self.routes.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        route = self.routes.get((scope["method"], scope["path"]))
         if route is None:
             await self.app(scope, receive, send)
             return
@@ -136,7 +139,7 @@ class ErrorMiddleware:
         except ClientGone:
             return
         except Exception as error:
-            if started or scope["type"] != "http":
+            if started:
                 raise
             if not isinstance(error, ServiceError):
                 logger.exception("the request failed")
@@ -151,7 +154,7 @@ class KeyMiddleware:
         self.app, self.ring = app, ring
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or is_open(scope["path"]):
+        if is_open(scope["path"]):
             await self.app(scope, receive, send)
             return
         visit = self.ring.admit(scope["headers"])
@@ -177,9 +180,6 @@ class LimitMiddleware:
         self.app, self.body_seconds = app, body_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
         _check_head(scope)
         try:
             async with asyncio.timeout(self.body_seconds):
