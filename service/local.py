@@ -51,6 +51,6 @@ def around(core: EngineCore, settings: Settings, provider: "TracerProvider | Non
     """The application around an engine core."""
     local = LocalEngine(core, settings.api_keys)
     # at its end the server has waited for its open requests already
-    app = assemble(local.client, settings, WORKER_ROW, provider, local.start, lambda: local.stop(0.0))
+    app = assemble(local.client, settings, WORKER_ROW, provider, local.start, local.stop)
     app.state.local = local
     return app

@@ -35,24 +35,12 @@ class LocalEngine:
     def start(self) -> None:
         self._thread.start()
 
-    def request_stop(self, drain_seconds: float) -> None:
-        """Not ready from now on; finish what was accepted, for at most drain_seconds, then end the thread.
-
-        May be called from a signal handler. A later call can only shorten the time.
-        """
-        self._control.send(CONTROL.pack(STOP, drain_seconds))
-
-    def join(self, timeout: float) -> None:
-        """Wait for the end; a forward that hangs is left behind."""
-        if self._thread.ident is not None:
-            self._thread.join(timeout)
-
-    def stop(self, drain_seconds: float) -> None:
-        """request_stop and join; close the sockets of an engine that never started."""
+    def stop(self) -> None:
+        """Refuse what is open, and end; a forward that hangs is left behind."""
         if self._thread.ident is None:
             self._clients.close("the engine has not started")
             self.client.close()
         elif self._thread.is_alive():
-            self.request_stop(drain_seconds)
-            self.join(drain_seconds + JOIN_SECONDS)
+            self._control.send(CONTROL.pack(STOP, 0.0))
+            self._thread.join(JOIN_SECONDS)
         self._control.close()

@@ -109,7 +109,7 @@ def test_not_ready_before_warm_up(checkpoints: Path) -> None:
             return [await call for call in calls]
 
     live, ready, refused = asyncio.run(ask())
-    app.state.local.stop(0.0)
+    app.state.local.stop()
     assert (live.status_code, ready.status_code, refused.status_code) == (200, 503, 503)
     assert refused.headers["Retry-After"] == "1"
 
