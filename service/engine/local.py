@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from service.engine.clients import Clients
 from service.engine.core import EngineCore
 from service.engine.loop import EngineLoop
-from service.observe.board import Board, EngineBoard, layout
+from service.observe.board import Board, EngineBoard, Layout
 from service.wire.async_engine import AsyncEngine
 from service.wire.control import CONTROL, STOP
 
@@ -23,7 +23,7 @@ class LocalEngine:
 
     def __init__(self, core: EngineCore, keys: Iterable[str] = ()):
         self.core = core
-        self.board = Board(layout(core.runners, keys), rows=2)
+        self.board = Board(Layout(core.runners, keys), rows=2)
         self._control, control = socket.socketpair()
         mine, theirs = socket.socketpair()
         self._clients = Clients(control)

@@ -12,7 +12,7 @@ from service.engine.core import EngineConfig, EngineCore
 from service.engine.loop import EngineLoop
 from service.engine.request import Request
 from service.errors import Unavailable
-from service.observe.board import Board, EngineBoard, ModelStats, StepStats, layout
+from service.observe.board import Board, EngineBoard, Layout, ModelStats, StepStats
 from service.wire.async_engine import Answer, AsyncEngine
 from service.wire.control import ATTACH, CONTROL, STOP
 from service.wire.frames import FrameReader, frame
@@ -51,7 +51,7 @@ class Rig:
     """An engine loop in a thread."""
 
     def __init__(self, core: EngineCore):
-        self.core, self.board = core, Board(layout(core.runners, ()), rows=2)
+        self.core, self.board = core, Board(Layout(core.runners, ()), rows=2)
         self.recorder = Recorder(self.board)
         self._control, control = socket.socketpair()
         self.loop = EngineLoop(core, Clients(control), self.recorder)
