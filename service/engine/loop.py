@@ -14,7 +14,7 @@ from service.engine.plan import compile_plan
 from service.engine.request import Request, RequestStatus
 from service.errors import DeadlinePassed, GenerationFailed, InvalidRequest, ServiceError, Unavailable
 from service.observe.board import EngineBoard
-from service.wire.messages import Abort, FromWorker, Generate, Reply, RequestOutput, SamplingParams
+from service.wire.messages import Abort, FromWorker, Generate, Reply, RequestOutput
 
 logger = logging.getLogger(__name__)
 
@@ -69,19 +69,10 @@ class EngineLoop:
         for model in self._core.runners:
             self._core.warm_up(model, self._between_warm_ups)
             logger.info("model %s is warm: %d rows a step", model, self._core.shares[model].scheduler.max_rows)
-            self._compile_default(model)
         self.ready = True
         self._tell_cards()
         self._board.stats(self._core.stats())
         self._board.state("ready")
-
-    def _compile_default(self, model: str) -> None:
-        """What the first request would otherwise pay for."""
-        config = self._core.runners[model].config
-        values = config.default_sampling
-        interval = tuple(values["guidance_interval"])
-        params = SamplingParams(model, 0, values["steps"], values["sampler"], values["guidance"], interval, (0,))
-        compile_plan(config, params)
 
     def _between_warm_ups(self) -> None:
         self._board.beat(time.monotonic())
