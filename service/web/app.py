@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from service.observe.metrics import Metrics
-from service.observe.tracing import OtelSpans, Spans
+from service.observe.tracing import Spans
 from service.settings import Settings, model_entries
 from service.web import dialects, images, info, middleware, openapi
 from service.web.generation import Generator
@@ -68,9 +68,8 @@ def assemble(
     version = info.version(info.PROJECT)
     app = FastAPI(title=openapi.TITLE, version=version, lifespan=lifespan, **FASTAPI_OPTIONS)
     app.state.started = int(time.time())
-    spans = OtelSpans(provider) if provider else Spans()
-    generator = Generator(engine, metrics, settings, tuple(model_entries(settings)), spans, version)
-    app.state.generator = generator
+    names = tuple(model_entries(settings))
+    app.state.generator = generator = Generator(engine, metrics, settings, names, Spans(provider), version)
     _add_routes(app, settings)
     app.add_middleware(HeadMiddleware)
     middleware.install(app, settings, metrics, provider)
