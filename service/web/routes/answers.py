@@ -1,42 +1,12 @@
-"""What the routes that generate share: the wait for an answer, and its headers."""
+"""What the answers of all routes that generate have in common."""
 
-import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any
 
-from fastapi import Request
-
-from service.errors import ClientGone
-from service.web.event_stream import disconnected
 from service.web.generation import Generated
 from service.web.resolve import told_seeds
 from service.wire.messages import ModelCard, SamplingParams
 
-T = TypeVar("T")
 NO_STORE = {"Cache-Control": "no-store"}
-
-
-async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Await work, but cancel it as soon as the client has gone, and raise ClientGone."""
-    task, working, left = asyncio.current_task(), True, False
-    assert task is not None  # every request is served by one
-
-    def cancel_work(leaving: asyncio.Future[None]) -> None:
-        nonlocal left
-        if working and not leaving.cancelled():
-            left = task.cancel()
-
-    leaving = asyncio.ensure_future(disconnected(request.receive))
-    leaving.add_done_callback(cancel_work)
-    try:
-        return await work
-    except asyncio.CancelledError as error:
-        if left and task.uncancel() == 0:  # else someone else wants the end of it
-            raise ClientGone from error
-        raise
-    finally:
-        working = False
-        leaving.cancel()
 
 
 def seconds(milliseconds: int | None) -> float | None:

@@ -14,6 +14,7 @@ from service.web.dialects import document
 from service.web.event_stream import open_stream, picture_events
 from service.web.generation import Generated, Generator
 from service.web.images import MEDIA_TYPES
+from service.web.leaving import unless_disconnected
 from service.web.negotiation import negotiate
 from service.web.resolve import check_previews
 from service.web.routes.answers import (
@@ -22,7 +23,6 @@ from service.web.routes.answers import (
     picture_size,
     seconds,
     seed_headers,
-    unless_disconnected,
 )
 from service.web.schemas import FIELD_NAMES, Fields, GenerateBody, GeneratedImage, GenerateFields, GenerateResponse
 from service.wire.messages import ModelCard, SamplingParams
@@ -158,7 +158,9 @@ async def _finish(
     encode: Any = partial(images.encode, form=form, text=generator.recipe(params))
     if form == "json":
         encode = partial(images.encode_base64, texts=generator.recipes(params))
-    return await unless_disconnected(request, generator.generate(params, encode, seconds(fields.deadline_ms)))
+    return await unless_disconnected(
+        request.receive, generator.generate(params, encode, seconds(fields.deadline_ms))
+    )
 
 
 async def _stream(generator: Generator, fields: GenerateFields, params: SamplingParams) -> Response:

@@ -14,8 +14,9 @@ from service.errors import InvalidRequest, UnknownModel, echo
 from service.web.bodies import read_bytes, refuse_query
 from service.web.dialects import INFERENCE, document, invalid
 from service.web.generation import Generator
+from service.web.leaving import unless_disconnected
 from service.web.routes import ops
-from service.web.routes.answers import NO_STORE, answer_headers, seconds, unless_disconnected
+from service.web.routes.answers import NO_STORE, answer_headers, seconds
 from service.web.schemas import MAX_SEED, Fields, GenerateBody, allowed
 from service.web.tensors import (
     LENGTH_HEADER,
@@ -148,7 +149,7 @@ async def infer_model(request: Request, model: str) -> Response:
     asked, inputs = parse(await read_bytes(request), request.headers.get(LENGTH_HEADER))
     params, deadline = _resolve(generator, model, asked, inputs)
     outputs = _outputs(asked)
-    generated = await unless_disconnected(request, generator.generate(params, np.stack, deadline))
+    generated = await unless_disconnected(request.receive, generator.generate(params, np.stack, deadline))
     answer = InferenceResponse(model_name=model, model_version=VERSION, id=asked.id, outputs=[])
     arrays = {"images": generated.result, "seed": np.array(params.seeds, np.int64)}
     binary = {name for name in outputs if asked.wants_binary(name)}

@@ -17,6 +17,7 @@ from service.web.bodies import read_json, refuse_query
 from service.web.dialects import OPENAI, document
 from service.web.event_stream import NO_TOKENS, open_stream, picture_events
 from service.web.generation import Generator
+from service.web.leaving import unless_disconnected
 from service.web.resolve import check_previews
 from service.web.routes.answers import (
     NO_STORE,
@@ -24,7 +25,6 @@ from service.web.routes.answers import (
     picture_size,
     seconds,
     seed_headers,
-    unless_disconnected,
 )
 from service.web.schemas import (
     ClassLabel,
@@ -166,7 +166,7 @@ async def create_image(request: Request) -> Response:
         updates = generator.stream(params, encode_last, deadline, previews, encode)
         headers = seed_headers(params, generator.card(params.model).simulated)
         return await open_stream(picture_events(updates, params, form, size), headers)
-    generated = await unless_disconnected(request, generator.generate(params, encode_last, deadline))
+    generated = await unless_disconnected(request.receive, generator.generate(params, encode_last, deadline))
     pairs = zip(generated.result, params.seeds, strict=True)
     data = [ImageDatum(b64_json=picture, seed=seed) for picture, seed in pairs]
     answer = ImagesResponse(created=int(time.time()), data=data, output_format=form, size=size)
