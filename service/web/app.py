@@ -15,7 +15,6 @@ from service.observe.tracing import Spans
 from service.settings import Settings, model_entries
 from service.web import dialects, images, info, middleware, openapi
 from service.web.generation import Generator
-from service.web.methods import HeadMiddleware
 from service.web.routes import generate, inference_v2, openai, ops, page, triton
 from service.web.schemas import FIELD_NAMES, Fields
 from service.wire.async_engine import AsyncEngine
@@ -71,7 +70,7 @@ def assemble(
     names = tuple(model_entries(settings))
     app.state.generator = generator = Generator(engine, metrics, settings, names, Spans(provider), version)
     _add_routes(app, settings)
-    app.add_middleware(HeadMiddleware)
+    app.add_middleware(middleware.HeadMiddleware)
     middleware.install(app, settings, metrics, provider)
     dialects.install(app, Fields(FIELD_NAMES, generator.limits))
     openapi.install(app, generator)

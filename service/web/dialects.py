@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
@@ -22,8 +23,9 @@ from service.errors import (
     ServiceError,
     echo,
 )
-from service.web.methods import allowed_methods
 from service.web.schemas import Fields, allowed
+
+NO_HEAD = {"/generate"}  # HEAD would run the model to send no picture
 
 
 class Problem(BaseModel):
@@ -136,10 +138,20 @@ def install(app: FastAPI, fields: Fields) -> None:
         """Its router raises 404 and 405; the routes raise ServiceErrors."""
         if error.status_code != 405:
             return answer(request, NotFound("there is nothing at this path: see /openapi.json"))
-        methods = allowed_methods(app, request.scope["path"])
+        methods = _allowed_methods(app, request.scope["path"])
         refusal = MethodNotAllowed(f"{request.method[:20]} is not allowed here: use {' or '.join(methods)}")
         refusal.headers = {"Allow": ", ".join(methods)}
         return answer(request, refusal)
+
+
+def _allowed_methods(app: FastAPI, path: str) -> list[str]:
+    """Of all routes of a path; Starlette's Allow names those of the first one."""
+    found = {
+        m for route in iter_route_contexts(app.routes) if route.path_regex.match(path) for m in route.methods or ()
+    }
+    if "GET" in found and path not in NO_HEAD:
+        found.add("HEAD")
+    return sorted(found)
 
 
 def invalid(items: Any, fields: Fields) -> InvalidRequest:

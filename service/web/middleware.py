@@ -16,7 +16,7 @@ from service.observe import logs
 from service.observe.metrics import Metrics
 from service.observe.tracing import TraceMiddleware
 from service.settings import Settings
-from service.web.dialects import answer
+from service.web.dialects import NO_HEAD, answer
 from service.web.keys import KeyRing
 from service.web.protocol import MAX_HEAD
 
@@ -114,6 +114,18 @@ class DirectMiddleware:
         scope["route"] = route  # where FastAPI puts it, for traces
         response = await route.endpoint(Request(scope, receive))
         await response(scope, receive, send)
+
+
+class HeadMiddleware:
+    """Answers HEAD as GET; the server leaves the body out."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "HEAD" and scope["path"] not in NO_HEAD:
+            scope = {**scope, "method": "GET"}
+        await self.app(scope, receive, send)
 
 
 class ErrorMiddleware:
