@@ -20,7 +20,9 @@ def negotiate(accept: str, formats: Mapping[str, str]) -> str:
     Raises:
         NotAcceptable: nothing is wanted at all.
     """
-    ranges = _parse_accept(accept) or {"*/*": (1.0, 0)}
+    if accept.strip() in ("", "*/*"):  # nearly all: clients that are no browser
+        return next(iter(formats))
+    ranges = _parse_accept(accept)
 
     def wish(form: str) -> tuple[float, int]:
         kind = formats[form]
