@@ -15,7 +15,7 @@ from benchmarks.scheduling import CONFIG, COSTS, GUIDANCE, STEPS, Clock, Virtual
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.request import TARGET_FACTOR, Request
 from service.engine.simulated import StepCost
-from service.wire.errors import EngineError
+from service.errors import ServiceError
 
 ROWS = 32  # maximum of a step, unless --info names a service
 WARM_SECONDS, COOL_SECONDS = 1.0, 0.5  # of virtual time that are not counted, because a fleet starts and ends empty
@@ -84,7 +84,7 @@ class Replica:
         """Whether it was accepted."""
         try:
             self._core.add(request)
-        except EngineError:
+        except ServiceError:
             self.refused.append(arrived)
             return False
         request.arrived = self._start + arrived  # it may have waited for the end of a step

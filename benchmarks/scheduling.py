@@ -23,7 +23,7 @@ from service.engine.request import TARGET_FACTOR, Request
 from service.engine.simulated import SimulatedRunner
 from service.engine.simulated_device import SimulatedDevice, StepCost
 from service.engine.slot_table import TaskArrays
-from service.wire.errors import EngineError
+from service.errors import ServiceError
 from service.wire.messages import SamplingParams
 
 COSTS = {"dit": StepCost(2, 0.02), "unet": StepCost(4, 0.05)}
@@ -133,7 +133,7 @@ def simulate(
             arrived, request = pending.pop()
             try:
                 core.add(request)
-            except EngineError:
+            except ServiceError:
                 outcome.refused += 1
                 continue
             if request.expected_seconds:  # of those that the engine learns from

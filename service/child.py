@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from service.observe.board import Board, layout
+from service.observe.board import Board, Layout
 from service.settings import Settings, model_entries
 
 # A fresh interpreter that finds the modules where this one found them.
@@ -81,4 +81,4 @@ def _end_with(lifeline: int) -> None:
 
 def open_board(settings: Settings, rows: int, descriptor: int | None = None) -> Board:
     """The board of a service with these settings: the same layout in each of its processes."""
-    return Board(layout(model_entries(settings), settings.api_keys), rows, descriptor)
+    return Board(Layout(model_entries(settings), settings.api_keys), rows, descriptor)

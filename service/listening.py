@@ -4,6 +4,7 @@ import errno
 import logging
 import socket
 from collections.abc import Iterable
+from contextlib import ExitStack
 
 logger = logging.getLogger(__name__)
 
@@ -51,40 +52,31 @@ def resolve(host: str, port: int) -> list[Address]:
 
 def _bind_all(addresses: list[Address], port: int) -> list[socket.socket]:
     bound: list[socket.socket] = []
-    absent: OSError | None = None
-    try:
+    with ExitStack() as undo:
         for address in addresses:
             try:
-                bound.append(_bind(address, port, alone=len(addresses) == 1))
+                bound.append(undo.enter_context(_bind(address, port, alone=len(addresses) == 1)))
             except OSError as error:
-                if error.errno not in ABSENT:
+                if error.errno not in ABSENT or (address == addresses[-1] and not bound):
                     raise
                 logger.info("not listening on %s: %s", address[1][0], error.strerror)
-                absent = error
-                continue
-            port = bound[0].getsockname()[1]
-        if not bound and absent is not None:
-            raise absent
-    except OSError:
-        for listener in bound:
-            listener.close()
-        raise
+            else:
+                port = bound[0].getsockname()[1]
+        undo.pop_all()
     return bound
 
 
 def _bind(address: Address, port: int, alone: bool) -> socket.socket:
     """alone: `::` may then take IPv4 connections, too; else the socket beside it does."""
     family, (ip, _, *scope) = address
-    # with its protocol named, or asyncio leaves Nagle's algorithm on, and every answer waits 40 ms for an ACK
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
+    with ExitStack() as undo:
+        # with its protocol named, or asyncio leaves Nagle's algorithm on, and every answer waits 40 ms for an ACK
+        listener = undo.enter_context(socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP))
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6 and not alone:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind((ip, port, *scope))
-    except OSError:
-        listener.close()
-        raise
+        undo.pop_all()
     return listener
 
 

@@ -1,24 +1,64 @@
 """The whole service in one process: for tests, for Ray, and for programs that embed it."""
 
+import socket
+import threading
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
 from fastapi import FastAPI
 
 from service.cgroup import cpu_quota, cpu_threads
+from service.engine.clients import Clients
 from service.engine.core import EngineConfig, EngineCore
-from service.engine.local import LocalEngine
+from service.engine.loop import EngineLoop
 from service.engine.runner import ModelRunner
 from service.observe import tracing
+from service.observe.board import Board, EngineBoard, Layout
 from service.registry import load_runners
 from service.settings import Settings, model_entries
 from service.web.app import assemble
+from service.wire.async_engine import AsyncEngine
+from service.wire.control import CONTROL, STOP
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 OUTSIDE_SECONDS = 0.003  # HTTP takes 1 to 2 ms, and an answer waits for its step to be seen
 WORKER_ROW = 1  # of the board; the engine has row 0
+JOIN_SECONDS = 10.0  # for the step that is running when the engine is told to end
+
+
+class LocalEngine:
+    """An EngineLoop in a thread with one client, which speaks with it over a socket as a worker would.
+
+    Args:
+        keys: names of API keys, whose requests are counted.
+    """
+
+    def __init__(self, core: EngineCore, keys: Iterable[str] = ()):
+        self.core = core
+        self.board = Board(Layout(core.runners, keys), rows=2)
+        self._control, control = socket.socketpair()
+        mine, theirs = socket.socketpair()
+        self._clients = Clients(control)
+        self._clients.attach(theirs)
+        self.client = AsyncEngine(mine, self.board)
+        self.loop = EngineLoop(core, self._clients, EngineBoard(self.board))
+        self._thread = threading.Thread(target=self.loop.run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Refuse what is open, and end; a forward that hangs is left behind."""
+        if self._thread.ident is None:
+            self._clients.close("the engine has not started")
+            self.client.close()
+        elif self._thread.is_alive():
+            self._control.send(CONTROL.pack(STOP, 0.0))
+            self._thread.join(JOIN_SECONDS)
+        self._control.close()
 
 
 def load_core(settings: Settings) -> EngineCore:
@@ -51,6 +91,6 @@ def around(core: EngineCore, settings: Settings, provider: "TracerProvider | Non
     """The application around an engine core."""
     local = LocalEngine(core, settings.api_keys)
     # at its end the server has waited for its open requests already
-    app = assemble(local.client, settings, WORKER_ROW, provider, local.start, lambda: local.stop(0.0))
+    app = assemble(local.client, settings, WORKER_ROW, provider, local.start, local.stop)
     app.state.local = local
     return app

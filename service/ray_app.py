@@ -4,18 +4,9 @@
     serve run service.ray_app:build replicas=2 max_replicas=8               # in the cluster that Ray finds
 
 Needs the ray extra. Every replica answers every route of service/web/app.py and reads the DIFFUSION_ variables of
-its own node: set them alike on all nodes.
-
-- Ray routes to the less busy of two random replicas. All of them serve all models: the engine shares its device by
-  weight, and nothing has to read a body to route. Above a dozen replicas (docs/scaling.md), or where the models do
-  not fit on a device, let each be an application of its own, with a route prefix and `models=NAME`.
-- Autoscaling follows the backlog, the device seconds that accepted requests still need, and not their number.
-- A replica gets requests once it is warm. One whose process ends is replaced at once, one whose engine dies or
-  falls silent after three checks; what it had is answered with 500 or 503, and may be sent again.
-- A replica that is to go gets nothing new, and DIFFUSION_DRAIN_SECONDS for what it has.
-
-Not here: the limits of service/web/protocol.py on slow clients, for Ray's proxy holds the connections (put a
-reverse proxy before it); and GET /metrics tells of the one replica that it hits.
+its own node: set them alike on all nodes. Ray routes to the less busy of two random replicas, and scales by the
+backlog, the device seconds that accepted requests still need, and not by their number. docs/deployment.md says what
+happens when a replica dies, and what Ray's proxy leaves out.
 """
 
 import argparse

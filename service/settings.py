@@ -111,7 +111,8 @@ def load_settings() -> Settings:
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
     if unknown:
-        raise SettingsError(f"unknown setting {unknown[0]}: {_service_link(unknown[0]) or _allowed(known)}")
+        advice = _service_link(unknown[0]) or f"use one of {', '.join(sorted(known))}"
+        raise SettingsError(f"unknown setting {unknown[0]}: {advice}")
     try:
         return Settings()
     except ValidationError as error:
@@ -151,10 +152,6 @@ def _check_names(entries: dict[str, ModelEntry]) -> dict[str, ModelEntry]:
         except ValueError as error:
             raise SettingsError(str(error)) from error
     return entries
-
-
-def _allowed(known: set[str]) -> str:
-    return f"use one of {', '.join(sorted(known))}"
 
 
 def _service_link(name: str) -> str:

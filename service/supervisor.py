@@ -11,11 +11,11 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from types import FrameType
 
 from service import child
+from service.cgroup import cpu_quota
 from service.child import Child, open_board
 from service.listening import bind, urls
 from service.observe import logs
@@ -28,7 +28,6 @@ BAD_INPUT, ENGINE_DIED, WORKERS_FAIL = 2, 3, 4  # exit codes; with 3 and 4 a new
 POLL_SECONDS = 0.1  # between two looks at the children; signals are heard at once
 ANSWER_SECONDS = 5.0  # for the last answers to leave, after the time that the engine has
 MANY_DEATHS, DEATHS_SECONDS = 5, 30.0  # so many workers that end at their start within so long: it is hopeless
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Supervisor:
@@ -176,17 +175,8 @@ def num_workers(settings: Settings) -> int:
     if settings.http_workers is not None:
         return settings.http_workers
     has_gpu = settings.device == "cuda" or (settings.device == "auto" and os.path.exists("/dev/nvidiactl"))
-    return max(1, min(8, (os.cpu_count() or 1) // 2)) if has_gpu else 1
-
-
-@contextmanager
-def signals_to(supervisor: Supervisor) -> Iterator[None]:
-    before = {number: signal.signal(number, supervisor.signal) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    cores = int(min(os.cpu_count() or 1, cpu_quota()))
+    return max(1, min(8, cores // 2)) if has_gpu else 1
 
 
 def serve(host: str, port: int) -> int:
@@ -208,5 +198,6 @@ def serve(host: str, port: int) -> int:
     listeners = bind(host, port)
     side_listeners = bind(host, settings.metrics_port) if settings.metrics_port else []
     supervisor = Supervisor(settings, listeners, side_listeners)
-    with signals_to(supervisor):
-        return supervisor.run()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, supervisor.signal)
+    return supervisor.run()

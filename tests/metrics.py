@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry
 
-from service.observe.board import Board, layout
+from service.observe.board import Board, Layout
 from service.observe.metrics import Metrics
 from service.wire.messages import ModelCard
 
@@ -16,4 +16,4 @@ def registry(keys: Iterable[str] = ()) -> CollectorRegistry:
         sampling={"default": {}}, sha256="", device="cpu", dtype="float32", hardware="cpu", simulated=False,
         build="",
     )  # fmt: skip
-    return Metrics(Board(layout(["dit"], keys), rows=2), 1, lambda: [card]).registry
+    return Metrics(Board(Layout(["dit"], keys), rows=2), 1, lambda: [card]).registry

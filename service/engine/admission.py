@@ -35,6 +35,11 @@ class Demand:
         return Demand(self.rows + other.rows, max(self.pace, other.pace))
 
     def utilisation(self, share: DeviceShare) -> float:
+        """Device seconds a second that it takes for every request to meet its target, or to end if it is late.
+
+        With those of all models 1 is a full device, as in the test of earliest-deadline-first schedules (Liu &
+        Layland 1973).
+        """
         cap = share.scheduler.max_rows
         return self.pace * share.step_seconds(min(self.rows, cap)) * max(1.0, self.rows / cap)
 
@@ -116,14 +121,6 @@ def _part_of(model: str, shares: dict[str, DeviceShare]) -> float:
     return shares[model].weight / sum(
         s.weight for name, s in shares.items() if name == model or s.scheduler.has_work
     )
-
-
-def utilisation(shares: dict[str, DeviceShare], now: float) -> float:
-    """Device seconds a second that all models need so that every request meets its target, or ends if it is late.
-
-    1 is a full device, as in the test of earliest-deadline-first schedules (Liu & Layland 1973).
-    """
-    return sum(demand(share, now).utilisation(share) for share in shares.values())
 
 
 def expected_seconds(new: Request, shares: dict[str, DeviceShare]) -> float:

@@ -8,10 +8,10 @@ from collections import deque
 
 import msgspec
 
+from service.errors import ServiceError, Unavailable
 from service.wire.control import ATTACH, CONTROL
-from service.wire.errors import EngineError, EngineStopped
 from service.wire.frames import FrameReader, frame
-from service.wire.messages import Cards, FromEngine, FromWorker, Generate, PreviewMessage, Refusal
+from service.wire.messages import Cards, FromEngine, FromWorker, Generate, Preview, Refusal, Reply
 
 logger = logging.getLogger(__name__)
 
@@ -31,18 +31,18 @@ class Client:
         self.open: dict[int, str] = {}  # its requests: its number and the engine's name
         self._reader = FrameReader[FromWorker](FromWorker)  # pyright: ignore[reportArgumentType]
         self._messages: list[FromEngine] = []  # of the next frame
-        self._previews: dict[tuple[int, int], PreviewMessage] = {}  # that wait for room: the newest of each image
+        self._previews: dict[tuple[int, int], Reply] = {}  # that wait for room: the newest of each image
         self._unsent = bytearray()
         self._stuck_since: float | None = None
 
     def send(self, message: FromEngine) -> None:
         self._messages.append(message)
 
-    def refuse(self, number: int, error: EngineError) -> None:
-        self.send(Refusal.of(number, error))
+    def refuse(self, number: int, error: ServiceError) -> None:
+        self.send(Reply(number, Refusal.of(error)))
 
-    def show(self, preview: PreviewMessage) -> None:
-        self._previews[preview.number, preview.index] = preview
+    def show(self, number: int, preview: Preview) -> None:
+        self._previews[number, preview.index] = Reply(number, preview)
 
     def read(self) -> list[FromWorker] | None:
         """What has come; None when the other end is closed."""
@@ -61,7 +61,7 @@ class Client:
             self._messages = [*self._previews.values(), *self._messages]  # a preview never follows its answer
             self._previews.clear()
         if self._messages:
-            ended = {message.number for message in self._messages if not isinstance(message, Cards)}
+            ended = {message.number for message in self._messages if isinstance(message, Reply)}
             self._previews = {key: shown for key, shown in self._previews.items() if key[0] not in ended}
             self._unsent += frame(self._messages)
             self._messages = []
@@ -170,7 +170,7 @@ class Clients:
         while self.received:
             client, message = self.received.popleft()
             if isinstance(message, Generate):
-                client.refuse(message.number, EngineStopped(reason))
+                client.refuse(message.number, Unavailable.because(reason))
         for client in self._all:
             client.finish(LAST_WORDS_SECONDS)
         self._selector.close()

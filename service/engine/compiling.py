@@ -11,18 +11,19 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from models.checkpoint import ModelConfig, build_model
+from service.cgroup import ROOT, cpu_quota
 from service.engine.runner import ModelRunner
 
 HELPERS = 4  # processes a model at most
 CORES_OF_A_HELPER = 2
 BYTES_OF_A_HELPER = 2 << 30  # of the host, an assumption: CUDA's context and torch's libraries
 FREE_BYTES = 16 << 30  # of the device, from which helpers start: each takes half a gigabyte for a while
-CGROUP = Path("/sys/fs/cgroup")
 
 
 def compile_ahead(configs: Sequence[ModelConfig], dtype: torch.dtype, counts: list[int]) -> None:
@@ -39,19 +40,13 @@ def compile_ahead(configs: Sequence[ModelConfig], dtype: torch.dtype, counts: li
             threading.Thread(target=helper.wait, daemon=True).start()  # else it stays a zombie
 
 
-def room_for_helpers(cgroup: Path = CGROUP) -> int:
+def room_for_helpers(cgroup: Path = ROOT) -> int:
     """By the cores and the memory that this process may use: those of its container, where it has limits."""
-    cores, memory = os.cpu_count() or 1, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
-        limit, used = ((cgroup / f"memory.{name}").read_text().strip() for name in ("max", "current"))
-    except (OSError, ValueError):  # no cgroup, or one of version 1
-        quota = limit = "max"
-        period = used = "0"
-    if quota != "max":
-        cores = min(cores, int(quota) // int(period))
-    if limit != "max":
-        memory = min(memory, int(limit) - int(used))
+    cores = int(min(os.cpu_count() or 1, cpu_quota(root=cgroup)))
+    memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, ValueError):  # no cgroup, one of version 1, or one without a limit
+        limit, used = (int((cgroup / f"memory.{name}").read_text()) for name in ("max", "current"))
+        memory = min(memory, limit - used)
     return max(0, min(cores // CORES_OF_A_HELPER, memory // BYTES_OF_A_HELPER))
 
 

@@ -14,8 +14,8 @@ from service.engine.repetition import find_fixed_rows
 from service.engine.request import ImageTask, Request
 from service.engine.runner import ModelFailed, ModelRunner, OutOfMemory, StepResult, device_is_lost
 from service.engine.scheduler import Scheduler, SchedulerOutput
+from service.errors import FULL_QUEUE, DeadlineUnreachable, Overloaded, QueueFull
 from service.observe.board import ModelStats, StepStats
-from service.wire.errors import FULL_QUEUE, DeadlineUnreachable, Overloaded, QueueFull
 from service.wire.messages import Preview
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ class EngineCore:
         scheduler = share.scheduler
         backlog = sum(share.scheduler.backlog_seconds for share in self.shares.values())
         if scheduler.is_full_for(request):  # first, because it costs nothing: refusing must not hold up the steps
-            raise QueueFull(FULL_QUEUE, backlog)
+            raise QueueFull(FULL_QUEUE, retry_after=backlog)
         idle_seconds = self.runners[request.params.model].idle_seconds(request, scheduler.max_rows)
         request.idle_seconds = share.slowdown * idle_seconds
         request.outside_seconds = self.config.outside_seconds
@@ -116,10 +116,11 @@ class EngineCore:
             request.expected_seconds = expected_seconds(request, self.shares)
         expected = request.expected_seconds
         if request.deadline_seconds is not None and expected > request.deadline_seconds:
-            text = f"the deadline cannot be met: about {1000 * expected:.0f} ms are needed"
-            raise DeadlineUnreachable(text, max(expected - request.deadline_seconds, backlog))
+            text = f"deadline_ms: the deadline cannot be met: about {1000 * expected:.0f} ms are needed"
+            raise DeadlineUnreachable(text, retry_after=max(expected - request.deadline_seconds, backlog))
         if self.config.shed_load and self._guard.refuses(request, self.shares, now):
-            raise Overloaded("the device is busy beyond what it can answer in time", self._retry_seconds())
+            text = "the device is busy beyond what it can answer in time: try again later"
+            raise Overloaded(text, retry_after=self._retry_seconds())
         scheduler.add(request, now)
         if watch:
             share.watched = request

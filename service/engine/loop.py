@@ -12,15 +12,19 @@ from service.engine.clients import Client, Clients
 from service.engine.core import EngineCore
 from service.engine.plan import compile_plan
 from service.engine.request import Request, RequestStatus
+from service.errors import DeadlinePassed, GenerationFailed, InvalidRequest, ServiceError, Unavailable
 from service.observe.board import EngineBoard
-from service.wire.errors import DeadlinePassed, EngineError, EngineStopped, InvalidField, RequestFailed
-from service.wire.messages import Abort, FromWorker, Generate, RequestOutput, SamplingParams
+from service.wire.messages import Abort, FromWorker, Generate, Reply, RequestOutput
 
 logger = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.5  # between heartbeats of an idle engine
 COMMAND_SECONDS = 0.002  # between two steps, for requests that come and go
 GAUGE_SECONDS = 0.1  # between two updates of the gauges
+
+
+class Stopped(Exception):
+    """Before everything was warm."""
 
 
 class EngineLoop:
@@ -49,15 +53,15 @@ class EngineLoop:
                 self._step()
                 self._board.beat(time.monotonic())
             reason = "the service is shutting down"
-        except EngineStopped as stopped:
-            reason = str(stopped)
+        except Stopped:
+            reason = "stopped while warming up"
         except BaseException as error:  # nothing may leave a client waiting
             logger.critical("the engine died", exc_info=True)
             reason, self.died = f"the engine died: {type(error).__name__}", True
         self.ready = False
         self._board.state("dead" if self.died else "stopped")
         for client, number in self._open.values():
-            client.refuse(number, EngineStopped(reason))
+            client.refuse(number, Unavailable.because(reason))
         self._open.clear()
         self._clients.close(reason)
 
@@ -65,19 +69,10 @@ class EngineLoop:
         for model in self._core.runners:
             self._core.warm_up(model, self._between_warm_ups)
             logger.info("model %s is warm: %d rows a step", model, self._core.shares[model].scheduler.max_rows)
-            self._compile_default(model)
         self.ready = True
         self._tell_cards()
         self._board.stats(self._core.stats())
         self._board.state("ready")
-
-    def _compile_default(self, model: str) -> None:
-        """What the first request would otherwise pay for."""
-        config = self._core.runners[model].config
-        values = config.default_sampling
-        interval = tuple(values["guidance_interval"])
-        shared = values["steps"], values["sampler"], values["guidance"], interval
-        compile_plan(config, SamplingParams(model, 0, *shared, (0,), spacing=values["spacing"]))
 
     def _between_warm_ups(self) -> None:
         self._board.beat(time.monotonic())
@@ -85,7 +80,7 @@ class EngineLoop:
         self._handle_received()
         self._clients.flush()
         if self._stop_at is not None:
-            raise EngineStopped("stopped while warming up")
+            raise Stopped
 
     def _finished(self) -> bool:
         if self._stop_at is None:
@@ -139,7 +134,7 @@ class EngineLoop:
         if not self.ready:
             warming = self._stop_at is None
             text = f"the service is {'not ready yet' if warming else 'shutting down'}"
-            client.refuse(message.number, EngineStopped(text))
+            client.refuse(message.number, Unavailable.because(text))
             return
         request_id = f"{client.name}/{message.number}"
         # before add: were that to raise, this one is answered, too
@@ -147,7 +142,7 @@ class EngineLoop:
         client.open[message.number] = request_id
         try:
             self._core.add(self._request(request_id, message))
-        except EngineError as error:
+        except ServiceError as error:
             self._close(request_id)
             client.refuse(message.number, error)
 
@@ -156,7 +151,7 @@ class EngineLoop:
         try:
             plan = compile_plan(self._core.runners[params.model].config, params)
         except ValueError as error:
-            raise InvalidField(str(error), field="sampler") from error
+            raise InvalidRequest.field("sampler", str(error)) from error
         return Request(request_id, params, plan, message.deadline_seconds, message.num_previews)
 
     def _abort(self, client: Client, number: int) -> None:
@@ -176,7 +171,7 @@ class EngineLoop:
         progress = self._core.step()
         for request, preview in progress.previews:
             client, number = self._open[request.request_id]
-            client.show(preview.message(number))
+            client.show(number, preview)
         if progress.stats is not None:
             self._board.step(progress.stats)
         if progress.ended:
@@ -196,13 +191,16 @@ class EngineLoop:
     def _answer(self, request: Request) -> None:
         client, number = self._close(request.request_id)
         if request.status is RequestStatus.FAILED:
-            client.refuse(number, RequestFailed(request.error))
+            client.refuse(number, GenerationFailed(request.error))
         elif request.status is RequestStatus.EXPIRED:
-            client.refuse(number, DeadlinePassed("the deadline has passed"))
+            client.refuse(
+                number, DeadlinePassed("deadline_ms: the deadline has passed; work on the request has stopped")
+            )
         else:
             images = [request.images[index] for index in range(len(request.tasks))]
+            pixels = b"".join(image.tobytes() for image in images)
             times = (request.started - request.arrived, request.finished - request.started)
-            client.send(RequestOutput(images, *times).message(number))
+            client.send(Reply(number, RequestOutput(pixels, (len(images), *images[0].shape), *times)))
             request.images.clear()  # request and tasks refer to each other: pixels need not wait for the collector
 
     def _tell_cards(self) -> None:

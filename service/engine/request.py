@@ -3,30 +3,21 @@
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any
 
 from service.wire.messages import SamplingParams
 
 TARGET_FACTOR = 3.0  # target latency over idle latency
 
 
-class Plan(Protocol):
-    """A sampler table made ready for the runner; the scheduler looks at the row counts only."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """A compiled sampler table with its guidance; shared by all requests that ask for the same."""
 
-    @property
-    def rows(self) -> tuple[int, ...]:
-        """Forward rows of each step: 2 with guidance, 1 without."""
-        ...
-
-    @property
-    def remaining(self) -> tuple[int, ...]:
-        """Rows from each step to the end, and 0 behind the last one: num_steps + 1 numbers."""
-        ...
-
-    @property
-    def steps_by_rows(self) -> dict[int, int]:
-        """How many steps have so many rows."""
-        ...
+    rows: tuple[int, ...]  # forward rows of each step: 2 with guidance, 1 without
+    remaining: tuple[int, ...]  # rows from each step to the end, and 0 after the last one
+    steps_by_rows: dict[int, int]  # how many steps have so many rows
+    numbers: Any = None  # for the runner: see service/engine/plan.py
 
 
 class RequestStatus(StrEnum):

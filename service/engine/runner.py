@@ -77,13 +77,12 @@ class LaunchedStep:
         places = np.flatnonzero(self._step.shown).tolist()
         for place, view in zip(places, self._pixels[: len(places)].numpy(), strict=True):
             task, step = tasks[place], int(steps[place])
-            image = view.copy()  # a view would keep all the step's images for the slowest of their readers
             if task in failed:
                 continue
             if step == task.last_step:
-                result.images[task] = image
+                result.images[task] = view.copy()  # a view would keep all the step's images for the slowest of them
             else:
-                result.previews[task] = Preview(image, task.index, step + 1)
+                result.previews[task] = Preview(view.tobytes(), view.shape, task.index, step + 1)
         return result
 
 

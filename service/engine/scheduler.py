@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from service.engine.order import least_slack
 from service.engine.request import ImageTask, Request, RequestStatus
 from service.engine.slots import SLOTS_PER_ROW, SlotAllocator
-from service.wire.errors import FULL_QUEUE, QueueFull
+from service.errors import FULL_QUEUE, QueueFull
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Scheduler:
             QueueFull: see is_full_for.
         """
         if self.is_full_for(request):
-            raise QueueFull(FULL_QUEUE, self.backlog_seconds)
+            raise QueueFull(FULL_QUEUE, retry_after=self.backlog_seconds)
         request.arrived = now
         self.requests[request.request_id] = request
         if request.deadline_seconds is not None:

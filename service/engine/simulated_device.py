@@ -37,17 +37,9 @@ class SimulatedDevice:
         self, clock: Callable[[], float] = time.monotonic, sleep_until: Callable[[float], None] = sleep_until
     ):
         self._clock, self._sleep_until = clock, sleep_until
-        self._started = self._free = clock()
-        self._launched = 0.0
+        self._free = clock()
 
     def launch(self, seconds: float) -> Callable[[], None]:
         """Queue a step of so many seconds; the returned function waits for its end."""
         ends = self._free = max(self._clock(), self._free) + seconds
-        self._launched += seconds
         return lambda: self._sleep_until(ends)
-
-    @property
-    def busy_share(self) -> float:
-        """Of the time since the device was made, at most 1; what is queued has not been run yet."""
-        now = self._clock()
-        return (self._launched - max(0.0, self._free - now)) / max(now - self._started, 1e-9)

@@ -7,8 +7,8 @@ from typing import NamedTuple, cast
 
 import numpy as np
 
-from service.engine.plan import NUM_NUMBERS, StepPlan
-from service.engine.request import ImageTask
+from service.engine.plan import NUM_NUMBERS
+from service.engine.request import ImageTask, Plan
 
 LEAST_ROWS = 1024  # of the table of plans
 
@@ -21,7 +21,7 @@ class TaskArrays(NamedTuple):
     steps: np.ndarray  # int64, from 0
     seeds: np.ndarray  # int64
     labels: np.ndarray  # int64
-    numbers: np.ndarray  # [n, 1 + 8 + 2] float32, of StepPlan
+    numbers: np.ndarray  # [n, 1 + 8 + 2] float32, of a plan
     guided: np.ndarray  # bool: with a second row
     shown: np.ndarray  # bool: leaves the device with this step, finished or as a preview
     is_deterministic: bool
@@ -48,7 +48,7 @@ class SlotTable:
         self._deterministic: set[int] = set()  # slots
         self._numbers = np.zeros((LEAST_ROWS, NUM_NUMBERS), np.float32)
         self._guided = np.zeros(LEAST_ROWS, bool)
-        self._plans: dict[int, tuple[StepPlan, int]] = {}  # with its first row, by identity
+        self._plans: dict[int, tuple[Plan, int]] = {}  # with its first row, by identity
         self._used = 0
 
     def look_up(self, tasks: list[ImageTask]) -> TaskArrays:
@@ -72,7 +72,7 @@ class SlotTable:
     def _enter(self, task: ImageTask) -> None:
         slot, request = cast(int, task.slot), task.request
         self._tasks[slot] = task
-        first_row = self._first_row(cast(StepPlan, request.plan))
+        first_row = self._first_row(request.plan)
         self._facts[slot] = task.seed, task.class_label, first_row, task.last_step
         self._previews.pop(slot, None)
         if request.preview_steps:
@@ -81,7 +81,7 @@ class SlotTable:
         if request.params.deterministic:
             self._deterministic.add(slot)
 
-    def _first_row(self, plan: StepPlan) -> int:
+    def _first_row(self, plan: Plan) -> int:
         if id(plan) not in self._plans:
             if self._used + len(plan.rows) > len(self._numbers):
                 self._make_room()
@@ -89,7 +89,7 @@ class SlotTable:
                 self._append(plan)
         return self._plans[id(plan)][1]
 
-    def _append(self, plan: StepPlan) -> None:
+    def _append(self, plan: Plan) -> None:
         rows = slice(self._used, self._used + len(plan.rows))
         self._numbers[rows], self._guided[rows] = plan.numbers, np.array(plan.rows) == 2
         self._plans[id(plan)] = plan, self._used
@@ -98,7 +98,7 @@ class SlotTable:
     def _make_room(self) -> None:
         """Keep the plans of those who hold a slot, and leave as much room again."""
         holders = [(slot, task) for slot, task in enumerate(self._tasks) if task is not None]
-        plans = {id(task.request.plan): cast(StepPlan, task.request.plan) for _, task in holders}
+        plans = {id(task.request.plan): task.request.plan for _, task in holders}
         capacity = max(LEAST_ROWS, 2 * sum(len(plan.rows) for plan in plans.values()))
         self._numbers, self._guided = np.zeros((capacity, NUM_NUMBERS), np.float32), np.zeros(capacity, bool)
         self._plans, self._used = {}, 0

@@ -10,8 +10,8 @@ import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 DIGITS = (1, 1.5, 2, 3, 5, 7)
 # Neighbours at most 1.7x apart, so that a quantile read from them is right to a quarter.
@@ -39,9 +39,8 @@ class StepStats:
     num_padding_rows: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ModelStats:
-    """A model's state between two steps, for the gauges."""
+class ModelStats(NamedTuple):
+    """A model's state between two steps; the fields are the gauges."""
 
     queue_depth: int = 0
     running_slots: int = 0
@@ -65,12 +64,13 @@ class Family:
         return len(self.buckets) + 2 if self.kind == "histogram" else 1
 
 
-def families(models: Iterable[str], keys: Iterable[str]) -> list[Family]:
+def _families(models: Iterable[str], keys: Iterable[str]) -> list[Family]:
     """Every metric but those that are read off the models."""
     each = tuple((model,) for model in models)
     by_outcome = tuple((model, outcome) for (model,) in each for outcome in OUTCOMES)
     by_reason = tuple((model, reason) for (model,) in each for reason in REJECTIONS)
     by_key = tuple((key, outcome) for key in keys for outcome in KEY_OUTCOMES)
+    by_key = (("", "unauthorized"), *by_key) if by_key else ()
     one = ("model",)
     return [
         Family("request_duration_seconds", "Arrival to encoded answer", "histogram", one, each, SECONDS),
@@ -87,28 +87,25 @@ def families(models: Iterable[str], keys: Iterable[str]) -> list[Family]:
         Family("queue_depth", "Requests that wait for their first step", "gauge", one, each),
         Family("running_slots", "Images that have begun and not ended", "gauge", one, each),
         Family("backlog_seconds", "Device time that accepted requests still need", "gauge", one, each),
-        *([_key_family(by_key)] if by_key else []),
+        Family("key_requests", "Requests by API key, and refused ones", "counter", ("key", "outcome"), by_key),
     ]
 
 
-def _key_family(by_key: tuple[tuple[str, ...], ...]) -> Family:
-    text = "Requests by API key; refused ones by reason"
-    return Family("key_requests", text, "counter", ("key", "outcome"), (("", "unauthorized"), *by_key))
-
-
-@dataclass
 class Layout:
-    """Where each number stands in a row."""
+    """Where each number stands in a row.
 
-    families: list[Family]
-    keys: tuple[str, ...] = ()
-    places: dict[tuple[str, ...], int] = field(default_factory=dict)  # (family, *labels) -> first column
-    buckets: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    width: int = 3  # of a row; state and heartbeat of the engine come first, then a worker's open connections
+    Args:
+        models: their names.
+        keys: names of API keys.
+    """
 
-    def __post_init__(self) -> None:
+    def __init__(self, models: Iterable[str], keys: Iterable[str]):
+        self.keys = tuple(keys)
+        self.families = [family for family in _families(models, self.keys) if family.sets]
+        self.places: dict[tuple[str, ...], int] = {}  # (family, *labels) -> first column
+        self.buckets = {family.name: family.buckets for family in self.families}
+        self.width = 3  # of a row; state and heartbeat of the engine come first, then a worker's open connections
         for family in self.families:
-            self.buckets[family.name] = family.buckets
             for labels in family.sets:
                 self.places[family.name, *labels] = self.width
                 self.width += family.width
@@ -196,12 +193,6 @@ class Row:
         self._cells[first + len(buckets) + 1] += value
 
 
-def layout(models: Iterable[str], keys: Iterable[str]) -> Layout:
-    """Of a service with these models and names of API keys."""
-    names = tuple(keys)
-    return Layout(families(models, names), names)
-
-
 class EngineBoard:
     """What the engine writes."""
 
@@ -216,9 +207,8 @@ class EngineBoard:
 
     def stats(self, stats: dict[str, ModelStats]) -> None:
         for model, values in stats.items():
-            self._row.set("queue_depth", model, value=values.queue_depth)
-            self._row.set("running_slots", model, value=values.running_slots)
-            self._row.set("backlog_seconds", model, value=values.backlog_seconds)
+            for name, value in values._asdict().items():
+                self._row.set(name, model, value=value)
 
     def step(self, stats: StepStats) -> None:
         self._row.observe("step_duration_seconds", stats.model, stats.seconds)

@@ -8,11 +8,10 @@ import logging
 import time
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal
 
 from starlette.types import Message, Scope
-
-from service.web.errors import CLIENT_CLOSED_REQUEST
 
 access = logging.getLogger("service.access")
 request_id: ContextVar[str] = ContextVar("request_id", default="")
@@ -20,6 +19,7 @@ _noted: ContextVar[dict[str, Any] | None] = ContextVar("noted", default=None)  #
 
 READINESS = {"/readyz", "/v2/health/ready"}  # 503 while models warm up is as usual as 200 after that
 PROBES = {"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"}  # asked for every few seconds
+CLIENT_CLOSED_REQUEST = 499  # nginx's code for a client that left before its answer
 MAX_PATH = 200  # characters of a path that are logged
 
 
@@ -31,20 +31,13 @@ def configure(level: str, form: Literal["text", "json"], process: str) -> None:
     """
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
-    handler.addFilter(_name_request)
-    handler.addFilter(lambda record: setattr(record, "own_process", process) or True)
-    handler.addFilter(_own_name)
+    handler.addFilter(partial(_add_facts, process))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
-def _name_request(record: logging.LogRecord) -> bool:
-    record.request_id = request_id.get()
-    return True
-
-
-def _own_name(record: logging.LogRecord) -> bool:
-    """uvicorn logs everything, errors or not, as uvicorn.error."""
-    if record.name.startswith("uvicorn"):
+def _add_facts(process: str, record: logging.LogRecord) -> bool:
+    record.request_id, record.own_process = request_id.get(), process
+    if record.name.startswith("uvicorn"):  # which logs everything, errors or not, as uvicorn.error
         record.name = "service.http"
     return True
 

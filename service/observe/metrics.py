@@ -37,7 +37,6 @@ class Metrics(Collector):
 
     def reject(self, model: str, reason: str) -> None:
         self._row.add("rejections", model, reason)
-        self.end(model, "rejected")
 
     def collect(self) -> Iterable[Metric]:
         for family in self.board.layout.families:

@@ -19,18 +19,15 @@ SERVICE_NAME = "stepwise-diffusion"
 
 
 class Spans:
-    """What happened when, inside the request that is being served; here it is forgotten."""
+    """What happened when, inside the request that is being served; without a provider it is forgotten."""
+
+    def __init__(self, provider: "TracerProvider | None" = None):
+        self._tracer = provider and provider.get_tracer("service")
 
     def record(self, name: str, start: float, end: float, **attributes: Any) -> None:
-        """start, end: seconds of time.monotonic()."""
-
-
-class OtelSpans(Spans):
-    def __init__(self, provider: "TracerProvider"):
-        self._tracer = provider.get_tracer("service")
-
-    def record(self, name: str, start: float, end: float, **attributes: Any) -> None:
-        """A child of the span that TraceMiddleware has opened."""
+        """A child of the span that TraceMiddleware has opened; start and end are seconds of time.monotonic()."""
+        if self._tracer is None:
+            return
         named = {f"diffusion.{key}": value for key, value in attributes.items()}
         since_1970 = time.time_ns() - time.monotonic_ns()
         span = self._tracer.start_span(name, start_time=since_1970 + round(start * 1e9), attributes=named)
@@ -47,7 +44,7 @@ class TraceMiddleware:
         self._propagator = TraceContextTextMapPropagator()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in PROBES:
+        if scope["path"] in PROBES:
             await self.app(scope, receive, send)
             return
         from opentelemetry.trace import SpanKind, StatusCode

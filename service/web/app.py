@@ -11,11 +11,10 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from service.observe.metrics import Metrics
-from service.observe.tracing import OtelSpans, Spans
+from service.observe.tracing import Spans
 from service.settings import Settings, model_entries
 from service.web import dialects, images, info, middleware, openapi
 from service.web.generation import Generator
-from service.web.methods import HeadMiddleware
 from service.web.routes import generate, inference_v2, openai, ops, page, triton
 from service.web.schemas import FIELD_NAMES, Fields
 from service.wire.async_engine import AsyncEngine
@@ -23,11 +22,17 @@ from service.wire.async_engine import AsyncEngine
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
+
+def _operation_id(route: APIRoute) -> str:
+    """Clients turn it into the name of a function."""
+    return route.name.replace("model", "model_version") if "{version}" in route.path else route.name
+
+
 FASTAPI_OPTIONS: dict[str, Any] = {
     "redirect_slashes": False,
     "docs_url": None,  # FastAPI's pages take their scripts from a foreign host
     "redoc_url": None,
-    "generate_unique_id_function": lambda route: route.name,  # the operationId, which clients turn into a function
+    "generate_unique_id_function": _operation_id,
 }
 
 
@@ -62,11 +67,10 @@ def assemble(
     version = info.version(info.PROJECT)
     app = FastAPI(title=openapi.TITLE, version=version, lifespan=lifespan, **FASTAPI_OPTIONS)
     app.state.started = int(time.time())
-    spans = OtelSpans(provider) if provider else Spans()
-    generator = Generator(engine, metrics, settings, tuple(model_entries(settings)), spans, version)
-    app.state.generator = generator
+    names = tuple(model_entries(settings))
+    app.state.generator = generator = Generator(engine, metrics, settings, names, Spans(provider), version)
     _add_routes(app, settings)
-    app.add_middleware(HeadMiddleware)
+    app.add_middleware(middleware.HeadMiddleware)
     middleware.install(app, settings, metrics, provider)
     dialects.install(app, Fields(FIELD_NAMES, generator.limits))
     openapi.install(app, generator)

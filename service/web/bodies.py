@@ -5,8 +5,8 @@ from typing import TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
+from service.errors import CompressedBody, InvalidRequest, echo
 from service.web.dialects import invalid
-from service.web.errors import CompressedBody, InvalidRequest, echo
 from service.web.schemas import Fields
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # some editors on Windows write it before UTF-8

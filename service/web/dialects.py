@@ -8,15 +8,14 @@ from typing import Any, NamedTuple
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
-from service.web.errors import (
+from service.errors import (
     PROBLEMS,
-    BodyTooLarge,
-    ClientError,
     FieldError,
     InvalidRequest,
     MethodNotAllowed,
@@ -24,8 +23,9 @@ from service.web.errors import (
     ServiceError,
     echo,
 )
-from service.web.methods import allowed_methods
 from service.web.schemas import Fields, allowed
+
+NO_HEAD = {"/generate"}  # HEAD would run the model to send no picture
 
 
 class Problem(BaseModel):
@@ -67,7 +67,7 @@ def problem(error: ServiceError, request_id: str) -> dict[str, Any]:
         status=error.status,
         detail=error.detail,
         request_id=request_id,
-        retry_after_seconds=error.retry_after,
+        retry_after_seconds=error.retry_after_seconds,
         retry_after_ms=error.retry_after_ms,
         errors=error.errors,
     )
@@ -89,15 +89,15 @@ class Dialect(NamedTuple):
     say: Any  # (error, request id) -> body
     schema: type[BaseModel]
     media_type: str
-    is_protocol: bool  # somebody else's, with statuses of its own
+    invalid: int  # the status of InvalidRequest; all others are the same everywhere
 
     def status(self, error: ServiceError | type[ServiceError]) -> int:
-        return (error.protocol_status if self.is_protocol else 0) or error.status
+        return self.invalid if error.code == InvalidRequest.code else error.status
 
 
-OWN = Dialect(problem, Problem, "application/problem+json", False)
-OPENAI = Dialect(openai_error, OpenAIError, "application/json", True)
-INFERENCE = Dialect(inference_error, InferenceError, "application/json", True)
+OWN = Dialect(problem, Problem, "application/problem+json", 422)
+OPENAI = Dialect(openai_error, OpenAIError, "application/json", 400)
+INFERENCE = Dialect(inference_error, InferenceError, "application/json", 400)
 
 
 SHAPES = (Problem, OpenAIError, InferenceError)
@@ -117,20 +117,17 @@ def answer(scope: Scope | Request, error: ServiceError) -> Response:
     facts: Mapping[str, Any] = scope.scope if isinstance(scope, Request) else scope
     dialect = dialect_of(facts["path"])
     body = dialect.say(error, facts.get("request_id", ""))
-    headers = error.headers() | {"Cache-Control": "no-store"}
+    retry = {} if error.retry_after is None else {"Retry-After": str(error.retry_after_seconds)}
+    headers = {**error.headers, **retry, "Cache-Control": "no-store"}
     return JSONResponse(body, dialect.status(error), headers, dialect.media_type)
 
 
 def install(app: FastAPI, fields: Fields) -> None:
-    """Answer every error of the application in the dialect of its path.
+    """Answer the errors of FastAPI itself in the dialect of the path; middleware.py answers all others.
 
     Args:
         fields: of GET /generate, whose query FastAPI reads; the other routes read their fields themselves.
     """
-
-    @app.exception_handler(ServiceError)
-    async def service_error(request: Request, error: ServiceError) -> Response:
-        return answer(request, error)
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> Response:
@@ -138,38 +135,23 @@ def install(app: FastAPI, fields: Fields) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        if error.status_code == 405:
-            return _not_allowed(app, request)
-        response = answer(request, _from_http(error))
-        response.headers.update(error.headers or {})
-        return response
-
-    @app.exception_handler(Exception)
-    async def internal_error(request: Request, error: Exception) -> Response:
-        response = answer(request, ServiceError("the service failed on this request"))
-        # outside of every middleware
-        response.headers["X-Request-Id"] = request.scope.get("request_id", "")
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        return response
+        """Its router raises 404 and 405; the routes raise ServiceErrors."""
+        if error.status_code != 405:
+            return answer(request, NotFound("there is nothing at this path: see /openapi.json"))
+        methods = _allowed_methods(app, request.scope["path"])
+        refusal = MethodNotAllowed(f"{request.method[:20]} is not allowed here: use {' or '.join(methods)}")
+        refusal.headers = {"Allow": ", ".join(methods)}
+        return answer(request, refusal)
 
 
-def _not_allowed(app: FastAPI, request: Request) -> Response:
-    methods = allowed_methods(app, request.scope["path"])
-    error = MethodNotAllowed(f"{request.method[:20]} is not allowed here: use {' or '.join(methods)}")
-    response = answer(request, error)
-    response.headers["Allow"] = ", ".join(methods)
-    return response
-
-
-def _from_http(error: HTTPException) -> ServiceError:
-    match error.status_code:
-        case 404:
-            return NotFound("there is nothing at this path: see /openapi.json")
-        case 413:
-            return BodyTooLarge(str(error.detail))
-    said = ClientError(str(error.detail))
-    said.status, said.code, said.title = error.status_code, "http-error", str(error.detail)
-    return said
+def _allowed_methods(app: FastAPI, path: str) -> list[str]:
+    """Of all routes of a path; Starlette's Allow names those of the first one."""
+    found = {
+        m for route in iter_route_contexts(app.routes) if route.path_regex.match(path) for m in route.methods or ()
+    }
+    if "GET" in found and path not in NO_HEAD:
+        found.add("HEAD")
+    return sorted(found)
 
 
 def invalid(items: Any, fields: Fields) -> InvalidRequest:

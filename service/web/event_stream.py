@@ -5,15 +5,16 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from service.errors import ServiceError
 from service.web.dialects import dialect_of
-from service.web.errors import ServiceError
 from service.web.generation import Generated, Shown
+from service.web.leaving import unless_disconnected
 from service.wire.messages import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -94,54 +95,39 @@ class EventStream(Response):
         self._next, self._events = first, events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def write(text: str) -> None:
-            await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
-
-        leaving = asyncio.ensure_future(disconnected(receive))
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            while event := await self._event(scope, leaving, write):
-                await write(f"event: {event[0]}\ndata: {json.dumps(event[1])}\n\n")
-            if not leaving.done():
-                await send({"type": "http.response.body", "body": b""})
+            await unless_disconnected(receive, self._write(scope, send))
         finally:
-            leaving.cancel()
             await _abandon(self._next, self._events)
 
-    async def _event(
-        self, scope: Scope, leaving: asyncio.Future[None], write: Callable[[str], Awaitable[None]]
-    ) -> Event | None:
-        """The next event; None behind the last one, and when the client has gone."""
+    async def _write(self, scope: Scope, send: Send) -> None:
         while True:
-            await asyncio.wait(
-                {self._next, leaving}, timeout=KEEP_ALIVE_SECONDS, return_when=asyncio.FIRST_COMPLETED
-            )
-            if leaving.done():
-                return None
-            if self._next.done():
+            done, _ = await asyncio.wait({self._next}, timeout=KEEP_ALIVE_SECONDS)
+            text = self._take(scope) if done else ": still at work\n\n"
+            if text is None:
                 break
-            await write(": still at work\n\n")
+            await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    def _take(self, scope: Scope) -> str | None:
+        """The event that has come; None after the last one."""
         done = self._next
         self._next = asyncio.ensure_future(anext(self._events))
         try:
-            return done.result()
+            name, data = done.result()
         except StopAsyncIteration:
             return None
         except ServiceError as error:
-            return _error_event(scope, error)
+            name, data = _error_event(scope, error)
         except Exception:
             logger.exception("a stream failed")
-            return _error_event(scope, ServiceError("the service failed on this request"))
+            name, data = _error_event(scope, ServiceError("the service failed on this request"))
+        return f"event: {name}\ndata: {json.dumps(data)}\n\n"
 
 
 def _error_event(scope: Scope, error: ServiceError) -> Event:
     return "error", dialect_of(scope["path"]).say(error, scope.get("request_id", ""))
-
-
-async def disconnected(receive: Receive) -> None:
-    """Returns when the client has gone."""
-    while (await receive())["type"] != "http.disconnect":
-        continue
 
 
 async def _abandon(pending: asyncio.Future[Event], events: AsyncGenerator[Event]) -> None:

@@ -11,22 +11,28 @@ from typing import Generic, TypeVar
 import numpy as np
 import PIL
 
+from service.errors import (
+    DeadlinePassed,
+    DeadlineUnreachable,
+    FieldError,
+    InvalidRequest,
+    Refused,
+    Unavailable,
+    UnknownModel,
+    echo,
+)
 from service.observe import logs
-from service.observe.board import REJECTIONS
 from service.observe.metrics import Metrics
 from service.observe.tracing import Spans
 from service.settings import Settings
-from service.web.errors import FieldError, InvalidRequest, Unavailable, UnknownModel, echo, from_engine
 from service.web.resolve import recipe, resolve
 from service.web.schemas import GenerateFields, Limits, Timings, limits
-from service.wire.async_engine import AsyncEngine
-from service.wire.errors import DeadlinePassed, DeadlineUnreachable, EngineError, InvalidField, RequestFailed
+from service.wire.async_engine import AsyncEngine, pixels
 from service.wire.messages import ModelCard, Preview, RequestOutput, SamplingParams
 
 T = TypeVar("T")
 INLINE_BYTES = 4 * 1024  # of pixels: 3 KiB take 20 us as PNG, at most 1 ms as webp; 15 KiB can take 9
 HOPELESS = 0.5  # of the measured time of a request's steps: the measured ones may be slow, but not that slow
-OUTCOMES = {RequestFailed: "error", EngineError: "error", DeadlinePassed: "expired"}  # of others: "rejected"
 Encode = Callable[[list[np.ndarray]], T]  # images [H, W, C] uint8 to whatever an API sends; may run in a thread
 
 
@@ -85,7 +91,7 @@ class Generator:
             message = f"there is no model {echo(model)}, only {names}"
             raise UnknownModel(f"model: {message}", [FieldError(field="model", message=message)])
         if model not in self.engine.cards:
-            raise Unavailable("the models are being loaded: try again later", retry_after=1)
+            raise Unavailable.because("the models are being loaded")
         return self.engine.cards[model]
 
     def resolve(
@@ -149,7 +155,7 @@ class Generator:
             encode_preview: of one image; default: encode.
 
         Raises:
-            ServiceError: as from_engine maps the engine's refusals.
+            ServiceError: the engine's refusals.
         """
         started, answer = time.monotonic(), None
         logs.note(model=params.model, steps=params.num_steps, n=len(params.seeds))
@@ -158,20 +164,14 @@ class Generator:
             async with aclosing(self.engine.generate(params, deadline_seconds, num_previews)) as updates:
                 async for update in updates:
                     if isinstance(update, Preview):
-                        result = await encoded(encode_preview or encode, [update.image])
+                        result = await encoded(encode_preview or encode, [pixels(update)])
                         yield Shown(result, update.index, update.step)
                     else:
                         answer = await self._answer(params, update, encode, started)
-        except EngineError as error:
-            self._count_error(params.model, error)
-            raise from_engine(error) from error
-        except (asyncio.CancelledError, GeneratorExit):
-            logs.note(outcome="cancelled")
-            self.metrics.end(params.model, "cancelled")
-            raise
-        except Exception:
-            logs.note(outcome="error")
-            self.metrics.end(params.model, "error")
+        except InvalidRequest:
+            raise  # counts in no metric, as every request that is invalid
+        except BaseException as error:
+            self._count_end(params.model, error)
             raise
         if answer is not None:
             yield answer
@@ -186,36 +186,41 @@ class Generator:
             return
         needed = params.num_steps * min(self.card(params.model).step_seconds.values(), default=0.0)
         if deadline_seconds < HOPELESS * needed:
-            raise DeadlineUnreachable(
-                f"the deadline cannot be met: at least {1000 * needed:.0f} ms are needed", needed
-            )
+            text = f"deadline_ms: the deadline cannot be met: at least {1000 * needed:.0f} ms are needed"
+            raise DeadlineUnreachable(text, retry_after=needed)
 
     async def _answer(
         self, params: SamplingParams, output: RequestOutput, encode: Encode[T], started: float
     ) -> Generated[T]:
         encoding = time.monotonic()
-        result = await encoded(encode, list(output.images))
+        images = list(pixels(output))
+        result = await encoded(encode, images)
         now = time.monotonic()
         timings = Timings(queue=output.queue_seconds, denoise=output.denoise_seconds, encode=now - encoding)
-        self.metrics.answer(params.model, len(output.images), timings.queue, timings.denoise, now - started)
+        self.metrics.answer(params.model, len(images), timings.queue, timings.denoise, now - started)
         times = {"queue_seconds": round(timings.queue, 6), "denoise_seconds": round(timings.denoise, 6)}
         logs.note(outcome="ok", **times)
         denoising = started + timings.queue
-        facts = {"model": params.model, "images": len(output.images)}
+        facts = {"model": params.model, "images": len(images)}
         self.spans.record("queue", started, denoising, **facts)
         self.spans.record("denoise", denoising, denoising + timings.denoise, steps=params.num_steps, **facts)
         self.spans.record("encode", encoding, now, **facts)
         return Generated(result, params, timings, self.card(params.model).simulated)
 
-    def _count_error(self, model: str, error: EngineError) -> None:
-        if isinstance(error, InvalidField):
-            return  # as of every request that is invalid
-        outcome = OUTCOMES.get(type(error), "rejected")
+    def _count_end(self, model: str, error: BaseException) -> None:
+        """Of a request without images."""
+        match error:
+            case Refused():
+                outcome = "rejected"
+                self.metrics.reject(model, error.reason)
+            case DeadlinePassed():
+                outcome = "expired"
+            case asyncio.CancelledError() | GeneratorExit():
+                outcome = "cancelled"
+            case _:
+                outcome = "error"
+        self.metrics.end(model, outcome)
         logs.note(outcome=outcome)
-        if outcome == "rejected":
-            self.metrics.reject(model, error.reason if error.reason in REJECTIONS else "unavailable")
-        else:
-            self.metrics.end(model, outcome)
 
 
 async def encoded(encode: Encode[T], images: list[np.ndarray]) -> T:

@@ -4,6 +4,8 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from platform import python_version
 
+from msgspec.structs import asdict
+
 from service.settings import Settings
 from service.web.schemas import ModelInfo, ServiceInfo, StepProfile
 from service.wire.async_engine import AsyncEngine
@@ -21,16 +23,10 @@ def describe_service(engine: AsyncEngine, settings: Settings) -> ServiceInfo:
         device=next((card.hardware for card in engine.cards.values()), "unknown"),
         settings=settings.model_dump(mode="json"),
         shed_load=engine.shed_load,
-        profiles={card.name: _profile(card) for card in warm},
-    )
-
-
-def _profile(card: ModelCard) -> StepProfile:
-    return StepProfile(
-        max_rows=card.max_rows or 0,
-        deterministic_rows=card.fixed_rows,
-        weight=card.weight,
-        step_seconds=card.step_seconds,
+        profiles={
+            card.name: StepProfile.model_validate(asdict(card) | {"deterministic_rows": card.fixed_rows})
+            for card in warm
+        },
     )
 
 
@@ -43,19 +39,10 @@ def version(package: str) -> str:
 
 
 def describe_model(card: ModelCard) -> ModelInfo:
-    return ModelInfo(
-        name=card.name,
-        architecture=card.architecture,
-        parameters=card.parameters,
-        image_shape=card.image_shape,
-        class_names=card.class_names,
-        samplers=card.samplers,
-        defaults=card.default_sampling,
-        qualities=card.sampling,
-        guidance_range=card.guidance_range,
-        device=card.device,
-        dtype=card.dtype,
-        max_rows=card.max_rows,
-        deterministic=card.repeats_itself,
-        weights_sha256=card.sha256,
-    )
+    others = {
+        "defaults": card.default_sampling,
+        "qualities": card.sampling,
+        "deterministic": card.repeats_itself,
+        "weights_sha256": card.sha256,
+    }
+    return ModelInfo.model_validate(asdict(card) | others)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from hashlib import sha256
 
 from service.api_keys import ApiKey
+from service.errors import QuotaExceeded, Unauthorized
 from service.observe.board import Board, Row
-from service.web.errors import QuotaExceeded, Unauthorized
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class KeyRing:
     ):
         self._clock, self._row = clock, board.row(row)
         self._accounts = [
-            (_digest(key.key.get_secret_value().encode()), Account(name, key, board, self._row))
+            (sha256(key.key.get_secret_value().encode()).digest(), Account(name, key, board, self._row))
             for name, key in keys.items()
         ]
 
@@ -110,7 +110,7 @@ class KeyRing:
         """Every key is compared, whatever the ones before it were, so that time tells nothing."""
         found = None
         for given in presented(headers):
-            digest = _digest(given)
+            digest = sha256(given).digest()
             for known, account in self._accounts:
                 if hmac.compare_digest(known, digest):
                     found = account
@@ -134,7 +134,3 @@ def presented(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
     scheme, _, token = given.get(b"authorization", b"").partition(b" ")
     keys = [token.strip()] if scheme.lower() == b"bearer" else []
     return keys + ([given[b"x-api-key"]] if b"x-api-key" in given else [])
-
-
-def _digest(key: bytes) -> bytes:
-    return sha256(key).digest()

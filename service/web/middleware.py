@@ -11,12 +11,12 @@ from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.errors import BodyTooLarge, ClientGone, HeadersTooLarge, RequestTimeout, ServiceError, UriTooLong
 from service.observe import logs
 from service.observe.metrics import Metrics
 from service.observe.tracing import TraceMiddleware
 from service.settings import Settings
-from service.web.dialects import answer
-from service.web.errors import BodyTooLarge, HeadersTooLarge, RequestTimeout, ServiceError, UriTooLong
+from service.web.dialects import NO_HEAD, answer
 from service.web.keys import KeyRing
 from service.web.protocol import MAX_HEAD
 
@@ -45,7 +45,7 @@ def install(app: FastAPI, settings: Settings, metrics: Metrics, provider: "Trace
     app.add_middleware(LimitMiddleware, body_seconds=settings.body_seconds)
     if settings.api_keys:
         app.add_middleware(KeyMiddleware, ring=KeyRing(settings.api_keys, metrics.board, metrics.row))
-    app.add_middleware(FailureMiddleware)
+    app.add_middleware(ErrorMiddleware)
     if settings.cors_origins:  # outside of the keys: a browser asks for permission without one
         app.add_middleware(
             CORSMiddleware,
@@ -62,14 +62,17 @@ def install(app: FastAPI, settings: Settings, metrics: Metrics, provider: "Trace
 
 
 class RequestIdMiddleware:
-    """Names every request; a client's own X-Request-Id is echoed when it is short and plain."""
+    """Names every request; a client's own X-Request-Id is echoed when it is short and plain.
+
+    It is the outermost one, and takes the server's start and end past all others, which see requests only.
+    """
 
     def __init__(self, app: ASGIApp):
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
+            await scope["app"].router(scope, receive, send)
             return
         given = dict(scope["headers"]).get(b"x-request-id", b"")
         request_id = given.decode() if CLIENT_REQUEST_ID.fullmatch(given) else uuid4().hex
@@ -104,20 +107,29 @@ class DirectMiddleware:
         self.app, self.routes = app, routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        route = self.routes.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        route = self.routes.get((scope["method"], scope["path"]))
         if route is None:
             await self.app(scope, receive, send)
             return
         scope["route"] = route  # where FastAPI puts it, for traces
-        try:
-            response = await route.endpoint(Request(scope, receive))
-        except ServiceError as error:
-            response = answer(scope, error)
+        response = await route.endpoint(Request(scope, receive))
         await response(scope, receive, send)
 
 
-class FailureMiddleware:
-    """Answers a request with 500 when the application raises.
+class HeadMiddleware:
+    """Answers HEAD as GET; the server leaves the body out."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "HEAD" and scope["path"] not in NO_HEAD:
+            scope = {**scope, "method": "GET"}
+        await self.app(scope, receive, send)
+
+
+class ErrorMiddleware:
+    """Answers what the application raises: a ServiceError as it is, anything else with 500.
 
     Starlette would do so outside of all middleware. Here the answer gets the CORS headers, without which a browser
     reports a failed permission and hides the failure itself.
@@ -136,11 +148,15 @@ class FailureMiddleware:
 
         try:
             await self.app(scope, receive, watched)
-        except Exception:
-            if started or scope["type"] != "http":
+        except ClientGone:
+            return
+        except Exception as error:
+            if started:
                 raise
-            logger.exception("the request failed")
-            await answer(scope, ServiceError("the service failed on this request"))(scope, receive, send)
+            if not isinstance(error, ServiceError):
+                logger.exception("the request failed")
+                error = ServiceError("the service failed on this request")
+            await answer(scope, error)(scope, receive, send)
 
 
 class KeyMiddleware:
@@ -150,14 +166,10 @@ class KeyMiddleware:
         self.app, self.ring = app, ring
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or is_open(scope["path"]):
+        if is_open(scope["path"]):
             await self.app(scope, receive, send)
             return
-        try:
-            visit = self.ring.admit(scope["headers"])
-        except ServiceError as error:
-            await answer(scope, error)(scope, receive, send)
-            return
+        visit = self.ring.admit(scope["headers"])
         scope["key_name"] = visit.name
         try:
             await self.app(scope, receive, send)
@@ -180,23 +192,13 @@ class LimitMiddleware:
         self.app, self.body_seconds = app, body_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+        _check_head(scope)
         try:
-            _check_head(scope)
             async with asyncio.timeout(self.body_seconds):
                 body = await _read_body(receive)
-        except ServiceError as error:
-            await answer(scope, error)(scope, receive, send)
-            return
-        except TimeoutError:
-            late = answer(scope, RequestTimeout(f"the body did not arrive within {self.body_seconds:g} s"))
-            late.headers["Connection"] = "close"
-            await late(scope, receive, send)
-            return
-        if body is not None:
-            await self.app(scope, _replay(body, receive), send)
+        except TimeoutError as error:
+            raise RequestTimeout(f"the body did not arrive within {self.body_seconds:g} s") from error
+        await self.app(scope, _replay(body, receive), send)
 
 
 def _check_head(scope: Scope) -> None:
@@ -215,17 +217,18 @@ def _check_head(scope: Scope) -> None:
         raise _too_large()
 
 
-async def _read_body(receive: Receive) -> bytes | None:
-    """The whole body; None when the client has gone.
+async def _read_body(receive: Receive) -> bytes:
+    """The whole body.
 
     Raises:
         BodyTooLarge: as soon as that is known.
+        ClientGone: it will not be complete.
     """
     body = bytearray()
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            return None
+            raise ClientGone
         body += message.get("body", b"")
         if len(body) > MAX_BODY:
             raise _too_large()

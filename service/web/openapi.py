@@ -6,8 +6,8 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from service.errors import QuotaExceeded, Unauthorized
 from service.web.dialects import SHAPES, dialect_of, document
-from service.web.errors import QuotaExceeded, Unauthorized
 from service.web.generation import Generator
 from service.web.middleware import is_open
 from service.web.routes.openai import ImageRequest, own_limits

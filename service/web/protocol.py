@@ -5,15 +5,15 @@ import logging
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import uuid4
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from service.errors import HeadersTooLarge, Malformed, Overloaded, ServiceError
+from service.settings import Settings
 from service.web.dialects import answer
-from service.web.errors import ClientError, HeadersTooLarge, Overloaded, ServiceError
 
 logger = logging.getLogger(__name__)
 
@@ -25,21 +25,12 @@ RETRY_SECONDS = 1.0  # for the same client to come back
 Phase = Literal["head", "rest"]  # what a client has to send: a request's head, or a body that was answered already
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Of a connection, in seconds; and how many there may be."""
-
-    header_seconds: float  # for a request line and its headers
-    body_seconds: float  # for what is left of a body after its answer
-    stream_seconds: float  # for the client to take an answer: all the waiting for it together
-    max_connections: int  # of the service
-    count: Callable[[int], float] = float  # is told those of this process, and returns those of the service
-
-
 class GuardedProtocol(H11Protocol):
     """Cuts who sends too slowly, reads too slowly, or comes when the house is full."""
 
-    limits: Limits
+    settings: Settings
+    max_connections: int  # of the service
+    count: Callable[[int], float]  # is told those of this process, and returns those of the service
     _turned_away = False
     _phase: Phase | None = None  # under a time limit
     _deadline: asyncio.TimerHandle | None = None  # of that
@@ -51,7 +42,7 @@ class GuardedProtocol(H11Protocol):
         super().connection_made(transport)
         # A send then waits until the kernel has taken all before it, and one timer tells whether the client reads.
         transport.set_write_buffer_limits(high=0)
-        if self.limits.count(len(self.connections)) > self.limits.max_connections:
+        if self.count(len(self.connections)) > self.max_connections:
             self._turn_away()
         else:
             self._await("head")
@@ -60,7 +51,7 @@ class GuardedProtocol(H11Protocol):
         self._await(None)
         self._stop_waiting_for_reader()
         super().connection_lost(exc)
-        self.limits.count(len(self.connections))
+        self.count(len(self.connections))
 
     def data_received(self, data: bytes) -> None:
         if self._turned_away:
@@ -94,12 +85,12 @@ class GuardedProtocol(H11Protocol):
             self._deadline.cancel()
         self._phase, self._deadline, self._discarded = phase, None, 0
         if phase is not None:
-            seconds = self.limits.header_seconds if phase == "head" else self.limits.body_seconds
+            seconds = self.settings.header_seconds if phase == "head" else self.settings.body_seconds
             self._deadline = self.loop.call_later(seconds, self._cut, f"the {phase} of its request is late")
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        seconds = max(0.0, self.limits.stream_seconds - self._waited)
+        seconds = max(0.0, self.settings.stream_seconds - self._waited)
         self._unread = self.loop.call_later(seconds, self._cut, "it does not read its answer")
         self._waiting_since = self.loop.time()
 
@@ -121,7 +112,7 @@ class GuardedProtocol(H11Protocol):
     def _turn_away(self) -> None:
         self._turned_away = True
         self.connections.discard(self)
-        self.limits.count(len(self.connections))
+        self.count(len(self.connections))
         self._say(Overloaded("too many open connections: try again later", retry_after=RETRY_SECONDS))
         with suppress(OSError):  # it may have left already
             self.transport.write_eof()
@@ -137,7 +128,7 @@ class GuardedProtocol(H11Protocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         too_large = HeadersTooLarge(f"request line and headers are larger than {MAX_HEAD} bytes")
-        self._say(too_large if hint == 431 else _malformed())
+        self._say(too_large if hint == 431 else Malformed("this is no HTTP/1.1 request"))
         self.transport.close()
 
     def _say(self, error: ServiceError) -> None:
@@ -152,12 +143,7 @@ class GuardedProtocol(H11Protocol):
             self.transport.write(self.conn.send(event) or b"")
 
 
-def _malformed() -> ClientError:
-    error = ClientError("this is no HTTP/1.1 request")
-    error.status, error.code, error.title = 400, "malformed-request", "Malformed request"
-    return error
-
-
-def guarded(limits: Limits) -> Any:
+def guarded(settings: Settings, max_connections: int, count: Callable[[int], float]) -> Any:
     """A protocol class for uvicorn.Config(http=...)."""
-    return type("LimitedProtocol", (GuardedProtocol,), {"limits": limits})
+    facts = {"settings": settings, "max_connections": max_connections, "count": staticmethod(count)}
+    return type("LimitedProtocol", (GuardedProtocol,), facts)

@@ -5,7 +5,7 @@ from typing import Any
 
 from models.names import class_key
 from models.seeds import SEED_BITS, image_seed
-from service.web.errors import FieldError, InvalidRequest, echo
+from service.errors import FieldError, InvalidRequest, echo
 from service.web.schemas import GenerateFields, Limits, allowed
 from service.wire.messages import ModelCard, SamplingParams
 

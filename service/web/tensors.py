@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, WithJsonSchema
 
+from service.errors import InvalidRequest, echo
 from service.web.dialects import invalid
-from service.web.errors import InvalidRequest, echo
 from service.web.schemas import Fields
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
@@ -30,12 +30,7 @@ Parameter = Annotated[
     BeforeValidator(_scalar),
     WithJsonSchema({"anyOf": [{"type": kind} for kind in ("boolean", "number", "string")]}),
 ]
-INTEGERS = {"INT8": "<i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8"} | {
-    "UINT8": "<u1",
-    "UINT16": "<u2",
-    "UINT32": "<u4",
-    "UINT64": "<u8",
-}
+INTEGERS = [f"{kind}{bits}" for kind in ("INT", "UINT") for bits in (8, 16, 32, 64)]
 MAX_ELEMENTS = 1024  # of one tensor; far more than a request may ask for
 
 
@@ -135,7 +130,7 @@ def _read(tensor: InputTensor, binary: bytes) -> tuple[list[int], bytes]:
     if size is None:
         values = list(_flat(name, tensor.data or []))
     else:
-        kind = np.dtype(INTEGERS[tensor.datatype])
+        kind = np.dtype(tensor.datatype.lower()).newbyteorder("<")
         end = count * kind.itemsize
         if tensor.data is not None or size != end or end > len(binary):
             raise InvalidRequest.field(
@@ -168,9 +163,8 @@ def serialise(
         response: its outputs are filled from arrays, in their order.
         binary: names of the outputs that are sent raw.
     """
-    names = {np.dtype(code): name for name, code in INTEGERS.items()}
     for name, array in arrays.items():
-        tensor = OutputTensor(name=name, datatype=names[array.dtype], shape=list(array.shape))
+        tensor = OutputTensor(name=name, datatype=array.dtype.name.upper(), shape=list(array.shape))
         if name in binary:
             tensor.parameters = {"binary_data_size": array.nbytes}
         else:

@@ -22,7 +22,7 @@ from service.observe.board import CONNECTIONS, Board
 from service.settings import Settings, load_settings
 from service.web.app import assemble
 from service.web.middleware import RequestIdMiddleware
-from service.web.protocol import MAX_HEAD, Limits, guarded
+from service.web.protocol import MAX_HEAD, guarded
 from service.web.routes import ops
 from service.wire.async_engine import AsyncEngine
 from service.wire.control import STARTED
@@ -113,11 +113,9 @@ def configure(
     Args:
         count: see service/web/protocol.py.
     """
-    seconds = (settings.header_seconds, settings.body_seconds, settings.stream_seconds)
-    limits = Limits(*seconds, connection_limit(settings.max_connections), count)
     return uvicorn.Config(
         app,
-        http=guarded(limits),
+        http=guarded(settings, connection_limit(settings.max_connections), count),
         ws="none",
         h11_max_incomplete_event_size=MAX_HEAD,
         timeout_keep_alive=settings.keep_alive_seconds,

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from service.errors import ServiceError, Unavailable
 from service.observe.board import Board
-from service.wire.errors import EngineError, EngineStopped
 from service.wire.frames import FrameReader, frame
 from service.wire.messages import (
     Abort,
@@ -19,10 +19,9 @@ from service.wire.messages import (
     FromWorker,
     Generate,
     ModelCard,
-    OutputMessage,
     Preview,
-    PreviewMessage,
     Refusal,
+    Reply,
     RequestOutput,
     SamplingParams,
 )
@@ -32,7 +31,7 @@ from service.wire.messages import (
 # closed loop of 64 clients gave 935 images a second instead of 780.
 MESSAGES_A_TURN = 2
 
-Answer = Preview | RequestOutput | EngineError  # any number of previews, then one of the others
+Answer = Preview | RequestOutput | ServiceError  # any number of previews, then one of the others
 
 
 class AsyncEngine:
@@ -77,17 +76,17 @@ class AsyncEngine:
         Leaving the iterator early, or being cancelled in it, aborts the request within one step.
 
         Raises:
-            EngineError: one of those of service/wire/errors.py.
+            ServiceError: the engine refuses, fails or has gone.
         """
         if self._link is None or not self.is_ready:
-            raise EngineStopped(self.gone or "the service is not ready")
+            raise Unavailable.because(self.gone or "the service is not ready")
         number, answers = next(self._numbers), asyncio.Queue[Answer]()
         self._open[number] = answers
         self._link.send(Generate(number, params, deadline_seconds, num_previews))
         try:
             while True:
                 answer = await answers.get()
-                if isinstance(answer, EngineError):
+                if isinstance(answer, ServiceError):
                     raise answer
                 yield answer
                 if isinstance(answer, RequestOutput):
@@ -101,13 +100,13 @@ class AsyncEngine:
             case Cards(cards, samplers, spacings, shed_load):
                 self.cards = {card.name: card for card in cards}
                 self.samplers, self.spacings, self.shed_load = samplers, spacings, shed_load
-            case PreviewMessage(number):
+            case Reply(number, Preview() as preview):
                 if number in self._open:  # else its client has gone
-                    self._open[number].put_nowait(read(message))
-            case OutputMessage(number):
-                self._end(number, read(message))
-            case Refusal(number):
-                self._end(number, message.error())
+                    self._open[number].put_nowait(preview)
+            case Reply(number, RequestOutput() as output):
+                self._end(number, output)
+            case Reply(number, Refusal() as refusal):
+                self._end(number, refusal.error())
 
     def _end(self, number: int, answer: Answer) -> None:
         if (answers := self._open.pop(number, None)) is not None:
@@ -117,16 +116,13 @@ class AsyncEngine:
         """The engine has closed its end, or its process has died."""
         self.gone = self.gone or "the engine has stopped"
         for number in list(self._open):
-            self._end(number, EngineStopped(self.gone))
+            self._end(number, Unavailable.because(self.gone))
         self.on_loss()
 
 
-def read(message: PreviewMessage | OutputMessage) -> Preview | RequestOutput:
-    """Its pixels as arrays, which share the message's memory."""
-    pixels = np.frombuffer(message.pixels, np.uint8).reshape(message.shape)
-    if isinstance(message, PreviewMessage):
-        return Preview(pixels, message.index, message.step)
-    return RequestOutput(list(pixels), message.queue_seconds, message.denoise_seconds)
+def pixels(update: Preview | RequestOutput) -> np.ndarray:
+    """[H, W, C] or [n, H, W, C] uint8, in the memory of the message."""
+    return np.frombuffer(update.pixels, np.uint8).reshape(update.shape)
 
 
 class _Link(asyncio.Protocol):
@@ -158,11 +154,7 @@ class _Link(asyncio.Protocol):
 
     def _deliver(self) -> None:
         """A few messages, and the others with the next turns of the event loop."""
-        try:
-            self._hand_on(MESSAGES_A_TURN)
-        except Exception:
-            self.transport.abort()  # as an event loop does where data_received raises
-            raise
+        self._hand_on(MESSAGES_A_TURN)
         if self._received:
             self.transport.pause_reading()
             self._loop.call_soon(self._deliver)
@@ -174,7 +166,5 @@ class _Link(asyncio.Protocol):
             self._engine.receive(self._received.popleft())
 
     def connection_lost(self, exc: Exception | None) -> None:
-        try:
-            self._hand_on(len(self._received))
-        finally:
-            self._engine.lost()
+        self._hand_on(len(self._received))
+        self._engine.lost()

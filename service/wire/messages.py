@@ -1,7 +1,7 @@
 """The messages between HTTP workers and the engine: plain data, which msgspec writes and checks.
 
 A worker sends Generate and Abort, and numbers its own requests. The engine sends Cards first. Then it sends, for
-each request, any number of previews and exactly one output or refusal, unless the request is aborted before.
+each request, replies: any number of previews and exactly one output or refusal, unless it is aborted before.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,9 @@ from typing import Any
 
 import msgspec
 
-from service.wire.errors import KINDS, EngineError
+from service.errors import PROBLEMS, FieldError, ServiceError
+
+KINDS = {kind.code: kind for kind in PROBLEMS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,62 +82,46 @@ class Abort(msgspec.Struct, frozen=True, tag=True, array_like=True):
     number: int
 
 
-class PreviewMessage(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    number: int
-    pixels: bytes
-    shape: tuple[int, int, int]  # H, W, C
-    index: int
-    step: int
-
-
-class OutputMessage(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    number: int
-    pixels: bytes  # of all images, one after the other
-    shape: tuple[int, int, int, int]  # n, H, W, C
-    queue_seconds: float
-    denoise_seconds: float
-
-
-class Refusal(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    number: int
-    reason: str  # a key of errors.KINDS
-    message: str
-    retry_after: float
-    field: str
-
-    @classmethod
-    def of(cls, number: int, error: EngineError) -> "Refusal":
-        return cls(number, error.reason, str(error), error.retry_after, error.field)
-
-    def error(self) -> EngineError:
-        return KINDS.get(self.reason, EngineError)(self.message, self.retry_after, self.field)
-
-
-@dataclass(frozen=True, slots=True)
-class Preview:
+class Preview(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """The denoised image that a step predicts, on the way to the finished one."""
 
-    image: Any  # [H, W, C] uint8
+    pixels: bytes  # uint8
+    shape: tuple[int, int, int]  # H, W, C
     index: int  # of the image in its request
     step: int  # steps done
 
-    def message(self, number: int) -> PreviewMessage:
-        return PreviewMessage(number, self.image.tobytes(), self.image.shape, self.index, self.step)
 
-
-@dataclass(frozen=True, slots=True)
-class RequestOutput:
+class RequestOutput(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """The answer to a finished request."""
 
-    images: Any  # n arrays [H, W, C] uint8
+    pixels: bytes  # of all images, one after the other
+    shape: tuple[int, int, int, int]  # n, H, W, C
     queue_seconds: float  # arrival to first step
     denoise_seconds: float  # first step to last
 
-    def message(self, number: int) -> OutputMessage:
-        pixels = b"".join(image.tobytes() for image in self.images)
-        shape = (len(self.images), *self.images[0].shape)
-        return OutputMessage(number, pixels, shape, self.queue_seconds, self.denoise_seconds)
+
+class Refusal(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """An error, which a worker raises again."""
+
+    code: str
+    detail: str
+    errors: list[FieldError]
+    retry_after: float | None
+
+    @classmethod
+    def of(cls, error: ServiceError) -> "Refusal":
+        return cls(error.code, error.detail, error.errors, error.retry_after)
+
+    def error(self) -> ServiceError:
+        return KINDS.get(self.code, ServiceError)(self.detail, self.errors, self.retry_after)
+
+
+class Reply(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """What has become of the request of that number."""
+
+    number: int
+    result: Preview | RequestOutput | Refusal
 
 
 FromWorker = Generate | Abort
-FromEngine = Cards | PreviewMessage | OutputMessage | Refusal
+FromEngine = Cards | Reply

@@ -10,7 +10,7 @@ from benchmarks.serving.workloads import workloads
 from service.engine.admission import OverloadGuard
 from service.engine.core import EngineCore, Progress
 from service.engine.request import Request
-from service.wire.errors import Overloaded
+from service.errors import Overloaded
 
 
 class Waits:
@@ -24,7 +24,7 @@ class Waits:
         try:
             add(core, request)
         except Overloaded as error:
-            self.open.append((core.clock(), error.retry_after, request))
+            self.open.append((core.clock(), error.retry_after or 0.0, request))
             raise
 
     def look(self, core: EngineCore) -> None:

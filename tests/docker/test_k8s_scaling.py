@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.scheduling import CONFIG, COSTS, Clock, VirtualRunner, arrivals, capacity
 from service.engine.core import EngineConfig, EngineCore
-from service.wire.errors import EngineError
+from service.errors import ServiceError
 from tests.docker.manifests import Manifests
 from tests.docker.render import ADAPTER, rendered
 from tests.docker.scaling import demands, queries
@@ -32,7 +32,7 @@ def mean_backlog(load: float, seconds: float) -> float:
         while pending and start + pending[-1][0] <= clock.now:
             try:
                 core.add(pending.pop()[1])
-            except EngineError:
+            except ServiceError:
                 continue
         before = clock.now
         backlogs.append(sum(stats.backlog_seconds for stats in core.stats().values()))

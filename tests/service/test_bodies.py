@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.web.errors import MAX_ECHO
+from service.errors import MAX_ECHO
 from tests.service.conftest import Running
 
 TENSOR = {"name": "class", "datatype": "INT64", "shape": [1], "data": [0]}

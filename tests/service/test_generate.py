@@ -19,7 +19,7 @@ from PIL import Image
 from models.checkpoint import load_checkpoint
 from models.samplers import Guidance, build_table, sample
 from models.schedule import NoiseSchedule, Prediction
-from service.web.errors import MAX_FIELD_ERRORS
+from service.errors import MAX_FIELD_ERRORS
 from service.web.schemas import MAX_SEED
 from tests.samplers import PLAIN
 from tests.service.conftest import Running

@@ -14,10 +14,10 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from service.api_keys import ApiKey
+from service.errors import QuotaExceeded, Unauthorized
 from service.local import create_app
-from service.observe.board import Board, layout
+from service.observe.board import Board, Layout
 from service.settings import ModelEntry, Settings, SettingsError, load_settings
-from service.web.errors import QuotaExceeded, Unauthorized
 from service.web.keys import KeyRing
 from service.web.middleware import KeyMiddleware
 from tests.service.conftest import Running, running
@@ -41,7 +41,7 @@ class Clock:
 
 
 def keyring(keys: dict[str, ApiKey], clock: Callable[[], float] = time.monotonic) -> KeyRing:
-    return KeyRing(keys, Board(layout((), keys), rows=2), 1, clock)
+    return KeyRing(keys, Board(Layout((), keys), rows=2), 1, clock)
 
 
 def ring_of(clock: Clock, **quota: Any) -> KeyRing:
@@ -155,11 +155,11 @@ def test_the_rate_allows_a_burst_and_then_tells_when_to_come_back() -> None:
         ring.admit(bearer(ALICE)).end()
     with pytest.raises(QuotaExceeded) as error:
         ring.admit(bearer(ALICE))
-    assert error.value.retry_after == 4
+    assert error.value.retry_after_seconds == 4
     clock.now += 3.9
     with pytest.raises(QuotaExceeded) as error:
         ring.admit(bearer(ALICE))
-    assert error.value.retry_after == 1
+    assert error.value.retry_after_seconds == 1
     clock.now += 0.2
     ring.admit(bearer(ALICE)).end()
     clock.now += 1000  # the bucket holds no more than its burst
@@ -184,13 +184,13 @@ def test_open_requests_are_counted_and_the_wait_is_that_of_earlier_ones() -> Non
     ring.admit(bearer(ALICE))
     with pytest.raises(QuotaExceeded) as error:
         ring.admit(bearer(ALICE))
-    assert error.value.retry_after == 1  # nothing is known yet
+    assert error.value.retry_after_seconds == 1  # nothing is known yet
     clock.now += 20
     first.end()
     ring.admit(bearer(ALICE))
     with pytest.raises(QuotaExceeded) as error:
         ring.admit(bearer(ALICE))
-    assert error.value.retry_after == 10  # requests take 20 s, and two run
+    assert error.value.retry_after_seconds == 10  # requests take 20 s, and two run
 
 
 def test_a_request_that_finds_no_place_costs_no_token() -> None:

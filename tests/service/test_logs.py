@@ -108,7 +108,7 @@ def test_one_line_says_where_it_listens_when_it_is_ready(checkpoints: Path, tmp_
 
 def test_uvicorns_lines_have_a_name_of_ours() -> None:
     record = logging.LogRecord("uvicorn.error", logging.WARNING, __file__, 1, "any", (), None)
-    assert logs._own_name(record)
+    assert logs._add_facts("worker-1", record)
     assert record.name == "service.http"
 
 
@@ -119,10 +119,10 @@ def test_what_fails_behind_the_application_is_about_the_request_too(capsys: pyte
         raise ValueError("on purpose")
     except ValueError:
         record.exc_info = sys.exc_info()
-        assert logs._name_request(record)
+        assert logs._add_facts("worker-1", record)
     finally:
         logs.request_id.reset(token)
     said = json.loads(logs.JsonFormatter().format(record))
     assert (said["message"], said["level"], said["request_id"]) == ("it broke", "error", "my-request")
     assert said["exception"].endswith("ValueError: on purpose")
-    assert logs.TextFormatter().format(record).splitlines()[0].endswith("ERROR any: it broke [my-request]")
+    assert logs.TextFormatter().format(record).splitlines()[0].endswith("ERROR worker-1 any: it broke [my-request]")

@@ -158,7 +158,7 @@ def test_a_body_that_is_no_request(server: Running, body: bytes) -> None:
 
 def test_a_refusal_on_the_way_raises_in_the_client(client: Any, server: Running) -> None:
     """Stops the engine, so it is the last test of this file."""
-    server.app.state.local.stop(0.0)
+    server.app.state.local.stop()
     with pytest.raises(openai.InternalServerError) as caught:
         client.images.generate(model="dit", prompt="cat")
     assert (caught.value.status_code, caught.value.code) == (503, "unavailable")

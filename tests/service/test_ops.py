@@ -8,9 +8,9 @@ import jsonschema
 import pytest
 import torch
 
+from service.errors import PROBLEMS
 from service.local import create_app
 from service.observe.board import OUTCOMES
-from service.web.errors import PROBLEMS
 from service.web.schemas import FIELD_NAMES
 from tests.checkpoints import write_checkpoint
 from tests.service.conftest import Running, running, tiny_settings
@@ -109,7 +109,7 @@ def test_not_ready_before_warm_up(checkpoints: Path) -> None:
             return [await call for call in calls]
 
     live, ready, refused = asyncio.run(ask())
-    app.state.local.stop(0.0)
+    app.state.local.stop()
     assert (live.status_code, ready.status_code, refused.status_code) == (200, 503, 503)
     assert refused.headers["Retry-After"] == "1"
 

@@ -14,7 +14,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from service.settings import Settings
-from service.web.middleware import MAX_BODY, LimitMiddleware
+from service.web.middleware import MAX_BODY, ErrorMiddleware, LimitMiddleware
 from service.web.protocol import MAX_DISCARD, MAX_HEAD
 from service.web.worker import configure
 from tests.waiting import wait_until
@@ -73,7 +73,7 @@ def guarded(body_limit: bool = False, **limits: Any) -> Iterator[Guarded]:
     values = {"header_seconds": LONG, "body_seconds": LONG, "stream_seconds": LONG, "keep_alive_seconds": 60}
     settings = Settings(**(values | limits), log_level="warning")
     app = Application()
-    surrounded = LimitMiddleware(app, settings.body_seconds) if body_limit else app
+    surrounded = ErrorMiddleware(LimitMiddleware(app, settings.body_seconds)) if body_limit else app
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # small: a deaf client shows at once
         listener.bind(("127.0.0.1", 0))

@@ -1,47 +1,12 @@
-"""What the routes that generate share: the wait for an answer, and its headers."""
+"""What the answers of all routes that generate have in common."""
 
-import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any
 
-from fastapi import Request
-from starlette.responses import Response
-
-from service.web.errors import CLIENT_CLOSED_REQUEST
-from service.web.event_stream import disconnected
 from service.web.generation import Generated
 from service.web.resolve import told_seeds
 from service.wire.messages import ModelCard, SamplingParams
 
-T = TypeVar("T")
 NO_STORE = {"Cache-Control": "no-store"}
-
-
-async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
-    """Await work, but cancel it and return None as soon as the client has gone."""
-    task, working, left = asyncio.current_task(), True, False
-    assert task is not None  # every request is served by one
-
-    def cancel_work(leaving: asyncio.Future[None]) -> None:
-        nonlocal left
-        if working and not leaving.cancelled():
-            left = task.cancel()
-
-    leaving = asyncio.ensure_future(disconnected(request.receive))
-    leaving.add_done_callback(cancel_work)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if left and task.uncancel() == 0:  # else someone else wants the end of it
-            return None
-        raise
-    finally:
-        working = False
-        leaving.cancel()
-
-
-def client_has_gone() -> Response:
-    return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
 def seconds(milliseconds: int | None) -> float | None:

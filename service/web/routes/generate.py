@@ -6,24 +6,23 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from service.errors import InvalidRequest
 from service.settings import Settings
 from service.web import event_stream, images
 from service.web.bodies import read_bytes, read_json, read_query, refuse_query, refuse_repeats
 from service.web.dialects import document
-from service.web.errors import InvalidRequest
 from service.web.event_stream import open_stream, picture_events
 from service.web.generation import Generated, Generator
 from service.web.images import MEDIA_TYPES
+from service.web.leaving import unless_disconnected
 from service.web.negotiation import negotiate
 from service.web.resolve import check_previews
 from service.web.routes.answers import (
     NO_STORE,
     answer_headers,
-    client_has_gone,
     picture_size,
     seconds,
     seed_headers,
-    unless_disconnected,
 )
 from service.web.schemas import FIELD_NAMES, Fields, GenerateBody, GeneratedImage, GenerateFields, GenerateResponse
 from service.wire.messages import ModelCard, SamplingParams
@@ -77,8 +76,6 @@ async def generate(request: Request) -> Response:
     if form == "stream":
         return await _stream(generator, fields, params)
     generated = await _finish(request, generator, params, form, fields)
-    if generated is None:
-        return client_has_gone()
     content = generated.result
     if form == "json":
         content = as_json(generated, generator.card(params.model), request.scope["request_id"])
@@ -102,8 +99,6 @@ async def get_image(request: Request, query: Annotated[GenerateFields, Query()])
     if etag and has_tag(request.headers.getlist("if-none-match"), etag):
         return Response(status_code=304, headers=cached)
     generated = await _finish(request, generator, params, form, query)
-    if generated is None:
-        return client_has_gone()
     if (
         not etag or generator.etag(params, form) != etag
     ):  # the device ran out of memory and lowered the rows on the way
@@ -159,11 +154,13 @@ def _lasting_format(fields: GenerateFields, accept: str) -> str:
 
 async def _finish(
     request: Request, generator: Generator, params: SamplingParams, form: str, fields: GenerateFields
-) -> Generated[Any] | None:
+) -> Generated[Any]:
     encode: Any = partial(images.encode, form=form, text=generator.recipe(params))
     if form == "json":
         encode = partial(images.encode_base64, texts=generator.recipes(params))
-    return await unless_disconnected(request, generator.generate(params, encode, seconds(fields.deadline_ms)))
+    return await unless_disconnected(
+        request.receive, generator.generate(params, encode, seconds(fields.deadline_ms))
+    )
 
 
 async def _stream(generator: Generator, fields: GenerateFields, params: SamplingParams) -> Response:

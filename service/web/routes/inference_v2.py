@@ -6,17 +6,18 @@ https://github.com/kserve/open-inference-protocol
 from typing import Any
 
 import numpy as np
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ValidationError
 from starlette.responses import JSONResponse, Response
 
+from service.errors import InvalidRequest, UnknownModel, echo
 from service.web.bodies import read_bytes, refuse_query
 from service.web.dialects import INFERENCE, document, invalid
-from service.web.errors import InvalidRequest, UnknownModel, echo
 from service.web.generation import Generator
+from service.web.leaving import unless_disconnected
 from service.web.resolve import STANDS_FOR
 from service.web.routes import ops
-from service.web.routes.answers import NO_STORE, answer_headers, client_has_gone, seconds, unless_disconnected
+from service.web.routes.answers import NO_STORE, answer_headers, seconds
 from service.web.schemas import MAX_SEED, Fields, GenerateBody, allowed
 from service.web.tensors import (
     LENGTH_HEADER,
@@ -26,7 +27,7 @@ from service.web.tensors import (
     parse,
     serialise,
 )
-from service.wire.messages import SamplingParams
+from service.wire.messages import ModelCard, SamplingParams
 
 router = APIRouter(prefix="/v2", tags=["Open Inference"])
 
@@ -85,18 +86,24 @@ async def server_ready(request: Request) -> Response:
     return await _ready(request)
 
 
-UNKNOWN: dict[str, Any] = {"responses": document(INFERENCE, (UnknownModel,))}
-META: dict[str, Any] = UNKNOWN | {"response_model_exclude_none": True}
+def add_twice(router: APIRouter, routes: APIRouter) -> None:
+    """Routes of one model, under the model itself and under its version."""
+    unknown = document(INFERENCE, (UnknownModel,))
+    for prefix, checks in (("", []), ("/versions/{version}", [Depends(_check_version)])):
+        router.include_router(routes, prefix="/models/{model}" + prefix, dependencies=checks, responses=unknown)
 
 
-@router.get("/models/{model}", **META, summary="A model")
+async def _check_version(version: str) -> None:
+    if version != VERSION:
+        raise UnknownModel(f"version: there is no version {echo(version)} of a model, only {VERSION}")
+
+
+model_routes = APIRouter()
+
+
+@model_routes.get("", response_model_exclude_none=True, summary="A model")
 async def model_metadata(request: Request, model: str) -> ModelMetadata:
-    return await model_version_metadata(request, model, VERSION)
-
-
-@router.get("/models/{model}/versions/{version}", **META, summary="A version of a model")
-async def model_version_metadata(request: Request, model: str, version: str) -> ModelMetadata:
-    config = find_generator(request, model, version).card(model)
+    config: ModelCard = request.app.state.generator.card(model)
     C, H, W = config.image_shape
     integers = [TensorMetadata(name=name, datatype="INT64", shape=[-1]) for name in INPUTS]
     integers[0].parameters = {"class_names": config.class_names}
@@ -104,17 +111,9 @@ async def model_version_metadata(request: Request, model: str, version: str) -> 
     return ModelMetadata(name=model, versions=[VERSION], inputs=integers, outputs=[images, integers[1]])
 
 
-READY: dict[str, Any] = UNKNOWN | {"response_model": Ready}
-
-
-@router.get("/models/{model}/ready", **READY, summary="Whether a model is warm")
+@model_routes.get("/ready", response_model=Ready, summary="Whether a model is warm")
 async def model_ready(request: Request, model: str) -> Response:
-    return await model_version_ready(request, model, VERSION)
-
-
-@router.get("/models/{model}/versions/{version}/ready", **READY, summary="Whether a version of a model is warm")
-async def model_version_ready(request: Request, model: str, version: str) -> Response:
-    find_generator(request, model, version)
+    request.app.state.generator.card(model)
     return await _ready(request, name=model)
 
 
@@ -123,42 +122,35 @@ async def _ready(request: Request, **name: str) -> Response:
     return JSONResponse(Ready(ready=status == 200, **name).model_dump(exclude_none=True), status, NO_STORE)
 
 
-INFER: dict[str, Any] = {
-    "response_model": InferenceResponse,
-    "responses": document(INFERENCE),
-    "openapi_extra": {
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {"schema": {"$ref": "#/components/schemas/InferenceRequest"}},
-                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-            },
-        }
+BODY = {
+    "required": True,
+    "content": {
+        "application/json": {"schema": {"$ref": "#/components/schemas/InferenceRequest"}},
+        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
     },
 }
 
 
-@router.post("/models/{model}/infer", **INFER, summary="Generate images")
+@model_routes.post(
+    "/infer",
+    response_model=InferenceResponse,
+    responses=document(INFERENCE),
+    openapi_extra={"requestBody": BODY},
+    summary="Generate images",
+)
 async def infer_model(request: Request, model: str) -> Response:
     """Inputs: `class` [n], and if you like `seed` [n]. Outputs: `images` UINT8 [n, H, W, C], `seed` INT64 [n].
 
     Sampling parameters (steps, sampler, guidance, ...) go into the request's `parameters`. Clients may send no
     Content-Type, so the body is read as it is.
     """
-    return await infer_model_version(request, model, VERSION)
-
-
-@router.post("/models/{model}/versions/{version}/infer", **INFER, summary="Generate images by a version")
-async def infer_model_version(request: Request, model: str, version: str) -> Response:
-    """As without a version: every model has exactly one."""
     refuse_query(request)
-    generator = find_generator(request, model, version)
+    generator: Generator = request.app.state.generator
+    generator.card(model)
     asked, inputs = parse(await read_bytes(request), request.headers.get(LENGTH_HEADER))
     params, deadline = _resolve(generator, model, asked, inputs)
     outputs = _outputs(asked)
-    generated = await unless_disconnected(request, generator.generate(params, np.stack, deadline))
-    if generated is None:
-        return client_has_gone()
+    generated = await unless_disconnected(request.receive, generator.generate(params, np.stack, deadline))
     answer = InferenceResponse(model_name=model, model_version=VERSION, id=asked.id, outputs=[])
     arrays = {"images": generated.result, "seed": np.array(params.seeds, np.int64)}
     binary = {name for name in outputs if asked.wants_binary(name)}
@@ -170,13 +162,7 @@ async def infer_model_version(request: Request, model: str, version: str) -> Res
     return Response(body, headers=headers, media_type="application/octet-stream")
 
 
-def find_generator(request: Request, model: str, version: str) -> Generator:
-    """Raises UnknownModel."""
-    generator: Generator = request.app.state.generator
-    generator.card(model)
-    if version != VERSION:
-        raise UnknownModel(f"version: {model} has no version {echo(version)}, only {VERSION}")
-    return generator
+add_twice(router, model_routes)
 
 
 def _resolve(

@@ -11,21 +11,20 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response
 
+from service.errors import InvalidRequest, UnknownModel, echo
 from service.web import event_stream, images
 from service.web.bodies import read_json, refuse_query
 from service.web.dialects import OPENAI, document
-from service.web.errors import InvalidRequest, UnknownModel, echo
 from service.web.event_stream import NO_TOKENS, open_stream, picture_events
 from service.web.generation import Generator
+from service.web.leaving import unless_disconnected
 from service.web.resolve import check_previews
 from service.web.routes.answers import (
     NO_STORE,
     answer_headers,
-    client_has_gone,
     picture_size,
     seconds,
     seed_headers,
-    unless_disconnected,
 )
 from service.web.schemas import (
     ClassLabel,
@@ -39,7 +38,6 @@ from service.web.schemas import (
     Spacing,
     Steps,
     Whole,
-    allowed,
 )
 from service.wire.messages import SamplingParams
 
@@ -56,7 +54,6 @@ OWN_NAMES = {
 OWN_QUALITIES = {"low": "draft", "medium": "default", "standard": "default"} | dict.fromkeys(
     ("high", "hd", "xhigh", "max"), "best"
 )
-COMPRESSION = (0, 100)
 
 
 class ImageRequest(BaseModel):
@@ -73,7 +70,7 @@ class ImageRequest(BaseModel):
     size: str | None = Field(None, max_length=20, description="auto, or the model's own size.", examples=["auto"])
     response_format: Literal["b64_json"] | None = Field(None, description="There are no urls here.")
     output_format: Literal["png", "webp", "jpeg"] | None = None
-    output_compression: Whole | None = Field(
+    output_compression: Annotated[Whole, Field(ge=0, le=100)] | None = Field(
         None, description="Quality of webp and jpeg. Default: webp without loss, jpeg 95."
     )
     stream: bool | None = None
@@ -112,9 +109,7 @@ FIELD_NAMES = list(ImageRequest.model_fields)
 
 def own_limits(limits: Limits) -> Limits:
     """By the names of this API."""
-    return {OWN_NAMES.get(name, name): limit for name, limit in limits.items()} | {
-        "output_compression": COMPRESSION
-    }
+    return {OWN_NAMES.get(name, name): limit for name, limit in limits.items()} | {"output_compression": (0, 100)}
 
 
 class ImageDatum(BaseModel):
@@ -176,9 +171,7 @@ async def create_image(request: Request) -> Response:
         updates = generator.stream(params, encode_last, deadline, previews, encode)
         headers = seed_headers(params, generator.card(params.model).simulated)
         return await open_stream(picture_events(updates, params, form, size), headers)
-    generated = await unless_disconnected(request, generator.generate(params, encode_last, deadline))
-    if generated is None:
-        return client_has_gone()
+    generated = await unless_disconnected(request.receive, generator.generate(params, encode_last, deadline))
     pairs = zip(generated.result, params.seeds, strict=True)
     data = [ImageDatum(b64_json=picture, seed=seed) for picture, seed in pairs]
     answer = ImagesResponse(
@@ -195,16 +188,10 @@ def _check_picture(body: ImageRequest, model: str, size: str) -> None:
         )
     if body.partial_images and not body.stream:
         raise InvalidRequest.field("partial_images", "needs stream: true")
-    if body.output_compression is None:
-        return
-    if body.output_format not in ("webp", "jpeg"):
+    if body.output_compression is not None and body.output_format not in ("webp", "jpeg"):
         raise InvalidRequest.field(
             "output_compression", "needs output_format: webp or jpeg, because a png has no loss"
         )
-    low, high = COMPRESSION
-    if not low <= body.output_compression <= high:
-        message = f"must be {allowed(COMPRESSION)}, not {echo(body.output_compression)}"
-        raise InvalidRequest.field("output_compression", message)
 
 
 def _resolve(generator: Generator, body: ImageRequest) -> SamplingParams:

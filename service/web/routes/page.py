@@ -5,7 +5,7 @@ from pathlib import Path
 from fastapi import APIRouter
 from starlette.responses import FileResponse, Response
 
-from service.web.errors import NotFound, echo
+from service.errors import NotFound, echo
 
 router = APIRouter(include_in_schema=False)
 

@@ -10,29 +10,19 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
+from service.errors import InvalidRequest, UnknownModel
 from service.observe.metrics import Metrics
 from service.web.bodies import read_bytes
 from service.web.dialects import INFERENCE, document
-from service.web.errors import InvalidRequest, UnknownModel
-from service.web.routes.inference_v2 import PLATFORM, UNKNOWN, VERSION, find_generator
+from service.web.routes.inference_v2 import PLATFORM, VERSION, add_twice
 
 router = APIRouter(prefix="/v2", tags=["Open Inference"])
+model_routes = APIRouter()
 
 
 class Duration(BaseModel):
     count: int
     ns: int
-
-
-class InferenceStatistics(BaseModel):
-    success: Duration
-    fail: Duration
-    queue: Duration
-    compute_input: Duration
-    compute_infer: Duration
-    compute_output: Duration
-    cache_hit: Duration
-    cache_miss: Duration
 
 
 class ModelStatistics(BaseModel):
@@ -42,7 +32,7 @@ class ModelStatistics(BaseModel):
     version: str
     inference_count: int  # images
     execution_count: int  # steps of the engine
-    inference_stats: InferenceStatistics
+    inference_stats: dict[str, Duration]
     batch_stats: list[Any] = []
 
 
@@ -78,14 +68,11 @@ async def all_statistics(request: Request) -> Statistics:
     return Statistics(model_stats=[statistics(generator.metrics, name) for name in generator.names])
 
 
-@router.get("/models/{model}/stats", **UNKNOWN, summary="Statistics of a model")
+@model_routes.get("/stats", summary="Statistics of a model")
 async def model_statistics(request: Request, model: str) -> Statistics:
-    return await model_version_statistics(request, model, VERSION)
-
-
-@router.get("/models/{model}/versions/{version}/stats", **UNKNOWN, summary="Statistics of a version of a model")
-async def model_version_statistics(request: Request, model: str, version: str) -> Statistics:
-    return Statistics(model_stats=[statistics(find_generator(request, model, version).metrics, model)])
+    generator = request.app.state.generator
+    generator.card(model)
+    return Statistics(model_stats=[statistics(generator.metrics, model)])
 
 
 def statistics(metrics: Metrics, model: str) -> ModelStatistics:
@@ -107,27 +94,22 @@ def statistics(metrics: Metrics, model: str) -> ModelStatistics:
         version=VERSION,
         inference_count=int(read("images_total")),
         execution_count=int(read("step_duration_seconds_count")),
-        inference_stats=InferenceStatistics(
-            success=took(whole),
-            fail=Duration(count=int(failed), ns=0),
-            queue=took(queue),
-            compute_input=nothing,
-            compute_infer=took(denoise),
-            compute_output=took(whole - queue - denoise),
-            cache_hit=nothing,
-            cache_miss=nothing,
-        ),
+        inference_stats={
+            "success": took(whole),
+            "fail": Duration(count=int(failed), ns=0),
+            "queue": took(queue),
+            "compute_input": nothing,
+            "compute_infer": took(denoise),
+            "compute_output": took(whole - queue - denoise),
+            "cache_hit": nothing,
+            "cache_miss": nothing,
+        },
     )
 
 
-@router.get("/models/{model}/config", **UNKNOWN, summary="Configuration of a model")
+@model_routes.get("/config", summary="Configuration of a model")
 async def model_configuration(request: Request, model: str) -> ModelConfiguration:
-    return await model_version_configuration(request, model, VERSION)
-
-
-@router.get("/models/{model}/versions/{version}/config", **UNKNOWN, summary="Configuration of a version of a model")
-async def model_version_configuration(request: Request, model: str, version: str) -> ModelConfiguration:
-    C, H, W = find_generator(request, model, version).card(model).image_shape
+    C, H, W = request.app.state.generator.card(model).image_shape
     integers = [TensorConfig(name=name, data_type="TYPE_INT64", dims=[-1]) for name in ("class", "seed")]
     images = TensorConfig(name="images", data_type="TYPE_UINT8", dims=[-1, H, W, C])
     return ModelConfiguration(
@@ -156,3 +138,6 @@ async def repository_index(request: Request) -> list[IndexEntry]:
         IndexEntry(name=name, version=VERSION, state=state, reason=reason)
         for name in request.app.state.generator.names
     ]
+
+
+add_twice(router, model_routes)

@@ -11,10 +11,10 @@ from service.engine.clients import Clients
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.loop import EngineLoop
 from service.engine.request import Request
-from service.observe.board import Board, EngineBoard, ModelStats, StepStats, layout
-from service.wire.async_engine import Answer, AsyncEngine, read
+from service.errors import Unavailable
+from service.observe.board import Board, EngineBoard, Layout, ModelStats, StepStats
+from service.wire.async_engine import Answer, AsyncEngine
 from service.wire.control import ATTACH, CONTROL, STOP
-from service.wire.errors import EngineStopped
 from service.wire.frames import FrameReader, frame
 from service.wire.messages import (
     Abort,
@@ -22,9 +22,8 @@ from service.wire.messages import (
     FromEngine,
     FromWorker,
     Generate,
-    OutputMessage,
-    PreviewMessage,
     Refusal,
+    Reply,
     SamplingParams,
 )
 from tests.service.engine.tiny import Turnstile, make_params, recording_runner, tiny_config
@@ -52,7 +51,7 @@ class Rig:
     """An engine loop in a thread."""
 
     def __init__(self, core: EngineCore):
-        self.core, self.board = core, Board(layout(core.runners, ()), rows=2)
+        self.core, self.board = core, Board(Layout(core.runners, ()), rows=2)
         self.recorder = Recorder(self.board)
         self._control, control = socket.socketpair()
         self.loop = EngineLoop(core, Clients(control), self.recorder)
@@ -150,7 +149,7 @@ class Desk:
             self._socket.sendall(frame([message]))
         with self._lock:
             if self._closed and not self.answers[name]:
-                self.answers[name].append(EngineStopped("closed"))
+                self.answers[name].append(Unavailable("closed"))
 
     def _read(self) -> None:
         try:
@@ -163,18 +162,16 @@ class Desk:
             self._closed = True
             for answers in self.answers.values():
                 if not answers:
-                    answers.append(EngineStopped("closed"))
+                    answers.append(Unavailable("closed"))
 
     def _take(self, message: FromEngine) -> None:
         match message:
             case Cards():
                 self.cards.append(message)
-            case PreviewMessage(number):
-                self._keep(str(number), read(message))
-            case OutputMessage(number):
-                self._keep(str(number), read(message))
-            case Refusal(number):
-                self._keep(str(number), message.error())
+            case Reply(number, Refusal() as refusal):
+                self._keep(str(number), refusal.error())
+            case Reply(number, result):
+                self._keep(str(number), result)  # pyright: ignore[reportArgumentType]
 
     def _keep(self, name: str, answer: Answer) -> None:
         with self._lock:

@@ -2,10 +2,9 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate, count
 
-from service.engine.request import ImageTask, Request
+from service.engine.request import ImageTask, Plan, Request
 from service.engine.scheduler import Scheduler, SchedulerOutput
 from service.wire.messages import SamplingParams
 
@@ -13,22 +12,10 @@ UNBOUNDED = 10**9
 _ids = count()
 
 
-@dataclass(frozen=True)
-class Rows:
-    """A plan that is nothing but its row counts."""
-
-    rows: tuple[int, ...]
-    remaining: tuple[int, ...]
-
-    @property
-    def steps_by_rows(self) -> dict[int, int]:
-        return dict(Counter(self.rows))
-
-
 def make_request(*rows: int, n: int = 1) -> Request:
     params = SamplingParams("model", 0, len(rows), "ddim", 1.0, (0.0, 1.0), seeds=tuple(range(n)))
     remaining = tuple(accumulate(reversed(rows), initial=0))[::-1]
-    return Request(f"request {next(_ids)}", params, Rows(rows, remaining))
+    return Request(f"request {next(_ids)}", params, Plan(rows, remaining, dict(Counter(rows))))
 
 
 def make_scheduler(max_rows: int = 4, *requests: Request) -> Scheduler:

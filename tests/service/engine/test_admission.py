@@ -14,9 +14,9 @@ from service.engine.admission import (
     MOST_FULL,
     STANDING_SECONDS,
     OverloadGuard,
+    demand,
     expected_seconds,
     learn,
-    utilisation,
 )
 from service.engine.policy import DeviceShare
 from service.engine.request import TARGET_FACTOR, Request, RequestStatus
@@ -24,6 +24,10 @@ from service.engine.scheduler import Scheduler
 from tests.service.engine.rows import UNBOUNDED, make_request, run_step
 
 MODEL = "model"  # of every request that make_request makes
+
+
+def utilisation(shares: dict[str, DeviceShare], now: float) -> float:
+    return sum(demand(share, now).utilisation(share) for share in shares.values())
 
 
 def make_share(*requests: Request, weight: float = 1.0, max_rows: int = 4) -> DeviceShare:

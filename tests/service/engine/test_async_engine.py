@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 import pytest
 
-from service.observe.board import Board, EngineBoard, StepStats, layout
-from service.wire.async_engine import MESSAGES_A_TURN, AsyncEngine
-from service.wire.errors import EngineStopped, InvalidField, QueueFull, RequestFailed
+from service.errors import GenerationFailed, InvalidRequest, QueueFull, Unavailable
+from service.observe.board import Board, EngineBoard, Layout, StepStats
+from service.wire.async_engine import MESSAGES_A_TURN, AsyncEngine, pixels
 from service.wire.frames import frame
-from service.wire.messages import FromEngine, OutputMessage, Preview, Refusal, RequestOutput
+from service.wire.messages import Abort, FromEngine, Preview, Refusal, Reply, RequestOutput
 from tests.service.engine.desk import Rig, make_core, rigged
 from tests.service.engine.tiny import Turnstile, make_params
 from tests.waiting import PATIENCE, wait_until
@@ -96,7 +96,7 @@ def test_generate_yields_the_images_once() -> None:
 
     with running() as rig:
         (output,) = rig.run(client)
-    assert len(output.images) == 2
+    assert len(pixels(output)) == 2
 
 
 def test_many_coroutines_get_their_own_images() -> None:
@@ -106,8 +106,8 @@ def test_many_coroutines_get_their_own_images() -> None:
     with running() as rig:
         outputs = rig.run(clients)
         again = rig.run(lambda: rig.generate(num_steps=3, seeds=(17,)))  # 1 + 17 % 5 steps
-    assert (outputs[17].images[0] == again.images[0]).all()
-    assert len({output.images[0].tobytes() for output in outputs}) == 40
+    assert (pixels(outputs[17])[0] == pixels(again)[0]).all()
+    assert len({pixels(output)[0].tobytes() for output in outputs}) == 40
 
 
 def test_refusals_are_raised() -> None:
@@ -133,14 +133,14 @@ def test_failures_are_raised() -> None:
 
     with running(Broken()) as rig:
         error = rig.run(lambda: raised_by(rig.generate()))
-    assert isinstance(error, RequestFailed)
+    assert isinstance(error, GenerationFailed)
 
 
 def test_a_sampler_that_the_model_has_not_is_refused_before_it_is_queued() -> None:
     with running() as rig:
         error = rig.run(lambda: raised_by(rig.generate(sampler="heun")))
-        assert isinstance(error, InvalidField)
-        assert error.field == "sampler"
+        assert isinstance(error, InvalidRequest)
+        assert error.errors[0].field == "sampler"
         assert "unknown sampler" in str(error)
 
 
@@ -155,7 +155,7 @@ def test_an_engine_that_is_not_ready_refuses() -> None:
             await asyncio.sleep(0)
 
     rig = Rig(make_core(Turnstile()))
-    with pytest.raises(EngineStopped, match="not ready"):
+    with pytest.raises(Unavailable, match="not ready"):
         asyncio.run(ask())
     rig.thread.start()
     rig.stop(0.0)
@@ -225,7 +225,7 @@ def test_random_cancellations_leave_nothing_behind() -> None:
     assert set(kinds) == {RequestOutput, asyncio.CancelledError}
     assert len(rig.spared) <= kinds.count(asyncio.CancelledError)
     for i, result in enumerate(results):
-        assert isinstance(result, asyncio.CancelledError) or len(result.images) == 1 + i % 3
+        assert isinstance(result, asyncio.CancelledError) or len(pixels(result)) == 1 + i % 3
 
 
 def test_answers_that_come_together_are_handed_on_over_several_turns() -> None:
@@ -233,17 +233,17 @@ def test_answers_that_come_together_are_handed_on_over_several_turns() -> None:
 
     async def main() -> list[tuple[int, int]]:
         mine, theirs = socket.socketpair()
-        engine, turn = AsyncEngine(mine, Board(layout(("dit",), ()), rows=2)), 0
+        engine, turn = AsyncEngine(mine, Board(Layout(("dit",), ()), rows=2)), 0
         await engine.connect()
         heard: list[tuple[int, int]] = []
 
         def receive(message: FromEngine) -> None:
-            assert isinstance(message, Refusal)
+            assert isinstance(message, Reply)
             heard.append((turn, message.number))
 
         engine.receive = receive
         with theirs:
-            theirs.sendall(frame([Refusal(number, "full", "", 0.0, "") for number in range(20)]))
+            theirs.sendall(frame([Reply(number, Refusal("full", "", [], 0.0)) for number in range(20)]))
             async with asyncio.timeout(PATIENCE):
                 while len(heard) < 20:
                     await asyncio.sleep(0)
@@ -260,14 +260,14 @@ def test_answers_that_come_together_are_handed_on_over_several_turns() -> None:
 def test_answers_that_have_come_are_handed_on_though_the_engine_has_gone() -> None:
     async def main() -> list[BaseException | None]:
         mine, theirs = socket.socketpair()
-        board = Board(layout(("dit",), ()), rows=2)
+        board = Board(Layout(("dit",), ()), rows=2)
         EngineBoard(board).state("ready")
         engine = AsyncEngine(mine, board)
         engine.cards = {"dit": None}  # pyright: ignore[reportAttributeAccessIssue]
         await engine.connect()
         asked = [asyncio.create_task(raised_by(anext(engine.generate(make_params())))) for _ in range(11)]
         await sent()
-        theirs.sendall(frame([Refusal(number, "full", str(number), 0.0, "") for number in range(10)]))
+        theirs.sendall(frame([Reply(number, Refusal("full", str(number), [], 0.0)) for number in range(10)]))
         theirs.close()
         async with asyncio.timeout(PATIENCE):
             found = await asyncio.gather(*asked)
@@ -277,19 +277,19 @@ def test_answers_that_have_come_are_handed_on_though_the_engine_has_gone() -> No
 
     *answered, lost = asyncio.run(main())
     assert [str(error) for error in answered] == [str(number) for number in range(10)]
-    assert isinstance(lost, EngineStopped)
+    assert isinstance(lost, Unavailable)
 
 
 def test_a_message_that_cannot_be_read_ends_the_connection(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> bool:
         mine, theirs = socket.socketpair()
-        engine, lost = AsyncEngine(mine, Board(layout(("dit",), ()), rows=2)), asyncio.Event()
+        engine, lost = AsyncEngine(mine, Board(Layout(("dit",), ()), rows=2)), asyncio.Event()
         engine.on_loss = lost.set
         await engine.connect()
-        broken = OutputMessage(3, b"123", (1, 2, 2, 3), 0.0, 0.0)
         engine._open[3] = asyncio.Queue()
         with theirs:
-            theirs.sendall(frame([Refusal(1, "full", "", 0.0, ""), Refusal(2, "full", "", 0.0, ""), broken]))
+            theirs.sendall(frame([Reply(number, Refusal("full", "", [], 0.0)) for number in (1, 2)]))
+            theirs.sendall(frame([Abort(3)]))  # which no engine says
             async with asyncio.timeout(PATIENCE):
                 await lost.wait()
         return bool(engine.gone)
@@ -308,12 +308,12 @@ def test_an_event_loop_that_is_gone_does_not_hurt_the_engine() -> None:
 
     with running() as rig:
         task = rig.run(leave)
-        assert isinstance(task.exception(), EngineStopped)
+        assert isinstance(task.exception(), Unavailable)
         assert rig.steps == []
         rig.model.open()
         wait_until(lambda: len(rig.steps) == 1)
         output = rig.run(lambda: rig.generate())
-        assert len(output.images) == 1
+        assert len(pixels(output)) == 1
         assert not rig.rig.dead
 
 

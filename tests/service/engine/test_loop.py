@@ -9,8 +9,9 @@ import pytest
 from service.engine import loop as loop_module
 from service.engine.core import EngineCore
 from service.engine.request import Request
+from service.errors import GenerationFailed, QueueFull, Unavailable
 from service.observe.board import ModelStats
-from service.wire.errors import EngineStopped, QueueFull, RequestFailed
+from service.wire.async_engine import pixels
 from service.wire.messages import RequestOutput
 from tests.service.engine.desk import Counting, Desk, Rig, make_core, running
 from tests.service.engine.tiny import Turnstile
@@ -21,7 +22,7 @@ def test_answers_are_images_and_times() -> None:
     with running(make_core(Turnstile())) as desk:
         answer = desk.answer(desk.send(seeds=(1, 2, 3)))
     assert isinstance(answer, RequestOutput)
-    assert [image.shape for image in answer.images] == [(8, 8, 1)] * 3
+    assert [image.shape for image in pixels(answer)] == [(8, 8, 1)] * 3
     assert answer.queue_seconds >= 0
     assert answer.denoise_seconds > 0
 
@@ -48,9 +49,9 @@ def test_images_are_in_the_order_of_their_seeds() -> None:
         together = desk.answer(desk.send(seeds=(1, 2, 3, 4, 5)))
         alone = [desk.answer(desk.send(seeds=(seed,))) for seed in (1, 2, 3, 4, 5)]
     assert isinstance(together, RequestOutput)
-    for image, answer in zip(together.images, alone, strict=True):
+    for image, answer in zip(pixels(together), alone, strict=True):
         assert isinstance(answer, RequestOutput)
-        assert (image == answer.images[0]).all()
+        assert (image == pixels(answer)[0]).all()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -89,7 +90,7 @@ def test_every_request_has_one_end_under_random_aborts(seed: int) -> None:
     assert set(ends.values()) == {1}
     kinds = {type(answer) for answers in desk.answers.values() for answer in answers}
     assert RequestOutput in kinds
-    assert kinds <= {RequestOutput, QueueFull, EngineStopped}
+    assert kinds <= {RequestOutput, QueueFull, Unavailable}
     assert core.aborted
     assert len(slots := core.shares["dit"].scheduler.slots) == slots.num_slots
 
@@ -99,7 +100,7 @@ def test_a_flood_of_refusals_does_not_hold_up_the_steps() -> None:
         def add(self, request: Request) -> None:
             if request.params.num_steps == 1:
                 time.sleep(0.001)  # as long as it takes
-                raise QueueFull("full", 1.0)
+                raise QueueFull("full", retry_after=1.0)
             super().add(request)
 
     with running(make_core(Turnstile(), Slow)) as desk:
@@ -121,7 +122,7 @@ def test_a_failing_request_is_answered_and_the_engine_lives() -> None:
     with running(make_core(Moody())) as desk:
         bad, good = desk.send(class_label=7), desk.send(class_label=1)
         failure = desk.answer(bad)
-        assert isinstance(failure, RequestFailed)
+        assert isinstance(failure, GenerationFailed)
         assert str(failure) == "the model raised ArithmeticError"
         assert isinstance(desk.answer(good), RequestOutput)
         assert not desk.rig.dead
@@ -138,7 +139,7 @@ def test_a_full_queue_is_an_answer() -> None:
         model.let_pass(1)
         answer = desk.answer(refused)
     assert isinstance(answer, QueueFull)
-    assert answer.retry_after > 0
+    assert (answer.retry_after or 0) > 0
 
 
 def test_stop_drains_what_was_accepted_and_refuses_the_rest() -> None:
@@ -155,13 +156,13 @@ def test_stop_drains_what_was_accepted_and_refuses_the_rest() -> None:
         late = desk.send()
         model.let_pass(1)
         refusal = desk.answer(late)
-        assert isinstance(refusal, EngineStopped)
-        assert str(refusal) == "the service is shutting down"
+        assert isinstance(refusal, Unavailable)
+        assert str(refusal) == "the service is shutting down: try again later"
         assert not any(desk.answers[name] for name in accepted)
         model.open()
         wait_until(lambda: desk.rig.dead)
         assert all(isinstance(desk.answer(name), RequestOutput) for name in accepted)
-        assert isinstance(desk.answer(desk.send()), EngineStopped)
+        assert isinstance(desk.answer(desk.send()), Unavailable)
 
 
 def test_stop_without_patience_answers_what_is_open() -> None:
@@ -174,8 +175,8 @@ def test_stop_without_patience_answers_what_is_open() -> None:
         model.open()
         desk.rig.stop(0.0)
         answers = [desk.answer(name) for name in names]
-        assert [str(answer) for answer in answers] == ["the service is shutting down"] * 6
-        assert all(isinstance(answer, EngineStopped) for answer in answers)
+        assert [str(answer) for answer in answers] == ["the service is shutting down: try again later"] * 6
+        assert all(isinstance(answer, Unavailable) for answer in answers)
         assert len(model.rows) < 500
 
 
@@ -188,7 +189,7 @@ def test_a_later_stop_can_only_shorten_the_time() -> None:
         for drain_seconds in (PATIENCE, 0.0, PATIENCE):
             desk.rig.request_stop(drain_seconds)
         model.open()
-        assert isinstance(desk.answer(name), EngineStopped)
+        assert isinstance(desk.answer(name), Unavailable)
         assert len(model.rows) < 10
 
 
@@ -204,7 +205,7 @@ def test_a_request_during_warm_up_is_refused_and_does_no_harm() -> None:
     desk = Desk(rig)
     rig.thread.start()
     wait_until(lambda: rig.ready or rig.dead)
-    assert str(desk.answer(early[0])) == "the service is not ready yet"
+    assert str(desk.answer(early[0])) == "the service is not ready yet: try again later"
     assert isinstance(desk.answer(desk.send()), RequestOutput)
     rig.stop(0.0)
     rig.close()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from service.engine.core import EngineCore, Progress
-from service.wire.errors import EngineStopped
+from service.errors import Unavailable
 from tests.service.engine.desk import make_core, running
 from tests.service.engine.tiny import Turnstile
 from tests.waiting import PATIENCE, wait_until
@@ -38,11 +38,11 @@ def test_death_answers_every_open_and_every_later_request(caplog: pytest.LogCapt
         model.open()
         for name in running_or_waiting:
             answer = desk.answer(name)
-            assert isinstance(answer, EngineStopped)
+            assert isinstance(answer, Unavailable)
             assert "SystemError" in str(answer)
         wait_until(lambda: desk.rig.dead)
         assert not desk.rig.ready
-        assert isinstance(desk.answer(desk.send()), EngineStopped)
+        assert isinstance(desk.answer(desk.send()), Unavailable)
         desk.abort(running_or_waiting[0])
     assert all(len(answers) == 1 for answers in desk.answers.values())
     assert "the device fell off the bus" in caplog.text
@@ -90,12 +90,12 @@ def test_requests_that_the_dead_engine_never_looked_at_are_answered() -> None:
         assert core.dying.wait(PATIENCE)
         unseen = [desk.send() for _ in range(3)]
         core.last_words.set()
-        assert [type(desk.answer(name)) for name in [seen, *unseen]] == [EngineStopped] * 4
+        assert [type(desk.answer(name)) for name in [seen, *unseen]] == [Unavailable] * 4
 
 
 def test_a_request_that_kills_the_engine_is_answered() -> None:
     with running(make_core(Turnstile())) as desk:
-        assert isinstance(desk.answer(desk.send(model="nobody")), EngineStopped)
+        assert isinstance(desk.answer(desk.send(model="nobody")), Unavailable)
         wait_until(lambda: desk.rig.dead)
 
 
@@ -106,7 +106,7 @@ class ColdCore(EngineCore):
 
 def test_death_in_warm_up_answers_too() -> None:
     with running(make_core(Turnstile(), ColdCore)) as desk:
-        assert isinstance(desk.answer(desk.send()), EngineStopped)
+        assert isinstance(desk.answer(desk.send()), Unavailable)
         wait_until(lambda: desk.rig.dead)
         assert not desk.rig.ready
 
@@ -124,5 +124,5 @@ def test_a_lost_device_ends_the_engine() -> None:
     with running(make_core(model)) as desk:
         model.closed = True
         answers = [desk.answer(name) for name in [desk.send(), desk.send()]]
-        assert [type(answer) for answer in answers] == [EngineStopped] * 2
+        assert [type(answer) for answer in answers] == [Unavailable] * 2
         wait_until(lambda: desk.rig.dead)

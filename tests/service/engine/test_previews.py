@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from service.engine.request import preview_steps
+from service.wire.async_engine import pixels
 from service.wire.messages import Preview, RequestOutput
 from tests.samplers import PLAIN
 from tests.service.engine.desk import make_core, rigged
@@ -62,8 +63,8 @@ def test_an_exact_model_shows_its_image_at_every_step(sampler: str) -> None:
     assert [preview.step for preview in previews] == [1, 2, 3, 4, 5]
     expected = round((POINT + 1) * 127.5)
     for preview in previews:
-        assert preview.image.shape == (8, 8, 1)
-        assert (abs(preview.image.astype(int) - expected) <= 1).all(), (sampler, preview.step)
+        assert pixels(preview).shape == (8, 8, 1)
+        assert (abs(pixels(preview).astype(int) - expected) <= 1).all(), (sampler, preview.step)
 
 
 def test_the_velocity_sampler_shows_images_on_the_cosine_schedule_too() -> None:
@@ -80,7 +81,7 @@ def test_the_velocity_sampler_shows_images_on_the_cosine_schedule_too() -> None:
     core.add(request)
     images = []
     while core.has_work:
-        images += [preview.image for _, preview in core.step().previews]
+        images += [pixels(preview) for _, preview in core.step().previews]
     expected = round((POINT + 1) * 127.5)
     errors = [float(abs(image.astype(int) - expected).mean()) for image in images]
     assert len(errors) == 4
@@ -117,7 +118,7 @@ def test_the_engine_yields_previews_and_then_the_images() -> None:
     shown = [(preview.step, preview.index) for preview in previews if isinstance(preview, Preview)]
     assert shown == [(1, 0), (1, 1), (3, 0), (3, 1)]
     assert isinstance(output, RequestOutput)
-    assert len(output.images) == 2
+    assert len(pixels(output)) == 2
 
 
 def test_a_client_that_leaves_between_two_previews_frees_its_slot() -> None:

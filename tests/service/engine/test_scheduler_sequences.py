@@ -6,7 +6,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from service.engine.request import ImageTask, Request, RequestStatus
 from service.engine.scheduler import Scheduler, SchedulerOutput
-from service.wire.errors import QueueFull
+from service.errors import QueueFull
 from tests.service.engine.rows import finish_step, make_request, run_step
 
 plans = st.lists(st.integers(1, 2), min_size=1, max_size=6)

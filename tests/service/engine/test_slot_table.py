@@ -5,7 +5,6 @@ import random
 import numpy as np
 import pytest
 
-from service.engine.plan import StepPlan
 from service.engine.request import ImageTask
 from service.engine.slot_table import LEAST_ROWS, SlotTable
 from tests.service.engine.tiny import make_params, make_request, random_params
@@ -29,7 +28,6 @@ def test_random_images_are_found_by_their_slots() -> None:
         found = table.look_up(tasks)
         for place, task in enumerate(tasks):
             plan, request = task.request.plan, task.request
-            assert isinstance(plan, StepPlan)
             assert (found.slots[place], found.steps[place]) == (task.slot, task.step)
             assert (found.seeds[place], found.labels[place]) == (task.seed, task.class_label)
             assert np.array_equal(found.numbers[place], plan.numbers[task.step])
@@ -67,8 +65,7 @@ def test_plans_of_those_who_left_make_room(num_steps: int) -> None:
         )
         found = table.look_up([stays, comes])
         for place, task in enumerate((stays, comes)):
-            assert isinstance(plan := task.request.plan, StepPlan)
-            assert np.array_equal(found.numbers[place], plan.numbers[task.step])
+            assert np.array_equal(found.numbers[place], task.request.plan.numbers[task.step])
     assert len(table._numbers) <= max(LEAST_ROWS, 2 * 9 * num_steps)
 
 

@@ -1,0 +1,190 @@
+"""All that can go wrong in a request, in every process; service/web/dialects.py says it in three dialects."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MAX_FIELD_ERRORS = 10  # in one answer
+MAX_ECHO = 40  # characters of a value that a message repeats
+FULL_QUEUE = "the queue is full: try again later"
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    field: str
+    message: str
+
+
+def echo(value: Any) -> str:
+    """A value as a message repeats it: at most 40 characters, however long it was."""
+    if isinstance(value, bool | float):
+        return f"{value:g}" if isinstance(value, float) else str(value).lower()
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= MAX_ECHO else f"{text[: MAX_ECHO - 3]}..."
+
+
+class ClientGone(Exception):
+    """Nobody is left to read an answer."""
+
+
+class ServiceError(Exception):
+    """An answer other than the one that was asked for.
+
+    Args:
+        detail: one sentence for the client.
+        errors: what is wrong with which field.
+        retry_after: seconds after which the same request may succeed.
+    """
+
+    status, code, title = 500, "internal-error", "Internal error"
+    openai_type = "server_error"
+    headers: Mapping[str, str] = {}  # of its answer
+
+    def __init__(self, detail: str, errors: list[FieldError] | None = None, retry_after: float | None = None):
+        super().__init__(detail)
+        self.detail, self.errors, self.retry_after = detail, errors or [], retry_after
+
+    @property
+    def retry_after_seconds(self) -> int | None:
+        """As HTTP wants it, in whole seconds."""
+        return None if self.retry_after is None else max(1, math.ceil(self.retry_after))
+
+    @property
+    def retry_after_ms(self) -> int | None:
+        return None if self.retry_after is None else max(1, math.ceil(1000 * self.retry_after))
+
+
+class ClientError(ServiceError):
+    """The client can do something about it."""
+
+    openai_type = "invalid_request_error"
+
+
+class Malformed(ClientError):
+    status, code, title = 400, "malformed-request", "Malformed request"
+
+
+class Unauthorized(ClientError):
+    status, code, title = 401, "unauthorized", "Unauthorized"
+    openai_type = "authentication_error"
+    headers = {"WWW-Authenticate": "Bearer"}
+
+
+class NotFound(ClientError):
+    status, code, title = 404, "not-found", "Not Found"
+
+
+class MethodNotAllowed(ClientError):
+    status, code, title = 405, "method-not-allowed", "Method not allowed"
+
+
+class UnknownModel(ClientError):
+    status, code, title = 404, "unknown-model", "Unknown model"
+
+
+class NotAcceptable(ClientError):
+    status, code, title = 406, "not-acceptable", "Not acceptable"
+
+
+class RequestTimeout(ClientError):
+    status, code, title = 408, "request-timeout", "Request timeout"
+    headers = {"Connection": "close"}
+
+
+class BodyTooLarge(ClientError):
+    status, code, title = 413, "body-too-large", "Body too large"
+
+
+class UriTooLong(ClientError):
+    status, code, title = 414, "uri-too-long", "URI too long"
+
+
+class CompressedBody(ClientError):
+    status, code, title = 415, "compressed-body", "Compressed body"
+    headers = {"Accept-Encoding": "identity"}
+
+
+class InvalidRequest(ClientError):
+    status, code, title = 422, "invalid-request", "Invalid request"
+
+    @classmethod
+    def field(cls, field: str, message: str) -> "InvalidRequest":
+        return cls(f"{field}: {message}", [FieldError(field, message)])
+
+    def renamed(self, names: dict[str, str]) -> "InvalidRequest":
+        """The same of an API that calls some fields otherwise."""
+        return InvalidRequest.of([FieldError(names.get(e.field, e.field), e.message) for e in self.errors])
+
+    @classmethod
+    def of(cls, errors: list[FieldError]) -> "InvalidRequest":
+        """Tells the first few: who sent a thousand wrong fields gets no megabyte back."""
+        told = errors[:MAX_FIELD_ERRORS]
+        more = f"; and {len(errors) - len(told)} more" if len(errors) > len(told) else ""
+        return cls("; ".join(f"{error.field}: {error.message}" for error in told) + more, told)
+
+
+class QuotaExceeded(ClientError):
+    status, code, title = 429, "quota-exceeded", "Quota exceeded"
+    openai_type = "rate_limit_error"
+
+
+class HeadersTooLarge(ClientError):
+    status, code, title = 431, "headers-too-large", "Request header fields too large"
+
+
+class GenerationFailed(ServiceError):
+    """The model failed on this request."""
+
+    status, code, title = 500, "generation-failed", "Generation failed"
+
+
+class Refused(ServiceError):
+    """Nothing is wrong with the request; later it may succeed."""
+
+    status = 503
+    reason: str  # as /metrics counts it
+
+
+class QueueFull(Refused):
+    """The queue is at its bound; retry_after is the time to work off what is queued."""
+
+    code, title, reason = "queue-full", "Queue full", "queue_full"
+
+
+class Overloaded(Refused):
+    """It would be late or make others late."""
+
+    code, title, reason = "overloaded", "Overloaded", "overload"
+
+
+class DeadlineUnreachable(Refused):
+    """The answer would come too late; retry_after as of QueueFull."""
+
+    code, title, reason = "deadline-unreachable", "Deadline unreachable", "deadline"
+
+
+class Unavailable(Refused):
+    """The engine warms up, shuts down, or has died."""
+
+    code, title, reason = "unavailable", "Unavailable", "unavailable"
+
+    @classmethod
+    def because(cls, why: str) -> "Unavailable":
+        return cls(f"{why}: try again later", retry_after=1.0)
+
+
+class DeadlinePassed(ServiceError):
+    """It was accepted, and the deadline passed before its images were done; work on it has stopped."""
+
+    status, code, title = 504, "deadline-passed", "Deadline passed"
+
+
+PROBLEMS = (  # that a route may answer
+    Unauthorized, UnknownModel, NotAcceptable, RequestTimeout, BodyTooLarge, UriTooLong, CompressedBody,
+    InvalidRequest, QuotaExceeded, HeadersTooLarge, GenerationFailed, QueueFull, Overloaded, DeadlineUnreachable,
+    Unavailable, DeadlinePassed,
+)  # fmt: skip
