@@ -31,10 +31,11 @@ from training.measure import copied
 from training.report import generate
 
 FILE = Path("docs/evaluations.jsonl")
-IMAGES = {"search": 500, "report": 1000}  # of one measurement, whose seeds are its own
+IMAGES = {"search": 500, "report": 500}  # of one measurement, whose seeds are its own
 FIRST_SEED = {"search": 10_000_000, "report": 20_000_000}
 SEARCH_SETS = 4  # measurements of a point that stays on the front of the search
 REPORT_SETS = 5
+BEFORE = {name: Point(10, guidance=scale, low=0.0, high=1.0) for name, scale in (("dit", 1.5), ("unet", 1.4))}
 LEAST_ACCURACY = 0.985  # of a point that may become a default
 BATCH = 100
 
@@ -136,12 +137,11 @@ def next_measurements(bench: Bench) -> Iterator[tuple[Point, int]]:
 
 
 def report(bench: Bench, time_left: Callable[[], bool]) -> None:
-    """The front of the search, the sampling of today, and the same without guidance."""
-    how = bench.config.default_sampling
-    today = Point(how["steps"], how["sampler"], how["spacing"], how["guidance"], *how["guidance_interval"])
+    """The front of the search, the named ways of the checkpoint, and what the default was before."""
     chosen = [one.point for one in front(gather(bench.lines("search")), LEAST_ACCURACY)]
+    named = map(Point.named, bench.config.named_sampling.values())
     for number in range(REPORT_SETS):
-        for point in dict.fromkeys([*chosen, today]):
+        for point in dict.fromkeys([*chosen, *named, BEFORE[bench.name]]):
             if time_left():
                 bench.measure(point, "report", number)
 

@@ -40,6 +40,12 @@ class Point:
         return sum(1 + (guidance.split(t, r)[0] != 1) for t, r in steps)
 
     @classmethod
+    def named(cls, way: dict[str, Any]) -> "Point":
+        """way: an entry of ModelConfig.named_sampling."""
+        low, high = way["guidance_interval"]
+        return cls(way["steps"], way["sampler"], way["spacing"], way["guidance"], low, high)
+
+    @classmethod
     def of(cls, line: dict[str, Any]) -> "Point":
         return cls(**line["point"])
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.evaluations.points import Measured, Point, front, gather
+from models.checkpoint import load_config
 
 Lines = list[dict[str, Any]]
 NAMES = {"dit": "DiT", "unet": "UNet"}
@@ -39,6 +40,18 @@ def table(lines: Lines) -> str:
             f"| {copies:.0f} of {one.images} |"
         )
     return HEAD + "\n".join(rows) + "\n"
+
+
+def points(lines: Lines) -> str:
+    """What the named qualities of the shipped checkpoints give."""
+    text = HEAD.replace("| rows", "| network | quality | rows", 1).replace("|---", "|---|---|---", 1)
+    for model, name in NAMES.items():
+        config, reported = load_config(Path("checkpoints") / model), of(lines, model, "report")
+        for quality, way in config.named_sampling.items():
+            point = Point.named(way)
+            rows = table([line for line in reported if Point.of(line) == point]).removeprefix(HEAD)
+            text += f"| {name} | `{quality}` {rows}"
+    return text
 
 
 def guided(point: Point) -> str:
@@ -85,9 +98,10 @@ def write_page(lines: Lines, folder: Path) -> None:
     """Fill the tables of evaluations.md between their marks, and draw evaluations.svg."""
     page = folder / "evaluations.md"
     text = page.read_text()
-    for model in NAMES:
-        start, end = (f"<!-- {model}{mark} -->\n" for mark in ("", " end"))
+    tables = {model: table(of(lines, model, "report")) for model in NAMES} | {"points": points(lines)}
+    for name, filling in tables.items():
+        start, end = (f"<!-- {name}{mark} -->\n" for mark in ("", " end"))
         before, rest = text.split(start)
-        text = before + start + table(of(lines, model, "report")) + end + rest.split(end)[1]
+        text = before + start + filling + end + rest.split(end)[1]
     page.write_text(text)
     plot(lines, folder / "evaluations.svg")
