@@ -36,7 +36,9 @@ FIRST_SEED = {"search": 10_000_000, "report": 20_000_000}
 SEARCH_SETS = 4  # measurements of a point that stays on the front of the search
 REPORT_SETS = 5
 BEFORE = {name: Point(10, guidance=scale, low=0.0, high=1.0) for name, scale in (("dit", 1.5), ("unet", 1.4))}
-LEAST_ACCURACY, MOST_ROWS = 0.985, 8  # of a point that may become a default; the search begins there
+LEAST_ACCURACY = 0.985  # of a point that may become a default
+PROMISING = 0.975  # a neighbour of such a point may be accurate enough
+FIRST_ROWS = 5  # the search goes from there to more and fewer
 BATCH = 100
 
 
@@ -122,7 +124,9 @@ def next_measurements(bench: Bench) -> Iterator[tuple[Point, int]]:
     """First more sets of the points on the front, then their neighbours, until neither brings anything new."""
     while True:
         lines = bench.lines("search")
-        best = sorted(front(gather(lines), LEAST_ACCURACY), key=lambda one: abs(one.rows - MOST_ROWS))
+        found = gather(lines)
+        best = {one.point: one for least in (LEAST_ACCURACY, PROMISING) for one in front(found, least)}
+        best = sorted(best.values(), key=lambda one: abs(one.rows - FIRST_ROWS))
         for one in best:
             if one.images < SEARCH_SETS * IMAGES["search"]:
                 yield one.point, one.images // IMAGES["search"]
