@@ -68,6 +68,8 @@ class ModelConfig:
             raise ValueError(f"shape must be three whole numbers, C, H, W, got {self.shape}")
         if self.guidance_range is not None:
             self._check_few_step(self.guidance_range)
+            low, high = self.guidance_range
+            object.__setattr__(self, "guidance_range", (low, high))  # of a list from JSON: plans are kept by it
         NoiseSchedule(self.schedule)
         if self.prediction not in list(Prediction):
             raise ValueError(f"unknown prediction {self.prediction!r}: use one of {', '.join(Prediction)}")
@@ -99,9 +101,15 @@ class ModelConfig:
                 raise ValueError("guidance must be finite and guidance_interval lie in 0..1, low before high")
             if type(values["steps"]) is not int:
                 raise ValueError("steps must be a whole number")
-            self.table(values["sampler"], values["steps"], values["spacing"])
+            for spacing in ("trailing", values["spacing"]):  # every model can do the first, which warm-ups use
+                self.table(values["sampler"], values["steps"], spacing)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name} {values}: {error}") from error
+
+    @property
+    def two_row_guidance(self) -> float:
+        """A scale that costs a second row."""
+        return 1.5 if self.guidance_range is None else self.guidance_range[1] + 1
 
     def table(self, sampler: str, steps: int, spacing: str = "trailing") -> SamplerTable:
         """Raises ValueError where this model has no such sampler."""

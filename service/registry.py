@@ -55,12 +55,13 @@ def load_runners(settings: Settings) -> dict[str, ModelRunner]:
 
 def check_defaults(name: str, config: ModelConfig, settings: Settings) -> None:
     """Defaults that this service would refuse from a client must not come from a checkpoint."""
-    steps, guidance = config.default_sampling["steps"], config.default_sampling["guidance"]
-    if steps > settings.max_steps or not 0 <= guidance <= MAX_GUIDANCE:
-        raise CheckpointError(
-            f"model {name}: default steps {steps} and guidance {guidance} are beyond DIFFUSION_MAX_STEPS "
-            f"{settings.max_steps} or 0..{MAX_GUIDANCE}"
-        )
+    for quality, way in config.named_sampling.items():
+        steps, guidance = way["steps"], way["guidance"]
+        if steps > settings.max_steps or not 0 <= guidance <= MAX_GUIDANCE:
+            raise CheckpointError(
+                f"model {name}: {quality} steps {steps} and guidance {guidance} are beyond DIFFUSION_MAX_STEPS "
+                f"{settings.max_steps} or 0..{MAX_GUIDANCE}"
+            )
 
 
 def try_out(name: str, runner: ModelRunner) -> None:
@@ -74,13 +75,15 @@ def try_out(name: str, runner: ModelRunner) -> None:
         raise CheckpointError(f"model {name}: images of {shape[1]} channels cannot be encoded, only 1 or 3")
     x = torch.zeros(shape, device=runner.device, dtype=runner.dtype)
     t, y = torch.zeros(1, device=runner.device), torch.tensor([runner.config.num_classes], device=runner.device)
+    others = () if runner.config.guidance_range is None else (t, torch.ones_like(t))  # r and w
+    call = "forward(x, t, y)" if not others else "forward(x, t, y, r, w)"
     try:
         with torch.inference_mode():
-            output = runner.model(x, t, y)
+            output = runner.model(x, t, y, *others)
     except Exception as error:  # somebody else's code may raise anything
-        raise CheckpointError(f"model {name}: forward(x, t, y) raised {type(error).__name__}: {error}") from error
+        raise CheckpointError(f"model {name}: {call} raised {type(error).__name__}: {error}") from error
     if getattr(output, "shape", None) != shape:
-        raise CheckpointError(f"model {name}: forward(x, t, y) must return {shape} for x of that shape")
+        raise CheckpointError(f"model {name}: {call} must return {shape} for x of that shape")
 
 
 def _simulated(name: str, entry: ModelEntry, settings: Settings, device: SimulatedDevice) -> SimulatedRunner:

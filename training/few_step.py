@@ -53,7 +53,7 @@ class Jumps(NamedTuple):
 
 
 def draw_jumps(count: int, generator: torch.Generator) -> Jumps:
-    """The last images are those with r = t."""
+    """DENOISING of them have r = t."""
     uniform = torch.rand(4, count, generator=generator)
     denoised = round(DENOISING * count)
     place = torch.randint(1, TEACHER_STEPS + 1, (count,), generator=generator)
@@ -66,7 +66,8 @@ def draw_jumps(count: int, generator: torch.Generator) -> Jumps:
     if denoised:
         r[-denoised:] = t[-denoised:]
     low, high = GUIDANCE_RANGE
-    return Jumps(t, s, r, low + (high - low) * uniform[3])
+    order = torch.randperm(count, generator=generator)  # else the last process would get all that do not jump
+    return Jumps(t[order], s[order], r[order], low + (high - low) * uniform[3])
 
 
 def few_step_loss(

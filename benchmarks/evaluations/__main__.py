@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.evaluations.points import Point, front, gather, neighbours, sheets
+from benchmarks.evaluations.points import LEAST_ACCURACY, Point, front, gather, neighbours, sheets
 from benchmarks.evaluations.report import write_page
 from models.checkpoint import load_checkpoint
 from models.samplers import to_uint8
@@ -36,7 +36,6 @@ FIRST_SEED = {"search": 10_000_000, "report": 20_000_000}
 SEARCH_SETS = 4  # measurements of a point that stays on the front of the search
 REPORT_SETS = 5
 BEFORE = {name: Point(10, guidance=scale, low=0.0, high=1.0) for name, scale in (("dit", 1.5), ("unet", 1.4))}
-LEAST_ACCURACY = 0.985  # of a point that may become a default
 PROMISING = 0.975  # a neighbour of such a point may be accurate enough
 FIRST_ROWS = 5  # the search goes from there to more and fewer
 BATCH = 100
@@ -49,8 +48,8 @@ class Bfloat16(nn.Module):
         super().__init__()
         self.model = model.to(torch.bfloat16)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        return self.model(x.to(torch.bfloat16), t, y)
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, *others: Tensor) -> Tensor:
+        return self.model(x.to(torch.bfloat16), t, y, *others)
 
 
 class Bench:
@@ -128,8 +127,9 @@ def next_measurements(bench: Bench) -> Iterator[tuple[Point, int]]:
         best = {one.point: one for least in (LEAST_ACCURACY, PROMISING) for one in front(found, least)}
         best = sorted(best.values(), key=lambda one: abs(one.rows - FIRST_ROWS))
         for one in best:
-            if one.images < SEARCH_SETS * IMAGES["search"]:
-                yield one.point, one.images // IMAGES["search"]
+            made = {line["set"] for line in lines if Point.of(line) == one.point}
+            if missing := set(range(SEARCH_SETS)) - made:
+                yield one.point, min(missing)
                 break
         else:
             known = {Point.of(line) for line in lines}
@@ -143,7 +143,7 @@ def next_measurements(bench: Bench) -> Iterator[tuple[Point, int]]:
 def report(bench: Bench, time_left: Callable[[], bool]) -> None:
     """The front of the search, the named ways of the checkpoint, and what the default was before."""
     chosen = [one.point for one in front(gather(bench.lines("search")), LEAST_ACCURACY)]
-    named = map(Point.named, bench.config.named_sampling.values())
+    named = [Point.named(way) for way in bench.config.named_sampling.values()]
     for number in range(REPORT_SETS):
         for point in dict.fromkeys([*chosen, *named, BEFORE[bench.name]]):
             if time_left():

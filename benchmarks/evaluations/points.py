@@ -12,6 +12,7 @@ from models.checkpoint import ModelConfig
 from models.samplers import SAMPLERS, SPACINGS, Guidance, T
 from training.report import Sampling
 
+LEAST_ACCURACY = 0.985  # of a point that may become a default
 STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 15, 20)
 SCALES = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
 EDGES = tuple(tenth / 10 for tenth in range(11))  # of guidance intervals
@@ -76,6 +77,8 @@ def neighbours(point: Point) -> Iterator[Point]:
     yield from (replace(point, sampler=name) for name in SAMPLERS if name != point.sampler)
     yield from (replace(point, spacing=name) for name in SPACINGS if name != point.spacing)
     yield from (replace(point, guidance=value) for value in beside(point.guidance, SCALES))
+    if point.guidance == 1:
+        return  # without an interval
     yield from (replace(point, low=value) for value in beside(point.low, EDGES) if value <= point.high)
     yield from (replace(point, high=value) for value in beside(point.high, EDGES) if value >= point.low)
 

@@ -1,11 +1,11 @@
 """The page and the picture of what was measured."""
 
 import statistics
-from collections.abc import Iterable
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evaluations.points import Measured, Point, front, gather
+from benchmarks.evaluations.points import LEAST_ACCURACY, Measured, Point, gather
 from models.checkpoint import load_config
 
 Lines = list[dict[str, Any]]
@@ -30,7 +30,7 @@ def interval(values: list[float]) -> tuple[float, float]:
 def table(lines: Lines) -> str:
     """lines: of one model's report."""
     rows = []
-    for one in sorted(gather(lines), key=lambda one: (one.rows, one.ratio)):
+    for one in sorted(whole(lines), key=lambda one: (one.rows, one.ratio)):
         parts = [line for line in lines if Point.of(line) == one.point]
         accuracy, ratio = (interval([part[name] for part in parts]) for name in ("accuracy", "ratio"))
         copies = sum(part["copies"] * part["images"] for part in parts)
@@ -70,7 +70,8 @@ def plot(lines: Lines, out: Path) -> None:
         searched, reported = (of(lines, model, stage) for stage in ("search", "report"))
         tried = gather(searched)
         axes.scatter([one.rows for one in tried], [one.ratio for one in tried], s=7, color=colour, alpha=0.25, lw=0)
-        draw_front(axes, front(gather(reported)), reported, NAMES[model], colour)
+        default = Point.named(load_config(Path("checkpoints") / model).default_sampling)
+        draw_report(axes, reported, default, NAMES[model], colour)
     axes.set(xscale="log", yscale="log", xlabel="rows (evaluations of the network) an image", ylim=(0.9, 30))
     axes.set_ylabel("matched Frechet ratio (1: as real digits)")
     ticks = [1, 2, 3, 5, 8, 12, 20, 40]
@@ -83,11 +84,23 @@ def plot(lines: Lines, out: Path) -> None:
     pyplot.close(figure)
 
 
-def draw_front(axes: Any, points: Iterable[Measured], lines: Lines, name: str, colour: str) -> None:
-    kept = list(points)
-    pairs = [interval([line["ratio"] for line in lines if Point.of(line) == one.point]) for one in kept]
-    heights, errors = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    axes.errorbar([one.rows for one in kept], heights, errors, fmt="o-", ms=4, capsize=2, color=colour, label=name)
+def draw_report(axes: Any, lines: Lines, default: Point, name: str, colour: str) -> None:
+    """Each reported point with its interval: a star is the default, hollow what a classifier knows too seldom."""
+    for one in whole(lines):
+        parts = [line for line in lines if Point.of(line) == one.point]
+        mean, half = interval([part["ratio"] for part in parts])
+        is_default = one.point == default
+        fill = colour if one.accuracy >= LEAST_ACCURACY else "white"
+        axes.errorbar(
+            one.rows, mean, half, fmt="*" if is_default else "o", ms=13 if is_default else 6, capsize=2,
+            color=colour, mfc=fill, label=f"{name}, default" if is_default else None,
+        )  # fmt: skip
+
+
+def whole(lines: Lines) -> list[Measured]:
+    """Those that were measured more than once; others have no interval, for their report was interrupted."""
+    counts = Counter(Point.of(line) for line in lines)
+    return [one for one in gather(lines) if counts[one.point] > 1]
 
 
 def of(lines: Lines, model: str, stage: str) -> Lines:

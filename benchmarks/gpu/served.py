@@ -20,8 +20,7 @@ from PIL import Image
 from benchmarks.client import serving
 from benchmarks.gpu.device import DEVICE, DRY, SHIPPED, model_of, parse
 from benchmarks.gpu.results import guarded, note
-from models.samplers import Guidance, build_table, sample, to_uint8
-from models.schedule import NoiseSchedule, Prediction
+from models.samplers import Guidance, sample, to_uint8
 
 SETTINGS = {"device": DEVICE.type, "max_requests": 4096, "log_level": "warning"}
 SETTINGS["keep_alive_seconds"] = 60  # connections outlast the reference, which blocks the client's loop
@@ -52,9 +51,8 @@ def reference(name: str, labels: list[int], seeds: list[int]) -> np.ndarray:
     """uint8 [n, H, W, C]."""
     model, config = model_of(name)
     how = config.default_sampling
-    schedule, prediction = NoiseSchedule(config.schedule), Prediction(config.prediction)
-    table = build_table(schedule, prediction, how["sampler"], how["steps"])
-    guidance = Guidance(how["guidance"], *how["guidance_interval"])
+    table = config.table(how["sampler"], how["steps"], how["spacing"])
+    guidance = Guidance(how["guidance"], *how["guidance_interval"], trained=config.guidance_range)
     rows = torch.tensor(labels), torch.tensor(seeds)
     return to_uint8(sample(model, table, *rows, config.image_shape, guidance=guidance)).permute(0, 2, 3, 1).numpy()
 

@@ -31,9 +31,10 @@ def find_fixed_rows(runner: ModelRunner, cap: int) -> int | None:
 def repeats_itself(runner: ModelRunner) -> bool:
     """Compare an image alone with itself in full steps, bit by bit: at every place, and beside others."""
     places = min(runner.fixed_rows, len(runner.pool))
-    (plain,), (guided,) = _latents(runner, [SEED], 1.0), _latents(runner, [SEED], 1.5)
+    scale = runner.config.two_row_guidance
+    (plain,), (guided,) = _latents(runner, [SEED], 1.0), _latents(runner, [SEED], scale)
     everywhere = _latents(runner, [SEED] * places, 1.0)
-    *_, beside = _latents(runner, [*range(100, 99 + max(1, places // 2)), SEED], 1.5)
+    *_, beside = _latents(runner, [*range(100, 99 + max(1, places // 2)), SEED], scale)
     return all(torch.equal(plain, latent) for latent in everywhere) and torch.equal(guided, beside)
 
 

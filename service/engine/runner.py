@@ -199,8 +199,7 @@ class ModelRunner:
 
     def rehearsal(self, rows: int) -> list[ImageTask]:
         """Tasks that fill a step of `rows` rows, guided where possible, with every kind of sampler."""
-        two_rows = 1.5 if self.config.guidance_range is None else self.config.guidance_range[1] + 1
-        wanted = [("ddpm", two_rows, rows // 2), ("dpmpp_2m", 1.0, rows % 2)]
+        wanted = [("ddpm", self.config.two_row_guidance, rows // 2), ("dpmpp_2m", 1.0, rows % 2)]
         tasks = []
         for sampler, guidance, images in wanted:
             params = SamplingParams("", 0, 3, sampler, guidance, (0.0, 1.0), seeds=(0,) * images)

@@ -42,7 +42,9 @@ Updates = AsyncGenerator[Shown[list[str]] | Generated[list[str]]]  # pictures in
 Event = tuple[str, dict[str, Any]]  # name and data
 
 
-async def picture_events(updates: Updates, params: SamplingParams, form: str, size: str) -> AsyncGenerator[Event]:
+async def picture_events(
+    updates: Updates, params: SamplingParams, form: str, size: str, quality: str = "auto"
+) -> AsyncGenerator[Event]:
     """image_generation.partial_image for every preview, image_generation.completed for every image.
 
     Args:
@@ -52,17 +54,17 @@ async def picture_events(updates: Updates, params: SamplingParams, form: str, si
     shown = Counter[int]()
     async for update in updates:
         if isinstance(update, Shown):
-            more = {"partial_image_index": shown[update.index], "step": update.step}
+            more = {"partial_image_index": shown[update.index], "step": update.step, "quality": quality}
             yield _event(PARTIAL, update.index, update.result[0], params, form, size, **more)
             shown[update.index] += 1
         else:
-            more = {"timings": update.timings.model_dump(), "usage": NO_TOKENS}
+            more = {"timings": update.timings.model_dump(), "usage": NO_TOKENS, "quality": quality}
             for index, picture in enumerate(update.result):
                 yield _event(COMPLETED, index, picture, params, form, size, **more)
 
 
 def _event(name: str, index: int, picture: str, params: SamplingParams, form: str, size: str, **more: Any) -> Event:
-    openai = {"quality": "auto", "background": "opaque", "created_at": int(time.time())}  # its clients expect them
+    openai = {"background": "opaque", "created_at": int(time.time())}  # its clients expect them
     own = {"image_index": index, "seed": params.seeds[index], "steps": params.num_steps}
     return name, {"type": name, "b64_json": picture, "output_format": form, "size": size} | openai | own | more
 

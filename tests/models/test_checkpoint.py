@@ -383,6 +383,13 @@ def test_impossible_defaults_are_refused_when_the_checkpoint_is_read(
         load_config(folder)
 
 
+def test_a_model_that_cannot_space_its_steps_evenly_is_refused(folder: Path) -> None:
+    """Warm-ups do, whatever the default is."""
+    edit(folder, schedule="flow", prediction="eps", sampling={"spacing": "karras"})
+    with pytest.raises(CheckpointError, match="eps prediction says nothing about x0"):
+        load_config(folder)
+
+
 def test_named_ways_to_sample(folder: Path) -> None:
     edit(folder, sampling={"steps": 8, "guidance": 2}, qualities={"draft": {"steps": 2}})
     named = load_config(folder).named_sampling

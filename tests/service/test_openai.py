@@ -62,6 +62,8 @@ def test_every_hint_of_the_client_is_taken(client: Any) -> None:
 def test_qualities_are_those_of_generate(client: Any, server: Running, quality: str, own: str) -> None:
     answer = client.images.generate(model="dit", prompt="1", quality=quality, extra_body={"seed": 5})
     assert answer.quality == quality
+    *_, last = client.images.generate(model="dit", prompt="1", quality=quality, stream=True)
+    assert last.quality == quality
     query = {"model": "dit", "class": "1", "seed": 5, "quality": own}
     assert (decoded(answer.data[0].b64_json) == plain(server, **query)).all()
 

@@ -5,10 +5,29 @@ import pytest
 import torch
 
 from models.checkpoint import CheckpointError
+from service.local import create_app
 from service.registry import choose_device, choose_dtype, load_runners
 from service.settings import ModelEntry, Settings, SettingsError, model_entries
 from tests.checkpoints import TINY, write_checkpoint
-from tests.service.conftest import tiny_settings
+from tests.service.conftest import running, tiny_settings
+
+
+def test_a_few_step_checkpoint_is_served_from_its_folder(tmp_path: Path) -> None:
+    few = {"arguments": TINY["dit"] | {"few_step": True}, "guidance_range": (1.0, 3.0)}
+    write_checkpoint(tmp_path / "dit", "dit", sampling={"sampler": "flow_map", "steps": 2}, **few)
+    with running(create_app(tiny_settings(tmp_path))) as server:
+        fields = {"model": "dit", "class": "cat", "seed": 1, "deterministic": "true"}
+        for more in ({}, {"guidance": 2}, {"guidance": 5}, {"quality": "draft"}, {"sampler": "dpmpp_2m_sde"}):
+            assert server.client.post("/generate", params=fields | more).status_code == 200
+        [model] = server.client.get("/models").json()["models"]
+        assert model["guidance_range"] == [1.0, 3.0]
+        assert "flow_map" in model["samplers"]
+
+
+def test_a_named_quality_beyond_the_limits_is_refused(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "dit", "dit", qualities={"best": {"steps": 900}})
+    with pytest.raises(CheckpointError, match="model dit: best steps 900"):
+        load_runners(tiny_settings(tmp_path))
 
 
 def test_every_checkpoint_in_the_folder_is_a_model(checkpoints: Path) -> None:

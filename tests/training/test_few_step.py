@@ -32,7 +32,7 @@ def test_draws_lie_where_they_should() -> None:
     t, s, r, w = draw_jumps(400, torch.Generator().manual_seed(0))
     jumps = Jumps(t, s, r, w).is_jump
     assert int((~jumps).sum()) == 100
-    assert not jumps[-100:].any()
+    assert 0 < int((~jumps[:200]).sum()) < 100  # each of two processes gets some of both
     assert ((t > 0) & (t <= 1)).all()
     assert (t == 1).any()  # where sampling starts
     assert (s[jumps] >= 0).all()
@@ -100,7 +100,7 @@ def test_a_run_tunes_a_checkpoint(tiny_config: Config, tmp_path: Path, model: st
     source = train(tiny_config(model, steps=2, out=tmp_path / "first"))
     folder = tuned(lambda **values: tiny_config(model, **values), source, tmp_path / "few")
     network, config = load_checkpoint(folder)
-    assert config.guidance_range == list(GUIDANCE_RANGE)
+    assert config.guidance_range == GUIDANCE_RANGE
     assert [config.named_sampling[name]["steps"] for name in ("draft", "default", "best")] == [1, 2, 10]
     assert config.named_sampling["best"]["sampler"] == "dpmpp_2m"
     assert config.training["recipe"]["few_step"] is True
@@ -108,7 +108,7 @@ def test_a_run_tunes_a_checkpoint(tiny_config: Config, tmp_path: Path, model: st
     images = generate(network, config, torch.tensor([0, 1]), torch.tensor([1, 2]))
     assert images.isfinite().all()
     again = tuned(lambda **values: tiny_config(model, **values), folder, tmp_path / "more")
-    assert load_checkpoint(again)[1].guidance_range == list(GUIDANCE_RANGE)
+    assert load_checkpoint(again)[1].guidance_range == GUIDANCE_RANGE
 
 
 def test_the_start_of_a_tuning_is_the_checkpoint(tiny_config: Config, tmp_path: Path) -> None:

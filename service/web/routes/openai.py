@@ -170,7 +170,7 @@ async def create_image(request: Request) -> Response:
         previews = check_previews(params, body.partial_images or 0, "partial_images")
         updates = generator.stream(params, encode_last, deadline, previews, encode)
         headers = seed_headers(params, generator.card(params.model).simulated)
-        return await open_stream(picture_events(updates, params, form, size), headers)
+        return await open_stream(picture_events(updates, params, form, size, body.quality or "auto"), headers)
     generated = await unless_disconnected(request.receive, generator.generate(params, encode_last, deadline))
     pairs = zip(generated.result, params.seeds, strict=True)
     data = [ImageDatum(b64_json=picture, seed=seed) for picture, seed in pairs]

@@ -105,7 +105,7 @@ export function recall() {
   else if (link.sampler) sentences.push(`Sampler: there is no ${quoted(link.sampler)} here; the default is used.`);
   const alone = !STANDS_FOR.some((name) => name in chosen);
   if (alone && ["draft", "best"].includes(link.quality)) chosen.quality = link.quality;
-  else if (link.quality) sentences.push(`Quality: ${quoted(link.quality)} is no quality, or stands beside settings; it is left out.`);
+  else if (link.quality && link.quality !== "default") sentences.push(`Quality: ${quoted(link.quality)} is no quality, or stands beside settings; it is left out.`);
   show();
   return sentences.filter(Boolean);
 }
