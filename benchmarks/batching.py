@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from models.checkpoint import load_checkpoint
-from models.samplers import SAMPLERS
+from models.samplers import PLAIN
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.plan import compile_plan
 from service.engine.request import ImageTask, Request
@@ -104,7 +104,7 @@ def make_trace(runner: ModelRunner, count: int, seed: int) -> list[Request]:
             model="model",
             class_label=int(rng.integers(runner.config.num_classes)),
             num_steps=int(rng.choice([5, 10, 20, 40], p=[0.3, 0.4, 0.2, 0.1])),
-            sampler=str(rng.choice(list(SAMPLERS))),
+            sampler=str(rng.choice(PLAIN)),
             guidance_scale=float(rng.choice([1.0, 1.5, 2.0, 3.0])),
             guidance_interval=(0.0, 1.0),
             seeds=(int(rng.integers(2**53)),),

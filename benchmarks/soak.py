@@ -21,7 +21,7 @@ from pathlib import Path
 import aiohttp
 
 from benchmarks.client import Server, serving
-from models.samplers import SAMPLERS
+from models.samplers import PLAIN
 
 COST = {"t0_ms": 0.02, "t1_ms": 0.001}
 ARGUMENTS = {"image_size": 8, "image_channels": 1, "hidden_dim": 32, "depth": 1, "num_heads": 4, "num_classes": 10}
@@ -105,7 +105,7 @@ class Soak:
             "class": self.random.randrange(10),
             "steps": self.random.randint(1, 20),
             "guidance": self.random.choice((1, 2)),
-            "sampler": self.random.choice(list(SAMPLERS)),
+            "sampler": self.random.choice(PLAIN),
         }
         if draw < HANG_UPS:
             return await self._hang_up(query | {"steps": 250})

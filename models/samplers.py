@@ -204,6 +204,7 @@ SAMPLERS: dict[str, Coefficients] = {
     "flow_map": euler,  # one jump of the network instead of a straight step, see training/few_step.py
 }
 JUMPING = ("flow_map",)  # d depends on where the step ends
+PLAIN = tuple(name for name in SAMPLERS if name not in JUMPING)  # for networks that were not tuned for few steps
 STOCHASTIC = {"ddim": 0.0, "ddpm": 1.0, "dpmpp_2m_sde": 1.0}  # default eta
 
 

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.gpu.device import DEVICE, DRY, DTYPE, SHIPPED, graph_device, graph_runner, model_of, parse
 from benchmarks.gpu.results import guarded, note
-from models.samplers import SAMPLERS
+from models.samplers import PLAIN
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.plan import compile_plan
 from service.engine.request import Request
@@ -34,7 +34,7 @@ def requests(core: EngineCore, count: int, seed: int, deterministic: bool = Fals
     for number in range(count):
         seeds = tuple(rng.getrandbits(53) for _ in range(rng.randint(1, 3)))
         guidance = 1.0 if rng.random() < 0.4 else rng.uniform(1.1, 3.0)
-        interval, sampler = (rng.choice([0.0, 0.0, 0.3]), 1.0), rng.choice(list(SAMPLERS))
+        interval, sampler = (rng.choice([0.0, 0.0, 0.3]), 1.0), rng.choice(PLAIN)
         params = SamplingParams(
             "model", rng.randrange(10), rng.choice(STEPS), sampler, guidance, interval, seeds,
             deterministic=deterministic,

@@ -107,7 +107,7 @@ class Generator:
             UnknownModel, InvalidRequest: what is wrong, and what is allowed.
         """
         card = self.card(fields.model)
-        params = resolve(card, self.engine.samplers, self.engine.spacings, fields, self.limits, labels, seeds)
+        params = resolve(card, self.engine.spacings, fields, self.limits, labels, seeds)
         if params.deterministic and card.repeats_itself is False:
             message = "this machine does not repeat itself bit by bit, as a check at start-up showed"
             raise InvalidRequest.field("deterministic", message)

@@ -16,7 +16,6 @@ MAX_SEEDS_TOLD = 16  # in a header and in a PNG: 272 characters, which every pro
 
 def resolve(
     card: ModelCard,
-    samplers: list[str],
     spacings: list[str],
     fields: GenerateFields,
     limits: Limits,
@@ -26,7 +25,7 @@ def resolve(
     """Check the fields against their limits and the model, and fill in its defaults.
 
     Args:
-        samplers, spacings: the names that there are; the engine refuses those that its model cannot do.
+        spacings: the names that there are.
         labels: class index of each image, instead of fields.class_ for all.
         seeds: of each image, instead of those that follow from fields.seed.
 
@@ -42,7 +41,7 @@ def resolve(
         class_label=0 if labels else find_class(card, fields.class_),
         class_labels=_check_labels(card, labels),
         num_steps=fields.steps or own["steps"],
-        sampler=_find_name("sampler", own["sampler"] if fields.sampler is None else fields.sampler, samplers),
+        sampler=_find_name("sampler", own["sampler"] if fields.sampler is None else fields.sampler, card.samplers),
         spacing=_find_name("spacing", own["spacing"] if fields.spacing is None else fields.spacing, spacings),
         guidance_scale=own["guidance"] if fields.guidance is None else fields.guidance,
         guidance_interval=_interval(own, fields),

@@ -7,10 +7,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from models.samplers import SPACINGS, STOCHASTIC, SamplerTable, build_table
+from models.samplers import PLAIN, SPACINGS, STOCHASTIC, SamplerTable, build_table
 from models.schedule import NoiseSchedule, Prediction
 from tests.models.gaussian import noise_times, predict
-from tests.samplers import PLAIN
 
 T, P, Q, A, B, C, S = range(7)
 TOLERANCE = 1e-9  # float64, with sqrt(1 - alpha^2) and 1 / alpha at alpha = 1e-4 on the way

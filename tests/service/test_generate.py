@@ -17,11 +17,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from models.checkpoint import load_checkpoint
-from models.samplers import Guidance, build_table, sample
+from models.samplers import PLAIN, Guidance, build_table, sample
 from models.schedule import NoiseSchedule, Prediction
 from service.errors import MAX_FIELD_ERRORS
 from service.web.schemas import MAX_SEED
-from tests.samplers import PLAIN
 from tests.service.conftest import Running
 from tests.service.pictures import difference, pixels
 

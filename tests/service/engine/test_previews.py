@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.samplers import PLAIN
 from service.engine.request import preview_steps
 from service.wire.async_engine import pixels
 from service.wire.messages import Preview, RequestOutput
-from tests.samplers import PLAIN
 from tests.service.engine.desk import make_core, rigged
 from tests.service.engine.tiny import (
     Turnstile,

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.samplers import PLAIN
 from service.engine.request import ImageTask
 from service.engine.runner import WARM_UP_REPEATS, ModelFailed, ModelRunner, knee, row_counts
 from service.engine.simulated import SimulatedRunner, StepCost
-from tests.samplers import PLAIN
 from tests.service.engine.tiny import (
     CPU,
     Watched,
