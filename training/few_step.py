@@ -26,9 +26,7 @@ GUIDANCE_RANGE = (1.0, 3.0)  # of w in training
 TEACHER_STEPS = 16  # that the teacher takes from noise to image
 DENOISING = 0.25  # share of the batch with r = t
 TO_THE_END = 0.5  # share of the jumps with r = 0
-HUBER = (
-    0.03  # of the root of the number of elements: errors below it count squared (Song & Dhariwal 2023, 2310.14189)
-)
+HUBER = 0.03  # times the root of the number of elements: smaller errors count squared (arXiv:2310.14189)
 
 
 def few_step_config(config: ModelConfig, teacher: ModelConfig) -> ModelConfig:
@@ -46,10 +44,6 @@ class Jumps(NamedTuple):
     s: Tensor
     r: Tensor
     w: Tensor
-
-    @property
-    def is_jump(self) -> Tensor:
-        return self.r < self.t
 
 
 def draw_jumps(count: int, generator: torch.Generator) -> Jumps:

@@ -65,7 +65,7 @@ def test_a_known_picture_costs_no_evaluation(live: Running, monkeypatch: pytest.
 def test_an_etag_names_one_answer(live: Running) -> None:
     changed: tuple[dict[str, Any], ...] = (
         {}, {"seed": 8}, {"class": "dog"}, {"steps": 11}, {"guidance": 2}, {"n": 2}, {"format": "webp"},
-        {"sampler": "ddim"}, {"model": "unet"},
+        {"sampler": "ddim"}, {"model": "unet"}, {"spacing": "shifted"},
     )  # fmt: skip
     tags = {get(live, **changes).headers["etag"] for changes in changed}
     assert len(tags) == len(changed)

@@ -226,6 +226,16 @@ def test_repository_index(client: Any, server: Running) -> None:
     assert server.client.post("/v2/repository/index", json={"ready": True}).json() == ready
 
 
+@pytest.mark.parametrize("parameters", [{"quality": "draft"}, {"steps": 3, "spacing": "shifted"}])
+def test_spacing_and_quality_are_those_of_generate(
+    client: Any, server: Running, parameters: dict[str, Any]
+) -> None:
+    answer = client.infer("dit", [tensor("class", [0]), tensor("seed", [7])], parameters=parameters)
+    query = {"model": "dit", "class": CLASS_NAMES[0], "seed": 7} | parameters
+    png = Image.open(io.BytesIO(server.client.post("/generate", params=query).content))
+    assert np.abs(answer.as_numpy("images")[0].astype(int) - np.array(png)).max() <= 1
+
+
 def test_the_client_times_out_by_a_deadline(client: Any) -> None:
     answer = client.infer("dit", [tensor("class", [0])], timeout=60_000_000, priority=0, parameters={"steps": 2})
     assert answer.as_numpy("images").shape == (1, 8, 8, 3)

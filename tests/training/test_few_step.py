@@ -30,7 +30,7 @@ SHAPE = (2, 1, 4, 4)
 
 def test_draws_lie_where_they_should() -> None:
     t, s, r, w = draw_jumps(400, torch.Generator().manual_seed(0))
-    jumps = Jumps(t, s, r, w).is_jump
+    jumps = r < t
     assert int((~jumps).sum()) == 100
     assert 0 < int((~jumps[:200]).sum()) < 100  # each of two processes gets some of both
     assert ((t > 0) & (t <= 1)).all()
@@ -87,6 +87,43 @@ def test_a_network_that_jumps_rightly_has_no_loss() -> None:
     assert few_step_loss(model, model, batch, jumps, (0.0, 1.0)).item() == pytest.approx(0, abs=1e-6)
     steered = jumps._replace(w=torch.tensor([2.0, 2.0]))
     assert few_step_loss(model, model, batch, steered, (0.0, 1.0)).item() > 0.01
+
+
+def test_the_path_is_guided_in_its_interval_and_the_null_class_never() -> None:
+    """So is the denoiser itself, r = t, at every time."""
+    t, s, r, w = (
+        torch.tensor(values) for values in ((0.9, 0.5, 0.9), (0.8, 0.4, 0.8), (0.0, 0.0, 0.9), (2.0,) * 3)
+    )
+    batch = torch.zeros(3, 1, 2, 2), torch.tensor([1, 1, 1]), torch.zeros(3, 1, 2, 2)
+    teacher, student = Pixel(), Pixel()
+    few_step_loss(student, teacher, batch, Jumps(t, s, r, w), (0.3, 0.8))
+    torch.testing.assert_close(teacher.seen[1][0], torch.tensor([500.0, 900.0]))  # the second rows
+    few_step_loss(student, teacher, (batch[0], torch.full((3,), 3), batch[2]), Jumps(t, s, r, w), (0.3, 0.8))
+    assert len(teacher.seen) == 3  # no second rows for the null class
+    assert torch.equal(student.seen[-1][2], torch.ones(3))
+
+
+def test_what_the_teacher_sees_is_an_image() -> None:
+    teacher = Pixel()
+    denoised = guided(
+        teacher, torch.zeros(SHAPE), torch.ones(2), torch.tensor([2, 2]), torch.full((2,), 9.0), null=3
+    )
+    assert denoised.min() == -1  # 0.5 + 9 (0.2 - 0.5), clamped
+
+
+def test_each_step_draws_jumps_of_its_own(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Jumps] = []
+
+    def noted(count: int, generator: torch.Generator) -> Jumps:
+        drawn.append(draw_jumps(count, generator))
+        return drawn[-1]
+
+    source = train(tiny_config(steps=1, out=tmp_path / "first"))
+    monkeypatch.setattr("training.train.draw_jumps", noted)
+    tuned(tiny_config, source, tmp_path / "few", steps=3)
+    assert len({tuple(jumps.w.tolist()) for jumps in drawn}) == 3
 
 
 def tuned(tiny_config: Config, source: Path, out: Path, **changes: Any) -> Path:
