@@ -14,8 +14,8 @@ from starlette.types import Receive, Scope, Send
 from service.errors import ServiceError
 from service.web.dialects import dialect_of
 from service.web.generation import Generated, Shown
+from service.web.job import Job
 from service.web.leaving import unless_disconnected
-from service.wire.messages import SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -42,31 +42,28 @@ Updates = AsyncGenerator[Shown[list[str]] | Generated[list[str]]]  # pictures in
 Event = tuple[str, dict[str, Any]]  # name and data
 
 
-async def picture_events(
-    updates: Updates, params: SamplingParams, form: str, size: str, quality: str = "auto"
-) -> AsyncGenerator[Event]:
+async def picture_events(updates: Updates, job: Job, form: str, quality: str = "auto") -> AsyncGenerator[Event]:
     """image_generation.partial_image for every preview, image_generation.completed for every image.
 
     Args:
         form: png, webp or jpeg.
-        size: "width x height" of an image.
     """
     shown = Counter[int]()
     async for update in updates:
         if isinstance(update, Shown):
             more = {"partial_image_index": shown[update.index], "step": update.step, "quality": quality}
-            yield _event(PARTIAL, update.index, update.result[0], params, form, size, **more)
+            yield _event(PARTIAL, update.index, update.result[0], job, form, **more)
             shown[update.index] += 1
         else:
             more = {"timings": update.timings.model_dump(), "usage": NO_TOKENS, "quality": quality}
             for index, picture in enumerate(update.result):
-                yield _event(COMPLETED, index, picture, params, form, size, **more)
+                yield _event(COMPLETED, index, picture, job, form, **more)
 
 
-def _event(name: str, index: int, picture: str, params: SamplingParams, form: str, size: str, **more: Any) -> Event:
+def _event(name: str, index: int, picture: str, job: Job, form: str, **more: Any) -> Event:
     openai = {"background": "opaque", "created_at": int(time.time())}  # its clients expect them
-    own = {"image_index": index, "seed": params.seeds[index], "steps": params.num_steps}
-    return name, {"type": name, "b64_json": picture, "output_format": form, "size": size} | openai | own | more
+    own = {"image_index": index, "seed": job.params.seeds[index], "steps": job.params.num_steps}
+    return name, {"type": name, "b64_json": picture, "output_format": form, "size": job.size} | openai | own | more
 
 
 async def open_stream(events: AsyncGenerator[Event], headers: dict[str, str]) -> "EventStream":

@@ -2,11 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import PIL
@@ -25,10 +25,11 @@ from service.observe import logs
 from service.observe.metrics import Metrics
 from service.observe.tracing import Spans
 from service.settings import Settings
-from service.web.resolve import recipe, resolve
+from service.web.job import Job
+from service.web.resolve import resolve
 from service.web.schemas import GenerateFields, Limits, Timings, limits
 from service.wire.async_engine import AsyncEngine, pixels
-from service.wire.messages import ModelCard, Preview, RequestOutput, SamplingParams
+from service.wire.messages import ModelCard, Preview, RequestOutput
 
 T = TypeVar("T")
 INLINE_BYTES = 4 * 1024  # of pixels: 3 KiB take 20 us as PNG, at most 1 ms as webp; 15 KiB can take 9
@@ -50,9 +51,8 @@ class Generated(Generic[T]):
     """A finished request, encoded."""
 
     result: T
-    params: SamplingParams
+    job: Job
     timings: Timings
-    simulated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +95,18 @@ class Generator:
         return self.engine.cards[model]
 
     def resolve(
-        self, fields: GenerateFields, labels: tuple[int, ...] = (), seeds: tuple[int, ...] = ()
-    ) -> SamplingParams:
+        self,
+        fields: GenerateFields,
+        labels: tuple[int, ...] = (),
+        seeds: tuple[int, ...] = (),
+        timeout: float | None = None,
+    ) -> Job:
         """Check the fields against the model and fill in its defaults.
 
         Args:
             labels: class index of each image, instead of fields.class_ for all.
             seeds: of each image, instead of those that follow from fields.seed.
+            timeout: in seconds, instead of fields.deadline_ms.
 
         Raises:
             UnknownModel, InvalidRequest: what is wrong, and what is allowed.
@@ -111,41 +116,27 @@ class Generator:
         if params.deterministic and card.repeats_itself is False:
             message = "this machine does not repeat itself bit by bit, as a check at start-up showed"
             raise InvalidRequest.field("deterministic", message)
-        return params
+        if fields.deadline_ms is not None:
+            timeout = fields.deadline_ms / 1000
+        return Job(params, card, f"Stepwise {self.version}", timeout)
 
-    def etag(self, params: SamplingParams, form: str) -> str:
+    def etag(self, job: Job, form: str) -> str:
         """Names the bytes of a deterministic answer, which depend on nothing else; "" while the model warms up."""
-        card = self.card(params.model)
+        card = self.card(job.params.model)  # as it is now
         if not card.repeats_itself:
             return ""
         build = (self.version, np.__version__, PIL.__version__, card.build, card.device, card.dtype)
-        facts = (build, card.fixed_rows, card.sha256, params, form)
+        facts = (build, card.fixed_rows, card.sha256, job.params, form)
         return f'"{sha256(repr(facts).encode()).hexdigest()[:32]}"'
 
-    def recipe(self, params: SamplingParams) -> dict[str, str]:
-        """What a PNG says about itself; the grid of all images, where there are several."""
-        ours = {"Software": f"Stepwise {self.version}"} | recipe(self.card(params.model), params)
-        return ours | ({"simulated": "true"} if self.card(params.model).simulated else {})
-
-    def recipes(self, params: SamplingParams) -> list[dict[str, str]]:
-        """The same for each image by itself."""
-        return [self.recipe(replace(params, seeds=(seed,))) for seed in params.seeds]
-
-    async def generate(
-        self, params: SamplingParams, encode: Encode[T], deadline_seconds: float | None = None
-    ) -> Generated[T]:
+    def generate(self, job: Job, encode: Encode[T]) -> Coroutine[Any, Any, Generated[T]]:
         """Run a request to its encoded answer; raises as stream does."""
-        async with aclosing(self.stream(params, encode, deadline_seconds)) as updates:
-            async for update in updates:
-                if isinstance(update, Generated):
-                    return update
-        raise AssertionError("the engine gave no answer")  # it always does
+        return _last(self.stream(job, encode))
 
-    async def stream(
+    def stream(
         self,
-        params: SamplingParams,
+        job: Job,
         encode: Encode[T],
-        deadline_seconds: float | None = None,
         num_previews: int = 0,
         encode_preview: Encode[T] | None = None,
     ) -> AsyncGenerator[Shown[T] | Generated[T]]:
@@ -155,44 +146,42 @@ class Generator:
             encode_preview: of one image; default: encode.
 
         Raises:
-            ServiceError: the engine's refusals.
+            DeadlineUnreachable: at once, no device that is idle could meet it.
+            ServiceError: while it runs, the engine's refusals.
         """
-        started, answer = time.monotonic(), None
+        params = job.params
         logs.note(model=params.model, steps=params.num_steps, n=len(params.seeds))
+        needed = params.num_steps * min(job.card.step_seconds.values(), default=0.0)
+        if job.deadline_seconds is not None and job.deadline_seconds < HOPELESS * needed:
+            # Here rather than in the engine, which has better things to do than to answer a flood.
+            text = f"deadline_ms: the deadline cannot be met: at least {1000 * needed:.0f} ms are needed"
+            refusal = DeadlineUnreachable(text, retry_after=needed)
+            self._count_end(params.model, refusal)
+            raise refusal
+        return self._run(job, encode, num_previews, encode_preview or encode)
+
+    async def _run(
+        self, job: Job, encode: Encode[T], num_previews: int, encode_preview: Encode[T]
+    ) -> AsyncGenerator[Shown[T] | Generated[T]]:
+        started, answer = time.monotonic(), None
         try:
-            self._refuse_hopeless(params, deadline_seconds)
-            async with aclosing(self.engine.generate(params, deadline_seconds, num_previews)) as updates:
+            async with aclosing(self.engine.generate(job.params, job.deadline_seconds, num_previews)) as updates:
                 async for update in updates:
                     if isinstance(update, Preview):
-                        result = await encoded(encode_preview or encode, [pixels(update)])
+                        result = await encoded(encode_preview, [pixels(update)])
                         yield Shown(result, update.index, update.step)
                     else:
-                        answer = await self._answer(params, update, encode, started)
+                        answer = await self._answer(job, update, encode, started)
         except InvalidRequest:
             raise  # counts in no metric, as every request that is invalid
         except BaseException as error:
-            self._count_end(params.model, error)
+            self._count_end(job.params.model, error)
             raise
         if answer is not None:
             yield answer
 
-    def _refuse_hopeless(self, params: SamplingParams, deadline_seconds: float | None) -> None:
-        """Here rather than in the engine, which has better things to do than to answer a flood.
-
-        Raises:
-            DeadlineUnreachable: no device that is idle could meet it.
-        """
-        if deadline_seconds is None:
-            return
-        needed = params.num_steps * min(self.card(params.model).step_seconds.values(), default=0.0)
-        if deadline_seconds < HOPELESS * needed:
-            text = f"deadline_ms: the deadline cannot be met: at least {1000 * needed:.0f} ms are needed"
-            raise DeadlineUnreachable(text, retry_after=needed)
-
-    async def _answer(
-        self, params: SamplingParams, output: RequestOutput, encode: Encode[T], started: float
-    ) -> Generated[T]:
-        encoding = time.monotonic()
+    async def _answer(self, job: Job, output: RequestOutput, encode: Encode[T], started: float) -> Generated[T]:
+        encoding, params = time.monotonic(), job.params
         images = list(pixels(output))
         result = await encoded(encode, images)
         now = time.monotonic()
@@ -205,7 +194,7 @@ class Generator:
         self.spans.record("queue", started, denoising, **facts)
         self.spans.record("denoise", denoising, denoising + timings.denoise, steps=params.num_steps, **facts)
         self.spans.record("encode", encoding, now, **facts)
-        return Generated(result, params, timings, self.card(params.model).simulated)
+        return Generated(result, job, timings)
 
     def _count_end(self, model: str, error: BaseException) -> None:
         """Of a request without images."""
@@ -221,6 +210,14 @@ class Generator:
                 outcome = "error"
         self.metrics.end(model, outcome)
         logs.note(outcome=outcome)
+
+
+async def _last(updates: AsyncGenerator[Shown[T] | Generated[T]]) -> Generated[T]:
+    async with aclosing(updates):
+        async for update in updates:
+            if isinstance(update, Generated):
+                return update
+    raise AssertionError("the engine gave no answer")  # it always does
 
 
 async def encoded(encode: Encode[T], images: list[np.ndarray]) -> T:

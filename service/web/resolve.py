@@ -1,4 +1,4 @@
-"""From the fields of a request to SamplingParams, and back to the fields that make the same pictures again."""
+"""From the fields of a request to SamplingParams."""
 
 import secrets
 from typing import Any
@@ -11,7 +11,6 @@ from service.wire.messages import ModelCard, SamplingParams
 
 STANDS_FOR = ("steps", "sampler", "spacing", "guidance", "guidance_low", "guidance_high")  # fields, of a quality
 MAX_PREVIEWS_SHOWN = 256  # of one request, on all its images
-MAX_SEEDS_TOLD = 16  # in a header and in a PNG: 272 characters, which every proxy and client takes
 
 
 def resolve(
@@ -48,32 +47,6 @@ def resolve(
         seeds=seeds or tuple(image_seed(seed, index) for index in range(fields.n or 1)),
         deterministic=bool(fields.deterministic),
     )
-
-
-def recipe(card: ModelCard, params: SamplingParams) -> dict[str, str]:
-    """The fields of /generate that make the same pictures again, and the weights that made them."""
-    low, high = params.guidance_interval
-    fields = {
-        "model": params.model,
-        "class": card.class_names[params.class_label],
-        "seed": str(params.seeds[0]),
-        "n": str(len(params.seeds)),
-        "steps": str(params.num_steps),
-        "sampler": params.sampler,
-        "spacing": params.spacing,
-        "guidance": str(params.guidance_scale),
-        "guidance_low": str(low),
-        "guidance_high": str(high),
-    }
-    if params.deterministic:
-        fields["deterministic"] = "true"
-    others = {"seeds": told_seeds(params)} if len(params.seeds) > 1 else {}
-    return fields | others | {"weights_sha256": card.sha256}
-
-
-def told_seeds(params: SamplingParams) -> str:
-    """The seeds of the first images; with n, the first one gives all of them again."""
-    return ",".join(str(seed) for seed in params.seeds[:MAX_SEEDS_TOLD])
 
 
 def _check_limits(fields: GenerateFields, limits: Limits) -> None:
@@ -133,13 +106,13 @@ def _interval(own: dict[str, Any], fields: GenerateFields) -> tuple[float, float
     return float(low), float(high)
 
 
-def check_previews(params: SamplingParams, previews: int, field: str) -> int:
+def check_previews(images: int, previews: int, field: str) -> int:
     """Each is a picture to encode and to keep until its reader takes it; the device pays for none.
 
     Raises:
         InvalidRequest: there would be more of them than MAX_PREVIEWS_SHOWN.
     """
-    if previews * len(params.seeds) > MAX_PREVIEWS_SHOWN:
-        message = f"{previews} of each of {len(params.seeds)} images are more than {MAX_PREVIEWS_SHOWN} in all"
+    if previews * images > MAX_PREVIEWS_SHOWN:
+        message = f"{previews} of each of {images} images are more than {MAX_PREVIEWS_SHOWN} in all"
         raise InvalidRequest.field(field, message)
     return previews

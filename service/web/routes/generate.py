@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Annotated, Any
 
+import numpy as np
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
@@ -14,18 +15,16 @@ from service.web.dialects import document
 from service.web.event_stream import open_stream, picture_events
 from service.web.generation import Generated, Generator
 from service.web.images import MEDIA_TYPES
+from service.web.job import Job
 from service.web.leaving import unless_disconnected
 from service.web.negotiation import negotiate
 from service.web.resolve import check_previews
 from service.web.routes.answers import (
     NO_STORE,
     answer_headers,
-    picture_size,
-    seconds,
     seed_headers,
 )
 from service.web.schemas import FIELD_NAMES, Fields, GenerateBody, GeneratedImage, GenerateFields, GenerateResponse
-from service.wire.messages import ModelCard, SamplingParams
 
 router = APIRouter(tags=["Stepwise"])
 
@@ -72,13 +71,11 @@ async def generate(request: Request) -> Response:
     generator: Generator = request.app.state.generator
     fields = await _read(request, generator)
     form = choose_format(fields, ",".join(request.headers.getlist("accept")))
-    params = generator.resolve(fields)
+    job = generator.resolve(fields)
     if form == "stream":
-        return await _stream(generator, fields, params)
-    generated = await _finish(request, generator, params, form, fields)
-    content = generated.result
-    if form == "json":
-        content = as_json(generated, generator.card(params.model), request.scope["request_id"])
+        return await _stream(generator, fields, job)
+    generated = await _finish(request, generator, job, form)
+    content = as_json(generated, request.scope["request_id"]) if form == "json" else generated.result
     return Response(content, headers=answer_headers(generated) | NO_STORE, media_type=MEDIA_TYPES[form])
 
 
@@ -93,14 +90,14 @@ async def get_image(request: Request, query: Annotated[GenerateFields, Query()])
     generator: Generator = request.app.state.generator
     refuse_repeats(request)
     form = _lasting_format(query, ",".join(request.headers.getlist("accept")))
-    params = generator.resolve(query)
-    etag = generator.etag(params, form)
+    job = generator.resolve(query)
+    etag = generator.etag(job, form)
     cached = _cache_headers(etag, bool(query.format), generator.settings)
     if etag and has_tag(request.headers.getlist("if-none-match"), etag):
         return Response(status_code=304, headers=cached)
-    generated = await _finish(request, generator, params, form, query)
+    generated = await _finish(request, generator, job, form)
     if (
-        not etag or generator.etag(params, form) != etag
+        not etag or generator.etag(job, form) != etag
     ):  # the device ran out of memory and lowered the rows on the way
         cached = NO_STORE
     return Response(generated.result, headers=answer_headers(generated) | cached, media_type=MEDIA_TYPES[form])
@@ -152,25 +149,23 @@ def _lasting_format(fields: GenerateFields, accept: str) -> str:
     return fields.format or negotiate(accept, LASTING)
 
 
-async def _finish(
-    request: Request, generator: Generator, params: SamplingParams, form: str, fields: GenerateFields
-) -> Generated[Any]:
-    encode: Any = partial(images.encode, form=form, text=generator.recipe(params))
-    if form == "json":
-        encode = partial(images.encode_base64, texts=generator.recipes(params))
-    return await unless_disconnected(
-        request.receive, generator.generate(params, encode, seconds(fields.deadline_ms))
-    )
+async def _finish(request: Request, generator: Generator, job: Job, form: str) -> Generated[Any]:
+    def encode(pictures: list[np.ndarray]) -> Any:
+        if form == "json":
+            return images.encode_base64(pictures, texts=job.recipes)
+        return images.encode(pictures, form, job.recipe)
+
+    return await unless_disconnected(request.receive, generator.generate(job, encode))
 
 
-async def _stream(generator: Generator, fields: GenerateFields, params: SamplingParams) -> Response:
+async def _stream(generator: Generator, fields: GenerateFields, job: Job) -> Response:
     form = fields.format or "png"
-    previews = check_previews(params, DEFAULT_PREVIEWS if fields.preview is None else fields.preview, "preview")
+    previews = check_previews(
+        len(job.params.seeds), DEFAULT_PREVIEWS if fields.preview is None else fields.preview, "preview"
+    )
     encode = partial(images.encode_base64, form=form)
-    encode_last = partial(encode, texts=generator.recipes(params))
-    updates = generator.stream(params, encode_last, seconds(fields.deadline_ms), previews, encode)
-    events = picture_events(updates, params, form, picture_size(generator.card(params.model)))
-    return await open_stream(events, seed_headers(params, generator.card(params.model).simulated))
+    updates = generator.stream(job, partial(encode, texts=job.recipes), previews, encode)
+    return await open_stream(picture_events(updates, job, form), seed_headers(job))
 
 
 def _cache_headers(etag: str, has_format: bool, settings: Settings) -> dict[str, str]:
@@ -185,14 +180,14 @@ def has_tag(if_none_match: list[str], etag: str) -> bool:
     return bool(tags & {etag, "*"})
 
 
-def as_json(generated: Generated[Any], card: ModelCard, request_id: str) -> bytes:
+def as_json(generated: Generated[Any], request_id: str) -> bytes:
     """generated.result holds PNGs in base64."""
-    params = generated.params
+    params, names = generated.job.params, generated.job.card.class_names
     pairs = zip(params.seeds, generated.result, strict=True)
     answer = GenerateResponse(
         request_id=request_id,
         model=params.model,
-        **{"class": card.class_names[params.class_label]},
+        **{"class": names[params.class_label]},
         class_index=params.class_label,
         steps=params.num_steps,
         sampler=params.sampler,

@@ -14,10 +14,11 @@ from service.errors import InvalidRequest, UnknownModel, echo
 from service.web.bodies import read_bytes, refuse_query
 from service.web.dialects import INFERENCE, document, invalid
 from service.web.generation import Generator
+from service.web.job import Job
 from service.web.leaving import unless_disconnected
 from service.web.resolve import STANDS_FOR
 from service.web.routes import ops
-from service.web.routes.answers import NO_STORE, answer_headers, seconds
+from service.web.routes.answers import NO_STORE, answer_headers
 from service.web.schemas import MAX_SEED, Fields, GenerateBody, allowed
 from service.web.tensors import (
     LENGTH_HEADER,
@@ -27,7 +28,7 @@ from service.web.tensors import (
     parse,
     serialise,
 )
-from service.wire.messages import ModelCard, SamplingParams
+from service.wire.messages import ModelCard
 
 router = APIRouter(prefix="/v2", tags=["Open Inference"])
 
@@ -148,11 +149,11 @@ async def infer_model(request: Request, model: str) -> Response:
     generator: Generator = request.app.state.generator
     generator.card(model)
     asked, inputs = parse(await read_bytes(request), request.headers.get(LENGTH_HEADER))
-    params, deadline = _resolve(generator, model, asked, inputs)
+    job = _resolve(generator, model, asked, inputs)
     outputs = _outputs(asked)
-    generated = await unless_disconnected(request.receive, generator.generate(params, np.stack, deadline))
+    generated = await unless_disconnected(request.receive, generator.generate(job, np.stack))
     answer = InferenceResponse(model_name=model, model_version=VERSION, id=asked.id, outputs=[])
-    arrays = {"images": generated.result, "seed": np.array(params.seeds, np.int64)}
+    arrays = {"images": generated.result, "seed": np.array(job.params.seeds, np.int64)}
     binary = {name for name in outputs if asked.wants_binary(name)}
     body, json_length = serialise(answer, {name: arrays[name] for name in outputs}, binary)
     headers = answer_headers(generated) | NO_STORE
@@ -165,10 +166,7 @@ async def infer_model(request: Request, model: str) -> Response:
 add_twice(router, model_routes)
 
 
-def _resolve(
-    generator: Generator, model: str, asked: InferenceRequest, inputs: dict[str, list[int]]
-) -> tuple[SamplingParams, float | None]:
-    """Sampling parameters and the deadline in seconds."""
+def _resolve(generator: Generator, model: str, asked: InferenceRequest, inputs: dict[str, list[int]]) -> Job:
     labels, seeds = _read_inputs(inputs, generator.limits["n"])
     wanted = {name: value for name, value in asked.parameters.items() if name != "binary_data_output"}
     for name in wanted:
@@ -180,8 +178,7 @@ def _resolve(
         fields = GenerateBody.model_validate(wanted | {"model": model, "n": len(labels)})
     except ValidationError as error:
         raise invalid(error.errors(), Fields(list(PARAMETERS), generator.limits)) from error
-    deadline = seconds(fields.deadline_ms) if timeout is None else timeout
-    return generator.resolve(fields, labels=tuple(labels), seeds=tuple(seeds)), deadline
+    return generator.resolve(fields, tuple(labels), tuple(seeds), timeout)
 
 
 def _read_inputs(inputs: dict[str, list[int]], images: tuple[float, float]) -> tuple[list[int], list[int]]:

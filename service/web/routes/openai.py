@@ -17,13 +17,12 @@ from service.web.bodies import read_json, refuse_query
 from service.web.dialects import OPENAI, document
 from service.web.event_stream import NO_TOKENS, open_stream, picture_events
 from service.web.generation import Generator
+from service.web.job import Job
 from service.web.leaving import unless_disconnected
 from service.web.resolve import check_previews
 from service.web.routes.answers import (
     NO_STORE,
     answer_headers,
-    picture_size,
-    seconds,
     seed_headers,
 )
 from service.web.schemas import (
@@ -39,7 +38,6 @@ from service.web.schemas import (
     Steps,
     Whole,
 )
-from service.wire.messages import SamplingParams
 
 router = APIRouter(prefix="/v1", tags=["OpenAI Images"])
 
@@ -160,32 +158,27 @@ async def create_image(request: Request) -> Response:
     refuse_query(request)
     generator: Generator = request.app.state.generator
     body = await read_json(request, ImageRequest, Fields(FIELD_NAMES, own_limits(generator.limits)))
-    params = _resolve(generator, body)
-    size = picture_size(generator.card(params.model))
-    _check_picture(body, params.model, size)
-    form, deadline = body.output_format or "png", seconds(body.deadline_ms)
+    job = _resolve(generator, body)
+    _check_picture(body, job)
+    form, quality = body.output_format or "png", body.quality or "auto"
     encode = partial(images.encode_base64, form=form, quality=body.output_compression)
-    encode_last = partial(encode, texts=generator.recipes(params))
+    encode_last = partial(encode, texts=job.recipes)
     if body.stream:
-        previews = check_previews(params, body.partial_images or 0, "partial_images")
-        updates = generator.stream(params, encode_last, deadline, previews, encode)
-        headers = seed_headers(params, generator.card(params.model).simulated)
-        return await open_stream(picture_events(updates, params, form, size, body.quality or "auto"), headers)
-    generated = await unless_disconnected(request.receive, generator.generate(params, encode_last, deadline))
-    pairs = zip(generated.result, params.seeds, strict=True)
+        previews = check_previews(len(job.params.seeds), body.partial_images or 0, "partial_images")
+        updates = generator.stream(job, encode_last, previews, encode)
+        return await open_stream(picture_events(updates, job, form, quality), seed_headers(job))
+    generated = await unless_disconnected(request.receive, generator.generate(job, encode_last))
+    pairs = zip(generated.result, job.params.seeds, strict=True)
     data = [ImageDatum(b64_json=picture, seed=seed) for picture, seed in pairs]
-    answer = ImagesResponse(
-        created=int(time.time()), data=data, output_format=form, size=size, quality=body.quality or "auto"
-    )
+    answer = ImagesResponse(created=int(time.time()), data=data, output_format=form, size=job.size, quality=quality)
     return JSONResponse(answer.model_dump(), headers=answer_headers(generated) | NO_STORE)
 
 
-def _check_picture(body: ImageRequest, model: str, size: str) -> None:
+def _check_picture(body: ImageRequest, job: Job) -> None:
     """Raises InvalidRequest for a size, previews or compression that the answer cannot have."""
-    if body.size not in (None, "auto", size):
-        raise InvalidRequest.field(
-            "size", f"must be {size}, which is the size of {model}, or auto, not {echo(body.size)}"
-        )
+    if body.size not in (None, "auto", job.size):
+        message = f"must be {job.size}, which is the size of {job.params.model}, or auto, not {echo(body.size)}"
+        raise InvalidRequest.field("size", message)
     if body.partial_images and not body.stream:
         raise InvalidRequest.field("partial_images", "needs stream: true")
     if body.output_compression is not None and body.output_format not in ("webp", "jpeg"):
@@ -194,7 +187,7 @@ def _check_picture(body: ImageRequest, model: str, size: str) -> None:
         )
 
 
-def _resolve(generator: Generator, body: ImageRequest) -> SamplingParams:
+def _resolve(generator: Generator, body: ImageRequest) -> Job:
     try:
         return generator.resolve(body.own())
     except InvalidRequest as error:
