@@ -153,7 +153,7 @@ def add_sample(commands: Any) -> None:
     parser.add_argument("--columns", type=int, default=8, help="images of each class (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first image (default: %(default)s)")
     own = "(default: the checkpoint's own)"
-    parser.add_argument("--sampler", help=f"ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, euler, ab2 or flow_map {own}")
+    parser.add_argument("--sampler", help=f"ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, euler, ab2 or consistency {own}")
     parser.add_argument("--steps", type=int, help=f"evaluations of the network, 1 to 1000 {own}")
     parser.add_argument("--guidance", type=float, help=f"guidance scale; 1 is off {own}")
 

@@ -35,7 +35,7 @@ class SamplerTable:
     rows: np.ndarray  # [num_steps, 7] float64: t, p, q, a, b, c, s
     look: np.ndarray  # [num_steps, 2] float64: look[i] @ (x, d) after step i shows the denoised image so far
     clamp: bool  # whether d is clamped to [-1, 1]
-    jumps: np.ndarray  # [num_steps] float64: r, the timestep to which d leads at once; mostly t itself
+    jumps: np.ndarray  # [num_steps] float64: r, the timestep to which d leads at once; mostly t itself, or 0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -60,8 +60,8 @@ def build_table(
         num_steps: network evaluations, 1..1000.
         spacing: a key of SPACINGS.
         eta: 0..1, how much of the noise is fresh; default 0 for ddim, 1 for ddpm and dpmpp_2m_sde.
-        clamp: clamp the denoised image to [-1, 1] (not for ab2 and flow_map).
-        few_step: whether the network takes r, which flow_map needs.
+        clamp: clamp the denoised image to [-1, 1] (not for ab2).
+        few_step: whether the network takes r, which consistency needs.
 
     Raises:
         ValueError: an unknown name, a value out of range, or a combination that does not exist.
@@ -77,10 +77,10 @@ def build_table(
     rows[:, [P, Q]] = pq if sampler != "ab2" else [grid.to_velocity(i, *pair) for i, pair in enumerate(pq)]
     for i in range(num_steps):
         rows[i, [A, B, C, S]] = SAMPLERS[sampler](grid, i, eta)
-    look, jumps = grid.look(sampler), NUM_TIMESTEPS * (u[1:] if sampler in JUMPING else u[:-1])
+    look, jumps = grid.look(sampler), NUM_TIMESTEPS * u[:-1] * (sampler not in JUMPING)
     for shared in (rows, look, jumps):  # by every request with these settings
         shared.setflags(write=False)
-    return SamplerTable(rows, look, clamp and sampler != "ab2" and sampler not in JUMPING, jumps)
+    return SamplerTable(rows, look, clamp and sampler != "ab2", jumps)
 
 
 def _check_table(
@@ -94,8 +94,8 @@ def _check_table(
         raise ValueError(f"steps must lie in 1..{NUM_TIMESTEPS}, got {num_steps}")
     if sampler in JUMPING and not few_step:
         raise ValueError(f"{sampler} needs a network that was tuned for few steps: use another sampler")
-    if sampler in ("euler", "flow_map") and not schedule.is_flow:
-        raise ValueError(f"{sampler} integrates the flow schedule: use ddim, which is euler's equal on this model")
+    if sampler == "euler" and not schedule.is_flow:
+        raise ValueError("euler integrates the flow schedule: use ddim, which is its equal on this model")
     if eta is not None and (sampler not in STOCHASTIC or not 0 <= eta <= 1):
         raise ValueError(f"eta must lie in 0..1 and belongs to {', '.join(STOCHASTIC)}")
 
@@ -193,6 +193,11 @@ def ab2(grid: Grid, i: int, eta: float) -> tuple[float, float, float, float]:
     return 1.0, h * (1 + half), -h * half, 0.0
 
 
+def consistency(grid: Grid, i: int, eta: float) -> tuple[float, float, float, float]:
+    """Multistep consistency sampling (Song et al. 2023, arXiv:2303.01469, algorithm 1): the image, noised anew."""
+    return 0.0, grid.alpha[i + 1], 0.0, grid.sigma[i + 1]
+
+
 Coefficients = Callable[[Grid, int, float], tuple[float, float, float, float]]
 SAMPLERS: dict[str, Coefficients] = {
     "ddim": ddim,
@@ -201,9 +206,9 @@ SAMPLERS: dict[str, Coefficients] = {
     "dpmpp_2m_sde": dpmpp_2m_sde,
     "euler": euler,
     "ab2": ab2,
-    "flow_map": euler,  # one jump of the network instead of a straight step, see training/few_step.py
+    "consistency": consistency,
 }
-JUMPING = ("flow_map",)  # d depends on where the step ends
+JUMPING = ("consistency",)  # d is the image to which the path leads, of a network that was tuned for few steps
 PLAIN = tuple(name for name in SAMPLERS if name not in JUMPING)  # for networks that were not tuned for few steps
 STOCHASTIC = {"ddim": 0.0, "ddpm": 1.0, "dpmpp_2m_sde": 1.0}  # default eta
 

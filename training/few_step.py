@@ -31,7 +31,7 @@ HUBER = 0.03  # times the root of the number of elements: smaller errors count s
 
 def few_step_config(config: ModelConfig, teacher: ModelConfig) -> ModelConfig:
     """config with what a tuned checkpoint can do: two jumps, one for a draft, the teacher's way at best."""
-    jumps = {"sampler": "flow_map", "steps": 2, "spacing": "shifted"}
+    jumps = {"sampler": "consistency", "steps": 2, "spacing": "shifted"}
     ways = {"sampling": teacher.default_sampling | jumps, "qualities": {"draft": {"steps": 1}}}
     ways["qualities"]["best"] = teacher.named_sampling["best"]
     return replace(config, guidance_range=GUIDANCE_RANGE, **ways)

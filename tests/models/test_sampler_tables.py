@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from models.samplers import PLAIN, SPACINGS, STOCHASTIC, SamplerTable, build_table
+from models.samplers import JUMPING, SAMPLERS, SPACINGS, STOCHASTIC, SamplerTable, build_table
 from models.schedule import NoiseSchedule, Prediction
 from tests.models.gaussian import noise_times, predict
 
@@ -19,7 +19,7 @@ Drawn = tuple[NoiseSchedule, Prediction, SamplerTable]
 
 
 @st.composite
-def tables(draw: st.DrawFn, samplers: tuple[str, ...] = tuple(PLAIN)) -> Drawn:
+def tables(draw: st.DrawFn, samplers: tuple[str, ...] = tuple(SAMPLERS)) -> Drawn:
     name = draw(st.sampled_from(["flow", "cosine", "linear"]))
     sampler = draw(st.sampled_from(samplers))
     spacing = draw(st.sampled_from(list(SPACINGS)))
@@ -29,10 +29,11 @@ def tables(draw: st.DrawFn, samplers: tuple[str, ...] = tuple(PLAIN)) -> Drawn:
     eta = draw(st.none() | st.floats(0, 1)) if sampler in STOCHASTIC else None
     steps = draw(st.integers(1, 60) | st.sampled_from([999, 1000]))
     schedule = NoiseSchedule(name)
-    return schedule, prediction, build_table(schedule, prediction, sampler, steps, spacing=spacing, eta=eta)
+    options = {"spacing": spacing, "eta": eta, "few_step": True}
+    return schedule, prediction, build_table(schedule, prediction, sampler, steps, **options)
 
 
-DENOISING = tuple(name for name in PLAIN if name != "ab2")  # those whose d is the denoised image
+DENOISING = tuple(name for name in SAMPLERS if name != "ab2")  # those whose d is the denoised image
 
 
 @settings(deadline=None)
@@ -115,19 +116,25 @@ def test_adams_bashforth_follows_a_straight_line(spacing: str, steps: int, x0: f
 @pytest.mark.parametrize("spacing", list(SPACINGS))
 @pytest.mark.parametrize(
     ("name", "sampler"),
-    [(n, s) for n in ("flow", "cosine", "linear") for s in PLAIN if s != "euler" or n == "flow"],
+    [(n, s) for n in ("flow", "cosine", "linear") for s in SAMPLERS if s != "euler" or n == "flow"],
 )
 def test_a_perfect_network_gives_its_image_in_any_number_of_steps(
     name: str, sampler: str, spacing: str, steps: int
 ) -> None:
     """The network knows x0, and answers for the state that it is shown, also where that has left the path."""
     schedule, x0 = NoiseSchedule(name), 0.7
-    table = build_table(schedule, Prediction.X0, sampler, steps, spacing=spacing)
+    table = build_table(schedule, Prediction.X0, sampler, steps, spacing=spacing, few_step=True)
     x, history = -1.3, 0.0
     for _, p, q, a, b, c, _ in table.rows:
         d = p * x + q * x0
         x, history = a * x + b * d + c * history, d
     assert x == pytest.approx(x0, abs=TOLERANCE)
+
+
+def test_jumps_lead_to_the_image() -> None:
+    for sampler in SAMPLERS:
+        table = build_table(NoiseSchedule("flow"), Prediction.X0, sampler, 3, few_step=True)
+        assert (table.jumps == 0).all() == (sampler in JUMPING)
 
 
 def test_euler_is_ddim_without_noise() -> None:
@@ -191,6 +198,7 @@ def test_tables_are_shared_and_read_only() -> None:
         ("flow", "x0", "ddim", 5, {"eta": -0.1}, "eta must lie in 0..1 and belongs to ddim, ddpm, dpmpp_2m_sde"),
         ("flow", "x0", "ddpm", 5, {"eta": 1.1}, "eta must lie in 0..1"),
         ("flow", "x0", "ddim", 5, {"eta": float("nan")}, "eta must lie in 0..1"),
+        ("flow", "x0", "consistency", 2, {}, "consistency needs a network that was tuned for few steps"),
         ("flow", "x0", "euler", 5, {"eta": 0.5}, "belongs to ddim, ddpm, dpmpp_2m_sde"),
         ("flow", "eps", "ddim", 5, {}, "eps prediction says nothing about x0 at alpha = 0: use v, x0 or flow"),
     ],

@@ -14,14 +14,14 @@ from tests.service.conftest import running, tiny_settings
 
 def test_a_few_step_checkpoint_is_served_from_its_folder(tmp_path: Path) -> None:
     few = {"arguments": TINY["dit"] | {"few_step": True}, "guidance_range": (1.0, 3.0)}
-    write_checkpoint(tmp_path / "dit", "dit", sampling={"sampler": "flow_map", "steps": 2}, **few)
+    write_checkpoint(tmp_path / "dit", "dit", sampling={"sampler": "consistency", "steps": 2}, **few)
     with running(create_app(tiny_settings(tmp_path))) as server:
         fields = {"model": "dit", "class": "cat", "seed": 1, "deterministic": "true"}
         for more in ({}, {"guidance": 2}, {"guidance": 5}, {"quality": "draft"}, {"sampler": "dpmpp_2m_sde"}):
             assert server.client.post("/generate", params=fields | more).status_code == 200
         [model] = server.client.get("/models").json()["models"]
         assert model["guidance_range"] == [1.0, 3.0]
-        assert "flow_map" in model["samplers"]
+        assert "consistency" in model["samplers"]
 
 
 def test_a_named_quality_beyond_the_limits_is_refused(tmp_path: Path) -> None:

@@ -65,8 +65,8 @@ def test_columns_are_the_tables(sampler: str) -> None:
 @pytest.mark.parametrize(
     ("sampler", "scale", "rows", "given"),
     [
-        ("flow_map", 1.5, (1, 1), [1.5, 1.5]),
-        ("flow_map", 4.0, (2, 2), [1.0, 1.0]),  # beyond what the network has learnt
+        ("consistency", 1.5, (1, 1), [1.5, 1.5]),
+        ("consistency", 4.0, (2, 2), [1.0, 1.0]),  # beyond what the network has learnt
         ("euler", 1.5, (1, 1), [1.0, 1.5]),  # the interval goes to 0.6, and the noise times are 1 and 0.5
         ("euler", 4.0, (1, 2), [1.0, 1.0]),
         ("euler", 1.0, (1, 1), [1.0, 1.0]),
@@ -79,7 +79,7 @@ def test_inputs_of_a_few_step_network(
     plan = compile_plan(tiny_config("few-dit"), params)
     t, r, w = plan.numbers[:, INPUTS].T.tolist()
     assert t == [1000, 500]
-    assert r == ([500, 0] if sampler == "flow_map" else t)
+    assert r == ([0, 0] if sampler == "consistency" else t)
     assert w == given
     assert plan.rows == rows
     between = [scale if row == 2 else 1.0 for row in rows]
@@ -88,7 +88,7 @@ def test_inputs_of_a_few_step_network(
 
 def test_a_plain_network_cannot_jump() -> None:
     with pytest.raises(ValueError, match="tuned for few steps"):
-        compile_plan(FLOW, make_params(sampler="flow_map"))
+        compile_plan(FLOW, make_params(sampler="consistency"))
 
 
 def test_equal_settings_share_a_plan() -> None:
