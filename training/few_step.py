@@ -1,17 +1,22 @@
-"""Few-step tuning: a network learns to jump along the paths that it takes in many guided steps.
+"""Few-step tuning: a network learns to give in one step what it takes many guided steps for.
 
-The teacher is the network that the run starts from. One Euler step of it, guided, leads from x_t to x_s, shortly
-before t. From there the student, without gradient, jumps on to x_r. The student learns to reach that x_r from x_t
-in one jump (consistency trajectories, Kim et al. 2023, arXiv:2310.02279), which is
+D(x_t, t, r, w) is the few-step network. Where r = t it denoises as the guided teacher does, so that a guided step
+of any sampler costs one row (Meng et al. 2022, arXiv:2210.03142). Where r = 0 it jumps to the image at once. It
+learns the jump in two ways:
 
-    x_r = (r / t) x_t + (1 - r / t) D(x_t, t, r, w).
+- Consistency (Song et al. 2023, arXiv:2303.01469): from x_t and from where one guided Euler step of the teacher
+  leads, both jumps end in one image.
+- Distribution matching (Yin et al. 2023, arXiv:2311.18828): a critic, which denoises images of the student, follows
+  what the student draws. The student moves its images from where the critic expects them to where the teacher does.
+  The first way alone stays behind, because the path from noise to image is more than a small network can learn.
+  This one asks for the right images, whatever the noise that they came from.
 
-Where r = t, D is the guided denoiser itself, so a guided step of any sampler costs one row (Meng et al. 2022,
-arXiv:2210.03142). The guidance scale w is an input, so one network has all of them.
+The teacher is the network that the run starts from. The guidance scale w is an input: one network has them all.
 
 Letters: B batch, C x H x W the image; noise times t, r, s lie in 0..1 here, on 0..1000 in the network.
 """
 
+import copy
 import math
 from dataclasses import replace
 from typing import NamedTuple
@@ -24,96 +29,127 @@ from models.schedule import NUM_TIMESTEPS, sample_noise_times
 
 GUIDANCE_RANGE = (1.0, 3.0)  # of w in training
 TEACHER_STEPS = 16  # that the teacher takes from noise to image
-DENOISING = 0.25  # share of the batch with r = t
-TO_THE_END = 0.5  # share of the jumps with r = 0
+KINDS = 4  # of every four images one denoises, one jumps consistently, and two match the distribution
+FROM_NOISE = 0.5  # share of the matched jumps that start from pure noise
+RESTARTS = (0.35, 0.95)  # noise times from which the other ones start
 HUBER = 0.03  # times the root of the number of elements: smaller errors count squared (arXiv:2310.14189)
+LEAST_DISTANCE = 0.02  # mean over the elements, by which a direction is divided
 
 
 def few_step_config(config: ModelConfig, teacher: ModelConfig) -> ModelConfig:
     """config with what a tuned checkpoint can do: two jumps, one for a draft, the teacher's way at best."""
-    jumps = {"sampler": "consistency", "steps": 2, "spacing": "shifted"}
+    jumps = {"sampler": "consistency", "steps": 2, "spacing": "trailing"}
     ways = {"sampling": teacher.default_sampling | jumps, "qualities": {"draft": {"steps": 1}}}
     ways["qualities"]["best"] = teacher.named_sampling["best"]
     return replace(config, guidance_range=GUIDANCE_RANGE, **ways)
 
 
-class Jumps(NamedTuple):
+class Draws(NamedTuple):
     """What is drawn for each image, [B]."""
 
     t: Tensor
-    s: Tensor
-    r: Tensor
+    r: Tensor  # t or 0
     w: Tensor
+    matched: Tensor  # bool: the jump is judged by its distribution
+    tau: Tensor  # noise time at which it is
 
 
-def draw_jumps(count: int, generator: torch.Generator) -> Jumps:
-    """DENOISING of them have r = t."""
-    uniform = torch.rand(4, count, generator=generator)
-    denoised = round(DENOISING * count)
+def draw(count: int, generator: torch.Generator) -> Draws:
+    """The kinds take turns, so that every process gets all of them."""
+    kind = torch.arange(count) % KINDS
+    first, second, third = torch.rand(3, count, generator=generator)
     place = torch.randint(1, TEACHER_STEPS + 1, (count,), generator=generator)
-    t = (place - torch.where(uniform[0] < 0.5, 0.0, uniform[1])) / TEACHER_STEPS  # half of them on the grid
-    if denoised:
-        t[-denoised:] = sample_noise_times(denoised, generator)
-    t = t.clamp(min=1e-3)
-    s = (t - 1 / TEACHER_STEPS).clamp(min=0)
-    r = torch.where(uniform[2] < TO_THE_END, 0.0, (uniform[2] - TO_THE_END) / (1 - TO_THE_END) * s)
-    if denoised:
-        r[-denoised:] = t[-denoised:]
-    low, high = GUIDANCE_RANGE
-    order = torch.randperm(count, generator=generator)  # else the last process would get all that do not jump
-    return Jumps(t[order], s[order], r[order], low + (high - low) * uniform[3])
+    on_grid = (place - torch.where(first < 0.5, 0.0, second)) / TEACHER_STEPS  # half of them between its points
+    low, high = RESTARTS
+    restarts = torch.where(first < FROM_NOISE, 1.0, low + (high - low) * second)
+    denoised = sample_noise_times(count, generator)[torch.randperm(count, generator=generator)]
+    t = torch.where(kind == 0, denoised, torch.where(kind == 1, on_grid, restarts)).clamp(min=1e-3)
+    least, most = GUIDANCE_RANGE
+    w = least + (most - least) * third**1.5  # small scales more often: most requests have them
+    tau = torch.sigmoid(torch.randn(count, generator=generator) + 0.7).clamp(0.02, 0.98)
+    return Draws(t, torch.where(kind == 0, t, 0.0), w, kind > 1, tau)
 
 
-def few_step_loss(
-    student: nn.Module,
-    teacher: nn.Module,
-    batch: tuple[Tensor, Tensor, Tensor],
-    jumps: Jumps,
-    interval: tuple[float, float],
-) -> Tensor:
-    """Pseudo-Huber distance between D and where it should be; a scalar.
+class Tuning(nn.Module):
+    """The student and its critic, which train together; the teacher stays as it is.
 
-    batch: x0 [B, C, H, W], labels [B], eps [B, C, H, W]; the null class goes without guidance. interval: of noise
-    times, in which the teacher's steps are guided.
+    Args:
+        student: a few-step network with the teacher's weights.
+        interval: of noise times, in which the teacher's steps are guided.
     """
-    x0, labels, eps = batch
-    t, s, r, w = (value.to(x0.device) for value in jumps)
-    null = int(teacher.num_classes)  # pyright: ignore
-    w = torch.where(labels == null, 1.0, w)
-    x = wide(1 - t) * x0 + wide(t) * eps
-    with torch.no_grad():
-        inside = (interval[0] <= t) & (t <= interval[1]) | (r >= t)
-        denoised = guided(teacher, x, t, labels, torch.where(inside, w, 1.0), null)
-        goal = where_to(student, x, denoised, labels, (t, s, r, w))
-    error = (call(student, x, t, labels, r, w) - goal).flatten(1)
-    bend = HUBER * math.sqrt(error.shape[1])
-    return ((error.square().sum(1) + bend**2).sqrt() - bend).mean()
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, interval: tuple[float, float]):
+        super().__init__()
+        self.student, self.critic = student, copy.deepcopy(student)
+        self._teacher = [teacher.requires_grad_(False).eval()]  # in a list: no part of the state
+        self._interval = interval
+
+    @property
+    def teacher(self) -> nn.Module:
+        return self._teacher[0]
+
+    def forward(self, batch: tuple[Tensor, Tensor, Tensor], fresh: Tensor, draws: Draws) -> Tensor:
+        """The loss of both, a scalar.
+
+        Args:
+            batch: x0 [B, C, H, W], labels [B], eps [B, C, H, W]; the null class goes without guidance.
+            fresh: [B, C, H, W] noise for the images of the student.
+        """
+        x0, labels, eps = batch
+        t, r, w, matched, tau = (value.to(x0.device) for value in draws)
+        w = torch.where(labels == self.null, 1.0, w)
+        x = wide(1 - t) * x0 + wide(t) * eps
+        drawn = call(self.student, x, t, labels, r, w)
+        near, far = (~matched).nonzero().flatten(), matched.nonzero().flatten()
+        goal = self.goal(x[near], t[near], r[near], labels[near], w[near])
+        matching = self.matching(drawn[far], fresh[far], tau[far], labels[far], w[far])
+        return (huber(drawn[near] - goal).sum() + matching.sum()) / len(x0)
+
+    @property
+    def null(self) -> int:
+        return int(self.teacher.num_classes)  # pyright: ignore
+
+    @torch.no_grad()
+    def goal(self, x: Tensor, t: Tensor, r: Tensor, labels: Tensor, w: Tensor) -> Tensor:
+        """What D should be: the guided denoised image where r = t, else what the next point of the path gives."""
+        denoised = self.guided(x, t, labels, w, always=r >= t)
+        s = (t - 1 / TEACHER_STEPS).clamp(min=0)
+        on_path = wide(s / t) * x + wide(1 - s / t) * denoised
+        end = call(self.student, on_path, s.clamp(min=1e-3), labels, torch.zeros_like(s), w)
+        return torch.where(wide(r >= t), denoised, torch.where(wide(s > 0), end, on_path))
+
+    def matching(self, drawn: Tensor, fresh: Tensor, tau: Tensor, labels: Tensor, w: Tensor) -> Tensor:
+        """Of the student, whose gradient is the direction, and of the critic, which denoises; [B]."""
+        image = drawn.detach().clamp(-1, 1)
+        x = wide(1 - tau) * image + wide(tau) * fresh
+        expected = call(self.critic, x, tau, labels, tau, w)
+        with torch.no_grad():
+            wanted = self.guided(x, tau, labels, w)
+            distance = (drawn - wanted).abs().mean((1, 2, 3), keepdim=True).clamp(min=LEAST_DISTANCE)
+            goal = drawn - (expected - wanted) / distance
+        size = math.sqrt(drawn.shape[1:].numel())
+        student = (drawn - goal).square().flatten(1).sum(1) / (2 * size)
+        critic = ((expected - image) / wide(tau.clamp(min=0.1))).square().flatten(1).mean(1)
+        return student + critic
+
+    def guided(self, x: Tensor, t: Tensor, labels: Tensor, w: Tensor, always: Tensor | bool = False) -> Tensor:
+        """The teacher's denoised image, with a second row only where it is needed."""
+        low, high = self._interval
+        inside = (low <= t) & (t <= high) | always
+        denoised = call(self.teacher, x, t, labels)
+        steered = (inside & (w != 1)).nonzero().flatten()
+        if len(steered):
+            null = torch.full_like(labels[steered], self.null)
+            plain = call(self.teacher, x[steered], t[steered], null)
+            both = plain + wide(w[steered]) * (denoised[steered] - plain)
+            denoised = denoised.index_copy(0, steered, both)
+        return denoised.clamp(-1, 1)
 
 
-def where_to(student: nn.Module, x: Tensor, denoised: Tensor, labels: Tensor, jumps: tuple[Tensor, ...]) -> Tensor:
-    """What D should be: the teacher's denoised image where r = t, else what leads over x_s to x_r. [B, C, H, W]."""
-    t, s, r, w = jumps
-    on_path = jump(x, denoised, t, s)
-    further = jump(on_path, call(student, on_path, s.clamp(min=1e-3), labels, r, w), s.clamp(min=1e-3), r)
-    x_r = torch.where(wide(r < s), further, on_path)
-    kept = wide(r / t)
-    return torch.where(wide(r < t), (x_r - kept * x) / (1 - kept).clamp(min=1e-3), denoised)
-
-
-def jump(x: Tensor, denoised: Tensor, t: Tensor, r: Tensor) -> Tensor:
-    """From noise time t to r, both [B]."""
-    kept = wide(r / t)
-    return kept * x + (1 - kept) * denoised
-
-
-def guided(teacher: nn.Module, x: Tensor, t: Tensor, labels: Tensor, w: Tensor, null: int) -> Tensor:
-    """The teacher's denoised image, with a second row only where it is needed."""
-    denoised = call(teacher, x, t, labels)
-    steered = (w != 1).nonzero().flatten()
-    if len(steered):
-        plain = call(teacher, x[steered], t[steered], torch.full_like(labels[steered], null))
-        denoised = denoised.index_copy(0, steered, plain + wide(w[steered]) * (denoised[steered] - plain))
-    return denoised.clamp(-1, 1)
+def huber(error: Tensor) -> Tensor:
+    """Pseudo-Huber norm of each image, [B]."""
+    bend = HUBER * math.sqrt(error.shape[1:].numel())
+    return (error.flatten(1).square().sum(1) + bend**2).sqrt() - bend
 
 
 def call(model: nn.Module, x: Tensor, t: Tensor, labels: Tensor, *others: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from models.schedule import NUM_TIMESTEPS, NoiseSchedule, Prediction, sample_noi
 from training.config import TrainConfig
 from training.data import Data, fingerprint, load_data, take_subset, to_float
 from training.ema import EMA
-from training.few_step import Jumps, draw_jumps, few_step_config, few_step_loss
+from training.few_step import KINDS, Draws, Tuning, draw, few_step_config
 from training.machine import describe_machine, git_commit
 from training.processes import Processes
 from training.report import LossLog, save_sample_grid
@@ -96,23 +96,33 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.model = build_model(self.model_config).to(world.device)
         self.init_sha256 = initial_sha256(config.init_from) if config.init_from else ""
-        self.teacher: nn.Module | None = None
+        self.trained: nn.Module = self.model  # what the optimizer moves and the state holds
         if config.init_from:
             load_initial_weights(self.model, self.model_config, config.init_from)
             if config.few_step:
-                teacher, known = load_checkpoint(config.init_from)
-                self.teacher = teacher.to(world.device)
-                self.model_config = few_step_config(self.model_config, known)
+                self.trained = self.tuning(config.init_from)
         self.null_label = len(self.data.class_names)
         self.schedule, self.prediction = NoiseSchedule(config.schedule), Prediction(config.prediction)
         self.ema = EMA(self.model, config.ema_decay)
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
+            self.trained.parameters(),
+            config.lr,
+            betas=(0.5 if config.few_step else 0.9, 0.99),
+            weight_decay=config.weight_decay,
+            fused=True,
         )
-        self.resumed = load_state(config.out, self.model, self.ema, self.optimizer, self.identity())
+        self.resumed = load_state(config.out, self.trained, self.ema, self.optimizer, self.identity())
         self.step, self.seconds, self.saved_step = self.resumed.step, self.resumed.seconds, self.resumed.step
         world.agree(self.step)
-        self.network: nn.Module = DistributedDataParallel(self.model) if world.size > 1 else self.model
+        self.network: nn.Module = DistributedDataParallel(self.trained) if world.size > 1 else self.trained
+
+    def tuning(self, folder: Path) -> Tuning:
+        """The network with its critic; folder: of the teacher."""
+        if self.config.batch_size < KINDS * self.world.size:
+            raise ValueError(f"batch_size must be at least {KINDS} a process for few_step")
+        teacher, known = load_checkpoint(folder)
+        self.model_config = few_step_config(self.model_config, known)
+        return Tuning(self.model, teacher.to(self.world.device), known.default_sampling["guidance_interval"])
 
     def run(self, noted: Signals | None = None) -> Path:
         leader = self.world.rank == 0
@@ -161,7 +171,7 @@ class Trainer:
             group["lr"] = self.learning_rate(self.step)
         loss = self.loss()
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip, foreach=True)
+        norm = nn.utils.clip_grad_norm_(self.trained.parameters(), self.config.clip, foreach=True)
         # The norm is the same in all processes, and the sum waits for the device once.
         if not math.isfinite(loss.detach() + norm):
             raise TrainingDiverged(self.step + 1, f"the loss is {loss:g}, the norm of its gradient {norm:g}")
@@ -173,20 +183,21 @@ class Trainer:
 
     def loss(self) -> Tensor:
         x0, labels, u, eps = self.draw_batch(self.step)
-        if self.teacher is not None:
-            return self.few_step_loss(self.teacher, (x0, labels, eps))
+        if self.config.few_step:
+            return self.few_step_loss((x0, labels, eps))
         alpha, sigma = self.schedule.rows(u)
         with torch.autocast(x0.device.type, torch.bfloat16, enabled=self.autocast):
             output = self.network(alpha * x0 + sigma * eps, u * NUM_TIMESTEPS, labels)  # [B, C, H, W]
         return training_loss(self.prediction, self.schedule, output, x0, eps, u)
 
-    def few_step_loss(self, teacher: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        size, seed = self.config.batch_size, _mix(self.config.seed, self.step, 2)
-        drawn = draw_jumps(size, torch.Generator().manual_seed(seed))
-        jumps = Jumps(*(value[self.world.share(size)] for value in drawn))
-        interval = self.model_config.default_sampling["guidance_interval"]
+    def few_step_loss(self, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        size, generator = self.config.batch_size, torch.Generator()
+        generator.manual_seed(_mix(self.config.seed, self.step, 2))
+        draws, fresh = draw(size, generator), torch.randn(size, *batch[0].shape[1:], generator=generator)
+        part = self.world.share(size)
+        own = Draws(*(value[part] for value in draws))
         with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=self.autocast):
-            return few_step_loss(self.network, teacher, batch, jumps, interval)
+            return self.network(batch, fresh[part].to(batch[0].device), own)
 
     def draw_batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x0 [B, C, H, W], labels [B], u [B], eps [B, C, H, W] of this process.
@@ -234,7 +245,7 @@ class Trainer:
             raise TrainingDiverged(self.step, str(error)) from error
         progress = Progress(self.step, self.seconds, self.resumed.finished_at)
         recipe = self.identity()
-        save_state(self.config.out, self.model, self.ema, self.optimizer, progress=progress, recipe=recipe)
+        save_state(self.config.out, self.trained, self.ema, self.optimizer, progress=progress, recipe=recipe)
         self.export()
         self.saved_step = self.step
 

@@ -1,5 +1,6 @@
 """Few-step tuning: what is drawn, where a jump should lead, and that a run learns it."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,119 +12,169 @@ from torch import Tensor, nn
 from models.checkpoint import CheckpointError, ModelConfig, build_model, load_checkpoint
 from models.samplers import Guidance, sample
 from training.config import TrainConfig, recipe_of
-from training.few_step import (
-    GUIDANCE_RANGE,
-    TEACHER_STEPS,
-    Jumps,
-    draw_jumps,
-    few_step_loss,
-    guided,
-    jump,
-    where_to,
-)
+from training.few_step import GUIDANCE_RANGE, RESTARTS, TEACHER_STEPS, Draws, Tuning, draw
+from training.processes import Processes
 from training.report import generate, sampling_of
-from training.train import train
+from training.train import Trainer, train
 
 Config = Callable[..., TrainConfig]
 SHAPE = (2, 1, 4, 4)
 
 
 def test_draws_lie_where_they_should() -> None:
-    t, s, r, w = draw_jumps(400, torch.Generator().manual_seed(0))
-    jumps = r < t
-    assert int((~jumps).sum()) == 100
-    assert 0 < int((~jumps[:200]).sum()) < 100  # each of two processes gets some of both
+    t, r, w, matched, tau = draw(400, torch.Generator().manual_seed(0))
+    denoising = r == t
+    assert [int(kind.sum()) for kind in (denoising, matched)] == [100, 200]
+    assert [int(kind[::2].sum()) for kind in (denoising, matched)] == [100, 100]  # the kinds take turns
+    assert not (denoising & matched).any()
+    assert (r[~denoising] == 0).all()
     assert ((t > 0) & (t <= 1)).all()
-    assert (t == 1).any()  # where sampling starts
-    assert (s[jumps] >= 0).all()
-    torch.testing.assert_close((t - s)[s > 0], torch.full_like(t, 1 / TEACHER_STEPS)[s > 0])
-    assert (r <= s)[jumps].all()
-    assert 0.3 < (r[jumps] == 0).double().mean() < 0.7
+    assert 0.4 < (t[matched] == 1).double().mean() < 0.6  # where sampling starts
+    assert t[matched].min() >= RESTARTS[0]
+    consistent = t[~denoising & ~matched] * TEACHER_STEPS
+    assert 0.4 < (consistent == consistent.round()).double().mean() < 0.6
     assert w.min() >= GUIDANCE_RANGE[0]
     assert w.max() <= GUIDANCE_RANGE[1]
+    assert ((tau > 0) & (tau < 1)).all()
 
 
 class Pixel(nn.Module):
-    """Every pixel of its one image is the label over ten; that of the null class is 0.5."""
+    """Every pixel of its one image is the label over ten, and a shift; that of the null class is 0.5."""
 
     num_classes = 3
 
-    def __init__(self) -> None:
+    def __init__(self, shift: float = 0.0) -> None:
         super().__init__()
+        self.shift = nn.Parameter(torch.tensor(shift))
+        self.inputs: list[Tensor] = []
         self.seen: list[tuple[Tensor, ...]] = []
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor, *others: Tensor) -> Tensor:
+        self.inputs.append(x)
         self.seen.append((t, *others))
-        pixel = torch.where(y == self.num_classes, 0.5, y / 10)
+        pixel = torch.where(y == self.num_classes, 0.5, y / 10) + self.shift
         return pixel[:, None, None, None].expand(x.shape)
+
+
+def tuning(student: nn.Module, teacher: nn.Module, interval: tuple[float, float] = (0.0, 1.0)) -> Tuning:
+    return Tuning(student, teacher, interval)
+
+
+def pair(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32)
 
 
 def test_guidance_of_the_teacher_costs_a_row_where_it_is_asked_for() -> None:
     teacher, y = Pixel(), torch.tensor([1, 2])
-    denoised = guided(teacher, torch.zeros(SHAPE), torch.tensor([0.5, 0.5]), y, torch.tensor([1.0, 3.0]), null=3)
+    guided = tuning(Pixel(), teacher).guided
+    denoised = guided(torch.zeros(SHAPE), pair(0.5, 0.5), y, pair(1, 3))
     assert denoised[0, 0, 0, 0] == pytest.approx(0.1)
     assert denoised[1, 0, 0, 0] == pytest.approx(0.5 + 3 * (0.2 - 0.5))
     assert [len(t) for t, *_ in teacher.seen] == [2, 1]
+    assert guided(torch.zeros(SHAPE), pair(0.5, 0.5), y, pair(9, 9)).min() == -1  # it draws images
 
 
-def test_one_jump_should_lead_where_the_step_and_the_jump_behind_it_lead() -> None:
-    student, x, y = Pixel(), torch.randn(SHAPE), torch.tensor([1, 2])
-    t, s, r, w = (torch.tensor(pair) for pair in ((0.8, 0.6), (0.7, 0.5), (0.2, 0.6), (1.5, 2.0)))
-    denoised = torch.full(SHAPE, 0.3)
-    goal = where_to(student, x, denoised, y, (t, s, r, w))
-    on_path = jump(x, denoised, t, s)
-    end = jump(on_path, torch.full(SHAPE, 0.1), s, r)
-    torch.testing.assert_close(jump(x, goal, t, r)[0], end[0])
-    torch.testing.assert_close(goal[1], denoised[1])  # r = t: the guided denoiser itself
-    torch.testing.assert_close(student.seen[0], (s * 1000, r * 1000, w))
-
-
-def test_a_network_that_jumps_rightly_has_no_loss() -> None:
-    """All of its paths lead straight to one image, so every jump from anywhere does."""
-    model = Pixel()
-    x0, y = torch.full(SHAPE, 0.1), torch.tensor([1, 1])
-    jumps = Jumps(*(torch.tensor(pair) for pair in ((0.8, 0.6), (0.7, 0.5), (0.0, 0.6), (1.0, 1.0))))
-    batch = x0, y, torch.randn(SHAPE)
-    assert few_step_loss(model, model, batch, jumps, (0.0, 1.0)).item() == pytest.approx(0, abs=1e-6)
-    steered = jumps._replace(w=torch.tensor([2.0, 2.0]))
-    assert few_step_loss(model, model, batch, steered, (0.0, 1.0)).item() > 0.01
-
-
-def test_the_path_is_guided_in_its_interval_and_the_null_class_never() -> None:
-    """So is the denoiser itself, r = t, at every time."""
-    t, s, r, w = (
-        torch.tensor(values) for values in ((0.9, 0.5, 0.9), (0.8, 0.4, 0.8), (0.0, 0.0, 0.9), (2.0,) * 3)
-    )
-    batch = torch.zeros(3, 1, 2, 2), torch.tensor([1, 1, 1]), torch.zeros(3, 1, 2, 2)
-    teacher, student = Pixel(), Pixel()
-    few_step_loss(student, teacher, batch, Jumps(t, s, r, w), (0.3, 0.8))
-    torch.testing.assert_close(teacher.seen[1][0], torch.tensor([500.0, 900.0]))  # the second rows
-    few_step_loss(student, teacher, (batch[0], torch.full((3,), 3), batch[2]), Jumps(t, s, r, w), (0.3, 0.8))
-    assert len(teacher.seen) == 3  # no second rows for the null class
-    assert torch.equal(student.seen[-1][2], torch.ones(3))
-
-
-def test_what_the_teacher_sees_is_an_image() -> None:
+def test_the_path_is_guided_in_its_interval_and_the_denoiser_everywhere() -> None:
     teacher = Pixel()
-    denoised = guided(
-        teacher, torch.zeros(SHAPE), torch.ones(2), torch.tensor([2, 2]), torch.full((2,), 9.0), null=3
+    t, r, w = pair(0.9, 0.5, 0.9), pair(0, 0, 0.9), pair(2, 2, 2)
+    tuning(Pixel(), teacher, (0.3, 0.8)).goal(torch.zeros(3, 1, 2, 2), t, r, torch.tensor([1, 1, 1]), w)
+    torch.testing.assert_close(teacher.seen[1][0], pair(500, 900))  # the second rows
+
+
+def test_a_jump_should_end_where_the_next_point_of_the_path_leads() -> None:
+    student, x, y = Pixel(), torch.randn(3, 1, 4, 4), torch.tensor([1, 2, 0])
+    teacher = Pixel(shift=0.2)
+    t, r, w = pair(0.8, 0.6, 1 / TEACHER_STEPS), pair(0, 0.6, 0), pair(1.5, 1, 1)
+    goal = tuning(student, teacher, (0, 0)).goal(x, t, r, y, w)
+    torch.testing.assert_close(goal[0], torch.full((1, 4, 4), 0.1))  # the student's own image, from further on
+    torch.testing.assert_close(goal[1], torch.full((1, 4, 4), 0.4))  # r = t: the denoiser
+    torch.testing.assert_close(goal[2], torch.full((1, 4, 4), 0.2))  # the last step ends in the teacher's image
+    on_path, (s, r, w) = student.inputs[0], student.seen[0]
+    first = pair(0.8 - 1 / TEACHER_STEPS)
+    torch.testing.assert_close(on_path[0], first / 0.8 * x[0] + (1 - first / 0.8) * 0.3)
+    torch.testing.assert_close(s[:1], 1000 * first)
+    assert not r.any()
+    assert w[0] == 1.5
+
+
+def learnt(
+    student: Pixel, teacher: Pixel, critic: Pixel, matched: bool, t: tuple[float, float] = (1.0, 0.7)
+) -> Tensor:
+    """The loss of two images of label 1, whose gradients are in the networks then."""
+    both = tuning(student, teacher)
+    both.critic = critic
+    draws = Draws(pair(*t), pair(0, 0), pair(1, 1), torch.tensor([matched, matched]), pair(0.6, 0.4))
+    batch = torch.full(SHAPE, 0.1), torch.tensor([1, 1]), torch.randn(SHAPE)
+    loss = both(batch, torch.randn(SHAPE), draws)
+    loss.backward()
+    return loss.detach()
+
+
+@pytest.mark.parametrize("matched", [False, True])
+def test_who_draws_what_the_teacher_does_has_no_loss(matched: bool) -> None:
+    student = Pixel()
+    assert learnt(student, Pixel(), Pixel(), matched) == pytest.approx(0, abs=1e-6)
+    assert student.shift.grad is not None
+    assert student.shift.grad.abs() < 1e-6
+
+
+@pytest.mark.parametrize("wanted", [-0.3, 0.3])
+def test_images_move_from_where_the_critic_expects_them_to_where_the_teacher_does(wanted: float) -> None:
+    student, critic, teacher = Pixel(), Pixel(shift=0.1), Pixel(shift=0.1 + wanted)
+    learnt(student, teacher, critic, matched=True)
+    assert student.shift.grad is not None
+    assert student.shift.grad.sign() == -math.copysign(1, wanted)
+    assert critic.shift.grad is not None
+    assert critic.shift.grad > 0  # it goes to where the images are
+    assert teacher.shift.grad is None
+
+
+def test_the_last_step_of_the_path_tells_which_image_is_right() -> None:
+    """Before it, jumps need only agree with each other."""
+    wrong = Pixel(shift=0.3)
+    assert learnt(wrong, Pixel(), Pixel(), matched=False) == pytest.approx(0, abs=1e-6)
+    assert learnt(wrong, Pixel(), Pixel(), matched=False, t=(1 / TEACHER_STEPS, 0.7)) > 0.1
+
+
+def test_the_null_class_goes_without_guidance() -> None:
+    teacher, student = Pixel(), Pixel()
+    draws = Draws(pair(0.5, 0.5), pair(0.5, 0), pair(2, 2), torch.tensor([False, True]), pair(0.5, 0.5))
+    tuning(student, teacher)(
+        (torch.zeros(SHAPE), torch.tensor([3, 3]), torch.zeros(SHAPE)), torch.zeros(SHAPE), draws
     )
-    assert denoised.min() == -1  # 0.5 + 9 (0.2 - 0.5), clamped
+    assert [len(t) for t, *_ in teacher.seen] == [1, 1]  # no second rows
+    assert torch.equal(student.seen[0][2], torch.ones(2))
 
 
-def test_each_step_draws_jumps_of_its_own(
-    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drawn: list[Jumps] = []
+def test_the_teacher_stays_as_it_is(tiny_config: Config, tmp_path: Path) -> None:
+    """It is neither trained nor in the state, and the student is not it."""
+    source = train(tiny_config(steps=2, out=tmp_path / "first"))
+    arguments = tiny_config().arguments | {"few_step": True}
+    trainer = Trainer(
+        tiny_config(init_from=source, few_step=True, arguments=arguments, lr=0.1),
+        Processes(0, 1, torch.device("cpu")),
+    )
+    assert isinstance(trainer.trained, Tuning)
+    before = {name: value.clone() for name, value in load_checkpoint(source)[0].state_dict().items()}
+    trainer.train_step()
+    torch.testing.assert_close(dict(trainer.trained.teacher.state_dict()), before, rtol=0, atol=0)
+    assert trainer.trained.student is trainer.model
+    assert {name.split(".")[0] for name in trainer.trained.state_dict()} == {"student", "critic"}
+    moved = dict(trainer.model.named_parameters())["condition.label.weight"]
+    assert (moved - before["condition.label.weight"]).abs().max() > 0.01
 
-    def noted(count: int, generator: torch.Generator) -> Jumps:
-        drawn.append(draw_jumps(count, generator))
+
+def test_each_step_draws_its_own(tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Draws] = []
+
+    def noted(count: int, generator: torch.Generator) -> Draws:
+        drawn.append(draw(count, generator))
         return drawn[-1]
 
     source = train(tiny_config(steps=1, out=tmp_path / "first"))
-    monkeypatch.setattr("training.train.draw_jumps", noted)
+    monkeypatch.setattr("training.train.draw", noted)
     tuned(tiny_config, source, tmp_path / "few", steps=3)
-    assert len({tuple(jumps.w.tolist()) for jumps in drawn}) == 3
+    assert len({tuple(draws.w.tolist()) for draws in drawn}) == 3
 
 
 def tuned(tiny_config: Config, source: Path, out: Path, **changes: Any) -> Path:
@@ -171,6 +222,9 @@ def test_what_cannot_be_tuned_is_refused(tiny_config: Config, tmp_path: Path) ->
         tiny_config(few_step=True)
     with pytest.raises(ValueError, match="needs schedule flow and prediction x0"):
         tiny_config(few_step=True, init_from=tmp_path, prediction="v")
+    source = train(tiny_config(steps=1, out=tmp_path / "first"))
+    with pytest.raises(ValueError, match="batch_size must be at least 4 a process"):
+        tuned(tiny_config, source, tmp_path / "few", batch_size=3)
     with pytest.raises(CheckpointError):
         recipe_of({"model": "dit", "few_step": True, "init_from": tmp_path})
     with pytest.raises(ValueError, match="guidance_range needs few_step"):

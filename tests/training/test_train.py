@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -36,10 +37,22 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor], rtol: float = 0, ato
         torch.testing.assert_close(a[name], b[name], rtol=rtol, atol=atol, msg=name)
 
 
-@pytest.mark.parametrize("model", ["dit", "unet"])
+@pytest.mark.parametrize(
+    ("model", "few_step"),
+    [("dit", False), ("unet", False), ("dit", True)],
+    ids=["dit", "unet", "few-dit"],
+)
 def test_resume_continues_bit_exactly(
-    model: str, tiny_config: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: str,
+    few_step: bool,
+    tiny_config: Callable[..., TrainConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if few_step:
+        source = train(tiny_config(model, out=tmp_path / "source"))
+        arguments = tiny_config(model).arguments | {"few_step": True}
+        tiny_config = partial(tiny_config, few_step=True, init_from=source, arguments=arguments)
     straight = train(tiny_config(model, out=tmp_path / "straight"))
     step = Trainer.train_step
 
@@ -88,20 +101,25 @@ def test_the_checkpoint_holds_the_average_not_the_weights(tiny_config: Callable[
     assert any(not torch.equal(exported[name], state[f"model.{name}"].half()) for name in exported)
 
 
-def run_processes(count: int, out: Path, steps: int) -> dict[str, Tensor]:
+def run_processes(count: int, out: Path, steps: int, *more: str) -> dict[str, Tensor]:
     """Train under torchrun on the CPU, in processes of their own; returns the state."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     command += ["--local-addr=127.0.0.1"]  # the name of the machine may lead nowhere, and the search takes minutes
     command += ["run.py", "train", "--model", "dit", "--out", str(out), "--steps", str(steps), "--batch-size", "8"]
-    command += ["--arguments", '{"hidden_dim": 32, "depth": 1, "num_heads": 2}', "--autocast", "false"]
+    command += ["--arguments", '{"hidden_dim": 32, "depth": 1, "num_heads": 2}', "--autocast", "false", *more]
     hidden = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=os.environ | hidden, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return load_file(out / STATE)
 
 
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    one, two = (run_processes(count, tmp_path / str(count), steps=2) for count in (1, 2))
+@pytest.mark.parametrize("few_step", [False, True])
+def test_two_processes_train_as_one(few_step: bool, tmp_path: Path) -> None:
+    more = []
+    if few_step:
+        run_processes(1, tmp_path / "source", steps=2)
+        more = ["--few-step", "--init-from", str(tmp_path / "source")]
+    one, two = (run_processes(count, tmp_path / str(count), 2, *more) for count in (1, 2))
     assert_same(one, two, rtol=1e-4, atol=1e-6)
     gradients = [t for name, t in one.items() if name.endswith("exp_avg")]
     assert max(float(g.abs().max()) for g in gradients) > 1e-3  # the tolerance means something
