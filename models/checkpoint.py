@@ -107,6 +107,11 @@ class ModelConfig:
             raise ValueError(f"{name} {values}: {error}") from error
 
     @property
+    def is_few_step(self) -> bool:
+        """Whether the network takes r and w."""
+        return self.guidance_range is not None
+
+    @property
     def two_row_guidance(self) -> float:
         """A scale that costs a second row."""
         return 1.5 if self.guidance_range is None else self.guidance_range[1] + 1
@@ -114,8 +119,7 @@ class ModelConfig:
     def table(self, sampler: str, steps: int, spacing: str = "trailing") -> SamplerTable:
         """Raises ValueError where this model has no such sampler."""
         schedule, prediction = NoiseSchedule(self.schedule), Prediction(self.prediction)
-        few_step = self.guidance_range is not None
-        return build_table(schedule, prediction, sampler, steps, spacing=spacing, few_step=few_step)
+        return build_table(schedule, prediction, sampler, steps, spacing=spacing, few_step=self.is_few_step)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

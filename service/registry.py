@@ -75,7 +75,7 @@ def try_out(name: str, runner: ModelRunner) -> None:
         raise CheckpointError(f"model {name}: images of {shape[1]} channels cannot be encoded, only 1 or 3")
     x = torch.zeros(shape, device=runner.device, dtype=runner.dtype)
     t, y = torch.zeros(1, device=runner.device), torch.tensor([runner.config.num_classes], device=runner.device)
-    others = () if runner.config.guidance_range is None else (t, torch.ones_like(t))  # r and w
+    others = (t, torch.ones_like(t)) if runner.config.is_few_step else ()  # r and w
     call = "forward(x, t, y)" if not others else "forward(x, t, y, r, w)"
     try:
         with torch.inference_mode():

@@ -1,18 +1,20 @@
 """Quality against rows an image, for every way to sample a checkpoint, without any training.
 
     python -m benchmarks.evaluations search dit unet --minutes 60
-    python -m benchmarks.evaluations report dit unet
+    python -m benchmarks.evaluations report dit unet runs/few/dit-1
     python -m benchmarks.evaluations plot
 
 search measures the declared points, then the neighbours of the best ones; more images go to those that look best.
 It sees the training digits and seeds of its own. report measures the front of the search on held-out digits and
-other seeds, which had no part in the choice. Each measurement is a line of docs/evaluations.jsonl, made once.
+other seeds, which had no part in the choice. Of a checkpoint without a search, such as another training of the same
+network, it measures what its config.json names. Each measurement is a line of docs/evaluations.jsonl, made once.
 """
 
 import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +57,10 @@ class Bfloat16(nn.Module):
 class Bench:
     """A checkpoint and what grades it."""
 
-    def __init__(self, name: str, judge: Judge, data: Data, file: Path):
-        model, self.config = load_checkpoint(Path("checkpoints") / name)
-        self.model, self.name, self.judge, self.data, self.file = Bfloat16(model), name, judge, data, file
+    def __init__(self, folder: Path, judge: Judge, data: Data, file: Path):
+        model, self.config = load_checkpoint(folder)
+        self.model, self.judge, self.data, self.file = Bfloat16(model), judge, data, file
+        self.name = self.config.architecture
         held_out = data.test
         self.real = {
             stage: (judge.grade(split.images)[0], split.labels)
@@ -82,6 +85,7 @@ class Bench:
         frechet = compare_features(features, generated.labels, *self.real[stage], seed=number)
         line = {
             "model": self.name, "sha256": self.config.sha256, "stage": stage, "set": number, "point": point.line(),
+            "trained": self.config.training.get("recipe", {}).get("seed"), "tuned": self.config.is_few_step,
             "rows": point.rows(self.config), "images": len(generated),
             "accuracy": (predicted == generated.labels).double().mean().item(), "ratio": frechet.ratio,
             "copies": copied(generated.images, self.data.train.images),
@@ -109,7 +113,7 @@ class Bench:
 
 def search(bench: Bench, time_left: Callable[[], bool]) -> None:
     """Whatever is done when the time is over is in the file, and the next call goes on."""
-    for point in filter(bench.possible, dict.fromkeys(sheets())):
+    for point in filter(bench.possible, dict.fromkeys(sheets(bench.config.is_few_step))):
         if not time_left():
             return
         bench.measure(point, "search", 0)
@@ -145,7 +149,8 @@ def report(bench: Bench, time_left: Callable[[], bool]) -> None:
     chosen = [one.point for one in front(gather(bench.lines("search")), LEAST_ACCURACY)]
     named = [Point.named(way) for way in bench.config.named_sampling.values()]
     for number in range(REPORT_SETS):
-        for point in dict.fromkeys([*chosen, *named, BEFORE[bench.name]]):
+        jumps = [replace(named[0], steps=4)] if bench.config.is_few_step else []
+        for point in dict.fromkeys([*chosen, *named, *jumps, BEFORE[bench.name]]):
             if time_left():
                 bench.measure(point, "report", number)
 
@@ -157,7 +162,9 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=("search", "report", "plot"))
-    parser.add_argument("models", nargs="*", default=["dit", "unet"], help="folders in checkpoints/")
+    parser.add_argument(
+        "models", nargs="*", default=["dit", "unet"], help="folders, or names of folders in checkpoints/"
+    )
     parser.add_argument("--minutes", type=float, default=60, help="for each model (default: %(default)s)")
     parser.add_argument("--file", type=Path, default=FILE, help="default: %(default)s")
     arguments = parser.parse_args()
@@ -169,7 +176,8 @@ def main() -> None:
     for name in arguments.models:
         ends = time.monotonic() + 60 * arguments.minutes
         work = search if arguments.stage == "search" else report
-        work(Bench(name, judge, data, arguments.file), lambda ends=ends: time.monotonic() < ends)
+        folder = Path(name) if "/" in name else Path("checkpoints") / name
+        work(Bench(folder, judge, data, arguments.file), lambda ends=ends: time.monotonic() < ends)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ LEAST_ACCURACY = 0.985  # of a point that may become a default
 STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 15, 20)
 SCALES = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
 EDGES = tuple(tenth / 10 for tenth in range(11))  # of guidance intervals
+JUMP_SPACINGS = ("trailing", "shifted")  # the others start from less than pure noise
 INTERVALS = ((0.0, 1.0), (0.0, 0.5), (0.1, 0.6), (0.2, 0.7), (0.3, 0.8), (0.3, 1.0), (0.5, 1.0))
 
 
@@ -54,11 +55,14 @@ class Point:
         return asdict(self)
 
 
-def sheets() -> Iterator[Point]:
+def sheets(few_step: bool) -> Iterator[Point]:
     """The declared part of the search: every sampler, spacing, number of steps, scale and kind of interval.
 
-    Coarse, because the neighbours of the best points are measured behind it.
+    Coarse, because the neighbours of the best points are measured behind it. few_step: jumps come first.
     """
+    if few_step:
+        for steps, spacing, scale in product((2, 1, 4, 3), JUMP_SPACINGS, SCALES):
+            yield Point(steps, "consistency", spacing, scale)
     for scale, interval in product((1.25, 1.5, 2.0, 3.0), INTERVALS):
         yield Point(5, "dpmpp_2m", "trailing", scale, *interval)
     for steps, spacing, sampler in product((3, 5, 8), SPACINGS, ("dpmpp_2m", "ab2")):

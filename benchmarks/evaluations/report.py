@@ -42,11 +42,44 @@ def table(lines: Lines) -> str:
     return HEAD + "\n".join(rows) + "\n"
 
 
+def trainings(lines: Lines) -> str:
+    """Each point of the tuned networks: the mean over trainings, each from weights and an order of its own."""
+    text = HEAD.replace("| rows", "| network | trainings | rows", 1).replace("|---", "|---|---|---", 1)
+    for model, name in NAMES.items():
+        reported = of(lines, model, "report", tuned=True)
+        shared = [parts for parts in by_point(reported).values() if len(by_training(parts)) > 1]
+        for parts in sorted(shared, key=lambda parts: (parts[0]["rows"], Point.of(parts[0]))):
+            means = [mean_of(of_one) for of_one in by_training(parts).values()]
+            text += f"| {name} | {len(means)} {table(means).removeprefix(HEAD)}"
+    return text
+
+
+def mean_of(lines: Lines) -> dict[str, Any]:
+    """One line for several measurements of a point."""
+    means = {key: statistics.mean(line[key] for line in lines) for key in ("accuracy", "ratio", "copies")}
+    return lines[0] | means | {"images": sum(line["images"] for line in lines)}
+
+
+def by_point(lines: Lines) -> dict[Point, Lines]:
+    found: dict[Point, Lines] = {}
+    for line in lines:
+        found.setdefault(Point.of(line), []).append(line)
+    return found
+
+
+def by_training(lines: Lines) -> dict[str, Lines]:
+    found: dict[str, Lines] = {}
+    for line in lines:
+        found.setdefault(line["sha256"], []).append(line)
+    return found
+
+
 def points(lines: Lines) -> str:
     """What the named qualities of the shipped checkpoints give."""
     text = HEAD.replace("| rows", "| network | quality | rows", 1).replace("|---", "|---|---|---", 1)
     for model, name in NAMES.items():
-        config, reported = load_config(Path("checkpoints") / model), of(lines, model, "report")
+        config = load_config(Path("checkpoints") / model)
+        reported = [line for line in lines if (line["sha256"], line["stage"]) == (config.sha256, "report")]
         for quality, way in config.named_sampling.items():
             point = Point.named(way)
             rows = table([line for line in reported if Point.of(line) == point]).removeprefix(HEAD)
@@ -70,8 +103,11 @@ def plot(lines: Lines, out: Path) -> None:
         searched, reported = (of(lines, model, stage) for stage in ("search", "report"))
         tried = gather(searched)
         axes.scatter([one.rows for one in tried], [one.ratio for one in tried], s=7, color=colour, alpha=0.25, lw=0)
-        default = Point.named(load_config(Path("checkpoints") / model).default_sampling)
-        draw_report(axes, reported, default, NAMES[model], colour)
+        config = load_config(Path("checkpoints") / model)
+        default = Point.named(config.default_sampling)
+        draw_report(axes, reported, None if config.is_few_step else default, NAMES[model], colour)
+        tuned = [line for line in of(lines, model, "report", tuned=True) if line["sha256"] == config.sha256]
+        draw_report(axes, tuned, default, f"{NAMES[model]}, tuned", colour, "s")
     axes.set(xscale="log", yscale="log", xlabel="rows (evaluations of the network) an image", ylim=(0.9, 30))
     axes.set_ylabel("matched Frechet ratio (1: as real digits)")
     ticks = [1, 2, 3, 5, 8, 12, 20, 40]
@@ -84,7 +120,7 @@ def plot(lines: Lines, out: Path) -> None:
     pyplot.close(figure)
 
 
-def draw_report(axes: Any, lines: Lines, default: Point, name: str, colour: str) -> None:
+def draw_report(axes: Any, lines: Lines, default: Point | None, name: str, colour: str, mark: str = "o") -> None:
     """Each reported point with its interval: a star is the default, hollow what a classifier knows too seldom."""
     for one in whole(lines):
         parts = [line for line in lines if Point.of(line) == one.point]
@@ -92,7 +128,7 @@ def draw_report(axes: Any, lines: Lines, default: Point, name: str, colour: str)
         is_default = one.point == default
         fill = colour if one.accuracy >= LEAST_ACCURACY else "white"
         axes.errorbar(
-            one.rows, mean, half, fmt="*" if is_default else "o", ms=13 if is_default else 6, capsize=2,
+            one.rows, mean, half, fmt="*" if is_default else mark, ms=13 if is_default else 6, capsize=2,
             color=colour, mfc=fill, label=f"{name}, default" if is_default else None,
         )  # fmt: skip
 
@@ -103,15 +139,18 @@ def whole(lines: Lines) -> list[Measured]:
     return [one for one in gather(lines) if counts[one.point] > 1]
 
 
-def of(lines: Lines, model: str, stage: str) -> Lines:
-    return [line for line in lines if (line["model"], line["stage"]) == (model, stage)]
+def of(lines: Lines, model: str, stage: str, tuned: bool = False) -> Lines:
+    """tuned: for few steps."""
+    wanted = model, stage, tuned
+    return [line for line in lines if (line["model"], line["stage"], line.get("tuned", False)) == wanted]
 
 
 def write_page(lines: Lines, folder: Path) -> None:
     """Fill the tables of evaluations.md between their marks, and draw evaluations.svg."""
     page = folder / "evaluations.md"
     text = page.read_text()
-    tables = {model: table(of(lines, model, "report")) for model in NAMES} | {"points": points(lines)}
+    tables = {model: table(of(lines, model, "report")) for model in NAMES}
+    tables |= {"points": points(lines), "trainings": trainings(lines)}
     for name, filling in tables.items():
         start, end = (f"<!-- {name}{mark} -->\n" for mark in ("", " end"))
         before, rest = text.split(start)

@@ -149,7 +149,7 @@ class ModelRunner:
     def advance(self, block: StepBlock, output: StepOutput) -> None:
         """The device's part of a step."""
         rows = gather_rows(self.pool.x, block.rows, self.dtype)  # [R, C, H, W]
-        others = () if self.config.guidance_range is None else (block.jumps, block.scales)
+        others = (block.jumps, block.scales) if self.config.is_few_step else ()
         try:
             predicted = self.model(rows, block.timesteps, block.labels, *others)  # [R, C, H, W]
         except Exception as error:

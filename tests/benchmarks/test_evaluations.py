@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from benchmarks.evaluations import __main__ as evaluations
 from benchmarks.evaluations.points import Measured, Point, beside, front, gather, neighbours, sheets
-from benchmarks.evaluations.report import interval, table
+from benchmarks.evaluations.report import interval, of, table, trainings
 from models.checkpoint import ModelConfig
 from models.samplers import SAMPLERS, SPACINGS
 from training.data import Data, Split
@@ -18,8 +18,9 @@ FLOW = ModelConfig("dit", {})
 
 
 def line(point: Point, ratio: float, **facts: object) -> dict[str, object]:
-    plain = {"model": "dit", "stage": "search", "set": 0, "rows": point.rows(FLOW), "images": 500, "accuracy": 0.99}
-    return plain | {"point": point.line(), "ratio": ratio, "copies": 0.0} | facts
+    plain = {"model": "dit", "stage": "search", "set": 0, "images": 500, "accuracy": 0.99, "copies": 0.0}
+    facts = {"rows": point.steps if point.sampler == "consistency" else point.rows(FLOW)} | facts
+    return plain | {"point": point.line(), "ratio": ratio} | facts
 
 
 def test_a_guided_step_in_the_interval_costs_two_rows() -> None:
@@ -31,7 +32,7 @@ def test_a_guided_step_in_the_interval_costs_two_rows() -> None:
 
 
 def test_the_sheets_hold_every_sampler_spacing_and_kind_of_guidance() -> None:
-    points = set(sheets())
+    points = set(sheets(few_step=False))
     assert {point.sampler for point in points} == set(SAMPLERS)
     assert {point.spacing for point in points} == set(SPACINGS)
     assert {1, 2, 3, 5, 10, 20} <= {point.steps for point in points}
@@ -68,6 +69,29 @@ def test_measurements_of_a_point_are_one() -> None:
     assert "| 6 | 4 | dpmpp_2m | trailing | 1.5 (0.3 .. 0.8) | 99.00 ± 0.00 % | 1.50 ± 6.35 | 0 of 1000 |" in text
 
 
+def test_trainings_count_once_each_whatever_their_measurements() -> None:
+    jump = Point(2, "consistency", guidance=2.0)
+    lines = [
+        line(jump, ratio, stage="report", sha256=training, set=number, tuned=True)
+        for training, ratios in (("a", (1.0, 1.2)), ("b", (1.3,)), ("c", (1.5, 1.7)))
+        for number, ratio in enumerate(ratios)
+    ]
+    lines.append(line(Point(4), 9.0, stage="report", sha256="a", tuned=True))  # one training
+    text = trainings(lines)
+    assert (
+        "| DiT | 3 | 2 | 2 | consistency | trailing | 2 (0.3 .. 0.8) | 99.00 ± 0.00 % | 1.33 ± 0.63 | 0 of 2500 |"
+        in text
+    )
+    assert "dpmpp_2m" not in text
+    assert "1.33" not in table(of([*lines], "dit", "report"))
+
+
+def test_jumps_come_first_in_the_search_of_a_tuned_network() -> None:
+    first = next(iter(sheets(few_step=True)))
+    assert (first.sampler, first.steps) == ("consistency", 2)
+    assert set(sheets(few_step=False)) < set(sheets(few_step=True))
+
+
 class Noise(nn.Module):
     """A network that says that all is grey."""
 
@@ -87,14 +111,14 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> evaluations.Bench:
     images = torch.randint(0, 255, (80, 3, 32, 32), dtype=torch.uint8)
     split = Split(images, torch.arange(80) % 10)
     data = Data(split, split, split, [str(digit) for digit in range(10)])
-    return evaluations.Bench("dit", Grader(), data, tmp_path / "lines.jsonl")  # pyright: ignore
+    return evaluations.Bench(tmp_path, Grader(), data, tmp_path / "lines.jsonl")  # pyright: ignore
 
 
 def test_a_measurement_is_made_once_and_the_search_goes_on(bench: evaluations.Bench) -> None:
     left = iter([True] * 3 + [False] * 9)
     evaluations.search(bench, lambda: next(left))
     lines = [json.loads(text) for text in bench.file.read_text().splitlines()]
-    assert [Point.of(one) for one in lines] == list(sheets())[:3]
+    assert [Point.of(one) for one in lines] == list(sheets(few_step=False))[:3]
     left = iter([True] * 4 + [False] * 9)
     evaluations.search(bench, lambda: next(left))
     assert len(bench.lines("search")) == 4
