@@ -6,10 +6,11 @@ learns the jump in two ways:
 
 - Consistency (Song et al. 2023, arXiv:2303.01469): from x_t and from where one guided Euler step of the teacher
   leads, both jumps end in one image.
-- Distribution matching (Yin et al. 2023, arXiv:2311.18828): a critic, which denoises images of the student, follows
-  what the student draws. The student moves its images from where the critic expects them to where the teacher does.
-  The first way alone stays behind, because the path from noise to image is more than a small network can learn.
-  This one asks for the right images, whatever the noise that they came from.
+- Distribution matching (Yin et al. 2023, arXiv:2311.18828), for jumps from pure noise: a critic, which denoises
+  images of the student, follows what the student draws. The student moves its images from where the critic expects
+  them to where the teacher does. Consistency alone stays behind, because a whole path is more than a small network
+  can learn. Matching asks for the right images, whatever the noise that they came from. Jumps from later points are
+  not matched: that made images of a class too much alike (docs/experiments.md).
 
 The teacher is the network that the run starts from. The guidance scale w is an input: one network has them all.
 
@@ -29,9 +30,7 @@ from models.schedule import NUM_TIMESTEPS, sample_noise_times
 
 GUIDANCE_RANGE = (1.0, 3.0)  # of w in training
 TEACHER_STEPS = 16  # that the teacher takes from noise to image
-KINDS = 4  # of every four images one denoises, one jumps consistently, and two match the distribution
-FROM_NOISE = 0.5  # share of the matched jumps that start from pure noise
-RESTARTS = (0.35, 0.95)  # noise times from which the other ones start
+KINDS = 4  # of every four images one denoises, two jump consistently, and one jump from noise is matched
 HUBER = 0.03  # times the root of the number of elements: smaller errors count squared (arXiv:2310.14189)
 LEAST_DISTANCE = 0.02  # mean over the elements, by which a direction is divided
 
@@ -60,14 +59,12 @@ def draw(count: int, generator: torch.Generator) -> Draws:
     first, second, third = torch.rand(3, count, generator=generator)
     place = torch.randint(1, TEACHER_STEPS + 1, (count,), generator=generator)
     on_grid = (place - torch.where(first < 0.5, 0.0, second)) / TEACHER_STEPS  # half of them between its points
-    low, high = RESTARTS
-    restarts = torch.where(first < FROM_NOISE, 1.0, low + (high - low) * second)
     denoised = sample_noise_times(count, generator)[torch.randperm(count, generator=generator)]
-    t = torch.where(kind == 0, denoised, torch.where(kind == 1, on_grid, restarts)).clamp(min=1e-3)
+    t = torch.where(kind == 0, denoised, torch.where(kind == 3, 1.0, on_grid)).clamp(min=1e-3)
     least, most = GUIDANCE_RANGE
     w = least + (most - least) * third**1.5  # small scales more often: most requests have them
     tau = torch.sigmoid(torch.randn(count, generator=generator) + 0.7).clamp(0.02, 0.98)
-    return Draws(t, torch.where(kind == 0, t, 0.0), w, kind > 1, tau)
+    return Draws(t, torch.where(kind == 0, t, 0.0), w, kind == 3, tau)
 
 
 class Tuning(nn.Module):
