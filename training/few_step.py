@@ -23,7 +23,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from models.checkpoint import ModelConfig
 from models.schedule import NUM_TIMESTEPS, sample_noise_times
@@ -51,10 +51,12 @@ class Draws(NamedTuple):
     w: Tensor
     matched: Tensor  # bool: the jump is judged by its distribution
     tau: Tensor  # noise time at which it is
+    fresh: Tensor  # [B, C, H, W] noise that it gets for that
 
 
-def draw(count: int, generator: torch.Generator) -> Draws:
-    """The kinds take turns, so that every process gets all of them."""
+def draw(images: Size, generator: torch.Generator) -> Draws:
+    """images: B, C, H, W. The kinds take turns, so that every process gets all of them."""
+    count = images[0]
     kind = torch.arange(count) % KINDS
     first, second, third = torch.rand(3, count, generator=generator)
     place = torch.randint(1, TEACHER_STEPS + 1, (count,), generator=generator)
@@ -64,7 +66,7 @@ def draw(count: int, generator: torch.Generator) -> Draws:
     least, most = GUIDANCE_RANGE
     w = least + (most - least) * third**1.5  # small scales more often: most requests have them
     tau = torch.sigmoid(torch.randn(count, generator=generator) + 0.7).clamp(0.02, 0.98)
-    return Draws(t, torch.where(kind == 0, t, 0.0), w, kind == 3, tau)
+    return Draws(t, torch.where(kind == 0, t, 0.0), w, kind == 3, tau, torch.randn(images, generator=generator))
 
 
 class Tuning(nn.Module):
@@ -85,15 +87,13 @@ class Tuning(nn.Module):
     def teacher(self) -> nn.Module:
         return self._teacher[0]
 
-    def forward(self, batch: tuple[Tensor, Tensor, Tensor], fresh: Tensor, draws: Draws) -> Tensor:
+    def forward(self, batch: tuple[Tensor, Tensor, Tensor], draws: Draws) -> Tensor:
         """The loss of both, a scalar.
 
-        Args:
-            batch: x0 [B, C, H, W], labels [B], eps [B, C, H, W]; the null class goes without guidance.
-            fresh: [B, C, H, W] noise for the images of the student.
+        batch: x0 [B, C, H, W], labels [B], eps [B, C, H, W]; the null class goes without guidance.
         """
         x0, labels, eps = batch
-        t, r, w, matched, tau = (value.to(x0.device) for value in draws)
+        t, r, w, matched, tau, fresh = (value.to(x0.device) for value in draws)
         w = torch.where(labels == self.null, 1.0, w)
         x = wide(1 - t) * x0 + wide(t) * eps
         drawn = call(self.student, x, t, labels, r, w)

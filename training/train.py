@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from models.checkpoint import (
@@ -104,12 +104,9 @@ class Trainer:
         self.null_label = len(self.data.class_names)
         self.schedule, self.prediction = NoiseSchedule(config.schedule), Prediction(config.prediction)
         self.ema = EMA(self.model, config.ema_decay)
+        betas = 0.5 if config.few_step else 0.9, 0.99  # a critic must follow soon
         self.optimizer = torch.optim.AdamW(
-            self.trained.parameters(),
-            config.lr,
-            betas=(0.5 if config.few_step else 0.9, 0.99),
-            weight_decay=config.weight_decay,
-            fused=True,
+            self.trained.parameters(), config.lr, betas, weight_decay=config.weight_decay, fused=True
         )
         self.resumed = load_state(config.out, self.trained, self.ema, self.optimizer, self.identity())
         self.step, self.seconds, self.saved_step = self.resumed.step, self.resumed.seconds, self.resumed.step
@@ -192,12 +189,9 @@ class Trainer:
 
     def few_step_loss(self, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         size, generator = self.config.batch_size, torch.Generator()
-        generator.manual_seed(_mix(self.config.seed, self.step, 2))
-        draws, fresh = draw(size, generator), torch.randn(size, *batch[0].shape[1:], generator=generator)
-        part = self.world.share(size)
-        own = Draws(*(value[part] for value in draws))
+        draws = draw(Size((size, *batch[0].shape[1:])), generator.manual_seed(_mix(self.config.seed, self.step, 2)))
         with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=self.autocast):
-            return self.network(batch, fresh[part].to(batch[0].device), own)
+            return self.network(batch, Draws(*(value[self.world.share(size)] for value in draws)))
 
     def draw_batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x0 [B, C, H, W], labels [B], u [B], eps [B, C, H, W] of this process.

@@ -22,7 +22,8 @@ SHAPE = (2, 1, 4, 4)
 
 
 def test_draws_lie_where_they_should() -> None:
-    t, r, w, matched, tau = draw(400, torch.Generator().manual_seed(0))
+    t, r, w, matched, tau, fresh = draw(torch.Size((400, 1, 2, 2)), torch.Generator().manual_seed(0))
+    assert fresh.shape == (400, 1, 2, 2)
     denoising = r == t
     assert [int(kind.sum()) for kind in (denoising, matched)] == [100, 100]
     assert [int(kind[:40].sum()) for kind in (denoising, matched)] == [10, 10]  # the kinds take turns
@@ -102,9 +103,11 @@ def learnt(
     """The loss of two images of label 1, whose gradients are in the networks then."""
     both = tuning(student, teacher)
     both.critic = critic
-    draws = Draws(pair(*t), pair(0, 0), pair(1, 1), torch.tensor([matched, matched]), pair(0.6, 0.4))
+    draws = Draws(
+        pair(*t), pair(0, 0), pair(1, 1), torch.tensor([matched, matched]), pair(0.6, 0.4), torch.randn(SHAPE)
+    )
     batch = torch.full(SHAPE, 0.1), torch.tensor([1, 1]), torch.randn(SHAPE)
-    loss = both(batch, torch.randn(SHAPE), draws)
+    loss = both(batch, draws)
     loss.backward()
     return loss.detach()
 
@@ -137,10 +140,9 @@ def test_the_last_step_of_the_path_tells_which_image_is_right() -> None:
 
 def test_the_null_class_goes_without_guidance() -> None:
     teacher, student = Pixel(), Pixel()
-    draws = Draws(pair(0.5, 0.5), pair(0.5, 0), pair(2, 2), torch.tensor([False, True]), pair(0.5, 0.5))
-    tuning(student, teacher)(
-        (torch.zeros(SHAPE), torch.tensor([3, 3]), torch.zeros(SHAPE)), torch.zeros(SHAPE), draws
-    )
+    zeros, half = torch.zeros(SHAPE), pair(0.5, 0.5)
+    draws = Draws(half, pair(0.5, 0), pair(2, 2), torch.tensor([False, True]), half, zeros)
+    tuning(student, teacher)((zeros, torch.tensor([3, 3]), zeros), draws)
     assert [len(t) for t, *_ in teacher.seen] == [1, 1]  # no second rows
     assert torch.equal(student.seen[0][2], torch.ones(2))
 
@@ -166,8 +168,8 @@ def test_the_teacher_stays_as_it_is(tiny_config: Config, tmp_path: Path) -> None
 def test_each_step_draws_its_own(tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Draws] = []
 
-    def noted(count: int, generator: torch.Generator) -> Draws:
-        drawn.append(draw(count, generator))
+    def noted(images: torch.Size, generator: torch.Generator) -> Draws:
+        drawn.append(draw(images, generator))
         return drawn[-1]
 
     source = train(tiny_config(steps=1, out=tmp_path / "first"))
