@@ -26,11 +26,12 @@ import torch
 from torch import Size, Tensor, nn
 
 from models.checkpoint import ModelConfig
-from models.schedule import NUM_TIMESTEPS, sample_noise_times
+from models.schedule import MIN_LOSS_SIGMA, NUM_TIMESTEPS, sample_noise_times
 
 GUIDANCE_RANGE = (1.0, 3.0)  # of w in training
 TEACHER_STEPS = 16  # that the teacher takes from noise to image
 KINDS = 4  # of every four images one denoises, two jump consistently, and one jump from noise is matched
+UNGUIDED = 0.4  # share of the denoising images with w = 1, which samplers ask for outside of their interval
 HUBER = 0.03  # times the root of the number of elements: smaller errors count squared (arXiv:2310.14189)
 LEAST_DISTANCE = 0.02  # mean over the elements, by which a direction is divided
 
@@ -65,6 +66,7 @@ def draw(images: Size, generator: torch.Generator) -> Draws:
     t = torch.where(kind == 0, denoised, torch.where(kind == 3, 1.0, on_grid)).clamp(min=1e-3)
     least, most = GUIDANCE_RANGE
     w = least + (most - least) * third**1.5  # small scales more often: most requests have them
+    w = torch.where((kind == 0) & (second < UNGUIDED), 1.0, w)
     tau = torch.sigmoid(torch.randn(count, generator=generator) + 0.7).clamp(0.02, 0.98)
     return Draws(t, torch.where(kind == 0, t, 0.0), w, kind == 3, tau, torch.randn(images, generator=generator))
 
@@ -100,7 +102,10 @@ class Tuning(nn.Module):
         near, far = (~matched).nonzero().flatten(), matched.nonzero().flatten()
         goal = self.goal(x[near], t[near], r[near], labels[near], w[near])
         matching = self.matching(drawn[far], fresh[far], tau[far], labels[far], w[far])
-        return (huber(drawn[near] - goal).sum() + matching.sum()) / len(x0)
+        error = drawn[near] - goal
+        velocity = error / wide(t[near].clamp(min=MIN_LOSS_SIGMA))  # as ordinary training weighs what it denoises
+        error = torch.where(wide(r[near] >= t[near]), velocity, error)
+        return (huber(error).sum() + matching.sum()) / len(x0)
 
     @property
     def null(self) -> int:
@@ -126,7 +131,7 @@ class Tuning(nn.Module):
             goal = drawn - (expected - wanted) / distance
         size = math.sqrt(drawn.shape[1:].numel())
         student = (drawn - goal).square().flatten(1).sum(1) / (2 * size)
-        critic = ((expected - image) / wide(tau.clamp(min=0.1))).square().flatten(1).mean(1)
+        critic = ((expected - image) / wide(tau.clamp(min=MIN_LOSS_SIGMA))).square().flatten(1).mean(1)
         return student + critic
 
     def guided(self, x: Tensor, t: Tensor, labels: Tensor, w: Tensor, always: Tensor | bool = False) -> Tensor:

@@ -33,6 +33,8 @@ def test_draws_lie_where_they_should() -> None:
     assert (t[matched] == 1).all()  # where sampling starts
     consistent = t[~denoising & ~matched] * TEACHER_STEPS
     assert 0.4 < (consistent == consistent.round()).double().mean() < 0.6
+    assert 0.25 < (w[denoising] == 1).double().mean() < 0.55  # three standard deviations around 0.4
+    assert (w[~denoising] == 1).double().mean() < 0.01
     assert w.min() >= GUIDANCE_RANGE[0]
     assert w.max() <= GUIDANCE_RANGE[1]
     assert ((tau > 0) & (tau < 1)).all()
@@ -136,6 +138,17 @@ def test_the_last_step_of_the_path_tells_which_image_is_right() -> None:
     wrong = Pixel(shift=0.3)
     assert learnt(wrong, Pixel(), Pixel(), matched=False) == pytest.approx(0, abs=1e-6)
     assert learnt(wrong, Pixel(), Pixel(), matched=False, t=(1 / TEACHER_STEPS, 0.7)) > 0.1
+
+
+def test_denoising_weighs_as_an_error_of_velocity() -> None:
+    """The same error of the image counts more where less noise is left."""
+
+    def loss(t: float) -> float:
+        both, at = tuning(Pixel(shift=0.001), Pixel()), pair(t, t)
+        draws = Draws(at, at, pair(1, 1), torch.tensor([False, False]), at, torch.zeros(SHAPE))
+        return both((torch.zeros(SHAPE), torch.tensor([1, 1]), torch.zeros(SHAPE)), draws).item()
+
+    assert loss(0.2) / loss(0.8) == pytest.approx(16, rel=0.05)  # both are small, so they count squared
 
 
 def test_the_null_class_goes_without_guidance() -> None:
