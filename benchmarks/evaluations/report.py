@@ -43,15 +43,19 @@ def table(lines: Lines) -> str:
 
 
 def trainings(lines: Lines) -> str:
-    """Each point of the tuned networks: the mean over trainings, each from weights and an order of its own."""
-    text = HEAD.replace("| rows", "| network | trainings | rows", 1).replace("|---", "|---|---|---", 1)
+    """Each point of the tuned networks: the mean over trainings, each with an order and noise of its own.
+
+    Empty where no network was tuned twice.
+    """
+    head = HEAD.replace("| rows", "| network | trainings | rows", 1).replace("|---", "|---|---|---", 1)
+    text = ""
     for model, name in NAMES.items():
         reported = of(lines, model, "report", tuned=True)
         shared = [parts for parts in by_point(reported).values() if len(by_training(parts)) > 1]
         for parts in sorted(shared, key=lambda parts: (parts[0]["rows"], Point.of(parts[0]))):
             means = [mean_of(of_one) for of_one in by_training(parts).values()]
             text += f"| {name} | {len(means)} {table(means).removeprefix(HEAD)}"
-    return text
+    return head + text if text else ""
 
 
 def mean_of(lines: Lines) -> dict[str, Any]:

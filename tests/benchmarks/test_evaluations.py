@@ -83,6 +83,7 @@ def test_trainings_count_once_each_whatever_their_measurements() -> None:
         in text
     )
     assert "dpmpp_2m" not in text
+    assert trainings([one for one in lines if one["sha256"] == "a"]) == ""
     assert "1.33" not in table(of([*lines], "dit", "report"))
 
 
