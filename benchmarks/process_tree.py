@@ -24,9 +24,10 @@ def cpu_seconds(pid: int) -> float:
     return sum(sum(_stat(PROC / str(process))[11:15]) for process in tree(pid)) / TICKS
 
 
-def cpu_by_process(pid: int) -> dict[int, float]:
-    """The time of each living process of the tree, without that of its children."""
-    return {process: sum(_stat(PROC / str(process))[11:13]) / TICKS for process in tree(pid)}
+def cpu_of(pid: int, module: str) -> float:
+    """The time of those living processes of the tree whose command line names the module."""
+    named = [p for p in map(str, tree(pid)) if module in _read(PROC / p / "cmdline")]
+    return sum(sum(_stat(PROC / process)[11:13]) for process in named) / TICKS
 
 
 def machine_seconds() -> float:

@@ -28,7 +28,7 @@ from benchmarks.client import ROOT, Server
 from benchmarks.serving import ideal, report
 from benchmarks.serving.client import Client
 from benchmarks.serving.load import Answer, offer, repeat
-from benchmarks.serving.servers import SYSTEMS, can_run, run_server, write_request
+from benchmarks.serving.servers import ENGINE, SYSTEMS, can_run, run_server, write_request
 from benchmarks.serving.summary import Cost, summarise, window
 from benchmarks.serving.workloads import Closed, Workload, workloads
 
@@ -61,16 +61,16 @@ async def watch_cost(server: Server, start: float, end: float) -> Cost:
     """CPU time between two times from now on."""
     pid, began = server.process.pid, time.monotonic()
 
-    def used() -> tuple[float, float, float]:
-        return process_tree.cpu_seconds(pid), time.process_time(), process_tree.machine_seconds()
+    def used() -> tuple[float, ...]:
+        engine = process_tree.cpu_of(pid, ENGINE)
+        return process_tree.cpu_seconds(pid), engine, time.process_time(), process_tree.machine_seconds()
 
     await asyncio.sleep(start)
-    each, before, at = process_tree.cpu_by_process(pid), used(), time.monotonic()
+    before, at = used(), time.monotonic()
     await asyncio.sleep(began + end - time.monotonic())
-    server_seconds, client, machine = (late - early for early, late in zip(before, used(), strict=True))
-    busiest = max(late - each.get(process, 0.0) for process, late in process_tree.cpu_by_process(pid).items())
+    server_seconds, engine, client, machine = (late - early for early, late in zip(before, used(), strict=True))
     elsewhere = machine - server_seconds - client
-    return Cost(server_seconds, busiest, client, elsewhere, time.monotonic() - at)
+    return Cost(server_seconds, engine, client, elsewhere, time.monotonic() - at)
 
 
 async def measure_all(system: str, wanted: list[Workload], repeats: int) -> dict[str, dict[str, Any]]:

@@ -18,7 +18,7 @@ from benchmarks import process_tree
 from benchmarks.client import ROOT, Server
 from benchmarks.serving.client import Client
 from benchmarks.serving.load import ask, offer
-from benchmarks.serving.servers import http_post, run_server, write_request
+from benchmarks.serving.servers import ENGINE, WORKER, http_post, run_server, write_request
 from benchmarks.serving.summary import Cost, summarise
 from benchmarks.serving.workloads import TIMEOUT, Kind, Open, workloads
 
@@ -65,9 +65,9 @@ async def measure(flood: str, rate: float, workload: Open) -> dict[str, float]:
         headers = f"X-API-Key: {KEYS['guest']['key']}\r\n"
         write = partial(write_request, "stepwise", server.port, headers=headers)
         client, started = Client("127.0.0.1", server.port), time.monotonic()
-        each, flooding = process_tree.cpu_by_process(server.process.pid), start_flood(flood, server, rate, workload)
+        before, flooding = process_seconds(server), start_flood(flood, server, rate, workload)
         answers = await offer(client, list(workload.arrivals()), write)
-        spent = {p: used - each[p] for p, used in process_tree.cpu_by_process(server.process.pid).items()}
+        engine, worker = (late - early for early, late in zip(before, process_seconds(server), strict=True))
         seconds = time.monotonic() - started
         client.close()
         statuses = json.loads(flooding.communicate()[0]) if flooding else {}
@@ -75,13 +75,18 @@ async def measure(flood: str, rate: float, workload: Open) -> dict[str, float]:
         assert sum(wrong.values()) <= rate, (
             f"the flood was answered with {statuses}"
         )  # its first ones fit the quota
-    figures, (engine, worker) = summarise(workload, answers, None, QUIET), sorted(spent)[1:3]
+    figures = summarise(workload, answers, None, QUIET)
     return {
         "good": figures["good"],
-        "engine_cores": spent[engine] / seconds,
-        "worker_cores": spent[worker] / seconds,
+        "engine_cores": engine / seconds,
+        "worker_cores": worker / seconds,
         "refusals": sum(statuses.values()) / workload.seconds,
     }
+
+
+def process_seconds(server: Server) -> list[float]:
+    """CPU time of the engine and of the worker."""
+    return [process_tree.cpu_of(server.process.pid, module) for module in (ENGINE, WORKER)]
 
 
 def start_flood(flood: str, server: Server, rate: float, workload: Open) -> "subprocess.Popen[str] | None":

@@ -23,7 +23,7 @@ CONFIG = {
 }
 MODULES = {"fastapi": "fastapi_batcher", "litserve": "litserve_server"}
 SYSTEMS = ("stepwise", *MODULES)
-
+ENGINE, WORKER = "service.engine_process", "service.web.worker"  # this service's processes by their modules
 
 NOT_OTHERS = ("W2-90", "W6", "H-npy")  # they are late long before, notice no client that leaves, and know no npy
 

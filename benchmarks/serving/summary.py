@@ -17,7 +17,7 @@ class Cost:
     """CPU seconds between the start and the end of what is counted."""
 
     server: float  # all its processes
-    busiest: float  # that one of them which used most
+    engine: float  # of this service; 0 for others
     client: float
     elsewhere: float  # the rest of the machine: above a tenth of a core, figures are not to be trusted
     seconds: float
@@ -66,7 +66,7 @@ def summarise(
         found |= {
             "cpu_ms": 1000 * cost.server / max(1, len(in_window)),
             "server_cores": cost.server / cost.seconds,
-            "busiest_cores": cost.busiest / cost.seconds,
+            "engine_cores": cost.engine / cost.seconds,
             "client_cores": cost.client / cost.seconds,
             "elsewhere_cores": cost.elsewhere / cost.seconds,
         }

@@ -101,7 +101,7 @@ def test_the_first_fifth_is_dropped_and_the_rest_counted() -> None:
         *(answer(6, outcome=LEFT, leaving=True), answer(7, leaving=True)),
     ]
     found = summarise(
-        Open("x", ((1.0, 10),)), mixed, cost=Cost(server=1.2, busiest=0.8, client=0.4, elsewhere=0.0, seconds=8)
+        Open("x", ((1.0, 10),)), mixed, cost=Cost(server=1.2, engine=0.8, client=0.4, elsewhere=0.0, seconds=8)
     )
     assert found["sent"] == 6
     assert found["outcomes"] == {OK: 3, REFUSED: 1, LATE: 1, LEFT: 1}
@@ -109,7 +109,7 @@ def test_the_first_fifth_is_dropped_and_the_rest_counted() -> None:
     assert found["refused"] == pytest.approx(1 / 6, abs=1e-4)
     assert found["in_time"] == {"20": 0.25, "dit": 0.25}  # one of the four who stay
     assert found["cpu_ms"] == pytest.approx(400)
-    assert (found["server_cores"], found["busiest_cores"], found["client_cores"]) == (0.15, 0.1, 0.05)
+    assert (found["server_cores"], found["engine_cores"], found["client_cores"]) == (0.15, 0.1, 0.05)
 
 
 def test_recovery_is_the_first_second_that_is_as_before() -> None:
