@@ -20,7 +20,8 @@ from PIL import Image
 from torch import nn
 
 from models.checkpoint import ModelConfig, load_checkpoint
-from models.samplers import Guidance, build_table, sample, to_uint8
+from models.samplers import build_table
+from models.sampling import Guidance, sample, to_uint8
 from models.schedule import NoiseSchedule, Prediction
 from service.engine.plan import compile_plan
 from service.engine.request import Request

@@ -103,7 +103,7 @@ def _noise_block(
 def _store_picture(
     pixels, place, picture, offs, E: tl.constexpr, NUM_CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr
 ):
-    """Elements `offs` in memory as bytes [H, W, C], rounded as models.samplers.to_uint8 does."""
+    """Elements `offs` in memory as bytes [H, W, C], rounded as models.sampling.to_uint8 does."""
     scaled = (tl.minimum(tl.maximum(picture, -1.0), 1.0) + 1.0) * 127.5
     rounded = ((scaled + TO_INTEGER) - TO_INTEGER).to(tl.int32).to(tl.uint8)
     PLANE: tl.constexpr = E // NUM_CHANNELS

@@ -116,10 +116,11 @@ class ModelConfig:
         """A scale that costs a second row."""
         return 1.5 if self.guidance_range is None else self.guidance_range[1] + 1
 
-    def table(self, sampler: str, steps: int, spacing: str = "trailing") -> SamplerTable:
+    def table(self, sampler: str, steps: int, spacing: str = "trailing", strength: float = 1.0) -> SamplerTable:
         """Raises ValueError where this model has no such sampler."""
         schedule, prediction = NoiseSchedule(self.schedule), Prediction(self.prediction)
-        return build_table(schedule, prediction, sampler, steps, spacing=spacing, few_step=self.is_few_step)
+        more = {"spacing": spacing, "few_step": self.is_few_step, "strength": strength}
+        return build_table(schedule, prediction, sampler, steps, **more)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

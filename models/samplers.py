@@ -1,4 +1,4 @@
-"""Samplers as tables, and the plain loop that runs one.
+"""Samplers as tables.
 
 Every one-evaluation linear multistep sampler is, per step and per image,
 
@@ -14,18 +14,14 @@ DPM-Solver) do not fit. A row does not depend on the batch, so images with diffe
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import cast
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from kernels.philox import normal
-from kernels.sampler_step import sampler_step
 from models.schedule import NUM_TIMESTEPS, NoiseSchedule, Prediction
 from models.spacings import SPACINGS
 
 T, P, Q, A, B, C, S = range(7)  # the columns of a table
+MIN_STRENGTH = 0.01  # less noise than a byte's rounding changes nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +32,8 @@ class SamplerTable:
     look: np.ndarray  # [num_steps, 2] float64: look[i] @ (x, d) after step i shows the denoised image so far
     clamp: bool  # whether d is clamped to [-1, 1]
     jumps: np.ndarray  # [num_steps] float64: r, the timestep to which d leads at once; mostly t itself, or 0
+    levels: np.ndarray  # [num_steps, 2] float64: alpha and sigma of x before each step
+    strength: float = 1.0  # noise time at which it starts; below 1 it needs an image
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -52,6 +50,7 @@ def build_table(
     eta: float | None = None,
     clamp: bool = True,
     few_step: bool = False,
+    strength: float = 1.0,
 ) -> SamplerTable:
     """Compile a sampler.
 
@@ -62,14 +61,18 @@ def build_table(
         eta: 0..1, how much of the noise is fresh; default 0 for ddim, 1 for ddpm and dpmpp_2m_sde.
         clamp: clamp the denoised image to [-1, 1] (not for ab2).
         few_step: whether the network takes r, which consistency needs.
+        strength: 0.01..1, of the noise that an image gets to start from (Meng et al. 2021, arXiv:2108.01073). All
+            steps are taken, between noise time strength and 0; 1 starts from pure noise.
 
     Raises:
         ValueError: an unknown name, a value out of range, or a combination that does not exist.
     """
     _check_table(schedule, sampler, num_steps, spacing, eta, few_step)
+    if not MIN_STRENGTH <= strength <= 1:
+        raise ValueError(f"strength must lie in {MIN_STRENGTH}..1, got {strength}")
     eta = STOCHASTIC.get(sampler, 0.0) if eta is None else eta
 
-    u = np.append(SPACINGS[spacing](schedule, num_steps), 0.0)  # [num_steps + 1], noise to clean
+    u = np.append(strength * SPACINGS[spacing](schedule, num_steps), 0.0)  # [num_steps + 1], noise to clean
     grid = Grid(schedule, u, schedule.alpha(u), schedule.sigma(u))
     rows = np.zeros((num_steps, 7))
     rows[:, T] = u[:-1] * NUM_TIMESTEPS
@@ -78,9 +81,10 @@ def build_table(
     for i in range(num_steps):
         rows[i, [A, B, C, S]] = SAMPLERS[sampler](grid, i, eta)
     look, jumps = grid.look(sampler), NUM_TIMESTEPS * u[:-1] * (sampler not in JUMPING)
-    for shared in (rows, look, jumps):  # by every request with these settings
+    levels = np.column_stack([grid.alpha, grid.sigma])[:-1]
+    for shared in (rows, look, jumps, levels):  # by every request with these settings
         shared.setflags(write=False)
-    return SamplerTable(rows, look, clamp and sampler != "ab2", jumps)
+    return SamplerTable(rows, look, clamp and sampler != "ab2", jumps, levels, strength)
 
 
 def _check_table(
@@ -211,82 +215,3 @@ SAMPLERS: dict[str, Coefficients] = {
 JUMPING = ("consistency",)  # d is the image to which the path leads, of a network that was tuned for few steps
 PLAIN = tuple(name for name in SAMPLERS if name not in JUMPING)  # for networks that were not tuned for few steps
 STOCHASTIC = {"ddim": 0.0, "ddpm": 1.0, "dpmpp_2m_sde": 1.0}  # default eta
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """Classifier-free guidance (Ho & Salimans 2022) with the interval of Kynkaanniemi et al. 2024.
-
-    scale w: M = M_uncond + w (M_cond - M_uncond); 1 is off. Applied while low <= u <= high.
-    """
-
-    scale: float = 1.0
-    low: float = 0.0
-    high: float = 1.0
-    trained: tuple[float, float] | None = None  # scales that the network itself takes, which costs no second row
-
-    def split(self, t: float, r: float) -> tuple[float, float]:
-        """The scale between two rows of a step, and the one that the network is given; 1 is none.
-
-        A jump, r < t, was learnt from a guided path with an interval of its own.
-        """
-        scale = self.scale if r < t or self.active(t) else 1.0
-        is_input = self.trained is not None and self.trained[0] <= scale <= self.trained[1]
-        return (1.0, scale) if is_input else (scale, 1.0)
-
-    def active(self, t: float) -> bool:
-        """Whether the step at timestep t needs an unconditional row."""
-        u = round(t / NUM_TIMESTEPS, 9)  # a step at u = 0.1 is really at 0.09999999999999998
-        return self.scale != 1 and self.low <= u <= self.high
-
-
-def step_coefficients(table: SamplerTable, step: int, guidance: Guidance) -> list[float]:
-    """The row that kernels.sampler_step reads: w, p, q, a, b, c, s, clamp."""
-    t, *row = table.rows[step].tolist()
-    return [guidance.split(t, float(table.jumps[step]))[0], *row, float(table.clamp)]
-
-
-@torch.no_grad()
-def sample(
-    model: nn.Module,
-    table: SamplerTable,
-    labels: Tensor,
-    seeds: Tensor,
-    image_shape: tuple[int, int, int],
-    *,
-    guidance: Guidance = Guidance(),
-    null_label: int | None = None,
-) -> Tensor:
-    """The plain loop: one table for all images, the reference that the serving engine must reproduce.
-
-    Args:
-        labels, seeds: [n] int64 on the model's device; image i depends on labels[i] and seeds[i] alone.
-        null_label: the label of the unconditional rows; default model.num_classes.
-
-    Returns:
-        [n, C, H, W] float32, nominally in [-1, 1].
-    """
-    n, device = len(labels), labels.device
-    null = cast("int", model.num_classes) if null_label is None else null_label
-    x = normal(seeds, torch.zeros_like(seeds), int(np.prod(image_shape))).view(n, *image_shape)
-    history = torch.zeros_like(x)
-    rows = torch.arange(n, device=device)
-    for step in range(len(table)):
-        t, r = float(table.rows[step, T]), float(table.jumps[step])
-        between, given = guidance.split(t, r)
-        if between != 1:
-            y, uncond = torch.cat([labels, torch.full_like(labels, null)]), rows + n
-        else:
-            y, uncond = labels, rows
-        inputs = (t,) if guidance.trained is None else (t, r, given)
-        times, *others = (torch.full((len(y),), value, device=device) for value in inputs)
-        output = model(x[torch.arange(len(y), device=device) % n], times, y, *others)
-        indices = torch.stack([rows, rows, uncond, seeds, torch.full_like(rows, step + 1)], dim=1)
-        row = torch.tensor(step_coefficients(table, step, guidance), device=device)
-        sampler_step(x, history, output, indices, row.expand(n, -1))
-    return x
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Samples in -1..1 (clamped) to bytes 0..255."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

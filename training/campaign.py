@@ -19,7 +19,7 @@ import torch
 
 from models.checkpoint import load_checkpoint
 from models.files import replace_file
-from models.samplers import Guidance
+from models.sampling import Guidance
 from training.campaign_list import Point, Run
 from training.config import LATER
 from training.data import Data, fingerprint

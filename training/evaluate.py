@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.checkpoint import ModelConfig, load_checkpoint
-from models.samplers import to_uint8
+from models.sampling import to_uint8
 from training.data import Data, Split, to_float
 from training.judge import Judge
 from training.report import Sampling, draw_grid, generate, sampling_of

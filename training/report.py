@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.checkpoint import ModelConfig
 from models.files import replace_file
-from models.samplers import Guidance, sample, to_uint8
+from models.sampling import Guidance, sample, to_uint8
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from models.checkpoint import load_checkpoint, parameter_count
-from models.samplers import to_uint8
+from models.sampling import to_uint8
 from training.report import Sampling, generate, label_width, sampling_of
 
 NAMES = {"dit": "DiT", "unet": "UNet"}

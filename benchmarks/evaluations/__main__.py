@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from benchmarks.evaluations.points import LEAST_ACCURACY, Point, front, gather, neighbours, sheets
 from benchmarks.evaluations.report import write_page
 from models.checkpoint import load_checkpoint
-from models.samplers import to_uint8
+from models.sampling import to_uint8
 from training.data import Data, Split, load_data
 from training.evaluate import compare_features
 from training.judge import Judge, load_judge

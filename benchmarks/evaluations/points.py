@@ -9,7 +9,8 @@ from itertools import product
 from typing import Any
 
 from models.checkpoint import ModelConfig
-from models.samplers import SAMPLERS, SPACINGS, Guidance, T
+from models.samplers import SAMPLERS, SPACINGS, T
+from models.sampling import Guidance
 from training.report import Sampling
 
 LEAST_ACCURACY = 0.985  # of a point that may become a default

@@ -20,7 +20,7 @@ from PIL import Image
 from benchmarks.client import serving
 from benchmarks.gpu.device import DEVICE, DRY, SHIPPED, model_of, parse
 from benchmarks.gpu.results import guarded, note
-from models.samplers import Guidance, sample, to_uint8
+from models.sampling import Guidance, sample, to_uint8
 
 SETTINGS = {"device": DEVICE.type, "max_requests": 4096, "log_level": "warning"}
 SETTINGS["keep_alive_seconds"] = 60  # connections outlast the reference, which blocks the client's loop

@@ -7,6 +7,7 @@ every request is answered once, or its worker sees the socket close.
 import logging
 import time
 
+from service.engine.canvas import check_brought
 from service.engine.cards import describe, signature
 from service.engine.clients import Client, Clients
 from service.engine.core import EngineCore
@@ -147,11 +148,15 @@ class EngineLoop:
             client.refuse(message.number, error)
 
     def _request(self, request_id: str, message: Generate) -> Request:
-        params = message.params
+        params, config = message.params, self._core.runners[message.params.model].config
         try:
-            plan = compile_plan(self._core.runners[params.model].config, params)
+            plan = compile_plan(config, params)
         except ValueError as error:
             raise InvalidRequest.field("sampler", str(error)) from error
+        try:
+            check_brought(params, config.image_shape)
+        except ValueError as error:
+            raise InvalidRequest.field("image", str(error)) from error
         return Request(request_id, params, plan, message.deadline_seconds, message.num_previews)
 
     def _abort(self, client: Client, number: int) -> None:

@@ -8,26 +8,29 @@ import numpy as np
 
 from kernels.sampler_step import NUM_COEFFICIENTS
 from models.checkpoint import ModelConfig
-from models.samplers import Guidance, SamplerTable, T, step_coefficients
+from models.samplers import SamplerTable, T
+from models.sampling import Guidance, step_coefficients
 from service.engine.request import Plan
 from service.wire.messages import SamplingParams
 
 LOOK = 2  # factors of x and d in the image that leaves the device
 COEFFICIENTS, LOOKS = slice(1, 1 + NUM_COEFFICIENTS), slice(1 + NUM_COEFFICIENTS, 1 + NUM_COEFFICIENTS + LOOK)
 INPUTS = [0, LOOKS.stop, LOOKS.stop + 1]  # of the network: t, r, w
-NUM_NUMBERS = 1 + NUM_COEFFICIENTS + LOOK + 2
+LEVELS = slice(LOOKS.stop + 2, LOOKS.stop + 4)  # alpha and sigma of x before the step
+NUM_NUMBERS = LEVELS.stop
 
 
 def compile_plan(config: ModelConfig, params: SamplingParams) -> Plan:
     """Its numbers are [num_steps, NUM_NUMBERS] float32: timestep, the coefficients of kernels.sampler_step, look.
 
-    Behind them stand what only few-step networks take: the timestep to which they jump, and the guidance scale.
+    Behind them stand what only few-step networks take: the timestep to which they jump, and the guidance scale. The
+    last two are for images that requests bring along.
 
     Raises:
         ValueError: the model has no such sampler.
     """
     guidance = Guidance(params.guidance_scale, *params.guidance_interval, config.guidance_range)
-    return _compile(config.table(params.sampler, params.num_steps, params.spacing), guidance)
+    return _compile(config.table(params.sampler, params.num_steps, params.spacing, params.strength), guidance)
 
 
 @lru_cache(maxsize=1024)
@@ -36,7 +39,7 @@ def _compile(table: SamplerTable, guidance: Guidance) -> Plan:
     scales = [guidance.split(t, r) for t, r in zip(timesteps.tolist(), table.jumps.tolist(), strict=True)]
     coefficients = [step_coefficients(table, step, guidance) for step in steps]
     inputs = [table.jumps, [given for _, given in scales]]
-    numbers = np.column_stack([timesteps, coefficients, table.look, *inputs]).astype(np.float32)
+    numbers = np.column_stack([timesteps, coefficients, table.look, *inputs, table.levels]).astype(np.float32)
     rows = tuple(1 + (between != 1) for between, _ in scales)
     remaining = tuple(accumulate(reversed(rows), initial=0))[::-1]
     return Plan(rows, remaining, dict(Counter(rows)), numbers)

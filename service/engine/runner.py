@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kernels.gather_rows import gather_rows
 from kernels.sampler_step import Pictures, sampler_step
 from models.checkpoint import ModelConfig
+from service.engine.canvas import keep_known, paint_known
 from service.engine.latents import LatentPool
 from service.engine.plan import compile_plan
 from service.engine.request import ImageTask, Request
@@ -79,10 +80,12 @@ class LaunchedStep:
             task, step = tasks[place], int(steps[place])
             if task in failed:
                 continue
+            picture = keep_known(view, task.request.params)
             if step == task.last_step:
-                result.images[task] = view.copy()  # a view would keep all the step's images for the slowest of them
+                # a view would keep all the step's images for the slowest of them
+                result.images[task] = picture.copy() if picture is view else picture
             else:
-                result.previews[task] = Preview(view.tobytes(), view.shape, task.index, step + 1)
+                result.previews[task] = Preview(picture.tobytes(), view.shape, task.index, step + 1)
         return result
 
 
@@ -124,6 +127,7 @@ class ModelRunner:
         block = StepBlock(torch.empty(rows * BYTES_PER_ROW, dtype=torch.uint8), rows, len(tasks))
         pack(block, step, self.config.num_classes, self.pool.scratch_slot)
         block = StepBlock(block.bytes.to(self.device), rows, len(tasks))
+        paint_known(self.pool, step)
         output = self.output(len(tasks), self.device)
         self.advance(block, output)
         return LaunchedStep(step, rows, output.finite.cpu(), output.pixels[: step.num_shown].cpu())

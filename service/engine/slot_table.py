@@ -21,10 +21,12 @@ class TaskArrays(NamedTuple):
     steps: np.ndarray  # int64, from 0
     seeds: np.ndarray  # int64
     labels: np.ndarray  # int64
-    numbers: np.ndarray  # [n, 1 + 8 + 2] float32, of a plan
+    fresh: np.ndarray  # bool: x is noise yet to be drawn
+    numbers: np.ndarray  # [n, NUM_NUMBERS] float32, of a plan
     guided: np.ndarray  # bool: with a second row
     shown: np.ndarray  # bool: leaves the device with this step, finished or as a preview
     is_deterministic: bool
+    painted: list[int]  # places of images whose x is painted before the step; see service/engine/canvas.py
 
     @property
     def num_rows(self) -> int:
@@ -46,6 +48,7 @@ class SlotTable:
         self._facts = np.zeros((num_slots, 4), np.int64)  # seed, label, first row of the plan, last step
         self._previews: dict[int, frozenset[int]] = {}  # by slot
         self._deterministic: set[int] = set()  # slots
+        self._painted: dict[int, bool] = {}  # slots whose requests brought an image: whether they keep a part of it
         self._numbers = np.zeros((LEAST_ROWS, NUM_NUMBERS), np.float32)
         self._guided = np.zeros(LEAST_ROWS, bool)
         self._plans: dict[int, tuple[Plan, int]] = {}  # with its first row, by identity
@@ -65,9 +68,20 @@ class SlotTable:
         if self._previews:
             for place, task in enumerate(tasks):
                 shown[place] |= task.step in self._previews.get(cast(int, task.slot), ())
+        fresh, painted = steps == 0, []
+        if self._painted:
+            painted = [place for place, task in enumerate(tasks) if self._is_painted(task)]
+            fresh[painted] = False
         deterministic = bool(self._deterministic) and not self._deterministic.isdisjoint(slots.tolist())
         found = self._numbers[rows], self._guided[rows]
-        return TaskArrays(tasks, slots, steps, seeds, labels, *found, shown, deterministic)
+        return TaskArrays(tasks, slots, steps, seeds, labels, fresh, *found, shown, deterministic, painted)
+
+    def _is_painted(self, task: ImageTask) -> bool:
+        """At the start of what begins with an image; later, what keeps a part of it."""
+        keeps = self._painted.get(cast(int, task.slot))
+        if keeps is None:
+            return False
+        return keeps and task.step > 0 or task.step == 0 and task.request.params.strength < 1
 
     def _enter(self, task: ImageTask) -> None:
         slot, request = cast(int, task.slot), task.request
@@ -77,6 +91,9 @@ class SlotTable:
         self._previews.pop(slot, None)
         if request.preview_steps:
             self._previews[slot] = request.preview_steps
+        self._painted.pop(slot, None)
+        if request.params.image:
+            self._painted[slot] = bool(request.params.free)
         self._deterministic.discard(slot)
         if request.params.deterministic:
             self._deterministic.add(slot)

@@ -88,7 +88,7 @@ def pack(block: StepBlock, step: TaskArrays, null_label: int, scratch_slot: int)
     n, guided = len(step.tasks), np.flatnonzero(step.guided)
     R = n + len(guided)
     rows, labels, inputs, indices, coefficients, places, look = block.arrays
-    rows[:n, 0], rows[:n, 1], rows[:n, 2] = step.slots, step.seeds, step.steps == 0
+    rows[:n, 0], rows[:n, 1], rows[:n, 2] = step.slots, step.seeds, step.fresh
     rows[n:R] = rows[guided]
     rows[R:] = scratch_slot, 0, 0
     labels[:n], labels[n:] = step.labels, null_label

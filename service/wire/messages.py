@@ -28,6 +28,9 @@ class SamplingParams:
     class_labels: tuple[int, ...] = ()  # one an image, where they differ
     deterministic: bool = False  # the same bytes in any company, for the price of full steps
     spacing: str = "trailing"  # of the noise times
+    image: bytes = b""  # [H, W, C] uint8 to start from; none: from noise
+    free: bytes = b""  # [H, W] bool: which pixels of it may change; none: all
+    strength: float = 1.0  # of the noise that the image gets; 1 starts from noise, and keeps what is not free
 
 
 class ModelCard(msgspec.Struct, frozen=True):

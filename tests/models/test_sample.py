@@ -1,6 +1,8 @@
 """The plain loop: guidance, its interval, noise by request, and images that do not know each other."""
 
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from kernels.philox import normal
-from models.samplers import Guidance, build_table, sample, step_coefficients
+from models.samplers import build_table
+from models.sampling import Guidance, Known, sample, step_coefficients
 from models.schedule import NoiseSchedule, Prediction
 from tests.models.gaussian import Gaussian, run_table
 
@@ -59,7 +62,7 @@ TABLE = build_table(FLOW, Prediction.X0, "ddpm", 10, clamp=False)
 UNGUIDED = Guidance()
 
 
-def images(model: nn.Module, guidance: Guidance = UNGUIDED, **options: int) -> Tensor:
+def images(model: nn.Module, guidance: Guidance = UNGUIDED, **options: Any) -> Tensor:
     return sample(model, TABLE, LABELS, SEEDS, SHAPE, guidance=guidance, **options)
 
 
@@ -184,3 +187,65 @@ def test_coefficients_of_a_step() -> None:
     assert step_coefficients(table, 1, Guidance(3.0)) == [3.0, *table.rows[1, 1:].tolist(), 1.0]
     assert step_coefficients(table, 1, Guidance(3.0, 0.0, 0.5))[0] == 1.0  # u = 0.75 lies outside
     assert step_coefficients(TABLE, 0, Guidance())[-1] == 0.0
+
+
+IMAGE = torch.linspace(-1, 1, 18).view(SHAPE)
+FREE = torch.tensor([[True, True, False], [False, True, False], [True, False, False]])
+
+
+def noise(step: int = 0) -> Tensor:
+    return normal(SEEDS, torch.full_like(SEEDS, step), 18).view(4, *SHAPE)
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "shifted", "karras"])
+def test_an_image_is_noised_to_its_strength_and_denoised_from_there(spacing: str) -> None:
+    """SDEdit (Meng et al. 2021), with the steps of Euler."""
+    table = build_table(FLOW, Prediction.X0, "euler", 4, spacing=spacing, strength=0.6, clamp=False)
+    model = ClassGaussian()
+    got = sample(model, table, LABELS, SEEDS, SHAPE, known=Known(IMAGE))
+    times = [*(table.rows[:, 0] / 1000), 0.0]
+    assert times[0] == pytest.approx(0.6, abs=1e-3)
+    x = (1 - times[0]) * IMAGE + times[0] * noise()
+    for u, after in pairwise(times):
+        x0 = model(x, torch.full((4,), u * 1000), LABELS)
+        x = x + (after - u) * (x - x0) / u
+    torch.testing.assert_close(got, x.float(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_what_is_not_free_follows_its_own_path_from_noise_to_image(strength: float) -> None:
+    table = build_table(FLOW, Prediction.X0, "dpmpp_2m", 5, strength=strength, clamp=False)
+    model = ClassGaussian()
+    got = sample(model, table, LABELS, SEEDS, SHAPE, known=Known(IMAGE, FREE))
+    for i, (x, t, _) in enumerate(model.calls):
+        u = float(t[0]) / 1000
+        path = (1 - u) * IMAGE + u * noise()
+        kept = torch.ones(3, 3, dtype=torch.bool) if i == 0 else ~FREE
+        torch.testing.assert_close(x[..., kept], path[..., kept], atol=1e-6, rtol=1e-6)
+        if i:
+            assert not torch.isclose(x[..., FREE], path[..., FREE], atol=1e-3).all()
+    assert got.isfinite().all()
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "dpmpp_2m", "ab2"])
+def test_with_full_strength_an_image_of_which_all_is_free_changes_nothing(sampler: str) -> None:
+    table = build_table(FLOW, Prediction.X0, sampler, 5)
+    plain = sample(ClassGaussian(), table, LABELS, SEEDS, SHAPE)
+    for known in (Known(IMAGE), Known(IMAGE, torch.ones(3, 3, dtype=torch.bool))):
+        assert torch.equal(sample(ClassGaussian(), table, LABELS, SEEDS, SHAPE, known=known), plain)
+
+
+def test_little_strength_changes_little() -> None:
+    moved = []
+    for strength in (0.05, 0.3, 1.0):
+        table = build_table(FLOW, Prediction.X0, "euler", 6, strength=strength)
+        moved.append(
+            (sample(ClassGaussian(), table, LABELS, SEEDS, SHAPE, known=Known(IMAGE)) - IMAGE).abs().mean()
+        )
+    assert moved[0] < 0.1 < moved[1] < moved[2]
+
+
+@pytest.mark.parametrize("strength", [0.0, -1.0, 1.01, float("nan")])
+def test_a_strength_out_of_range_is_refused(strength: float) -> None:
+    with pytest.raises(ValueError, match=r"strength must lie in 0.01\.\.1, got"):
+        build_table(FLOW, Prediction.X0, "euler", 4, strength=strength)

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from models.checkpoint import load_checkpoint
-from models.samplers import PLAIN, Guidance, build_table, sample
+from models.samplers import PLAIN, build_table
+from models.sampling import Guidance, sample
 from models.schedule import NoiseSchedule, Prediction
 from service.errors import MAX_FIELD_ERRORS
 from service.web.schemas import MAX_SEED

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from models.samplers import to_uint8
+from models.sampling import to_uint8
 from tests.training.pictures import write_pictures
 from training.data import Data, DataError, Split, fingerprint, load_data, split_by_class, take_subset, to_float
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.checkpoint import CheckpointError, ModelConfig, build_model, load_checkpoint
-from models.samplers import Guidance, sample
+from models.sampling import Guidance, sample
 from training.config import TrainConfig, recipe_of
 from training.few_step import GUIDANCE_RANGE, TEACHER_STEPS, Draws, Tuning, draw
 from training.processes import Processes

@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageFont
 
 from models.checkpoint import ModelConfig, load_checkpoint
-from models.samplers import Guidance
+from models.sampling import Guidance
 from training.report import LABEL_WIDTH, LossLog, draw_grid, generate, plot_losses, sampling_of, save_sample_grid
 
 

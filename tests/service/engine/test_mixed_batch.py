@@ -15,6 +15,7 @@ from tests.service.engine.tiny import (
     drive,
     make_params,
     make_request,
+    picture_of,
     random_params,
     recording_runner,
     samplers_of,
@@ -29,11 +30,6 @@ COMBINATIONS = 64
 # each), and up to 12 steps with guidance of up to 4 carry that along: 2e-6 was seen.
 LATENT_TOLERANCE = 2e-5
 BOTH = pytest.mark.parametrize("architecture", ["dit", "unet"])
-
-
-def pixels(latent: Tensor) -> np.ndarray:
-    """[H, W, C] as an image file has them."""
-    return ((latent.clamp(-1, 1) + 1) * 127.5).round().permute(1, 2, 0).numpy().astype(int)
 
 
 def levels_apart(image: np.ndarray, other: np.ndarray) -> int:
@@ -63,7 +59,7 @@ def test_64_random_requests_in_one_run_equal_their_plain_loops(architecture: str
         for index in range(len(request.tasks)):
             expected, latent = solo(model, config, request.params, index), runner.latents[request.request_id, index]
             torch.testing.assert_close(latent, expected, rtol=LATENT_TOLERANCE, atol=LATENT_TOLERANCE)
-            assert levels_apart(request.images[index], pixels(expected)) <= 1, request.params
+            assert levels_apart(request.images[index], picture_of(expected, request.params)) <= 1, request.params
     # Ragged guidance: every forward has the rows that were scheduled, and in total those of the plans.
     assert watched.rows == [step.num_rows for step in steps]
     assert sum(watched.rows) == sum(sum(r.plan.rows) * len(r.tasks) for r in requests)
@@ -81,6 +77,8 @@ def test_64_random_requests_in_one_run_equal_their_plain_loops(architecture: str
         {"sampler": "dpmpp_2m"},
         {"guidance_scale": 2.3},
         {"guidance_interval": (0.5, 1.0)},
+        {"image": bytes(range(64)), "strength": 0.9},
+        {"free": bytes(32) + b"\1" * 32, "image": bytes(range(64))},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -141,7 +139,7 @@ def test_the_guilty_request_fails_and_the_others_do_not_notice(crime: str, below
     assert guilty.error == raised if crime == "raises" else guilty.error.endswith(infinite)
     for request in innocent:
         assert request.status is RequestStatus.FINISHED
-        expected = pixels(solo(sound, config, request.params))
+        expected = picture_of(solo(sound, config, request.params), request.params)
         assert levels_apart(request.images[0], expected) <= 1
 
 
@@ -171,7 +169,7 @@ def test_a_forward_that_is_only_too_large_fails_nobody_and_advances_each_image_o
     drive(core, {0: requests})
     for request in requests:
         assert request.status is RequestStatus.FINISHED, request.error
-        assert levels_apart(request.images[0], pixels(solo(sound, config, request.params))) <= 1
+        assert levels_apart(request.images[0], picture_of(solo(sound, config, request.params), request.params)) <= 1
     assert model.rows == sum(sum(request.plan.rows) for request in requests)
 
 
@@ -184,4 +182,4 @@ def test_the_next_occupant_of_a_poisoned_slot_is_sound() -> None:
     assert guilty.status is RequestStatus.FAILED
     for request in heirs:
         assert request.status is RequestStatus.FINISHED
-        assert levels_apart(request.images[0], pixels(solo(sound, config, request.params))) <= 1
+        assert levels_apart(request.images[0], picture_of(solo(sound, config, request.params), request.params)) <= 1

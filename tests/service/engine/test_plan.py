@@ -6,7 +6,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from models.checkpoint import ModelConfig
-from models.samplers import Guidance, T, build_table
+from models.samplers import T, build_table
+from models.sampling import Guidance
 from models.schedule import NoiseSchedule, Prediction
 from service.engine.plan import COEFFICIENTS, INPUTS, LOOKS, NUM_NUMBERS, compile_plan
 from tests.service.engine.tiny import make_params, samplers_of, tiny_config

@@ -9,11 +9,13 @@ from contextlib import suppress
 from itertools import count
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from models.checkpoint import ModelConfig, build_model
-from models.samplers import SAMPLERS, Guidance, sample
+from models.samplers import SAMPLERS
+from models.sampling import Guidance, Known, sample, to_uint8
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.plan import compile_plan
 from service.engine.request import ImageTask, Request
@@ -160,10 +162,38 @@ def drive(core: EngineCore, arrivals: dict[int, list[Request]]) -> tuple[list[Re
 
 def solo(model: nn.Module, config: ModelConfig, params: SamplingParams, index: int = 0) -> Tensor:
     """Latents [C, H, W] of one image by the plain loop."""
-    table = config.table(params.sampler, params.num_steps, params.spacing)
+    table = config.table(params.sampler, params.num_steps, params.spacing, params.strength)
     labels, seeds = torch.tensor([params.class_label]), torch.tensor([params.seeds[index]])
     guidance = Guidance(params.guidance_scale, *params.guidance_interval, config.guidance_range)
-    return sample(model, table, labels, seeds, config.image_shape, guidance=guidance)[0]
+    known = known_of(params, config.image_shape)
+    return sample(model, table, labels, seeds, config.image_shape, guidance=guidance, known=known)[0]
+
+
+def known_of(params: SamplingParams, shape: tuple[int, int, int]) -> Known | None:
+    if not params.image:
+        return None
+    C, H, W = shape
+    pixels = torch.tensor(list(params.image), dtype=torch.float32).view(H, W, C).permute(2, 0, 1)
+    free = torch.tensor(list(params.free), dtype=torch.bool).view(H, W) if params.free else None
+    return Known(pixels / 127.5 - 1, free)
+
+
+def picture_of(latent: Tensor, params: SamplingParams) -> np.ndarray:
+    """[H, W, C] of the bytes that belong to a latent [C, H, W], and to the pixels that the request keeps."""
+    picture = to_uint8(latent).permute(1, 2, 0).numpy()
+    if not params.free:
+        return picture
+    image = np.frombuffer(params.image, np.uint8).reshape(picture.shape)
+    return np.where(np.frombuffer(params.free, bool).reshape(*picture.shape[:2], 1), picture, image)
+
+
+def random_image(rng: random.Random, shape: tuple[int, int, int] = (1, 8, 8)) -> dict[str, Any]:
+    """Often none; else to start from, or to keep a part of, or both."""
+    C, H, W = shape
+    if rng.random() < 0.6:
+        return {}
+    free = rng.choice([b"", bytes(rng.random() < 0.5 for _ in range(H * W))])
+    return {"image": rng.randbytes(C * H * W), "free": free, "strength": rng.choice([1.0, rng.uniform(0.05, 1.0)])}
 
 
 def random_params(rng: random.Random, model: str, samplers: list[str]) -> SamplingParams:
@@ -178,4 +208,5 @@ def random_params(rng: random.Random, model: str, samplers: list[str]) -> Sampli
         guidance_scale=1.0 if kind == "off" else rng.uniform(0.0, 4.0),
         guidance_interval=(low, high) if kind == "interval" else (0.0, 1.0),
         seeds=tuple(rng.getrandbits(53) for _ in range(rng.randint(1, 3))),
+        **random_image(rng),
     )

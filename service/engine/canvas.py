@@ -1,0 +1,54 @@
+"""Images that requests bring along: x starts from them, or keeps a part of them at each step.
+
+The step itself knows nothing of them. What is known is painted into x before it, in launches of its own, which no
+step has without such a request.
+"""
+
+import numpy as np
+import torch
+
+from models.sampling import paint
+from service.engine.latents import LatentPool
+from service.engine.plan import LEVELS
+from service.engine.slot_table import TaskArrays
+from service.wire.messages import SamplingParams
+
+
+def paint_known(pool: LatentPool, step: TaskArrays) -> None:
+    """Bring x of the images step.painted to where the step begins; the same again if it is repeated."""
+    places, (channels, height, width), device = step.painted, pool.x.shape[1:], pool.x.device
+    if not places:
+        return
+    known = [brought(step.tasks[place].request.params, (height, width, channels)) for place in places]
+    images, free = (np.stack(arrays) for arrays in zip(*known, strict=True))
+    free &= (step.steps[places] > 0)[:, None, None]  # all of x starts with the noise of the image
+    found = images, free[:, None], step.numbers[places, LEVELS], step.seeds[places], step.slots[places]
+    x0, free, levels, seeds, slots = (torch.from_numpy(array).to(device) for array in found)
+    x0 = x0.permute(0, 3, 1, 2).float() / 127.5 - 1
+    pool.x[slots] = paint(pool.x[slots], x0, free, levels, seeds)
+
+
+def keep_known(picture: np.ndarray, params: SamplingParams) -> np.ndarray:
+    """The picture [H, W, C] uint8 with the bytes of what was to be kept."""
+    if not params.free:
+        return picture
+    image, free = brought(params, picture.shape)
+    return np.where(free[:, :, None], picture, image)
+
+
+def brought(params: SamplingParams, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """The image, of shape H, W, C, uint8; and what of it is free, [H, W] bool."""
+    image = np.frombuffer(params.image, np.uint8).reshape(shape)
+    free = np.frombuffer(params.free, bool).reshape(shape[:2]) if params.free else np.ones(shape[:2], bool)
+    return image, free
+
+
+def check_brought(params: SamplingParams, image_shape: tuple[int, int, int]) -> None:
+    """Raises ValueError where the bytes do not fit a model of this shape, C, H, W."""
+    C, H, W = image_shape
+    if params.image and len(params.image) != C * H * W:
+        raise ValueError(f"the image must have {H} x {W} x {C} bytes, not {len(params.image)}")
+    if params.free and len(params.free) != H * W:
+        raise ValueError(f"what is free must have {H} x {W} bytes, not {len(params.free)}")
+    if not params.image and (params.free or params.strength < 1):
+        raise ValueError("only an image has a strength or a part that is free")
