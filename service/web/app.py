@@ -15,7 +15,7 @@ from service.observe.tracing import Spans
 from service.settings import Settings, model_entries
 from service.web import dialects, images, info, middleware, openapi
 from service.web.generation import Generator
-from service.web.routes import generate, inference_v2, openai, ops, page, triton
+from service.web.routes import edits, generate, inference_v2, openai, ops, page, triton
 from service.web.schemas import FIELD_NAMES, Fields
 from service.wire.async_engine import AsyncEngine
 
@@ -79,7 +79,7 @@ def assemble(
 
 def _add_routes(app: FastAPI, settings: Settings) -> None:
     """A path belongs to the first route that matches, so /v2/models/stats stands before /v2/models/{model}."""
-    for routes in (page, generate, openai, triton, inference_v2, ops):
+    for routes in (page, generate, openai, edits, triton, inference_v2, ops):
         app.include_router(routes.router)
     if settings.metrics_port is None:
         app.include_router(ops.exposition)
@@ -88,9 +88,8 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
 
 def _direct_routes() -> dict[tuple[str, str], APIRoute]:
     """Those that generate, at paths without parameters."""
-    routes = [
-        route for module in (generate, openai) for route in module.router.routes if isinstance(route, APIRoute)
-    ]
+    routers = (module.router.routes for module in (generate, openai, edits))
+    routes = [route for found in routers for route in found if isinstance(route, APIRoute)]
     return {("POST", route.path): route for route in routes if route.methods == {"POST"}}
 
 

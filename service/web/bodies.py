@@ -1,9 +1,11 @@
-"""JSON bodies and queries, read alike by all three APIs: UTF-8, at most 64 KiB (service/web/middleware.py)."""
+"""JSON bodies, forms and queries, read alike by all APIs; service/web/middleware.py bounds their size."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from python_multipart import FormParser
+from python_multipart.multipart import parse_options_header
 
 from service.errors import CompressedBody, InvalidRequest, echo
 from service.web.dialects import invalid
@@ -41,6 +43,58 @@ async def read_json(request: Request, model: type[T], fields: Fields) -> T:
         return model.model_validate_json(body)
     except ValidationError as error:
         raise invalid(error.errors(), fields) from error
+
+
+async def read_form(request: Request, model: type[T], fields: Fields) -> T:
+    """The fields of a form, in which files are bytes, as clients of OpenAI send it.
+
+    Raises:
+        CompressedBody, InvalidRequest: what is wrong with which field.
+    """
+    body = await read_bytes(request)
+    media_type, options = parse_options_header(request.headers.get("content-type", ""))
+    if media_type != b"multipart/form-data" or b"boundary" not in options:
+        raise InvalidRequest.field("body", "send a form, with Content-Type: multipart/form-data and its boundary")
+    try:
+        values = _parts(body, options[b"boundary"], len(fields.names))
+    except ValueError as error:  # of the parser, or of text that is not UTF-8
+        raise InvalidRequest.field("body", f"not a valid form: {error}") from error
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise invalid(error.errors(), fields) from error
+
+
+def _parts(body: bytes, boundary: bytes, most: int) -> dict[str, str | bytes]:
+    """By name: text, and the bytes of files. The parser says no word about a form that ends too soon."""
+    found: dict[str, str | bytes] = {}
+    ended: list[bool] = []
+
+    def keep(name: bytes | None, value: str | bytes) -> None:
+        text = (name or b"").decode()
+        if text in found:
+            raise InvalidRequest.field(text[:40], "given more than once")
+        if len(found) == most:
+            raise InvalidRequest.field("body", f"has more than {most} fields")
+        found[text] = value
+
+    def keep_file(file: Any) -> None:
+        file.file_object.seek(0)
+        keep(file.field_name, file.file_object.read())
+
+    parser = FormParser(
+        "multipart/form-data",
+        on_field=lambda field: keep(field.field_name, (field.value or b"").decode()),
+        on_file=keep_file,
+        on_end=lambda: ended.append(True),
+        boundary=boundary,
+        config={"MAX_MEMORY_FILE_SIZE": len(body) + 1},  # no file on a disk that may be read-only
+    )
+    parser.write(body)
+    parser.finalize()
+    if not ended:
+        raise ValueError("it has no end")
+    return found
 
 
 def read_query(request: Request, model: type[T], fields: Fields) -> T:

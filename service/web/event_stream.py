@@ -20,15 +20,18 @@ from service.web.leaving import unless_disconnected
 logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "text/event-stream"
+STATES = PARTIAL, COMPLETED = "partial_image", "completed"
+NAMES = [f"{kind}.{state}" for kind in ("image_generation", "image_edit") for state in STATES]
 EVENT_SCHEMA = {  # of one event, as OpenAPI documents a stream
     "type": "object",
     "required": ["event", "data"],
     "properties": {
-        "event": {"enum": ["image_generation.partial_image", "image_generation.completed", "error"]},
+        "event": {
+            "enum": [*(f"image_{kind}.{state}" for kind in ("generation", "edit") for state in STATES), "error"]
+        },
         "data": {"type": "string", "contentMediaType": "application/json"},
     },
 }
-PARTIAL, COMPLETED = "image_generation.partial_image", "image_generation.completed"
 NO_TOKENS = {  # OpenAI's clients expect the field
     "input_tokens": 0,
     "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
@@ -42,22 +45,25 @@ Updates = AsyncGenerator[Shown[list[str]] | Generated[list[str]]]  # pictures in
 Event = tuple[str, dict[str, Any]]  # name and data
 
 
-async def picture_events(updates: Updates, job: Job, form: str, quality: str = "auto") -> AsyncGenerator[Event]:
+async def picture_events(
+    updates: Updates, job: Job, form: str, quality: str = "auto", kind: str = "image_generation"
+) -> AsyncGenerator[Event]:
     """image_generation.partial_image for every preview, image_generation.completed for every image.
 
     Args:
         form: png, webp or jpeg.
+        kind: with which the names of the events begin.
     """
     shown = Counter[int]()
     async for update in updates:
         if isinstance(update, Shown):
             more = {"partial_image_index": shown[update.index], "step": update.step, "quality": quality}
-            yield _event(PARTIAL, update.index, update.result[0], job, form, **more)
+            yield _event(f"{kind}.{PARTIAL}", update.index, update.result[0], job, form, **more)
             shown[update.index] += 1
         else:
             more = {"timings": update.timings.model_dump(), "usage": NO_TOKENS, "quality": quality}
             for index, picture in enumerate(update.result):
-                yield _event(COMPLETED, index, picture, job, form, **more)
+                yield _event(f"{kind}.{COMPLETED}", index, picture, job, form, **more)
 
 
 def _event(name: str, index: int, picture: str, job: Job, form: str, **more: Any) -> Event:

@@ -100,6 +100,7 @@ class Generator:
         labels: tuple[int, ...] = (),
         seeds: tuple[int, ...] = (),
         timeout: float | None = None,
+        transparent: bool = False,
     ) -> Job:
         """Check the fields against the model and fill in its defaults.
 
@@ -107,12 +108,13 @@ class Generator:
             labels: class index of each image, instead of fields.class_ for all.
             seeds: of each image, instead of those that follow from fields.seed.
             timeout: in seconds, instead of fields.deadline_ms.
+            transparent: image and mask say by transparency what may change.
 
         Raises:
             UnknownModel, InvalidRequest: what is wrong, and what is allowed.
         """
         card = self.card(fields.model)
-        params = resolve(card, self.engine.spacings, fields, self.limits, labels, seeds)
+        params = resolve(card, self.engine.spacings, fields, self.limits, labels, seeds, transparent)
         if params.deterministic and card.repeats_itself is False:
             message = "this machine does not repeat itself bit by bit, as a check at start-up showed"
             raise InvalidRequest.field("deterministic", message)

@@ -1,6 +1,7 @@
 """A request that was checked: what the routes and the generator hand each other."""
 
 from dataclasses import dataclass, replace
+from hashlib import sha256
 
 from service.wire.messages import ModelCard, SamplingParams
 
@@ -33,13 +34,16 @@ class Job:
 
     @property
     def recipe(self) -> dict[str, str]:
-        """What a PNG says about itself: fields of /generate that make it again, and the weights that made it."""
+        """What a PNG says about itself: fields of /generate that make it again, and the weights that made it.
+
+        Of an image and a mask it has the hashes of their pixels.
+        """
         card, params = self.card, self.params
         low, high = params.guidance_interval
         fields = {
             "Software": self.software,
             "model": params.model,
-            "class": card.class_names[params.class_label],
+            "class": card.class_name(params.class_label) or "",
             "seed": str(params.seeds[0]),
             "n": str(len(params.seeds)),
             "steps": str(params.num_steps),
@@ -49,6 +53,12 @@ class Job:
             "guidance_low": str(low),
             "guidance_high": str(high),
         }
+        if params.class_label == card.null_label:
+            del fields["class"]
+        if params.image:
+            fields |= {"strength": str(params.strength), "image_sha256": sha256(params.image).hexdigest()}
+        if params.free:
+            fields["mask_sha256"] = sha256(params.free).hexdigest()
         if params.deterministic:
             fields["deterministic"] = "true"
         if len(params.seeds) > 1:

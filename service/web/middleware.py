@@ -11,7 +11,15 @@ from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import BodyTooLarge, ClientGone, HeadersTooLarge, RequestTimeout, ServiceError, UriTooLong
+from service.errors import (
+    BodyTooLarge,
+    ClientGone,
+    HeadersTooLarge,
+    RequestTimeout,
+    ServiceError,
+    Unavailable,
+    UriTooLong,
+)
 from service.observe import logs
 from service.observe.metrics import Metrics
 from service.observe.tracing import TraceMiddleware
@@ -26,7 +34,10 @@ if TYPE_CHECKING:
 CLIENT_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 NO_SNIFFING = (b"x-content-type-options", b"nosniff")  # a browser must not take an answer for a page
-MAX_BODY = 64 * 1024  # bytes; a request needs a few hundred
+MAX_BODY = 64 * 1024  # bytes; a request without files needs a few hundred
+MAX_FILES_BODY = 12 * 1024 * 1024  # two files of uploads.MAX_FILE in base64, and the rest
+FILES_PATHS = ("/generate", "/v1/images/edits", "/v1/images/variations")
+MAX_HELD = 32 * 1024 * 1024  # of a worker's bodies, as far as they are above MAX_BODY
 MAX_QUERY = 4096  # bytes
 # Without a key: what a person or a probe opens first. Everything else needs one, also what is added later.
 OPEN_PATHS = {"/", "/favicon.ico", "/livez", "/readyz", "/openapi.json"}
@@ -182,26 +193,56 @@ def is_open(path: str) -> bool:
 
 
 class LimitMiddleware:
-    """414 for a long query, 413 for a large body, 408 for a slow one.
+    """414 for a long query, 413 for a large body, 408 for a slow one, 503 where large ones would fill the memory.
 
-    The body is read here, before the application runs: it is small, and the answer is the same whatever the
-    application would have done with it. What follows a refusal is thrown away by service/web/protocol.py.
+    The body is read here, before the application runs, and the answer is the same whatever the application would
+    have done with it. What follows a refusal is thrown away by service/web/protocol.py.
     """
 
     def __init__(self, app: ASGIApp, body_seconds: float):
         self.app, self.body_seconds = app, body_seconds
+        self._held = 0  # bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        _check_head(scope)
+        limit = MAX_FILES_BODY if scope["path"] in FILES_PATHS else MAX_BODY
+        _check_head(scope, limit)
+        body = bytearray()
+        try:
+            await self._read(receive, body, limit)
+            await self.app(scope, _replay(bytes(body), receive), send)
+        finally:
+            self._held -= _beyond(body)
+
+    async def _read(self, receive: Receive, body: bytearray, limit: int) -> None:
+        """Fill body, and count what it holds.
+
+        Raises:
+            BodyTooLarge, Unavailable, RequestTimeout: as soon as that is known.
+            ClientGone: it will not be complete.
+        """
         try:
             async with asyncio.timeout(self.body_seconds):
-                body = await _read_body(receive)
+                more = True
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientGone
+                    before, more = _beyond(body), message.get("more_body", False)
+                    body += message.get("body", b"")
+                    self._held += _beyond(body) - before
+                    if len(body) > limit:
+                        raise _too_large(limit)
+                    if before < _beyond(body) and self._held > MAX_HELD:
+                        raise Unavailable.because("too many large bodies at once")
         except TimeoutError as error:
             raise RequestTimeout(f"the body did not arrive within {self.body_seconds:g} s") from error
-        await self.app(scope, _replay(body, receive), send)
 
 
-def _check_head(scope: Scope) -> None:
+def _beyond(body: bytearray) -> int:
+    return max(0, len(body) - MAX_BODY)
+
+
+def _check_head(scope: Scope, limit: int) -> None:
     """h11 counts only heads that are not complete yet.
 
     Raises:
@@ -213,31 +254,12 @@ def _check_head(scope: Scope) -> None:
     if len(scope["query_string"]) > MAX_QUERY:
         raise UriTooLong(f"the query is longer than {MAX_QUERY} bytes")
     declared = dict(scope["headers"]).get(b"content-length", b"0")
-    if declared.isdigit() and int(declared) > MAX_BODY:
-        raise _too_large()
+    if declared.isdigit() and int(declared) > limit:
+        raise _too_large(limit)
 
 
-async def _read_body(receive: Receive) -> bytes:
-    """The whole body.
-
-    Raises:
-        BodyTooLarge: as soon as that is known.
-        ClientGone: it will not be complete.
-    """
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        body += message.get("body", b"")
-        if len(body) > MAX_BODY:
-            raise _too_large()
-        if not message.get("more_body"):
-            return bytes(body)
-
-
-def _too_large() -> BodyTooLarge:
-    return BodyTooLarge(f"the body is larger than {MAX_BODY} bytes")
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body is larger than {limit} bytes")
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -10,6 +10,7 @@ from service.errors import QuotaExceeded, Unauthorized
 from service.web.dialects import SHAPES, dialect_of, document
 from service.web.generation import Generator
 from service.web.middleware import is_open
+from service.web.routes.edits import EditRequest
 from service.web.routes.openai import ImageRequest, own_limits
 from service.web.schemas import GenerateBody, GenerateResponse, Limits
 from service.web.tensors import InferenceRequest
@@ -17,8 +18,12 @@ from service.web.tensors import InferenceRequest
 Schema = dict[str, Any]
 
 TITLE = "Stepwise"
-REQUIRED = {"GenerateBody": ["model", "class"], "ImageRequest": ["model", "prompt"]}  # of the bodies
-REQUIRED_QUERY = ["model", "class", "seed", "deterministic"]  # of GET /generate
+REQUIRED = {  # of the bodies
+    "GenerateBody": ["model"],
+    "ImageRequest": ["model", "prompt"],
+    "EditRequest": ["model", "image"],
+}
+REQUIRED_QUERY = ["model", "seed", "deterministic"]  # of GET /generate
 SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -52,7 +57,14 @@ def install(app: FastAPI, generator: Generator) -> None:
 
 def _add_components(schema: Schema) -> None:
     components = schema.setdefault("components", {}).setdefault("schemas", {})
-    for model in (*SHAPES, GenerateBody, GenerateResponse, ImageRequest, InferenceRequest):
+    for model in (
+        *SHAPES,
+        GenerateBody,
+        GenerateResponse,
+        ImageRequest,
+        EditRequest,
+        InferenceRequest,
+    ):
         own = model.model_json_schema(ref_template="#/components/schemas/{model}")
         components.update(own.pop("$defs", {}))
         components[model.__name__] = own
@@ -69,7 +81,7 @@ def _operations(schema: Schema) -> Iterator[tuple[str, Schema]]:
 
 
 def _mark_required(schema: Schema) -> None:
-    """The classes allow None, because their errors name the models and classes that there are."""
+    """The schemas allow None, because their errors name the models and classes that there are."""
     for name, required in REQUIRED.items():
         body = schema["components"]["schemas"][name]
         body["required"] = required

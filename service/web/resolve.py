@@ -7,9 +7,11 @@ from models.names import class_key
 from models.seeds import SEED_BITS, image_seed
 from service.errors import FieldError, InvalidRequest, echo
 from service.web.schemas import GenerateFields, Limits, allowed
+from service.web.uploads import read_known
 from service.wire.messages import ModelCard, SamplingParams
 
 STANDS_FOR = ("steps", "sampler", "spacing", "guidance", "guidance_low", "guidance_high")  # fields, of a quality
+STRENGTH = 0.6  # of a variation: a digit keeps its place and slant, and may change its class
 MAX_PREVIEWS_SHOWN = 256  # of one request, on all its images
 
 
@@ -20,6 +22,7 @@ def resolve(
     limits: Limits,
     labels: tuple[int, ...],
     seeds: tuple[int, ...],
+    transparent: bool = False,
 ) -> SamplingParams:
     """Check the fields against their limits and the model, and fill in its defaults.
 
@@ -27,6 +30,7 @@ def resolve(
         spacings: the names that there are.
         labels: class index of each image, instead of fields.class_ for all.
         seeds: of each image, instead of those that follow from fields.seed.
+        transparent: image and mask say by transparency what may change.
 
     Raises:
         InvalidRequest: what is wrong, and what is allowed.
@@ -34,19 +38,50 @@ def resolve(
     _check_limits(fields, limits)
     _check_quality(fields)
     own = card.sampling[fields.quality or "default"]
+    image, free, strength = _known(card, fields, transparent)
+    label, guidance = _condition(card, fields, labels, own["guidance"])
     seed = secrets.randbits(SEED_BITS) if fields.seed is None else fields.seed
     return SamplingParams(
         model=fields.model or "",
-        class_label=0 if labels else find_class(card, fields.class_),
+        class_label=label,
         class_labels=_check_labels(card, labels),
         num_steps=fields.steps or own["steps"],
         sampler=_find_name("sampler", own["sampler"] if fields.sampler is None else fields.sampler, card.samplers),
         spacing=_find_name("spacing", own["spacing"] if fields.spacing is None else fields.spacing, spacings),
-        guidance_scale=own["guidance"] if fields.guidance is None else fields.guidance,
+        guidance_scale=guidance,
         guidance_interval=_interval(own, fields),
         seeds=seeds or tuple(image_seed(seed, index) for index in range(fields.n or 1)),
         deterministic=bool(fields.deterministic),
+        image=image,
+        free=free,
+        strength=strength,
     )
+
+
+def _condition(
+    card: ModelCard, fields: GenerateFields, labels: tuple[int, ...], guidance: float
+) -> tuple[int, float]:
+    """Class index and guidance scale. An image without a class is denoised as the model sees fit."""
+    scale = guidance if fields.guidance is None else fields.guidance
+    if labels:
+        return 0, scale
+    if fields.class_ is not None or fields.image is None:
+        return find_class(card, fields.class_), scale
+    if fields.guidance not in (None, 1.0):
+        raise InvalidRequest.field("guidance", "leads to a class: name one in class")
+    return card.null_label, 1.0
+
+
+def _known(card: ModelCard, fields: GenerateFields, transparent: bool) -> tuple[bytes, bytes, float]:
+    """Image, what of it is free, and strength."""
+    if fields.image is None:
+        for name in ("mask", "strength"):
+            if getattr(fields, name) is not None:
+                raise InvalidRequest.field(name, "needs an image")
+        return b"", b"", 1.0
+    image, free = read_known(card, fields.image, fields.mask, transparent)
+    usual = 1.0 if free else STRENGTH
+    return image, free, usual if fields.strength is None else fields.strength
 
 
 def _check_limits(fields: GenerateFields, limits: Limits) -> None:

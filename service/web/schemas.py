@@ -7,9 +7,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 from models.seeds import SEED_BITS
 from service.settings import MAX_GUIDANCE
+from service.web.uploads import decode
 
 Format = Literal["png", "webp", "jpeg", "npy", "json"]
 MAX_SEED = (1 << SEED_BITS) - 1
+MIN_STRENGTH = 0.01  # as in models/samplers.py, which imports torch
 
 Limits = dict[str, tuple[float, float]]  # the least and the greatest number that a field takes, by its name
 
@@ -25,6 +27,7 @@ def limits(max_steps: int, max_images: int) -> Limits:
         "seed": (0, MAX_SEED),
         "deadline_ms": (1, 3_600_000),
         "preview": (0, 64),
+        "strength": (MIN_STRENGTH, 1.0),
     }
 
 
@@ -75,6 +78,15 @@ Sampler = Annotated[str | None, Field(description="See /models for those of each
 Spacing = Annotated[str | None, Field(description="Of the noise times, one of five. Default: the model's.")]
 Quality = Literal["draft", "default", "best"]
 Guidance = Annotated[Number | None, Field(description="Guidance scale; 1 turns guidance off.")]
+File = Annotated[
+    bytes | None,
+    BeforeValidator(decode),
+    WithJsonSchema({"type": "string", "contentEncoding": "base64"}),
+]
+Strength = Annotated[
+    Number | None,
+    Field(description="How far from the image to go: the noise time to start at. Default: 0.6, with a mask 1."),
+]
 Seed = Annotated[Whole | None, Field(description="Default: random; X-Seed tells it.")]
 Deadline = Annotated[
     Whole | None,
@@ -91,9 +103,12 @@ class GenerateFields(BaseModel):
     class_: ClassLabel | None = Field(
         None,
         alias="class",
-        description="Name of a class. A JSON number, or digits that name no class, are an index.",
+        description="A class name. A JSON number, or digits that name no class, are an index. An image needs none.",
         examples=["3"],
     )
+    image: File = Field(None, description="A file of the model's size to start from, or with a mask to complete.")
+    mask: File = Field(None, description="A picture of the same size: white may change, black is kept as it is.")
+    strength: Strength = None
     quality: Quality | None = Field(
         None, description="What stands for steps, sampler, spacing and guidance, instead of them; see /models."
     )
@@ -144,13 +159,14 @@ class GenerateResponse(BaseModel):
 
     request_id: str
     model: str
-    class_: str = Field(alias="class")
-    class_index: int
+    class_: str | None = Field(alias="class")  # null: none was asked for
+    class_index: int | None
     steps: int
     sampler: str
     spacing: str
     guidance: float
     guidance_interval: tuple[float, float]
+    strength: float | None  # null: there was no image
     images: list[GeneratedImage]
     timings: Timings
 

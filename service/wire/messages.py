@@ -57,6 +57,15 @@ class ModelCard(msgspec.Struct, frozen=True):
     step_seconds: dict[int, float] = {}  # by row count
 
     @property
+    def null_label(self) -> int:
+        """Of rows without a class."""
+        return len(self.class_names)
+
+    def class_name(self, label: int) -> str | None:
+        """None for the null label."""
+        return None if label == self.null_label else self.class_names[label]
+
+    @property
     def default_sampling(self) -> dict[str, Any]:
         return self.sampling["default"]
 

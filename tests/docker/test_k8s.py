@@ -12,7 +12,7 @@ import pytest
 
 from service.local import create_app
 from service.settings import PREFIX, load_settings
-from service.web.middleware import MAX_BODY
+from service.web.middleware import MAX_FILES_BODY
 from tests.docker import manifests, scaling
 from tests.docker.manifests import Check, Manifests, container, environment, of_kind, pod
 from tests.docker.render import ADAPTER, K8S, OVERLAYS, kustomize, lack, rendered
@@ -104,7 +104,7 @@ def test_the_ingress_has_tls_and_lets_streams_through(traced: Path) -> None:
     (ingress,), (service,) = of_kind(found, "Ingress"), of_kind(found, "Service")
     annotations = ingress["metadata"]["annotations"]
     assert annotations["nginx.ingress.kubernetes.io/proxy-buffering"] == "off"
-    assert annotations["nginx.ingress.kubernetes.io/proxy-body-size"] == f"{MAX_BODY // 1024}k"
+    assert annotations["nginx.ingress.kubernetes.io/proxy-body-size"] == f"{MAX_FILES_BODY // 1024**2}m"
     assert annotations["nginx.ingress.kubernetes.io/force-ssl-redirect"] == "true"
     (rule,) = ingress["spec"]["rules"]
     assert [rule["host"]] == [host for entry in ingress["spec"]["tls"] for host in entry["hosts"]]

@@ -13,8 +13,9 @@ from models.samplers import SAMPLERS
 from service.local import create_app
 from service.settings import ModelEntry, Settings
 from service.web.images import MEDIA_TYPES
-from service.web.middleware import MAX_BODY, MAX_QUERY
+from service.web.middleware import MAX_BODY, MAX_FILES_BODY, MAX_QUERY
 from service.web.protocol import MAX_HEAD
+from service.web.routes.edits import FIELD_NAMES as EDIT_NAMES
 from service.web.routes.inference_v2 import PARAMETERS
 from service.web.routes.openai import FIELD_NAMES as OPENAI_NAMES
 from service.web.routes.openai import own_limits
@@ -69,12 +70,18 @@ def test_the_fields_of_openai() -> None:
     assert rows["output_compression"].startswith(allowed(own_limits(LIMITS)["output_compression"]))
 
 
+def test_the_fields_of_edits() -> None:
+    rows = [code(name)[0] for name, _ in table("| field of a form | meaning |")]
+    assert sorted(rows) == sorted(set(EDIT_NAMES) - set(OPENAI_NAMES))
+
+
 def test_the_parameters_of_the_inference_protocol() -> None:
     [listed] = re.findall(r"^Parameters are (.*?), as for", PAGE, re.DOTALL | re.MULTILINE)
     assert tuple(code(listed)) == PARAMETERS
 
 
 def test_the_sizes() -> None:
+    assert f"{MAX_FILES_BODY // 1024**2} MiB" in PAGE
     for size, where in ((MAX_BODY, "413"), (MAX_QUERY, "414"), (MAX_HEAD, "431")):
         [row] = [text for status, text in table("| status | when |") if status == where]
         assert f"{size // 1024} KiB" in row

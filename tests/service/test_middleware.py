@@ -1,9 +1,10 @@
 """What surrounds every request, over a real socket: limits, CORS, headers, the port of /metrics."""
 
+import select
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
@@ -11,9 +12,10 @@ import pytest
 
 from benchmarks.client import reserved_port
 from service.local import create_app
-from service.web.middleware import MAX_BODY, MAX_HEAD, MAX_QUERY
+from service.web.middleware import MAX_FILES_BODY, MAX_HEAD, MAX_HELD, MAX_QUERY
 from tests.service.conftest import Running, running, tiny_settings
 from tests.service.process import ROOT, command, environment, serving
+from tests.waiting import wait_until
 
 FRIEND, STRANGER = "https://friend.example", "https://stranger.example"
 
@@ -49,11 +51,26 @@ def test_a_large_head_is_refused_though_it_comes_whole(server: Running) -> None:
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["declared", "chunked"])
 def test_a_large_body_is_refused(server: Running, chunked: bool) -> None:
-    body = b" " * (MAX_BODY + 1)
+    body = b" " * (MAX_FILES_BODY + 1)
     refused = server.client.post("/generate", content=iter([body]) if chunked else body)
     assert refused.status_code == 413
     assert refused.headers["content-type"] == "application/problem+json"
     assert server.client.get("/livez").status_code == 200
+
+
+def test_large_bodies_that_would_fill_the_memory_are_refused(server: Running) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    head = f"POST /generate HTTP/1.1\r\nHost: a\r\nContent-Length: {MAX_FILES_BODY}\r\n\r\n".encode()
+    with ExitStack() as stack:
+        clients = []
+        for _ in range(MAX_HELD // MAX_FILES_BODY + 1):  # each waits for its last byte
+            client = stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
+            client.sendall(head + bytes(MAX_FILES_BODY - 1))
+            clients.append(client)
+        answered, _, _ = select.select(clients, [], [], 60)
+        assert answered[0].recv(4096).startswith(b"HTTP/1.1 503 ")
+        assert server.client.post("/generate", json={}).status_code == 422  # small ones have room
+    wait_until(lambda: server.client.post("/generate", content=bytes(MAX_FILES_BODY)).status_code == 422)
 
 
 def test_a_body_that_drips_in_is_refused(strict: Running) -> None:

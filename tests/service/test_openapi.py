@@ -75,13 +75,13 @@ def test_functions_of_generated_clients_have_readable_names(server: Running) -> 
 def test_required_fields_are_marked(server: Running) -> None:
     schema = server.client.get("/openapi.json").json()
     components = schema["components"]["schemas"]
-    assert components["GenerateBody"]["required"] == ["model", "class"]
+    assert components["GenerateBody"]["required"] == ["model"]
     assert components["ImageRequest"]["required"] == ["model", "prompt"]
     assert components["GenerateBody"]["properties"]["model"]["type"] == "string"  # and not null
     query = operations(schema)["GET /generate"]["parameters"]
     required = {parameter["name"] for parameter in query if parameter["required"]}
-    assert required == {"model", "class", "seed", "deterministic"}
-    for name, fields in (("GenerateBody", ("model", "class")), ("ImageRequest", ("model", "prompt"))):
+    assert required == {"model", "seed", "deterministic"}  # and a class, but for those who send an image
+    for name, fields in (("GenerateBody", ("model",)), ("ImageRequest", ("model", "prompt"))):
         for field in fields:
             assert "null" not in str(components[name]["properties"][field])
     for path in ("/generate", "/v1/images/generations"):

@@ -67,7 +67,7 @@ ONLY_POST = (
     summary="Generate images",
 )
 async def generate(request: Request) -> Response:
-    """Sample images of one class. The fields may stand in the query instead of the body."""
+    """Sample images of one class, or from an image. The fields may stand in the query instead of the body."""
     generator: Generator = request.app.state.generator
     fields = await _read(request, generator)
     form = choose_format(fields, ",".join(request.headers.getlist("accept")))
@@ -182,18 +182,19 @@ def has_tag(if_none_match: list[str], etag: str) -> bool:
 
 def as_json(generated: Generated[Any], request_id: str) -> bytes:
     """generated.result holds PNGs in base64."""
-    params, names = generated.job.params, generated.job.card.class_names
+    params, name = generated.job.params, generated.job.card.class_name(generated.job.params.class_label)
     pairs = zip(params.seeds, generated.result, strict=True)
     answer = GenerateResponse(
         request_id=request_id,
         model=params.model,
-        **{"class": names[params.class_label]},
-        class_index=params.class_label,
+        **{"class": name},
+        class_index=None if name is None else params.class_label,
         steps=params.num_steps,
         sampler=params.sampler,
         spacing=params.spacing,
         guidance=params.guidance_scale,
         guidance_interval=params.guidance_interval,
+        strength=params.strength if params.image else None,
         images=[GeneratedImage(seed=seed, png_base64=picture) for seed, picture in pairs],
         timings=generated.timings,
     )

@@ -158,6 +158,12 @@ async def create_image(request: Request) -> Response:
     refuse_query(request)
     generator: Generator = request.app.state.generator
     body = await read_json(request, ImageRequest, Fields(FIELD_NAMES, own_limits(generator.limits)))
+    return await draw(request, body, "image_generation")
+
+
+async def draw(request: Request, body: ImageRequest, kind: str) -> Response:
+    """kind: of the events; see picture_events."""
+    generator: Generator = request.app.state.generator
     job = _resolve(generator, body)
     _check_picture(body, job)
     form, quality = body.output_format or "png", body.quality or "auto"
@@ -166,7 +172,7 @@ async def create_image(request: Request) -> Response:
     if body.stream:
         previews = check_previews(len(job.params.seeds), body.partial_images or 0, "partial_images")
         updates = generator.stream(job, encode_last, previews, encode)
-        return await open_stream(picture_events(updates, job, form, quality), seed_headers(job))
+        return await open_stream(picture_events(updates, job, form, quality, kind), seed_headers(job))
     generated = await unless_disconnected(request.receive, generator.generate(job, encode_last))
     pairs = zip(generated.result, job.params.seeds, strict=True)
     data = [ImageDatum(b64_json=picture, seed=seed) for picture, seed in pairs]
@@ -189,7 +195,7 @@ def _check_picture(body: ImageRequest, job: Job) -> None:
 
 def _resolve(generator: Generator, body: ImageRequest) -> Job:
     try:
-        return generator.resolve(body.own())
+        return generator.resolve(body.own(), transparent=True)
     except InvalidRequest as error:
         raise error.renamed(OWN_NAMES) from error
 
