@@ -80,6 +80,11 @@ class Client:
         del self._unsent[:sent]
         return True
 
+    @property
+    def awaits(self) -> int:
+        """What its socket is watched for."""
+        return selectors.EVENT_READ | (selectors.EVENT_WRITE if self._unsent else 0)
+
     def finish(self, seconds: float) -> None:
         """Send all that is left, for at most so long, and close."""
         self.flush()
@@ -121,9 +126,11 @@ class Clients:
             client.flush()
 
     def receive(self, seconds: float) -> None:
-        """Append what has come to `received`; wait for something, but no longer than that."""
-        for key, _ in self._selector.select(seconds):
+        """Append what has come to `received`; wait for something, or for room to send, but no longer than that."""
+        for key, events in self._selector.select(seconds):
             client = key.data
+            if not events & selectors.EVENT_READ:
+                continue  # flush sends what waits
             if client is None:
                 self._read_control()
             elif (messages := client.read()) is None:
@@ -164,6 +171,8 @@ class Clients:
             if not client.flush():
                 logger.error("worker %d has taken nothing for %g s: it is given up", client.name, STUCK_SECONDS)
                 self._drop(client)
+            elif self._selector.get_key(client.sock).events != client.awaits:
+                self._selector.modify(client.sock, client.awaits, client)
 
     def close(self, reason: str) -> None:
         """Answer what nobody has looked at, send the rest, and close everything."""

@@ -113,7 +113,7 @@ class EngineCore:
         request.outside_seconds = self.config.outside_seconds
         watch = not is_watched(share)
         if watch or request.deadline_seconds is not None:
-            request.expected_seconds = expected_seconds(request, self.shares)
+            request.expected_seconds = expected_seconds(request, self.shares, now, exact=watch)
         expected = request.expected_seconds
         if request.deadline_seconds is not None and expected > request.deadline_seconds:
             text = f"deadline_ms: the deadline cannot be met: about {1000 * expected:.0f} ms are needed"

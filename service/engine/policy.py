@@ -5,9 +5,12 @@ than long ones. The model that holds the request nearest to its target goes next
 device than its weight gives it, and that is about to be late, goes before it.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from service.engine.order import ORDER_SECONDS
 from service.engine.request import Request
 from service.engine.scheduler import Scheduler
 
@@ -16,6 +19,14 @@ AT_RISK = 0.1  # relative slack that a model which is behind must keep through a
 # Measured times leave the host out. On an H200 a step of the shipped DiT took twice its device time, whatever
 # its rows. A pause of the host is no slow step, so none counts for more than MOST_SLOWDOWN.
 SLOWDOWN_RATE, MOST_SLOWDOWN = 1 / 50, 20.0
+
+
+class Outlook(NamedTuple):
+    """What a newcomer's deadline was compared with lately; see service/engine/admission.py."""
+
+    at: float
+    wait: float  # seconds until it would begin
+    backlog_rows: int  # of the model, then
 
 
 @dataclass(slots=True)
@@ -28,8 +39,10 @@ class DeviceShare:
     slowdown: float = 1.0  # lately, the time of a step over the measured one
     stretch: float = 1.0  # lately, latency over what the model's own work at admission explains
     watched: Request | None = None  # from which stretch will learn next
+    outlook: Outlook = Outlook(-math.inf, 0.0, 0)
     virtual_time: float = 0.0  # device seconds used over weight
     was_busy: bool = False
+    _slacks: dict[bool, tuple[float, float]] = field(default_factory=dict)  # lately, when and how much
 
     def step_seconds(self, rows: int) -> float:
         """What a step of so many rows takes lately, with the host's part."""
@@ -40,13 +53,21 @@ class DeviceShare:
         if measured := self.measured_seconds(rows):
             self.slowdown += SLOWDOWN_RATE * (min(seconds / measured, MOST_SLOWDOWN) - self.slowdown)
 
-    def relative_slack(self, now: float) -> float:
+    def relative_slack(self, now: float, ahead: float = 0.0) -> float:
         """Least slack among the requests that need another step, in units of their idle latency.
 
-        At least 0: requests that are late already have nothing to lose, and must not make others late.
+        At least 0: requests that are late already have nothing to lose, and must not make others late. It is looked
+        up again after ORDER_SECONDS.
+
+        Args:
+            ahead: seconds from now, as of when.
         """
-        tasks = [*self.scheduler.running, *self.scheduler.waiting]
-        return max(0.0, min([request.slack(now) for request in {task.request for task in tasks}]))
+        at, least = self._slacks.get(ahead > 0, (-math.inf, 0.0))
+        if now - at >= ORDER_SECONDS:
+            tasks = [*self.scheduler.running, *self.scheduler.waiting]
+            least = max(0.0, min([request.slack(now + ahead) for request in {task.request for task in tasks}]))
+            self._slacks[ahead > 0] = now, least
+        return least
 
 
 Policy = Callable[[dict[str, DeviceShare], float], str | None]  # shares by model, now -> the model that runs
@@ -60,8 +81,8 @@ def pick(shares: dict[str, DeviceShare], now: float) -> str | None:
     slacks = {name: share.relative_slack(now) for name, share in busy.items()}
     lead = max(share.virtual_time for share in busy.values())
     behind = [name for name, share in busy.items() if lead - share.virtual_time > MAX_LAG]
-    blocked = now + max(share.step_seconds(share.scheduler.max_rows) for share in busy.values())
-    at_risk = [name for name in behind if busy[name].relative_slack(blocked) < AT_RISK]
+    blocked = max(share.step_seconds(share.scheduler.max_rows) for share in busy.values())
+    at_risk = [name for name in behind if busy[name].relative_slack(now, blocked) < AT_RISK]
     return min(at_risk or busy, key=lambda name: (slacks[name], busy[name].virtual_time))
 
 

@@ -94,6 +94,10 @@ class Request:
         return sum([remaining[task.step] for task in self.tasks])  # a list: this is asked for at every step
 
     @property
+    def is_open(self) -> bool:
+        return self.status is RequestStatus.WAITING or self.status is RequestStatus.RUNNING
+
+    @property
     def deadline(self) -> float:
         """On the engine's clock; infinity where there is none."""
         return math.inf if self.deadline_seconds is None else self.arrived + self.deadline_seconds

@@ -7,11 +7,14 @@ from dataclasses import replace
 
 import pytest
 
+from service.engine import admission
 from service.engine.admission import (
     CALM_SECONDS,
+    FEW_IMAGES,
     FIRST_FULL,
     LEAST_FULL,
     MOST_FULL,
+    PLAY_SECONDS,
     STANDING_SECONDS,
     OverloadGuard,
     demand,
@@ -168,8 +171,8 @@ def test_late_answers_under_refusals_lower_what_is_too_much() -> None:
 def test_an_idle_model_takes_what_it_takes_alone() -> None:
     share = make_share()
     share.stretch = 5.0  # of a load that is gone
-    assert expected_seconds(steps(10), {MODEL: share}) == 10.0
-    assert expected_seconds(steps(10, n=8), {MODEL: make_share()}) == 20.0  # four at a time
+    assert expected_seconds(steps(10), {MODEL: share}, 0.0) == 10.0
+    assert expected_seconds(steps(10, n=8), {MODEL: make_share()}, 0.0) == 20.0  # four at a time
 
 
 def test_images_ahead_that_leave_let_the_next_ones_in() -> None:
@@ -177,7 +180,36 @@ def test_images_ahead_that_leave_let_the_next_ones_in() -> None:
     share = make_share(steps(3, n=2), steps(5, n=2), steps(1), steps(2))
     run_step(share.scheduler)
     expected = 2 + 1 + 4  # to the end of the first two, the shorter of the waiting ones, its own
-    assert expected_seconds(steps(4), {MODEL: share}) == expected
+    assert expected_seconds(steps(4), {MODEL: share}, 0.0) == expected
+
+
+def test_a_flood_of_deadlines_plays_the_queue_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two plays the estimate follows what came and went."""
+    share = make_share(*(steps(10, n=4) for _ in range(8)))
+    played, play = [], admission._play
+    monkeypatch.setattr(admission, "_play", lambda *given: played.append(given) or play(*given))
+
+    def ask(now: float) -> float:
+        return expected_seconds(steps(10), {MODEL: share}, now, exact=False)
+
+    assert [ask(0.0) for _ in range(100)] == [90.0] * 100  # behind eight that each take the device for ten steps
+    assert len(played) == 1
+    share.scheduler.add(steps(10, n=4), 0.0)
+    assert ask(PLAY_SECONDS / 2) == 100.0
+    for _ in range(20):
+        run_step(share.scheduler)
+    assert ask(PLAY_SECONDS / 2) == 80.0
+    assert len(played) == 1
+    assert ask(PLAY_SECONDS) == 80.0
+    assert len(played) == 2
+
+
+def test_a_short_queue_is_always_played() -> None:
+    share = make_share(*(steps(10) for _ in range(FEW_IMAGES)))
+    assert expected_seconds(steps(10), {MODEL: share}, 0.0, exact=False) == 50.0
+    for _ in range(2):
+        run_step(share.scheduler)
+    assert expected_seconds(steps(10), {MODEL: share}, 0.0, exact=False) == 48.0
 
 
 def test_the_estimate_learns_what_others_add() -> None:
@@ -185,10 +217,10 @@ def test_the_estimate_learns_what_others_add() -> None:
     shares = {MODEL: share, "other": other}
     for _ in range(60):
         request = steps(10)
-        expected_seconds(request, shares)
+        expected_seconds(request, shares, 0.0)
         request.arrived, request.finished = 0.0, 25.0
         learn(share, request)
-    assert expected_seconds(steps(10), shares) == pytest.approx(25.0, rel=0.02)
+    assert expected_seconds(steps(10), shares, 0.0) == pytest.approx(25.0, rel=0.02)
 
 
 def test_requests_that_have_ended_are_not_counted_for_long() -> None:

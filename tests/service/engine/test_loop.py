@@ -27,6 +27,17 @@ def test_answers_are_images_and_times() -> None:
     assert answer.denoise_seconds > 0
 
 
+def test_a_large_answer_leaves_as_fast_as_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long an idle engine would sleep: it wakes when its client has taken what the socket holds."""
+    monkeypatch.setattr(loop_module, "IDLE_SECONDS", 10 * PATIENCE)
+    with running(make_core(Turnstile())) as desk:
+        answer = desk.answer(
+            desk.send(num_steps=1, seeds=tuple(range(10_000)))
+        )  # 640 KB, three times what it holds
+        assert isinstance(answer, RequestOutput)
+        assert len(answer.pixels) == 640_000
+
+
 def test_who_comes_while_the_device_is_busy_takes_part_in_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Turnstile()
     core = make_core(model)

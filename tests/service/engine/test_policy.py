@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.engine.order import ORDER_SECONDS
 from service.engine.policy import AT_RISK, MAX_LAG, DeviceShare, pick
 from service.engine.request import TARGET_FACTOR, Request
 from service.engine.scheduler import Scheduler
@@ -84,6 +85,15 @@ def test_slack_is_counted_in_idle_latencies() -> None:
 
 def test_slack_of_a_request_that_costs_nothing_is_a_number() -> None:
     assert make_timed(num_steps=1, idle_seconds=0.0).slack(now=1.0) < 0
+
+
+def test_slack_is_looked_up_again_after_two_ms() -> None:
+    """Of the time that now is and of the one that is asked for, each by itself."""
+    share = make_share()
+    add(share, 10)
+    assert share.relative_slack(0.0) == share.relative_slack(ORDER_SECONDS / 2) == 2.0
+    assert share.relative_slack(0.0, ahead=10.0) == 1.0
+    assert share.relative_slack(10.0) == 1.0
 
 
 @pytest.mark.parametrize("urgent", ["short", "long"])

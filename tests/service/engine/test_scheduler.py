@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from service.engine.order import ORDER_SECONDS, Order
 from service.engine.request import Request, RequestStatus
 from service.engine.scheduler import Scheduler
 from service.engine.slots import SlotAllocator
@@ -57,6 +58,25 @@ def test_the_least_slack_goes_first_where_not_all_fit() -> None:
     scheduler.add(urgent, now=1.0)
     assert [task.request for task in scheduler.schedule(now=1.0).tasks] == [urgent, short]
     assert all(task.slot is not None for task in long.tasks)  # they have begun, and keep their places
+
+
+def test_the_order_is_made_anew_every_two_ms_and_newcomers_have_their_place_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[float] = []
+    orders = Order.__init__
+    monkeypatch.setattr(Order, "__init__", lambda self, given, now: (made.append(now), orders(self, given, now))[1])
+    crowd = [timed(*[1] * 100, idle=10.0) for _ in range(3)]
+    scheduler = make_scheduler(2, *crowd)
+    for step in range(10):
+        run_step(scheduler, now=ORDER_SECONDS * step / 9)
+    assert made == [0.0, ORDER_SECONDS]
+    urgent = timed(1, 1, idle=2.0, deadline=2.1)
+    scheduler.add(urgent, now=1.5 * ORDER_SECONDS)
+    assert urgent in [task.request for task in scheduler.schedule(1.5 * ORDER_SECONDS).tasks]
+    scheduler.abort(urgent.request_id, now=1.5 * ORDER_SECONDS)
+    assert urgent not in [task.request for task in scheduler.schedule(1.5 * ORDER_SECONDS).tasks]
+    assert len(made) == 2
 
 
 def test_who_is_late_goes_behind_those_who_are_not() -> None:
