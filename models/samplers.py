@@ -70,21 +70,24 @@ def build_table(
     _check_table(schedule, sampler, num_steps, spacing, eta, few_step)
     if not MIN_STRENGTH <= strength <= 1:
         raise ValueError(f"strength must lie in {MIN_STRENGTH}..1, got {strength}")
-    eta = STOCHASTIC.get(sampler, 0.0) if eta is None else eta
-
     u = np.append(strength * SPACINGS[spacing](schedule, num_steps), 0.0)  # [num_steps + 1], noise to clean
     grid = Grid(schedule, u, schedule.alpha(u), schedule.sigma(u))
-    rows = np.zeros((num_steps, 7))
-    rows[:, T] = u[:-1] * NUM_TIMESTEPS
-    pq = [prediction.to_x0(a, s) for a, s in zip(grid.alpha[:-1], grid.sigma[:-1], strict=True)]
-    rows[:, [P, Q]] = pq if sampler != "ab2" else [grid.to_velocity(i, *pair) for i, pair in enumerate(pq)]
-    for i in range(num_steps):
-        rows[i, [A, B, C, S]] = SAMPLERS[sampler](grid, i, eta)
+    rows = _rows(grid, prediction, sampler, STOCHASTIC.get(sampler, 0.0) if eta is None else eta)
     look, jumps = grid.look(sampler), NUM_TIMESTEPS * u[:-1] * (sampler not in JUMPING)
     levels = np.column_stack([grid.alpha, grid.sigma])[:-1]
     for shared in (rows, look, jumps, levels):  # by every request with these settings
         shared.setflags(write=False)
     return SamplerTable(rows, look, clamp and sampler != "ab2", jumps, levels, strength)
+
+
+def _rows(grid: "Grid", prediction: Prediction, sampler: str, eta: float) -> np.ndarray:
+    rows = np.zeros((len(grid.u) - 1, 7))
+    rows[:, T] = grid.u[:-1] * NUM_TIMESTEPS
+    pq = [prediction.to_x0(a, s) for a, s in zip(grid.alpha[:-1], grid.sigma[:-1], strict=True)]
+    rows[:, [P, Q]] = pq if sampler != "ab2" else [grid.to_velocity(i, *pair) for i, pair in enumerate(pq)]
+    for i in range(len(rows)):
+        rows[i, [A, B, C, S]] = SAMPLERS[sampler](grid, i, eta)
+    return rows
 
 
 def _check_table(

@@ -1,9 +1,9 @@
 """The plain loop that runs a sampler's table: the reference that the serving engine must reproduce."""
 
+import math
 from dataclasses import dataclass
 from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -106,18 +106,15 @@ def sample(
     """
     n, device = len(labels), labels.device
     null = cast("int", model.num_classes) if null_label is None else null_label
-    x = normal(seeds, torch.zeros_like(seeds), int(np.prod(image_shape))).view(n, *image_shape)
-    history = torch.zeros_like(x)
-    rows = torch.arange(n, device=device)
+    x = normal(seeds, torch.zeros_like(seeds), math.prod(image_shape)).view(n, *image_shape)
+    history, rows = torch.zeros_like(x), torch.arange(n, device=device)
     for step in range(len(table)):
         if known is not None:
             known.paint_step(x, seeds, table, step)
         t, r = float(table.rows[step, T]), float(table.jumps[step])
         between, given = guidance.split(t, r)
-        if between != 1:
-            y, uncond = torch.cat([labels, torch.full_like(labels, null)]), rows + n
-        else:
-            y, uncond = labels, rows
+        y = labels if between == 1 else torch.cat([labels, torch.full_like(labels, null)])
+        uncond = rows + len(y) - n
         inputs = (t,) if guidance.trained is None else (t, r, given)
         times, *others = (torch.full((len(y),), value, device=device) for value in inputs)
         output = model(x[torch.arange(len(y), device=device) % n], times, y, *others)

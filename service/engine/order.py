@@ -7,6 +7,7 @@ It was settled on a virtual clock against first come first served, earliest targ
 from bisect import insort
 from collections.abc import Iterable
 from itertools import count
+from math import inf
 
 from service.engine.request import ImageTask, Request
 
@@ -20,31 +21,40 @@ OVERDUE, OVERDUE_PART = 10.0, 1 / 8
 ORDER_SECONDS = 0.002
 
 
-class Order:
-    """The requests of a model by urgency, as it was at one time.
+class LeastSlack:
+    """The order of a model's requests, as it lately was."""
 
-    Args:
-        requests: in order of arrival.
-    """
+    def __init__(self) -> None:
+        self._count = count()
+        self.forget()
 
-    def __init__(self, requests: Iterable[Request], now: float):
-        self.at, self._count = now, count()
+    def forget(self) -> None:
+        """All fit: nobody needs an order."""
+        self._made, self._overdue, self._entries = -inf, [], []
+
+    def add(self, request: Request, now: float) -> None:
+        """A newcomer, which finds its place if there is an order."""
+        if self._entries:
+            insort(self._entries, self._entry(request.slack(now), request))
+
+    def _sort(self, requests: Iterable[Request], now: float) -> None:
         slacks = [(request.slack(now), request) for request in requests]
+        self._made = now
         self._overdue = [request for slack, request in slacks if slack < -OVERDUE]
         self._entries = sorted(self._entry(slack, request) for slack, request in slacks)
 
     def _entry(self, slack: float, request: Request) -> tuple[bool, float, int, Request]:
         return slack < 0, max(slack, 0.0), next(self._count), request
 
-    def add(self, request: Request, now: float) -> None:
-        insort(self._entries, self._entry(request.slack(now), request))
-
-    def choose(self, max_rows: int, places: int) -> list[ImageTask]:
+    def choose(self, requests: Iterable[Request], max_rows: int, places: int, now: float) -> list[ImageTask]:
         """The images of a step where not all fit into it.
 
         Args:
+            requests: in order of arrival.
             places: slots for images that have not begun.
         """
+        if now - self._made >= ORDER_SECONDS:
+            self._sort(requests, now)
         chosen: dict[ImageTask, None] = {}
         places = _choose(self._overdue, max(2, int(OVERDUE_PART * max_rows)), places, chosen)
         ordered = (entry[-1] for entry in self._entries)

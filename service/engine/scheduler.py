@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from service.engine.order import ORDER_SECONDS, Order
+from service.engine.order import LeastSlack
 from service.engine.request import ImageTask, Request, RequestStatus
 from service.engine.slots import SLOTS_PER_ROW, SlotAllocator
 from service.errors import FULL_QUEUE, QueueFull
@@ -48,7 +48,7 @@ class Scheduler:
         self.running: list[ImageTask] = []  # who holds a slot
         self.requests: dict[str, Request] = {}
         self._with_deadline: dict[str, Request] = {}
-        self._order: Order | None = None
+        self._order = LeastSlack()
         self.num_waiting = 0  # requests of which no image has started
         self.queued_rows = 0  # evaluations of images that have not started
         self.backlog_rows = 0  # evaluations that accepted requests still need
@@ -79,8 +79,7 @@ class Scheduler:
         self.requests[request.request_id] = request
         if request.deadline_seconds is not None:
             self._with_deadline[request.request_id] = request
-        if self._order is not None:
-            self._order.add(request, now)
+        self._order.add(request, now)
         self.waiting.extend(request.tasks)
         self.num_waiting += 1
         self.queued_rows += request.remaining_rows
@@ -91,20 +90,15 @@ class Scheduler:
         tasks = [*self.running, *self.waiting]
         rows = sum([task.request.plan.rows[task.step] for task in tasks])
         if rows > self.max_rows or len(self.waiting) > len(self.slots):
-            tasks = self.select(now)
+            tasks = self._order.choose(self.requests.values(), self.max_rows, len(self.slots), now)
             rows = sum(task.rows for task in tasks)
         else:
-            self._order = None
+            self._order.forget()
         if begin := [task for task in tasks if task.slot is None]:
             for task in begin:
                 self._start(task, now)
             self.waiting = deque(task for task in self.waiting if task.slot is None)
         return SchedulerOutput(tasks, rows)
-
-    def select(self, now: float) -> list[ImageTask]:
-        if self._order is None or now - self._order.at >= ORDER_SECONDS:
-            self._order = Order(self.requests.values(), now)
-        return self._order.choose(self.max_rows, len(self.slots))
 
     def _start(self, task: ImageTask, now: float) -> None:
         task.slot = self.slots.allocate()

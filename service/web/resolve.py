@@ -38,7 +38,6 @@ def resolve(
     _check_limits(fields, limits)
     _check_quality(fields)
     own = card.sampling[fields.quality or "default"]
-    image, free, strength = _known(card, fields, transparent)
     label, guidance = _condition(card, fields, labels, own["guidance"])
     seed = secrets.randbits(SEED_BITS) if fields.seed is None else fields.seed
     return SamplingParams(
@@ -52,9 +51,7 @@ def resolve(
         guidance_interval=_interval(own, fields),
         seeds=seeds or tuple(image_seed(seed, index) for index in range(fields.n or 1)),
         deterministic=bool(fields.deterministic),
-        image=image,
-        free=free,
-        strength=strength,
+        **_known(card, fields, transparent),
     )
 
 
@@ -72,16 +69,17 @@ def _condition(
     return card.null_label, 1.0
 
 
-def _known(card: ModelCard, fields: GenerateFields, transparent: bool) -> tuple[bytes, bytes, float]:
-    """Image, what of it is free, and strength."""
+def _known(card: ModelCard, fields: GenerateFields, transparent: bool) -> dict[str, Any]:
+    """What SamplingParams says about an image."""
     if fields.image is None:
         for name in ("mask", "strength"):
             if getattr(fields, name) is not None:
                 raise InvalidRequest.field(name, "needs an image")
-        return b"", b"", 1.0
+        return {}
     image, free = read_known(card, fields.image, fields.mask, transparent)
     usual = 1.0 if free else STRENGTH
-    return image, free, usual if fields.strength is None else fields.strength
+    strength = usual if fields.strength is None else fields.strength
+    return {"image": image, "free": free, "strength": strength}
 
 
 def _check_limits(fields: GenerateFields, limits: Limits) -> None:

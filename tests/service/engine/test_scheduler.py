@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service.engine.order import ORDER_SECONDS, Order
+from service.engine.order import ORDER_SECONDS, LeastSlack
 from service.engine.request import Request, RequestStatus
 from service.engine.scheduler import Scheduler
 from service.engine.slots import SlotAllocator
@@ -64,8 +64,8 @@ def test_the_order_is_made_anew_every_two_ms_and_newcomers_have_their_place_at_o
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made: list[float] = []
-    orders = Order.__init__
-    monkeypatch.setattr(Order, "__init__", lambda self, given, now: (made.append(now), orders(self, given, now))[1])
+    sort = LeastSlack._sort
+    monkeypatch.setattr(LeastSlack, "_sort", lambda self, given, now: (made.append(now), sort(self, given, now))[1])
     crowd = [timed(*[1] * 100, idle=10.0) for _ in range(3)]
     scheduler = make_scheduler(2, *crowd)
     for step in range(10):
