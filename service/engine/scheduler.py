@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from service.engine.order import LeastSlack
 from service.engine.request import ImageTask, Request, RequestStatus
 from service.engine.slots import SLOTS_PER_ROW, SlotAllocator
-from service.errors import FULL_QUEUE, QueueFull
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +67,7 @@ class Scheduler:
         return self.num_waiting >= self.max_requests or evaluations > self.max_evaluations
 
     def add(self, request: Request, now: float) -> None:
-        """Queue a request.
-
-        Raises:
-            QueueFull: see is_full_for.
-        """
-        if self.is_full_for(request):
-            raise QueueFull(FULL_QUEUE, retry_after=self.backlog_seconds)
+        """Queue a request for which it is not full."""
         request.arrived = now
         self.requests[request.request_id] = request
         if request.deadline_seconds is not None:
@@ -90,7 +83,7 @@ class Scheduler:
         tasks = [*self.running, *self.waiting]
         rows = sum([task.request.plan.rows[task.step] for task in tasks])
         if rows > self.max_rows or len(self.waiting) > len(self.slots):
-            tasks = self._order.choose(self.requests.values(), self.max_rows, len(self.slots), now)
+            tasks = self.select(now)
             rows = sum(task.rows for task in tasks)
         else:
             self._order.forget()
@@ -99,6 +92,9 @@ class Scheduler:
                 self._start(task, now)
             self.waiting = deque(task for task in self.waiting if task.slot is None)
         return SchedulerOutput(tasks, rows)
+
+    def select(self, now: float) -> list[ImageTask]:
+        return self._order.choose(self.requests.values(), self.max_rows, len(self.slots), now)
 
     def _start(self, task: ImageTask, now: float) -> None:
         task.slot = self.slots.allocate()

@@ -6,7 +6,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from service.engine.request import ImageTask, Request, RequestStatus
 from service.engine.scheduler import Scheduler, SchedulerOutput
-from service.errors import QueueFull
 from tests.service.engine.rows import finish_step, make_request, run_step
 
 plans = st.lists(st.integers(1, 2), min_size=1, max_size=6)
@@ -38,13 +37,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         whole = {r for r in self.unended() if all(task in unstarted for task in r.tasks)}
         full = len(whole) >= self.scheduler.max_requests
         full |= bool(unstarted) and queued + size > self.scheduler.max_evaluations
-        try:
+        assert self.scheduler.is_full_for(request) is full
+        if not full:
             self.scheduler.add(request, now=0.0)
-        except QueueFull:
-            assert full
-            assert request.request_id not in self.scheduler.requests
-        else:
-            assert not full
             self.arrivals.append(request)
             self.steps_done |= dict.fromkeys(request.tasks, 0)
 
