@@ -1,7 +1,63 @@
-"""Stepwise as a package: its version, and the command `stepwise`, whose options run.py parses."""
+"""Stepwise as a package: sample a checkpoint in this process, or a running service; and the command `stepwise`.
+
+    import stepwise
+
+    model = stepwise.load("checkpoints/dit")
+    images = model.sample("3", n=4, seed=1)  # four pictures of PIL
+
+    remote = stepwise.connect("http://localhost:8000", "dit")
+    images = remote.sample("3", n=4, seed=1)  # the same ones, up to rounding
+
+Both take the fields of POST /generate (docs/api.md), and raise the same errors (service/errors.py).
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from run import main, version
 
-__all__ = ["__version__", "main"]
+if TYPE_CHECKING:  # the command must not load torch where it needs none
+    from service.loaded_model import Model
+    from service.python_api import RemoteModel
 
+__all__ = ["__version__", "connect", "load", "main"]
 __version__ = version()
+
+
+def load(checkpoint: str | Path, device: str = "auto", dtype: str = "auto") -> "Model":
+    """A checkpoint, in this process.
+
+    Args:
+        checkpoint: a folder, or the name of a shipped one: dit, unet.
+        device: auto, cpu, cuda. dtype: auto, float32, bfloat16, float16.
+
+    Raises:
+        models.checkpoint.CheckpointError: it cannot be used, and why.
+    """
+    from models.checkpoint import load_checkpoint
+    from models.files import CONFIG, default_checkpoints
+    from service.loaded_model import Model
+    from service.registry import choose_device, choose_dtype
+
+    folder = Path(checkpoint)
+    if not (folder / CONFIG).exists() and (shipped := default_checkpoints() / folder / CONFIG).exists():
+        folder = shipped.parent
+    network, config = load_checkpoint(folder)
+    place = choose_device(device)
+    return Model(folder.name, network.to(place, choose_dtype(dtype, place)).eval(), config, place, __version__)
+
+
+def connect(url: str, model: str, key: str = "", patience: float = 60.0) -> "RemoteModel":
+    """A model of a running service.
+
+    Args:
+        key: of the service's API, if it has keys.
+        patience: seconds; while the service is busy, a request comes again when it says, and in all no later.
+
+    Raises:
+        ImportError: without httpx, which the extra `client` brings.
+        service.errors.ServiceError, httpx.HTTPError: it does not know the model, or does not answer.
+    """
+    from service.python_api import RemoteModel
+
+    return RemoteModel(url, model, key, patience)

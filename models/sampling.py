@@ -1,11 +1,12 @@
 """The plain loop that runs a sampler's table: the reference that the serving engine must reproduce."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kernels.philox import normal
 from kernels.sampler_step import sampler_step
@@ -84,7 +85,7 @@ def paint(x: Tensor, images: Tensor, free: Tensor, levels: Tensor, seeds: Tensor
 
 @torch.no_grad()
 def sample(
-    model: nn.Module,
+    model: Callable[..., Tensor],
     table: SamplerTable,
     labels: Tensor,
     seeds: Tensor,
@@ -93,35 +94,52 @@ def sample(
     guidance: Guidance = Guidance(),
     null_label: int | None = None,
     known: Known | None = None,
+    watch: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> Tensor:
     """The plain loop: one table for all images, the reference that the serving engine must reproduce.
 
     Args:
+        model: forward(x, t, y), and with guidance.trained forward(x, t, y, r, w).
         labels, seeds: [n] int64 on the model's device; image i depends on labels[i] and seeds[i] alone.
         null_label: the label of the unconditional rows; default model.num_classes.
         known: an image to start from or to keep a part of; what is kept is exact only if the caller puts it back.
+        watch: called after each step with its number, x and d, which the next step overwrites.
 
     Returns:
         [n, C, H, W] float32, nominally in [-1, 1].
     """
     n, device = len(labels), labels.device
-    null = cast("int", model.num_classes) if null_label is None else null_label
+    null = cast("Any", model).num_classes if null_label is None else null_label
     x = normal(seeds, torch.zeros_like(seeds), math.prod(image_shape)).view(n, *image_shape)
     history, rows = torch.zeros_like(x), torch.arange(n, device=device)
     for step in range(len(table)):
         if known is not None:
             known.paint_step(x, seeds, table, step)
-        t, r = float(table.rows[step, T]), float(table.jumps[step])
-        between, given = guidance.split(t, r)
-        y = labels if between == 1 else torch.cat([labels, torch.full_like(labels, null)])
-        uncond = rows + len(y) - n
-        inputs = (t,) if guidance.trained is None else (t, r, given)
-        times, *others = (torch.full((len(y),), value, device=device) for value in inputs)
-        output = model(x[torch.arange(len(y), device=device) % n], times, y, *others)
-        indices = torch.stack([rows, rows, uncond, seeds, torch.full_like(rows, step + 1)], dim=1)
+        output = _evaluate(model, x, table, step, guidance, labels, null)
+        indices = torch.stack([rows, rows, rows + len(output) - n, seeds, torch.full_like(rows, step + 1)], dim=1)
         row = torch.tensor(step_coefficients(table, step, guidance), device=device)
         sampler_step(x, history, output, indices, row.expand(n, -1))
+        if watch is not None:
+            watch(step, x, history)
     return x
+
+
+def _evaluate(
+    model: Callable[..., Tensor],
+    x: Tensor,
+    table: SamplerTable,
+    step: int,
+    guidance: Guidance,
+    labels: Tensor,
+    null: int,
+) -> Tensor:
+    """[n, C, H, W], or [2 n, C, H, W] where the step is guided by unconditional rows."""
+    t, r = float(table.rows[step, T]), float(table.jumps[step])
+    between, given = guidance.split(t, r)
+    y = labels if between == 1 else torch.cat([labels, torch.full_like(labels, null)])
+    inputs = (t,) if guidance.trained is None else (t, r, given)
+    times, *others = (torch.full((len(y),), value, device=x.device) for value in inputs)
+    return model(x[torch.arange(len(y), device=x.device) % len(x)], times, y, *others)
 
 
 def to_uint8(images: Tensor) -> Tensor:

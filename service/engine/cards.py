@@ -31,7 +31,7 @@ def _card(name: str, core: EngineCore) -> ModelCard:
         parameters=parameter_count(runner.model),
         image_shape=config.image_shape,
         class_names=config.class_names,
-        samplers=[sampler for sampler in SAMPLERS if _compiles(config, sampler)],
+        samplers=samplers_of(config),
         sampling=config.named_sampling,
         guidance_range=config.guidance_range,
         sha256=config.sha256,
@@ -52,6 +52,11 @@ def _build() -> str:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     cpu = (torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
     return repr((torch.__version__, np.__version__, gpu, cpu))
+
+
+def samplers_of(config: ModelConfig) -> list[str]:
+    """Those that the model can do."""
+    return [sampler for sampler in SAMPLERS if _compiles(config, sampler)]
 
 
 def _compiles(config: ModelConfig, sampler: str) -> bool:

@@ -1,0 +1,183 @@
+"""stepwise.load and stepwise.connect: three lines from a checkpoint, or a service, to pictures of PIL."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+import stepwise
+from models.checkpoint import CheckpointError
+from service.errors import InvalidRequest, QuotaExceeded, ServiceError, Unauthorized, UnknownModel
+from service.loaded_model import Model
+from service.local import create_app
+from service.python_api import Preview, RemoteModel
+from tests.service.conftest import Running, running, tiny_settings
+from tests.service.pictures import difference
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGE = Image.fromarray(np.random.default_rng(1).integers(0, 256, (8, 8, 3), np.uint8))
+MASK = Image.fromarray(np.random.default_rng(2).random((8, 8)) < 0.5)
+HOW: dict[str, Any] = {"seed": 5, "n": 2, "steps": 6, "guidance": 2.0, "sampler": "ddpm"}
+
+
+@pytest.fixture(scope="module", params=["dit", "unet"])
+def local(checkpoints: Path, request: pytest.FixtureRequest) -> Model:
+    return stepwise.load(checkpoints / request.param, device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def remote(server: Running, local: Model) -> Iterator[RemoteModel]:
+    with stepwise.connect(server.url, local.name) as model:
+        yield model
+
+
+def test_both_say_the_same_about_a_model(local: Model, remote: RemoteModel) -> None:
+    for name in ("name", "class_names", "image_shape", "samplers"):
+        assert getattr(local, name) == getattr(remote, name)
+    assert local.qualities.keys() == remote.qualities.keys()
+    assert repr(local) == f"Model('{local.name}', 3 classes, (3, 8, 8))"
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"image": IMAGE, "strength": 0.5}, {"image": IMAGE, "mask": MASK}], ids=["plain", "image", "mask"]
+)
+def test_both_draw_the_same_pictures(local: Model, remote: RemoteModel, more: dict[str, Any]) -> None:
+    here, there = (model.sample("cat", **HOW, **more) for model in (local, remote))
+    assert [(image.mode, image.size) for image in here] == [("RGB", (8, 8))] * 2
+    for own, served in zip(here, there, strict=True):
+        assert difference(np.array(own), np.array(served)) <= 1
+        assert own.info == served.info  # the recipe
+    assert here[0].info["seed"] == "5"
+    assert (np.array(here[0]) != np.array(here[1])).any()
+    if "mask" in more:
+        kept = ~np.array(MASK)
+        assert (np.array(here[0])[kept] == np.array(IMAGE)[kept]).all()
+
+
+def test_a_recipe_gives_the_picture_again(local: Model) -> None:
+    first = local.sample(1)[0]  # a class by its index, and a random seed
+    again = local.sample(first.info["class"], seed=int(first.info["seed"]))[0]
+    assert (np.array(first) == np.array(again)).all()
+
+
+def test_previews_come_on_the_way(local: Model, remote: RemoteModel) -> None:
+    found: list[dict[tuple[int, int], Preview]] = []
+    for model in (local, remote):
+        seen: list[Preview] = []
+        plain, watched = model.sample("dog", **HOW), model.sample("dog", **HOW, on_preview=seen.append, previews=2)
+        for one, other in zip(plain, watched, strict=True):
+            assert difference(np.array(one), np.array(other)) <= 1
+        found.append({(preview.index, preview.step): preview for preview in seen})
+    here, there = found
+    assert sorted(here) == sorted(there) == [(0, 2), (0, 4), (1, 2), (1, 4)]
+    for key, preview in here.items():
+        assert difference(np.array(preview.image), np.array(there[key].image)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("class_", "options", "message"),
+    [
+        ("cow", {}, "class: must be one of cat, dog"),
+        ("cat", {"n": 0}, "n: must be a whole number from 1 to"),
+        ("cat", {"steps": 1.5}, "steps: must be a whole number from 1 to"),
+        ("cat", {"sampler": "consistency"}, "sampler: must be one of"),
+        ("cat", {"colour": "red"}, "colour: unknown field"),
+        ("cat", {"strength": 0.5}, "strength: needs an image"),
+        ("cat", {"image": IMAGE.resize((4, 4))}, "image: must be 8 x 8 pixels, not 4 x 4"),
+    ],
+    ids=["class", "n", "steps", "sampler", "unknown", "strength", "image"],
+)
+def test_both_raise_the_same_errors(
+    local: Model, remote: RemoteModel, class_: str, options: dict[str, Any], message: str
+) -> None:
+    for model in (local, remote):
+        with pytest.raises(InvalidRequest) as caught:
+            model.sample(class_, **options)
+        assert str(caught.value).startswith(message)
+        assert caught.value.errors[0].field == message.partition(":")[0]
+
+
+def test_in_an_event_loop(local: Model) -> None:
+    async def both() -> list[list[Image.Image]]:
+        return [*await asyncio.gather(local.sample_async("cat", seed=1), local.sample_async("dog", seed=1))]
+
+    (cat,), (dog,) = asyncio.run(both())
+    assert difference(np.array(cat), np.array(local.sample("cat", seed=1)[0])) == 0
+    assert difference(np.array(cat), np.array(dog)) > 0
+
+
+def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nope/config\.json does not exist"):
+        stepwise.load(tmp_path / "nope")
+    assert stepwise.load("dit").class_names == list("0123456789")  # a shipped one, by its name
+
+
+def test_unknown_models_and_keys_are_told(server: Running, checkpoints: Path) -> None:
+    with pytest.raises(UnknownModel, match="there is no model 'cow' at http.*, only dit, unet"):
+        stepwise.connect(server.url, "cow")
+    key = "alice-has-a-secret-key"
+    with running(create_app(tiny_settings(checkpoints, api_keys={"alice": {"key": key}}))) as live:
+        live.client.headers["X-API-Key"] = key
+        with pytest.raises(Unauthorized):
+            stepwise.connect(live.url, "dit")
+        with stepwise.connect(live.url, "dit", key=key) as model:
+            assert len(model.sample("cat")) == 1
+
+
+class Answers(httpx.BaseTransport):
+    """Gives these answers one after the other."""
+
+    def __init__(self, *answers: httpx.Response):
+        self.answers = list(answers)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        return self.answers.pop(0)
+
+
+def refusal(milliseconds: int) -> httpx.Response:
+    problem = {"type": "urn:problem:quota-exceeded", "detail": "too many", "retry_after_ms": milliseconds}
+    return httpx.Response(429, json=problem)
+
+
+def with_answers(remote: RemoteModel, *answers: httpx.Response, patience: float = 60.0) -> None:
+    remote._http.close()
+    remote._http, remote._patience = httpx.Client(base_url="http://x", transport=Answers(*answers)), patience
+
+
+def test_a_busy_service_is_asked_again_when_it_says(remote: RemoteModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    with_answers(remote, refusal(200), refusal(300), httpx.Response(200, json={"images": []}))
+    assert remote.sample("cat") == []
+    assert [0.2 <= slept[0] <= 0.24, 0.3 <= slept[1] <= 0.36] == [True, True]
+
+
+def test_no_longer_than_patience(remote: RemoteModel) -> None:
+    with_answers(remote, refusal(5000), patience=1.0)
+    with pytest.raises(QuotaExceeded, match="too many"):
+        remote.sample("cat")
+
+
+def test_what_a_proxy_says_is_told(remote: RemoteModel) -> None:
+    with_answers(remote, httpx.Response(502, text="<html>bad gateway</html>"))
+    with pytest.raises(ServiceError, match="status 502: <html>bad gateway"):
+        remote.sample("cat")
+
+
+def test_without_httpx_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    with pytest.raises(ImportError, match=r"pip install 'stepwise-diffusion\[client\]'"):
+        stepwise.connect("http://localhost:1", "dit")
+
+
+def test_the_command_loads_neither_torch_nor_pillow() -> None:
+    program = "import sys, stepwise; print(sorted({'torch', 'PIL', 'numpy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[]", done.stderr
