@@ -1,6 +1,7 @@
 """How many CPUs a container may use: torch counts the machine's, and threads beyond the quota wait in turns."""
 
 import math
+import os
 from pathlib import Path
 
 SELF, ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
@@ -21,6 +22,12 @@ def cpu_quota(groups: Path = SELF, root: Path = ROOT) -> float:
         folder = root / controllers / path.lstrip("/")
         quotas += [_quota(parent) for parent in (folder, *folder.parents) if parent.is_relative_to(root)]
     return min(quotas)
+
+
+def cores(root: Path = ROOT) -> int:
+    """Those that this process may use."""
+    counted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min(counted, cpu_quota(root=root))))
 
 
 def cpu_threads(wanted: int | None, counted: int, quota: float) -> int:

@@ -7,15 +7,22 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from service.observe.board import Board, Layout
 from service.settings import Settings, model_entries
 
-# A fresh interpreter that finds the modules where this one found them.
-START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import {0}; {0}.main(json.loads(sys.argv[2]))"
+# A fresh interpreter that finds the modules where this one found them. It watches the lifeline before it imports
+# them, for that takes seconds.
+START = """
+import json, os, sys, threading
+sys.path[:], given = json.loads(sys.argv[1]), json.loads(sys.argv[2])
+threading.Thread(target=lambda: os.read(given["lifeline"], 1) or os._exit(1), name="lifeline", daemon=True).start()
+import {0}
+{0}.main(given)
+"""
+TERMINAL = (signal.SIGINT, signal.SIGTERM)  # a terminal or a process group sends them to everybody
 
 
 @dataclass
@@ -42,7 +49,7 @@ class Child:
 
 
 def start(module: str, arguments: dict[str, int | list[int]], descriptors: Sequence[int]) -> Child:
-    """Run `module.main(arguments)` in a process of its own.
+    """Run `module.main(arguments)` in a process of its own, which never hears the signals of a terminal.
 
     Args:
         arguments: what main gets besides the descriptors `control` and `lifeline`.
@@ -52,7 +59,11 @@ def start(module: str, arguments: dict[str, int | list[int]], descriptors: Seque
     lifeline, mine = os.pipe()
     given = arguments | {"control": theirs.fileno(), "lifeline": lifeline}
     command = [sys.executable, "-c", START.format(module), json.dumps(sys.path), json.dumps(given)]
-    process = subprocess.Popen(command, pass_fds=[*descriptors, theirs.fileno(), lifeline])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL)  # inherited, so it holds from the first moment on
+    try:
+        process = subprocess.Popen(command, pass_fds=[*descriptors, theirs.fileno(), lifeline])
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     theirs.close()
     os.close(lifeline)
     return Child(process, control, mine)
@@ -65,18 +76,6 @@ def spare_collector() -> None:
     """
     gc.collect()
     gc.freeze()
-
-
-def obey_supervisor(lifeline: int) -> None:
-    """Leave the signals of a terminal or a process group to the supervisor, and end when it has ended."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(lifeline,), name="lifeline", daemon=True).start()
-
-
-def _end_with(lifeline: int) -> None:
-    os.read(lifeline, 1)
-    os._exit(1)
 
 
 def open_board(settings: Settings, rows: int, descriptor: int | None = None) -> Board:

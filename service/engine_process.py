@@ -1,29 +1,30 @@
 """The process that owns the device: settings, models, the loop."""
 
+import logging
 import socket
 import sys
 
 from models.checkpoint import CheckpointError
-from service.child import obey_supervisor, open_board, spare_collector
+from service.child import open_board, spare_collector
 from service.engine.clients import Clients
 from service.engine.loop import EngineLoop
 from service.local import load_core
 from service.observe import logs
 from service.observe.board import EngineBoard
 from service.settings import SettingsError, load_settings
+from service.wire.control import BAD_INPUT, ENGINE_DIED
 
-BAD_INPUT, ENGINE_DIED = 2, 3  # exit codes
+logger = logging.getLogger(__name__)
 
 
 def main(given: dict[str, int]) -> None:
-    """given: control, lifeline and board, which are descriptors, and rows of the board."""
-    obey_supervisor(given["lifeline"])
+    """given: control and board, which are descriptors, and rows of the board."""
     settings = load_settings()
     logs.configure(settings.log_level, settings.log_format, "engine")
     try:
         core = load_core(settings)
     except (SettingsError, CheckpointError) as error:  # bad input: one sentence, no stack trace
-        sys.stderr.write(f"error: {error}\n")
+        logger.critical("error: %s", error)
         sys.exit(BAD_INPUT)
     clients = Clients(socket.socket(fileno=given["control"]))
     loop = EngineLoop(core, clients, EngineBoard(open_board(settings, given["rows"], given["board"])))

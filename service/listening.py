@@ -9,6 +9,7 @@ from contextlib import ExitStack
 logger = logging.getLogger(__name__)
 
 PORT_TRIES = 10  # with port 0: the free port of the first address may be taken on the second
+BACKLOG = 2048  # connections that wait to be accepted, as many as with uvicorn
 ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # such as ::1 in a container without IPv6
 
 Address = tuple[socket.AddressFamily, tuple]
@@ -17,8 +18,8 @@ Address = tuple[socket.AddressFamily, tuple]
 def bind(host: str, port: int) -> list[socket.socket]:
     """One socket for each address that the name resolves to, all with the same port; 0 chooses a free one.
 
-    An address that this machine does not have is left out, as long as there is another. Nobody can connect before
-    the server listens.
+    An address that this machine does not have is left out, as long as there is another. The sockets listen already,
+    for with SO_REUSEADDR two may bind as long as neither does.
 
     Raises:
         OSError: the port is taken, or the name leads to no address. The message names host and port.
@@ -76,6 +77,7 @@ def _bind(address: Address, port: int, alone: bool) -> socket.socket:
         if family == socket.AF_INET6 and not alone:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind((ip, port, *scope))
+        listener.listen(BACKLOG)
         undo.pop_all()
     return listener
 

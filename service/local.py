@@ -42,7 +42,7 @@ class LocalEngine:
         self._control, control = socket.socketpair()
         mine, theirs = socket.socketpair()
         self._clients = Clients(control)
-        self._clients.attach(theirs)
+        self._clients.attach(theirs, WORKER_ROW)
         self.client = AsyncEngine(mine, self.board)
         self.loop = EngineLoop(core, self._clients, EngineBoard(self.board))
         self._thread = threading.Thread(target=self.loop.run, name="engine", daemon=True)

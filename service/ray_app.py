@@ -23,7 +23,7 @@ from service.local import create_app
 from service.observe import logs
 from service.settings import Settings, SettingsError, load_settings, model_entries
 from service.web.generation import Generator
-from service.web.worker import ANSWER_SECONDS
+from service.wire.control import ANSWER_SECONDS
 
 NAME = "stepwise"
 BACKLOG = "diffusion_backlog_seconds"

@@ -10,24 +10,39 @@ import signal
 import socket
 import sys
 import time
-from collections import deque
+from collections import defaultdict, deque
 from contextlib import suppress
+from dataclasses import dataclass
 from types import FrameType
 
 from service import child
-from service.cgroup import cpu_quota
+from service.cgroup import cores
 from service.child import Child, open_board
 from service.listening import bind, urls
 from service.observe import logs
+from service.observe.board import HEARTBEAT
 from service.settings import Settings, SettingsError, load_settings, model_entries
-from service.wire.control import ATTACH, CONTROL, STARTED, STOP
+from service.wire.control import ANSWER_SECONDS, ATTACH, BAD_INPUT, CONTROL, ENGINE_DIED, STARTED, STOP
 
 logger = logging.getLogger(__name__)
 
-BAD_INPUT, ENGINE_DIED, WORKERS_FAIL = 2, 3, 4  # exit codes; with 3 and 4 a new start may help
+WORKERS_FAIL = 4  # exit code; behind ENGINE_DIED and this one a new start may help
 POLL_SECONDS = 0.1  # between two looks at the children; signals are heard at once
-ANSWER_SECONDS = 5.0  # for the last answers to leave, after the time that the engine has
-MANY_DEATHS, DEATHS_SECONDS = 5, 30.0  # so many workers that end at their start within so long: it is hopeless
+MANY_DEATHS, DEATHS_SECONDS = 5, 30.0  # a worker that ends at its start so often within so long is hopeless
+SILENT_LOOKS = 50  # in which a worker that beats every second has not: it is stuck
+
+
+@dataclass
+class Pulse:
+    """A worker's signs of life, counted in looks of its supervisor: a pause of the whole machine is one look."""
+
+    beat: float = 0.0
+    looks: int = 0  # since it changed
+
+    def stops(self, beat: float) -> bool:
+        """True once it has not changed for SILENT_LOOKS."""
+        self.beat, self.looks = beat, self.looks + 1 if beat == self.beat else 0
+        return self.looks == SILENT_LOOKS
 
 
 class Supervisor:
@@ -42,8 +57,8 @@ class Supervisor:
         self._num_workers = num_workers(settings)
         self._board = open_board(settings, rows=1 + self._num_workers)
         self._workers: dict[int, Child] = {}  # by their row of the board
-        self._started: set[int] = set()  # rows of workers that accept connections
-        self._failed_starts: deque[float] = deque()
+        self._started: dict[int, Pulse] = {}  # by rows of workers that accept connections
+        self._failed_starts = defaultdict[int, deque[float]](lambda: deque(maxlen=MANY_DEATHS))  # times, by row
         self._signals = 0
         self._announced = False
         self._engine = self._start_engine()
@@ -79,7 +94,7 @@ class Supervisor:
             "engine": mine.fileno(), "listeners": listeners, "side": side,
         }  # fmt: skip
         self._workers[row] = child.start("service.web.worker", given, [mine.fileno(), board, *listeners, *side])
-        socket.send_fds(self._engine.control, [CONTROL.pack(ATTACH, 0.0)], [theirs.fileno()])
+        socket.send_fds(self._engine.control, [CONTROL.pack(ATTACH, row)], [theirs.fileno()])
         mine.close()
         theirs.close()
 
@@ -88,7 +103,7 @@ class Supervisor:
         controls = {worker.control: row for row, worker in self._workers.items() if row not in self._started}
         for control in select.select(list(controls), [], [], POLL_SECONDS)[0]:
             if control.recv(1) == STARTED:
-                self._started.add(controls[control])
+                self._started[controls[control]] = Pulse()
 
     def _look(self) -> int | None:
         """What has changed; returns an exit code when it is time to end."""
@@ -96,6 +111,7 @@ class Supervisor:
             return self._drain()
         if (code := self._engine.process.poll()) is not None:
             return self._end_without_engine(code)
+        self._kill_the_stuck()
         for row, worker in list(self._workers.items()):
             if worker.process.poll() is not None and not self._replace(row, worker):
                 return WORKERS_FAIL
@@ -104,21 +120,30 @@ class Supervisor:
             self._announce()
         return None
 
+    def _kill_the_stuck(self) -> None:
+        beats = self._board.column(HEARTBEAT)
+        for row, pulse in self._started.items():
+            if pulse.stops(beats[row]):
+                logger.error("worker %d has given no sign of life for %g s", row, SILENT_LOOKS * POLL_SECONDS)
+                self._workers[row].process.kill()
+
     def _replace(self, row: int, dead: Child) -> bool:
-        """Start another worker; False when too many have died at their start."""
-        logger.error("worker %d has ended with code %d: starting another one", row, dead.process.returncode)
+        """Start another worker; False when it has died at its start too often."""
         dead.close()
         self._board.release(row)
-        if row not in self._started:
-            self._failed_starts.append(now := time.monotonic())
-            recent = [when for when in self._failed_starts if now - when < DEATHS_SECONDS]
-            if len(recent) >= MANY_DEATHS:
-                logger.critical("%d workers have died at their start within %g s", len(recent), DEATHS_SECONDS)
-                del self._workers[row]
-                return False
-        self._started.discard(row)
-        self._start_worker(row)
-        return True
+        hopeless = self._started.pop(row, None) is None and self._fails_again(row)
+        then = f"at its start {MANY_DEATHS} times in {DEATHS_SECONDS:g} s" if hopeless else "starting another one"
+        logger.error("worker %d has ended with code %d: %s", row, dead.process.returncode, then)
+        if hopeless:
+            del self._workers[row]
+        else:
+            self._start_worker(row)
+        return not hopeless
+
+    def _fails_again(self, row: int) -> bool:
+        times = self._failed_starts[row]
+        times.append(time.monotonic())
+        return len(times) == MANY_DEATHS and times[-1] - times[0] < DEATHS_SECONDS
 
     def _end_without_engine(self, code: int) -> int:
         """The workers have told every open request; this waits until the answers have left."""
@@ -131,13 +156,13 @@ class Supervisor:
 
     def _drain(self) -> int:
         """Pass the signals on until the workers have ended."""
-        passed = 0
+        passed, starting = 0, self._board.state == "starting"
         for listener in (*self._listeners, *self._side):
             listener.close()
-        if self._board.state == "ready":
-            logger.info("stopping: accepted requests may take %g s more", self._settings.drain_seconds)
-        else:  # nothing has been accepted
+        if starting:  # nothing has been accepted
             self._engine.kill()
+        else:
+            logger.info("stopping: accepted requests may take %g s more", self._settings.drain_seconds)
         until = time.monotonic() + self._settings.drain_seconds + 2 * ANSWER_SECONDS
         while self._alive() and time.monotonic() < until and self._signals < 3:
             if self._signals > passed:
@@ -145,7 +170,10 @@ class Supervisor:
                 self._stop_engine(self._settings.drain_seconds if passed == 1 else 0.0)
                 self._pass_on(passed)
             time.sleep(POLL_SECONDS / 10)
-        return 0
+        if starting or (self._board.state != "dead" and self._engine.process.poll() in (None, 0)):
+            return 0
+        logger.critical("the engine has died before its work was done")
+        return ENGINE_DIED
 
     def _alive(self) -> bool:
         return any(worker.process.poll() is None for worker in self._workers.values())
@@ -175,8 +203,7 @@ def num_workers(settings: Settings) -> int:
     if settings.http_workers is not None:
         return settings.http_workers
     has_gpu = settings.device == "cuda" or (settings.device == "auto" and os.path.exists("/dev/nvidiactl"))
-    cores = int(min(os.cpu_count() or 1, cpu_quota()))
-    return max(1, min(8, cores // 2)) if has_gpu else 1
+    return max(1, min(8, cores() // 2)) if has_gpu else 1
 
 
 def serve(host: str, port: int) -> int:

@@ -25,9 +25,10 @@ LAST_WORDS_SECONDS = 1.0  # for the last answers to leave
 class Client:
     """An HTTP worker, as the engine sees it."""
 
-    def __init__(self, name: int, sock: socket.socket):
+    def __init__(self, name: int, sock: socket.socket, row: int):
         sock.setblocking(False)
         self.name, self.sock = name, sock
+        self.row = row  # of the board: the worker's number, which its successor has, too
         self.open: dict[int, str] = {}  # its requests: its number and the engine's name
         self._reader = FrameReader[FromWorker](FromWorker)  # pyright: ignore[reportArgumentType]
         self._messages: list[FromEngine] = []  # of the next frame
@@ -52,7 +53,7 @@ class Client:
         except BlockingIOError:
             return []
         except (OSError, msgspec.DecodeError) as error:
-            logger.error("worker %d is cut off: %s", self.name, error)
+            logger.error("worker %d is cut off: %s", self.row, error)
             return None
 
     def flush(self) -> bool:
@@ -115,9 +116,9 @@ class Clients:
         self.received: deque[tuple[Client, FromWorker | None]] = deque()  # None: that worker has gone
         self.stops: deque[float] = deque()  # seconds that accepted work may take
 
-    def attach(self, sock: socket.socket) -> None:
+    def attach(self, sock: socket.socket, row: int) -> None:
         """Serve a new worker; it hears of the models at once."""
-        client = Client(self._names, sock)
+        client = Client(self._names, sock, row)
         self._names += 1
         self._all.append(client)
         self._selector.register(sock, selectors.EVENT_READ, client)
@@ -148,11 +149,11 @@ class Clients:
                 self._selector.unregister(self._control)
                 self.stops.append(0.0)
                 return
-            code, seconds = CONTROL.unpack(data)
+            code, number = CONTROL.unpack(data)
             if code == ATTACH:
-                self.attach(socket.socket(fileno=descriptors[0]))
+                self.attach(socket.socket(fileno=descriptors[0]), int(number))
             else:
-                self.stops.append(seconds)
+                self.stops.append(number)
 
     def _drop(self, client: Client) -> None:
         self._selector.unregister(client.sock)
@@ -169,7 +170,7 @@ class Clients:
     def flush(self) -> None:
         for client in list(self._all):
             if not client.flush():
-                logger.error("worker %d has taken nothing for %g s: it is given up", client.name, STUCK_SECONDS)
+                logger.error("worker %d has taken nothing for %g s: it is given up", client.row, STUCK_SECONDS)
                 self._drop(client)
             elif self._selector.get_key(client.sock).events != client.awaits:
                 self._selector.modify(client.sock, client.awaits, client)

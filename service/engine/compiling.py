@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from models.checkpoint import ModelConfig, build_model
-from service.cgroup import ROOT, cpu_quota
+from service.cgroup import ROOT, cores
 from service.engine.runner import ModelRunner
 
 HELPERS = 4  # processes a model at most
@@ -42,12 +42,11 @@ def compile_ahead(configs: Sequence[ModelConfig], dtype: torch.dtype, counts: li
 
 def room_for_helpers(cgroup: Path = ROOT) -> int:
     """By the cores and the memory that this process may use: those of its container, where it has limits."""
-    cores = int(min(os.cpu_count() or 1, cpu_quota(root=cgroup)))
     memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with suppress(OSError, ValueError):  # no cgroup, one of version 1, or one without a limit
         limit, used = (int((cgroup / f"memory.{name}").read_text()) for name in ("max", "current"))
         memory = min(memory, limit - used)
-    return max(0, min(cores // CORES_OF_A_HELPER, memory // BYTES_OF_A_HELPER))
+    return max(0, min(cores(cgroup) // CORES_OF_A_HELPER, memory // BYTES_OF_A_HELPER))
 
 
 def shares(counts: list[int], helpers: int) -> list[list[int]]:

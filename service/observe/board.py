@@ -104,7 +104,7 @@ class Layout:
         self.families = [family for family in _families(models, self.keys) if family.sets]
         self.places: dict[tuple[str, ...], int] = {}  # (family, *labels) -> first column
         self.buckets = {family.name: family.buckets for family in self.families}
-        self.width = 3  # of a row; state and heartbeat of the engine come first, then a worker's open connections
+        self.width = 3  # of a row; the engine's state comes first, then a heartbeat, then a worker's connections
         for family in self.families:
             for labels in family.sets:
                 self.places[family.name, *labels] = self.width
@@ -131,11 +131,15 @@ class Board:
             self._cells[HEARTBEAT] = time.monotonic()  # the engine has time to start
 
     def row(self, index: int) -> "Row":
+        return Row(self, index)
+
+    def cells(self, index: int) -> "memoryview[float]":
+        """Of a row."""
         start = index * self.layout.width
-        return Row(self.layout, self._cells[start : start + self.layout.width])
+        return self._cells[start : start + self.layout.width]
 
     def total(self, column: int) -> float:
-        return sum(self._cells[column :: self.layout.width])
+        return sum(self.column(column))
 
     def column(self, column: int) -> Sequence[float]:
         """Its number in each row."""
@@ -143,9 +147,9 @@ class Board:
 
     def release(self, index: int) -> None:
         """Forget what a process that has ended held open; its counts stay."""
-        held = [self.layout.places["in_flight", key] for key in self.layout.keys]
+        cells, held = self.cells(index), [self.layout.places["in_flight", key] for key in self.layout.keys]
         for column in (CONNECTIONS, *held):
-            self._cells[index * self.layout.width + column] = 0.0
+            cells[column] = 0.0
 
     @contextmanager
     def locked(self, column: int) -> Iterator["memoryview[float]"]:
@@ -171,8 +175,11 @@ class Board:
 class Row:
     """One process's part of the board."""
 
-    def __init__(self, layout: Layout, cells: "memoryview[float]"):
-        self._places, self._buckets, self._cells = layout.places, layout.buckets, cells
+    def __init__(self, board: Board, index: int):
+        self._places, self._buckets, self._cells = board.layout.places, board.layout.buckets, board.cells(index)
+
+    def beat(self, now: float) -> None:
+        self._cells[HEARTBEAT] = now
 
     def add(self, name: str, *labels: str, value: float = 1.0) -> None:
         self._cells[self._places[name, *labels]] += value
@@ -193,31 +200,28 @@ class Row:
         self._cells[first + len(buckets) + 1] += value
 
 
-class EngineBoard:
+class EngineBoard(Row):
     """What the engine writes."""
 
     def __init__(self, board: Board):
-        self._row, self._cells = board.row(0), board.row(0)._cells
+        super().__init__(board, 0)
 
     def state(self, state: State) -> None:
         self._cells[STATE] = STATES.index(state)
 
-    def beat(self, now: float) -> None:
-        self._cells[HEARTBEAT] = now
-
     def stats(self, stats: dict[str, ModelStats]) -> None:
         for model, values in stats.items():
             for name, value in values._asdict().items():
-                self._row.set(name, model, value=value)
+                self.set(name, model, value=value)
 
     def step(self, stats: StepStats) -> None:
-        self._row.observe("step_duration_seconds", stats.model, stats.seconds)
-        self._row.observe("step_rows", stats.model, stats.num_rows)
-        self._row.add("evaluations", stats.model, value=stats.num_rows)
-        self._row.add("padding_rows", stats.model, value=stats.num_padding_rows)
+        self.observe("step_duration_seconds", stats.model, stats.seconds)
+        self.observe("step_rows", stats.model, stats.num_rows)
+        self.add("evaluations", stats.model, value=stats.num_rows)
+        self.add("padding_rows", stats.model, value=stats.num_padding_rows)
 
     def spared(self, model: str, evaluations: int) -> None:
-        self._row.add("cancelled_evaluations_saved", model, value=evaluations)
+        self.add("cancelled_evaluations_saved", model, value=evaluations)
 
 
 def _memory(size: int) -> int:

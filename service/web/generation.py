@@ -74,6 +74,8 @@ class Generator:
         """Why the engine counts as dead; "" while it lives, warms up or drains."""
         if self.engine.gone or self.engine.board.state in ("stopped", "dead"):
             return "the engine has stopped"
+        if self.engine.board.state == "starting":  # it reads checkpoints, for as long as that takes
+            return ""
         silent = time.monotonic() - self.engine.board.heartbeat
         return f"the engine has been silent for {silent:.0f} s" if silent > self.settings.heartbeat_seconds else ""
 

@@ -3,9 +3,10 @@
 import asyncio
 import logging
 import math
+import os
 import socket
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,23 +17,25 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from service.child import obey_supervisor, open_board, spare_collector
+from service.cgroup import cores
+from service.child import open_board, spare_collector
 from service.observe import logs, tracing
-from service.observe.board import CONNECTIONS, Board
+from service.observe.board import CONNECTIONS, Board, Row
 from service.settings import Settings, load_settings
 from service.web.app import assemble
 from service.web.middleware import RequestIdMiddleware
 from service.web.protocol import MAX_HEAD, guarded
 from service.web.routes import ops
 from service.wire.async_engine import AsyncEngine
-from service.wire.control import STARTED
+from service.wire.control import ANSWER_SECONDS, STARTED
 
 logger = logging.getLogger(__name__)
 
 ORPHAN_SECONDS = 1.0  # for a supervisor to say that the engine has died
-ANSWER_SECONDS = 5  # for the last answers to leave, behind the engine's own limit
 LAST_WORDS_SECONDS = 0.5  # for refusals to leave behind the second signal
 OTHER_FILES = 64  # that are open beside the connections
+BEAT_SECONDS = 1.0  # between two signs of life
+NICE = 5  # where the engine has no core of its own
 
 
 class SideServer(uvicorn.Server):
@@ -42,11 +45,6 @@ class SideServer(uvicorn.Server):
         super().__init__(config)
         self.listeners = listeners
         self._task: asyncio.Task[None] | None = None
-
-    @contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        """They are the main server's."""
-        yield
 
     def begin(self) -> None:
         self._task = asyncio.ensure_future(self.serve(self.listeners))
@@ -63,25 +61,26 @@ class Worker(uvicorn.Server):
     After the first signal accepted work ends in answers, the rest in clear refusals.
 
     Args:
+        row: of the board, for its signs of life.
         side: starts after this server and ends after it, so that the drain can be watched.
     """
 
-    def __init__(self, config: uvicorn.Config, control: socket.socket, side: SideServer | None = None):
+    def __init__(self, config: uvicorn.Config, control: socket.socket, row: Row, side: SideServer | None):
         super().__init__(config)
         control.setblocking(False)
-        self._control, self._side = control, side
-
-    @contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        """They are the supervisor's."""
-        yield
+        self._control, self._row, self._side = control, row, side
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self._side is not None:
             self._side.begin()
         asyncio.get_running_loop().add_reader(self._control, self._obey)
+        self._beat()
         self._control.send(STARTED)
+
+    def _beat(self) -> None:
+        self._row.beat(time.monotonic())
+        asyncio.get_running_loop().call_later(BEAT_SECONDS, self._beat)
 
     def _obey(self) -> None:
         for signals in self._control.recv(64) or b"\1":  # closed: the supervisor has gone, and so will this process
@@ -155,8 +154,9 @@ def metrics_server(app: FastAPI, settings: Settings, listeners: list[socket.sock
 
 
 def main(given: dict[str, Any]) -> None:
-    """given: descriptors named control, lifeline, board, engine, listeners, side; row of the board, rows in all."""
-    obey_supervisor(given["lifeline"])
+    """given: descriptors named control, board, engine, listeners, side; row of the board, rows in all."""
+    if cores() == 1:
+        os.nice(NICE)
     settings = load_settings()
     logs.configure(settings.log_level, settings.log_format, f"worker-{given['row']}")
     board = open_board(settings, given["rows"], given["board"])
@@ -165,7 +165,7 @@ def main(given: dict[str, Any]) -> None:
     app = assemble(engine, settings, given["row"], provider)
     side = metrics_server(app, settings, _sockets(given["side"])) if given["side"] else None
     config = configure(app, settings, settings.drain_seconds, partial(count_connections, board, given["row"]))
-    worker = Worker(config, socket.socket(fileno=given["control"]), side)
+    worker = Worker(config, socket.socket(fileno=given["control"]), board.row(given["row"]), side)
     engine.on_loss = worker.end_soon
     spare_collector()
     worker.run(_sockets(given["listeners"]))

@@ -1,19 +1,25 @@
 """`python run.py serve` in a process of its own."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import httpx
+import psutil
 
+from benchmarks import client
 from benchmarks.client import reserved_port
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
+QUERY = {"model": "dit", "class": "cat", "steps": 200, "guidance": 1}
+WATCHER = "a-key-that-only-watches"
+SHORT = QUERY | {"steps": 2}
 
 
 def command(port: int) -> list[str]:
@@ -51,3 +57,75 @@ def status(url: str) -> int:
         return httpx.get(url, timeout=60).status_code
     except httpx.TransportError:
         return 0
+
+
+def simulated(checkpoints: Path, t0_ms: float) -> str:
+    entry = {"checkpoint": str(checkpoints / "dit"), "simulate": {"t0_ms": t0_ms, "t1_ms": 0}}
+    return json.dumps({"dit": entry})
+
+
+@contextmanager
+def two_workers(checkpoints: Path, folder: Path, **changes: Any) -> Iterator["Processes"]:
+    settings = {"models": simulated(checkpoints, 10), "http_workers": 2} | changes
+    with (folder / "log").open("w+") as log, serving(checkpoints, log, **settings) as (process, url):
+        port = changes.get("metrics_port", url.rpartition(":")[2])
+        processes = Processes(process, url, f"http://127.0.0.1:{port}/metrics", folder / "log")
+        wait_until(lambda: "listening on" in processes.log)
+        try:
+            yield processes
+        finally:
+            for session in processes.sessions:
+                session.close()
+            leftover = [] if process.poll() is not None else processes.children()
+            process.kill()
+            for child in psutil.wait_procs(leftover, timeout=60)[1]:  # one that a test has stopped
+                child.kill()
+
+
+class Processes:
+    """A running service."""
+
+    def __init__(self, supervisor: "subprocess.Popen[str]", url: str, metrics: str, log: Path):
+        self.supervisor, self.url, self._metrics, self._log = supervisor, url, metrics, log
+        self.sessions: list[httpx.Client] = []
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def children(self) -> list[psutil.Process]:
+        return psutil.Process(self.supervisor.pid).children()
+
+    def engine(self) -> psutil.Process:
+        (found,) = (child for child in self.children() if "service.engine_process" in " ".join(child.cmdline()))
+        return found
+
+    def workers(self) -> list[psutil.Process]:
+        return [child for child in self.children() if "service.web.worker" in " ".join(child.cmdline())]
+
+    def metric(self, name: str, **labels: str) -> float:
+        answer = httpx.get(self._metrics, headers={"X-API-Key": WATCHER}, timeout=60)
+        return client.metric(answer.text, name, **labels)
+
+    def ask(self, **query: Any) -> httpx.Response:
+        return httpx.post(f"{self.url}/generate", params=SHORT | query, timeout=60)
+
+    def ask_each_worker(self) -> dict[int, httpx.Client]:
+        """A kept connection to each worker, by its process id."""
+        found: dict[int, httpx.Client] = {}
+        workers = {worker.pid for worker in self.workers()}
+        while set(found) != workers:
+            session = httpx.Client(base_url=self.url, timeout=60)
+            self.sessions.append(session)
+            session.get("/livez")
+            stream = cast(Any, session)._transport._pool.connections[0]._connection._network_stream
+            found.setdefault(self.worker_of(stream.get_extra_info("client_addr")[1]), session)
+        return found
+
+    def worker_of(self, port: int) -> int:
+        """In which process a connection ends that a client keeps open at this port."""
+        return next(worker.pid for worker in self.workers() if _holds(worker, port))
+
+
+def _holds(worker: psutil.Process, port: int) -> bool:
+    return any(other.raddr and other.raddr.port == port for other in worker.net_connections("tcp"))

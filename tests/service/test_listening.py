@@ -30,8 +30,6 @@ needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="needs the address ::1")
 def bound(host: str, port: int = 0) -> Iterator[list[socket.socket]]:
     with ExitStack() as stack:
         listeners = [stack.enter_context(listener) for listener in bind(host, port)]
-        for listener in listeners:
-            listener.listen()
         yield listeners
 
 

@@ -4,12 +4,11 @@ import json
 import os
 import re
 import signal
+import socket
+import struct
 import subprocess
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
 
 import httpx
 import psutil
@@ -17,81 +16,20 @@ import pytest
 
 from benchmarks import client
 from benchmarks.client import reserved_port
-from service.supervisor import ENGINE_DIED, WORKERS_FAIL
-from tests.service.process import ROOT, command, environment, serving
+from service.supervisor import ENGINE_DIED, SILENT_LOOKS, WORKERS_FAIL, Pulse
+from service.web.worker import NICE
+from tests.service.networks import Gated, entry
+from tests.service.process import (
+    QUERY,
+    ROOT,
+    SHORT,
+    WATCHER,
+    command,
+    environment,
+    simulated,
+    two_workers,
+)
 from tests.waiting import wait_until
-
-QUERY = {"model": "dit", "class": "cat", "steps": 200, "guidance": 1}
-WATCHER = "a-key-that-only-watches"
-SHORT = QUERY | {"steps": 2}
-
-
-def simulated(checkpoints: Path, t0_ms: float) -> str:
-    entry = {"checkpoint": str(checkpoints / "dit"), "simulate": {"t0_ms": t0_ms, "t1_ms": 0}}
-    return json.dumps({"dit": entry})
-
-
-@contextmanager
-def two_workers(checkpoints: Path, folder: Path, **changes: Any) -> Iterator["Processes"]:
-    settings = {"models": simulated(checkpoints, 10), "http_workers": 2} | changes
-    with (folder / "log").open("w+") as log, serving(checkpoints, log, **settings) as (process, url):
-        processes = Processes(process, url, folder / "log")
-        wait_until(lambda: "listening on" in processes.log)
-        try:
-            yield processes
-        finally:
-            for session in processes.sessions:
-                session.close()
-            leftover = [] if process.poll() is not None else processes.children()
-            process.kill()
-            psutil.wait_procs(leftover, timeout=60)
-
-
-class Processes:
-    """A running service."""
-
-    def __init__(self, supervisor: "subprocess.Popen[str]", url: str, log: Path):
-        self.supervisor, self.url, self._log = supervisor, url, log
-        self.sessions: list[httpx.Client] = []
-
-    @property
-    def log(self) -> str:
-        return self._log.read_text()
-
-    def children(self) -> list[psutil.Process]:
-        return psutil.Process(self.supervisor.pid).children()
-
-    def engine(self) -> psutil.Process:
-        (found,) = (child for child in self.children() if "service.engine_process" in " ".join(child.cmdline()))
-        return found
-
-    def workers(self) -> list[psutil.Process]:
-        return [child for child in self.children() if "service.web.worker" in " ".join(child.cmdline())]
-
-    def metric(self, name: str, **labels: str) -> float:
-        answer = httpx.get(f"{self.url}/metrics", headers={"X-API-Key": WATCHER}, timeout=60)
-        return client.metric(answer.text, name, **labels)
-
-    def ask(self, **query: Any) -> httpx.Response:
-        return httpx.post(f"{self.url}/generate", params=SHORT | query, timeout=60)
-
-    def ask_each_worker(self) -> dict[int, httpx.Client]:
-        """A kept connection to each worker, by its process id."""
-        found: dict[int, httpx.Client] = {}
-        workers = {worker.pid for worker in self.workers()}
-        while set(found) != workers:
-            session = httpx.Client(base_url=self.url, timeout=60)
-            self.sessions.append(session)
-            session.get("/livez")
-            found |= {pid: session for pid in workers - set(found) if _holds(pid, session)}
-        return found
-
-
-def _holds(pid: int, session: httpx.Client) -> bool:
-    """Whether the connection that a client keeps open ends in this process."""
-    stream = cast(Any, session)._transport._pool.connections[0]._connection._network_stream
-    port = stream.get_extra_info("client_addr")[1]
-    return any(other.raddr and other.raddr.port == port for other in psutil.Process(pid).net_connections("tcp"))
 
 
 def test_a_worker_imports_no_torch_and_stays_small(checkpoints: Path, tmp_path: Path) -> None:
@@ -150,6 +88,67 @@ def test_quotas_are_those_of_the_service(checkpoints: Path, tmp_path: Path) -> N
         wait_until(lambda: other.post("/generate", params=SHORT, headers=alice).status_code == 200)
 
 
+def test_a_stuck_worker_is_replaced(checkpoints: Path, tmp_path: Path) -> None:
+    """However little waits for it; and its place in the quota of its key is free again."""
+    keys = {"alice": {"key": "alice-has-a-secret-key", "concurrency": 1}, "watcher": {"key": WATCHER}}
+    settings = {"models": simulated(checkpoints, 100), "api_keys": json.dumps(keys), "max_steps": 1000}
+    headers = {"X-API-Key": "alice-has-a-secret-key"}
+    with two_workers(checkpoints, tmp_path, **settings) as service, ThreadPoolExecutor(1) as pool:
+        (stuck, one), (kept, other) = service.ask_each_worker().items()
+        lost = pool.submit(one.post, "/generate", params=QUERY | {"steps": 1000}, headers=headers)
+        wait_until(lambda: service.metric("diffusion_running_slots") == 1)
+        os.kill(stuck, signal.SIGSTOP)
+        assert isinstance(lost.exception(), httpx.TransportError)
+        assert "has given no sign of life for 5 s" in service.log
+        wait_until(lambda: other.post("/generate", params=SHORT, headers=headers).status_code == 200)
+        wait_until(
+            lambda: len(pids := {worker.pid for worker in service.workers()} - {stuck}) == 2 and kept in pids
+        )
+
+
+def test_only_a_worker_that_goes_on_being_silent_is_stuck() -> None:
+    """Whoever looks counts looks and not seconds: when the machine sleeps, nobody looks."""
+    pulse = Pulse()
+    assert not any(pulse.stops(beat) for beat in [1.0] * SILENT_LOOKS + [2.0] * SILENT_LOOKS)
+    assert [pulse.stops(2.0) for _ in range(3)] == [True, False, False]  # told once
+
+
+def test_on_one_core_the_engine_goes_first(checkpoints: Path, tmp_path: Path) -> None:
+    allowed, own = os.sched_getaffinity(0), psutil.Process().nice()
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        with two_workers(checkpoints, tmp_path) as service:
+            assert service.engine().nice() == own
+            assert [worker.nice() for worker in service.workers()] == [own + NICE] * 2
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def test_a_client_that_leaves_takes_its_work_along_within_a_step(checkpoints: Path, tmp_path: Path) -> None:
+    models = json.dumps({"dit": entry(Gated, folder=str(tmp_path)).model_dump(exclude_none=True)})
+    settings = {"models": models, "keep_alive_seconds": 3600}
+    with two_workers(checkpoints, tmp_path, **settings) as service, ThreadPoolExecutor(1) as pool:
+        sessions = service.ask_each_worker()
+        (tmp_path / "closed").touch()
+        with socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2]))) as leaving:
+            leaving.sendall(b"POST /generate?model=dit&class=0&steps=50&guidance=1 HTTP/1.1\r\nHost: a\r\n\r\n")
+            wait_until((tmp_path / "waits").exists)  # in its first step
+            beside = sessions.pop(service.worker_of(leaving.getsockname()[1]))
+            (other,) = sessions.values()
+            answer = pool.submit(other.post, "/generate", params=QUERY | {"steps": 50})
+            leaving.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # RST, not FIN
+
+        def cancelled() -> bool:  # its worker knows, and has told the engine
+            text = beside.get("/metrics").text
+            return client.metric(text, "diffusion_requests_total", outcome="cancelled") == 1
+
+        wait_until(cancelled)
+        (tmp_path / "closed").unlink()
+        assert answer.result().status_code == 200
+        assert service.metric("diffusion_evaluations_total") == 1 + 50
+        assert service.metric("diffusion_cancelled_evaluations_saved_total") == 49
+
+
 def test_a_killed_engine_is_told_to_every_open_request(checkpoints: Path, tmp_path: Path) -> None:
     with two_workers(checkpoints, tmp_path) as service, ThreadPoolExecutor(2) as pool:
         sessions = service.ask_each_worker().values()
@@ -203,7 +202,8 @@ def test_workers_that_cannot_start_end_the_service(checkpoints: Path, tmp_path: 
             timeout=120,
         )  # fmt: skip
     assert ended.returncode == WORKERS_FAIL
-    assert len(re.findall("worker 1 has ended with code 7", ended.stderr)) == 5
+    said = re.findall("worker 1 has ended with code 7: (.*)", ended.stderr)
+    assert said == ["starting another one"] * 4 + ["at its start 5 times in 30 s"]
 
 
 def test_a_broken_checkpoint_is_one_sentence(checkpoints: Path) -> None:
@@ -212,5 +212,5 @@ def test_a_broken_checkpoint_is_one_sentence(checkpoints: Path) -> None:
     with reserved_port() as port:
         ended = subprocess.run(command(port), cwd=ROOT, env=settings, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 2
-    assert ended.stderr.startswith("error: model dit: ")
+    assert " CRITICAL engine service.engine_process: error: model dit: " in ended.stderr
     assert ended.stderr.count("\n") == 1

@@ -83,7 +83,7 @@ def test_a_container_has_room_for_what_it_may_use(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
     monkeypatch.setattr(os, "sysconf", {"SC_AVPHYS_PAGES": 100 << 18, "SC_PAGE_SIZE": 4096}.__getitem__)
     if quota is not None and limit is not None:
         for name, text in (("cpu.max", quota), ("memory.max", limit), ("memory.current", str(used))):
