@@ -66,7 +66,7 @@ class Replica:
         while True:
             if reason := generator.silence():
                 raise RuntimeError(reason)
-            if generator.engine.is_ready:
+            if not generator.unreadiness():
                 return
             await asyncio.sleep(POLL_SECONDS)
 

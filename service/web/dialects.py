@@ -117,8 +117,9 @@ def answer(scope: Scope | Request, error: ServiceError) -> Response:
     facts: Mapping[str, Any] = scope.scope if isinstance(scope, Request) else scope
     dialect = dialect_of(facts["path"])
     body = dialect.say(error, facts.get("request_id", ""))
-    retry = {} if error.retry_after is None else {"Retry-After": str(error.retry_after_seconds)}
-    headers = {**error.headers, **retry, "Cache-Control": "no-store"}
+    headers = dict(error.headers)
+    if error.retry_after is not None:  # the second one is read by OpenAI's clients
+        headers |= {"Retry-After": str(error.retry_after_seconds), "Retry-After-Ms": str(error.retry_after_ms)}
     return JSONResponse(body, dialect.status(error), headers, dialect.media_type)
 
 

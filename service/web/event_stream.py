@@ -95,7 +95,7 @@ class EventStream(Response):
     media_type = MEDIA_TYPE
 
     def __init__(self, first: asyncio.Future[Event], events: AsyncGenerator[Event], headers: dict[str, str]):
-        super().__init__(headers=headers | {"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        super().__init__(headers=headers | {"X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._next, self._events = first, events
 

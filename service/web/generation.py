@@ -79,6 +79,10 @@ class Generator:
         silent = time.monotonic() - self.engine.board.heartbeat
         return f"the engine has been silent for {silent:.0f} s" if silent > self.settings.heartbeat_seconds else ""
 
+    def unreadiness(self) -> str:
+        """Why it would refuse all work now; "" when all models are warm."""
+        return "" if self.engine.is_ready else "warming up or shutting down"
+
     def card(self, model: str | None) -> ModelCard:
         """What the engine has told about a model.
 
@@ -159,7 +163,7 @@ class Generator:
         if job.deadline_seconds is not None and job.deadline_seconds < HOPELESS * needed:
             # Here rather than in the engine, which has better things to do than to answer a flood.
             text = f"deadline_ms: the deadline cannot be met: at least {1000 * needed:.0f} ms are needed"
-            refusal = DeadlineUnreachable(text, retry_after=needed)
+            refusal = DeadlineUnreachable(text)  # without a time to come back: it would be refused then, too
             self._count_end(params.model, refusal)
             raise refusal
         return self._run(job, encode, num_previews, encode_preview or encode)

@@ -26,26 +26,25 @@ from service.observe.tracing import TraceMiddleware
 from service.settings import Settings
 from service.web.dialects import NO_HEAD, answer
 from service.web.keys import KeyRing
-from service.web.protocol import MAX_HEAD
+from service.web.protocol import HEALTH_PATHS, MAX_HEAD, complete
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 CLIENT_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
-NO_SNIFFING = (b"x-content-type-options", b"nosniff")  # a browser must not take an answer for a page
 MAX_BODY = 64 * 1024  # bytes; a request without files needs a few hundred
 MAX_FILES_BODY = 12 * 1024 * 1024  # two files of uploads.MAX_FILE in base64, and the rest
 FILES_PATHS = ("/generate", "/v1/images/edits", "/v1/images/variations")
 MAX_HELD = 32 * 1024 * 1024  # of a worker's bodies, as far as they are above MAX_BODY
 MAX_QUERY = 4096  # bytes
 # Without a key: what a person or a probe opens first. Everything else needs one, also what is added later.
-OPEN_PATHS = {"/", "/favicon.ico", "/livez", "/readyz", "/openapi.json"}
+OPEN_PATHS = HEALTH_PATHS | {"/", "/favicon.ico", "/openapi.json"}
 OPEN_FOLDERS = ("/static/", "/v2/health/")
 CORS_METHODS = ["GET", "HEAD", "POST"]
 CORS_READ = [  # every header of an answer that a page's script may want and that browsers hide
     "Accept-Encoding", "Allow", "Content-Disposition", "ETag", "Inference-Header-Content-Length", "Retry-After",
-    "Server-Timing", "WWW-Authenticate", "X-Request-Id", "X-Seed", "X-Simulated",
+    "Retry-After-Ms", "Server-Timing", "WWW-Authenticate", "X-Request-Id", "X-Seed", "X-Simulated",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -94,7 +93,7 @@ class RequestIdMiddleware:
         async def named(message: Message) -> None:
             line.note(message)
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode()), NO_SNIFFING]
+                message["headers"] = complete(message["headers"], request_id)
             await send(message)
 
         failed = True

@@ -2,13 +2,15 @@
 
 import asyncio
 import logging
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, Literal
 from uuid import uuid4
 
 import h11
+from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service.errors import HeadersTooLarge, Malformed, Overloaded, ServiceError
@@ -21,8 +23,48 @@ MAX_HEAD = 16 * 1024  # bytes of a request line and its headers
 MAX_DISCARD = 16 * 1024 * 1024  # bytes of a refused body that are thrown away, so that its sender reads the answer
 LINGER_SECONDS = 1.0  # for a client that is turned away to read why
 RETRY_SECONDS = 1.0  # for the same client to come back
+HEALTH_PATHS = {"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"}  # answered beyond the limit, too
+MAX_EXTRA = 32  # connections of a worker beyond the limit
+EXTRA_SECONDS = 2.0  # for the whole of such a connection
+WHOLE_URL = re.compile(rb"https?://[^/?]*", re.IGNORECASE)  # as a request's target: RFC 9112, 3.2.2
+FIRST_BYTES = b"HTTP/1.1 "  # of every answer
+WAITS = (0.0, 0.002, 0.008, 0.03, 0.1, 0.3, 1.0, 10.0, 400.0)  # seconds after each of these, sent ahead of the rest
 
 Phase = Literal["head", "rest"]  # what a client has to send: a request's head, or a body that was answered already
+
+
+class Connection(h11.Connection):
+    """h11's, for whole URLs and for answers whose first bytes have left."""
+
+    ahead = 0  # so many
+    head: h11.Response | None = None  # of the last answer
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if isinstance(event, h11.Request) and (found := WHOLE_URL.match(event.target)):
+            path = event.target[found.end() :]
+            target = path if path.startswith(b"/") else b"/" + path
+            return h11.Request(
+                method=event.method, headers=list(event.headers), target=target, http_version=event.http_version
+            )
+        return event
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether a whole request waits for its answer, or for the rest of one whose length is known."""
+        if self.their_state not in (h11.DONE, h11.MUST_CLOSE):
+            return False
+        if self.our_state is h11.SEND_BODY and self.head is not None:
+            return any(name == b"content-length" for name, _ in self.head.headers)
+        return self.our_state is h11.SEND_RESPONSE
+
+    def send(self, event: Any) -> Any:
+        data = super().send(event)
+        if isinstance(event, h11.Response):
+            self.head = event
+        if self.ahead and data:
+            data, self.ahead = data[self.ahead :], 0
+        return data
 
 
 class GuardedProtocol(H11Protocol):
@@ -31,6 +73,8 @@ class GuardedProtocol(H11Protocol):
     settings: Settings
     max_connections: int  # of the service
     count: Callable[[int], float]  # is told those of this process, and returns those of the service
+    extra: set["GuardedProtocol"]  # beyond the limit
+    conn: Connection
     _turned_away = False
     _phase: Phase | None = None  # under a time limit
     _deadline: asyncio.TimerHandle | None = None  # of that
@@ -39,17 +83,19 @@ class GuardedProtocol(H11Protocol):
     _discarded = 0  # bytes of the rest
 
     def connection_made(self, transport: asyncio.Transport) -> None:
+        self.conn = Connection(h11.SERVER, MAX_HEAD)
         super().connection_made(transport)
         # A send then waits until the kernel has taken all before it, and one timer tells whether the client reads.
         transport.set_write_buffer_limits(high=0)
         if self.count(len(self.connections)) > self.max_connections:
-            self._turn_away()
+            self._serve_health_only()
         else:
             self._await("head")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._await(None)
         self._stop_waiting_for_reader()
+        self.extra.discard(self)
         super().connection_lost(exc)
         self.count(len(self.connections))
 
@@ -64,6 +110,32 @@ class GuardedProtocol(H11Protocol):
         super().data_received(data)
         if not self.transport.is_closing():
             self._await(self._expected(idle="head"))
+
+    def eof_received(self) -> Any:  # uvicorn's says None, asyncio's bool
+        """The client sends no more: it has left, or it waits for its answer.
+
+        Its kernel tells, for it resets a connection that gets bytes when nobody is left to read them. The only
+        bytes that are known before the answer are its first ones. A stream has none to spare: it ends.
+
+        Returns:
+            Whether the connection stays open for the answer.
+        """
+        if not self.conn.is_answering:
+            return False
+        self.cycle.keep_alive = False
+        self._send_ahead()
+        return True
+
+    def _send_ahead(self) -> None:
+        """Send a byte of the answer, and more of them later, until the answer comes or the client has left."""
+        if self.conn.our_state is not h11.SEND_RESPONSE:
+            return
+        if self.conn.ahead == len(FIRST_BYTES):
+            self._cut("it may have left: it sends no more, and its answer takes long")
+            return
+        self.transport.write(FIRST_BYTES[self.conn.ahead : self.conn.ahead + 1])
+        self.conn.ahead += 1
+        self.loop.call_later(WAITS[self.conn.ahead - 1], self._send_ahead)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -109,10 +181,39 @@ class GuardedProtocol(H11Protocol):
         logger.info("connection of %s cut: %s", self.client, reason)
         self.transport.abort()
 
-    def _turn_away(self) -> None:
-        self._turned_away = True
+    def _serve_health_only(self) -> None:
+        """Of a connection beyond the limit, for a moment; one that asks for anything else is turned away."""
         self.connections.discard(self)
         self.count(len(self.connections))
+        if len(self.extra) >= MAX_EXTRA:
+            self._turn_away()
+            return
+        self.extra.add(self)
+        self.loop.call_later(EXTRA_SECONDS, self.transport.abort)
+        app = self.app
+
+        async def health_only(scope: Scope, receive: Receive, send: Send) -> None:
+            async def last(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    message["headers"] = [*message["headers"], (b"connection", b"close")]
+                await send(message)
+
+            if scope["path"] in HEALTH_PATHS:
+                await app(scope, receive, last)
+            elif not self.cycle.disconnected:
+                self._abandon()
+                self._turn_away()
+
+        self.app = health_only
+
+    def _abandon(self) -> None:
+        """Whatever works on the request has nobody to answer."""
+        self.cycle.disconnected = True
+        self.cycle.message_event.set()
+
+    def _turn_away(self) -> None:
+        self._turned_away = True
+        self.extra.discard(self)
         self._say(Overloaded("too many open connections: try again later", retry_after=RETRY_SECONDS))
         with suppress(OSError):  # it may have left already
             self.transport.write_eof()
@@ -124,9 +225,8 @@ class GuardedProtocol(H11Protocol):
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self._cut("its request broke while it was answered")
             return
-        if self.cycle is not None:  # whatever works on the first part of the request has nobody to answer
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+        if self.cycle is not None:
+            self._abandon()
         too_large = HeadersTooLarge(f"request line and headers are larger than {MAX_HEAD} bytes")
         self._say(too_large if hint == 431 else Malformed("this is no HTTP/1.1 request"))
         self.transport.close()
@@ -136,14 +236,23 @@ class GuardedProtocol(H11Protocol):
         known = self.cycle.scope if self.cycle is not None and not self.cycle.response_started else {}
         request_id = known.get("request_id") or uuid4().hex
         response = answer({"type": "http", "path": known.get("path", "/"), "request_id": request_id}, error)
-        named = [(b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")]
-        headers = [*response.raw_headers, *named, (b"connection", b"close")]
+        headers = [*complete(response.raw_headers, request_id), (b"connection", b"close")]
         head = h11.Response(status_code=response.status_code, headers=headers)
-        for event in (head, h11.Data(data=bytes(response.body)), h11.EndOfMessage()):
+        body = b"" if known.get("method") == "HEAD" else bytes(response.body)
+        for event in (head, h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
+
+
+def complete(headers: Iterable[tuple[bytes, bytes]], request_id: str) -> list[tuple[bytes, bytes]]:
+    """Add what every answer has; caches keep only those that say so themselves."""
+    said = list(headers)
+    if not any(name == b"cache-control" for name, _ in said):
+        said.append((b"cache-control", b"no-store"))
+    # A browser must not take an answer for a page.
+    return [*said, (b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")]
 
 
 def guarded(settings: Settings, max_connections: int, count: Callable[[int], float]) -> Any:
     """A protocol class for uvicorn.Config(http=...)."""
-    facts = {"settings": settings, "max_connections": max_connections, "count": staticmethod(count)}
+    facts = {"settings": settings, "max_connections": max_connections, "count": staticmethod(count), "extra": set()}
     return type("LimitedProtocol", (GuardedProtocol,), facts)

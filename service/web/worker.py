@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -23,8 +23,9 @@ from service.observe import logs, tracing
 from service.observe.board import CONNECTIONS, Board, Row
 from service.settings import Settings, load_settings
 from service.web.app import assemble
+from service.web.door import Door
 from service.web.middleware import RequestIdMiddleware
-from service.web.protocol import MAX_HEAD, guarded
+from service.web.protocol import guarded
 from service.web.routes import ops
 from service.wire.async_engine import AsyncEngine
 from service.wire.control import ANSWER_SECONDS, STARTED
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 ORPHAN_SECONDS = 1.0  # for a supervisor to say that the engine has died
 LAST_WORDS_SECONDS = 0.5  # for refusals to leave behind the second signal
+FAIR_SHARE = 1.25  # of the mean number of connections: who holds more leaves new ones to the other workers
+FREE_CONNECTIONS = 4  # where the mean is small
 OTHER_FILES = 64  # that are open beside the connections
 BEAT_SECONDS = 1.0  # between two signs of life
 NICE = 5  # where the engine has no core of its own
@@ -62,16 +65,25 @@ class Worker(uvicorn.Server):
 
     Args:
         row: of the board, for its signs of life.
+        is_crowded: see service/web/door.py.
         side: starts after this server and ends after it, so that the drain can be watched.
     """
 
-    def __init__(self, config: uvicorn.Config, control: socket.socket, row: Row, side: SideServer | None):
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        control: socket.socket,
+        row: Row,
+        is_crowded: Callable[[int], bool],
+        side: SideServer | None = None,
+    ):
         super().__init__(config)
         control.setblocking(False)
-        self._control, self._row, self._side = control, row, side
+        self._control, self._row, self._is_crowded, self._side = control, row, is_crowded, side
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        await super().startup([])
+        cast(Any, self).servers = [Door(sockets or [], self._protocol, self._is_crowded)]
         if self._side is not None:
             self._side.begin()
         asyncio.get_running_loop().add_reader(self._control, self._obey)
@@ -81,6 +93,10 @@ class Worker(uvicorn.Server):
     def _beat(self) -> None:
         self._row.beat(time.monotonic())
         asyncio.get_running_loop().call_later(BEAT_SECONDS, self._beat)
+
+    def _protocol(self) -> asyncio.Protocol:
+        made: Any = self.config.http_protocol_class
+        return made(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
     def _obey(self) -> None:
         for signals in self._control.recv(64) or b"\1":  # closed: the supervisor has gone, and so will this process
@@ -116,7 +132,6 @@ def configure(
         app,
         http=guarded(settings, connection_limit(settings.max_connections), count),
         ws="none",
-        h11_max_incomplete_event_size=MAX_HEAD,
         timeout_keep_alive=settings.keep_alive_seconds,
         log_config=None,  # service/observe/logs.py writes its lines, too
         log_level="warning" if settings.log_level == "info" else settings.log_level,  # start and end are told here
@@ -165,7 +180,8 @@ def main(given: dict[str, Any]) -> None:
     app = assemble(engine, settings, given["row"], provider)
     side = metrics_server(app, settings, _sockets(given["side"])) if given["side"] else None
     config = configure(app, settings, settings.drain_seconds, partial(count_connections, board, given["row"]))
-    worker = Worker(config, socket.socket(fileno=given["control"]), board.row(given["row"]), side)
+    crowded = partial(is_crowded, board, given["row"])
+    worker = Worker(config, socket.socket(fileno=given["control"]), board.row(given["row"]), crowded, side)
     engine.on_loss = worker.end_soon
     spare_collector()
     worker.run(_sockets(given["listeners"]))
@@ -174,6 +190,12 @@ def main(given: dict[str, Any]) -> None:
 def count_connections(board: Board, row: int, own: int) -> float:
     board.row(row).connections(own)
     return board.total(CONNECTIONS)
+
+
+def is_crowded(board: Board, row: int, more: int) -> bool:
+    """Whether this worker, with a few more, holds clearly more than the mean of all workers' connections."""
+    held = board.column(CONNECTIONS)  # the engine, in row 0, holds none
+    return held[row] + more > FAIR_SHARE * sum(held) / (len(held) - 1) + FREE_CONNECTIONS
 
 
 def _sockets(descriptors: list[int]) -> list[socket.socket]:

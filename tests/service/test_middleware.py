@@ -194,9 +194,25 @@ def test_a_stranger_may_not(strict: Running) -> None:
     assert "access-control-allow-origin" not in answer.headers
 
 
-@pytest.mark.parametrize("path", ["/", "/models", "/generate", "/nowhere"])
-def test_no_answer_is_guessed_to_be_a_page(server: Running, path: str) -> None:
-    assert server.client.get(path).headers["x-content-type-options"] == "nosniff"
+@pytest.mark.parametrize(
+    ("path", "kept"),
+    [
+        ("/", "no-cache"),
+        ("/static/page.js", "no-cache"),
+        ("/models", "no-store"),
+        ("/openapi.json", "no-store"),
+        ("/livez", "no-store"),
+        ("/v2/health/ready", "no-store"),
+        ("/generate", "no-store"),
+        ("/v1/nowhere", "no-store"),
+        ("/generate?model=dit&class=0&steps=1&seed=1&deterministic=true", "public, max-age=3600"),
+    ],
+)
+def test_every_answer_has_the_common_headers_once(server: Running, path: str, kept: str) -> None:
+    headers = server.client.get(path).headers
+    names = ("cache-control", "x-content-type-options")
+    assert [headers.get_list(name) for name in names] == [[kept], ["nosniff"]]
+    assert len(headers.get_list("x-request-id")) == 1
 
 
 def test_metrics_on_their_own_port(checkpoints: Path, tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from service.settings import Settings
+from service.web import protocol
 from service.web.middleware import MAX_BODY, ErrorMiddleware, LimitMiddleware
-from service.web.protocol import MAX_DISCARD, MAX_HEAD
+from service.web.protocol import FIRST_BYTES, HEALTH_PATHS, MAX_DISCARD, MAX_EXTRA, MAX_HEAD
 from service.web.worker import configure
 from tests.waiting import wait_until
 
@@ -26,17 +27,39 @@ CHUNK = b"x" * 65_536
 
 
 class Application:
-    """Answers /small at once, and /large with a megabyte in pieces; knows what has ended."""
+    """Answers /small at once, and /large with a megabyte in pieces; knows what has ended.
+
+    /slow waits to be released before it answers, /stream when it has begun to; both end when their client leaves.
+    """
 
     def __init__(self) -> None:
         self.ended: list[str] = []
+        self.left: list[str] = []
+        self.scopes: list[Scope] = []
+        self.release = threading.Event()
         self.sent = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scopes.append(scope)
         try:
-            await self.respond(scope["path"], send)
+            if scope["path"] == "/stream":
+                await send({"type": "http.response.start", "status": 200})
+                await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+            if scope["path"] in ("/slow", "/stream") and await self.is_left(receive):
+                self.left.append(scope["path"])
+            else:
+                await self.respond(scope["path"], send)
         finally:
             self.ended.append(scope["path"])
+
+    async def is_left(self, receive: Receive) -> bool:
+        """Wait for the end of the client or of the test, whatever comes first."""
+        while (await receive()).get("more_body"):
+            continue
+        leaving = asyncio.ensure_future(receive())
+        while not leaving.done() and not self.release.is_set():
+            await asyncio.sleep(0.001)
+        return leaving.done() or not leaving.cancel()
 
     async def respond(self, path: str, send: Send) -> None:
         pieces = 64 if path == "/large" else 0
@@ -245,7 +268,7 @@ def test_more_connections_than_there_may_be_are_told_to_come_back() -> None:
             late.sendall(REQUEST)
             answer = read_all(late)
             assert problem(answer)["status"] == 503
-            assert b"retry-after: 1" in answer.lower()
+            assert b"retry-after: 1\r\nretry-after-ms: 1000\r\n" in answer.lower()
         assert live.connections() == 3
         kept[0].sendall(REQUEST)
         assert read_answer(kept[0]).startswith(b"HTTP/1.1 200")  # those who are in notice nothing
@@ -259,6 +282,150 @@ def test_more_connections_than_there_may_be_are_told_to_come_back() -> None:
 def test_one_that_is_turned_away_and_stays_is_cut() -> None:
     with guarded(max_connections=1) as live, live.connect(), live.connect() as late:
         drip(late, REQUEST * 100, until=lambda: False)
+
+
+def get(path: str, method: str = "GET") -> bytes:
+    return f"{method} {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode()
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_probes_are_answered_though_there_are_too_many_connections(method: str) -> None:
+    with guarded(max_connections=1) as live, live.connect():
+        wait_until(lambda: live.connections() == 1)
+        for path in sorted(HEALTH_PATHS):
+            with live.connect() as probe:
+                probe.sendall(get(path, method))
+                head, _, body = read_all(probe).partition(b"\r\n\r\n")  # and then it is closed
+                assert head.startswith(b"HTTP/1.1 200")
+                assert b"connection: close" in head.lower()
+                assert body == (b"small" if method == "GET" else b"")
+        with live.connect() as late:
+            late.sendall(get("/v1/models", method))
+            head, _, body = read_all(late).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 503")
+            assert b"application/json" in head
+            assert (b"too many open connections" in body) is (method == "GET")
+        assert live.app.ended == sorted(HEALTH_PATHS)
+        assert live.connections() == 1
+
+
+def test_connections_for_probes_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "EXTRA_SECONDS", SHORT)
+    with guarded(max_connections=1) as live, live.connect():
+        with live.connect() as silent, live.connect() as dripping, live.connect() as unending:
+            unending.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n")
+            assert read_all(silent) == b""
+            drip(dripping, b"GET /" + b"x" * 10_000, until=lambda: False)
+            assert read_all(unending) == b""
+        assert live.app.ended == []
+
+
+def test_connections_for_probes_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "EXTRA_SECONDS", LONG)
+    with guarded(max_connections=1) as live, live.connect(), ExitStack() as stack:
+        extra = [stack.enter_context(live.connect()) for _ in range(MAX_EXTRA)]
+        with live.connect() as late:
+            assert problem(read_all(late))["status"] == 503  # at once, before it has asked
+        extra[0].sendall(get("/livez"))
+        assert read_all(extra[0]).startswith(b"HTTP/1.1 200")
+        with live.connect() as probe:  # in its place
+            probe.sendall(get("/livez"))
+            assert read_all(probe).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "raw", "query"),
+    [
+        ("http://x/livez", "/livez", b"/livez", b""),
+        ("HTTPS://user@x:8000/a%20b?c=d&e=http://f/g", "/a b", b"/a%20b", b"c=d&e=http://f/g"),
+        ("http://x", "/", b"/", b""),
+        ("http://x?c=d", "/", b"/", b"c=d"),
+        ("/http://x/livez", "/http://x/livez", b"/http://x/livez", b""),
+    ],
+)
+def test_a_target_may_be_a_whole_url(target: str, path: str, raw: bytes, query: bytes) -> None:
+    with guarded(max_connections=1) as live, live.connect() as client:
+        for _ in range(2):
+            client.sendall(get(target))
+            assert read_answer(client).startswith(b"HTTP/1.1 200")
+        scope = live.app.scopes[-1]
+        assert (scope["path"], scope["raw_path"], scope["query_string"]) == (path, raw, query)
+        assert (b"host", b"test") in scope["headers"]
+        with live.connect() as probe:
+            probe.sendall(get("http://x/livez"))
+            assert read_all(probe).startswith(b"HTTP/1.1 200")
+
+
+def ask_and_half_close(live: Guarded, path: str) -> socket.socket:
+    """The server has seen the end when this returns."""
+    client = live.connect()
+    client.sendall(get(path))
+    wait_until(lambda: len(live.app.scopes) == 1)
+    client.shutdown(socket.SHUT_WR)
+    assert client.recv(1, socket.MSG_PEEK) == b"H"
+    return client
+
+
+def test_a_client_that_only_stops_sending_gets_its_answer() -> None:
+    with guarded() as live, ask_and_half_close(live, "/slow") as client:
+        live.app.release.set()
+        answer = read_all(client)  # until the server closes
+        assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert answer.endswith(b"\r\n\r\nsmall")
+        assert (live.app.ended, live.app.left) == (["/slow"], [])
+        wait_until(lambda: live.connections() == 0)
+
+
+@pytest.mark.parametrize("path", ["/slow", "/stream"])
+def test_a_client_that_leaves_ends_its_request(path: str) -> None:
+    with guarded() as live:
+        with live.connect() as client:
+            client.sendall(get(path))
+            wait_until(lambda: len(live.app.scopes) == 1)
+        wait_until(lambda: live.app.left == [path] and live.connections() == 0)
+
+
+def test_a_client_that_leaves_after_it_stopped_sending_ends_its_request() -> None:
+    with guarded() as live:
+        ask_and_half_close(live, "/slow").close()
+        wait_until(lambda: live.app.left == ["/slow"] and live.connections() == 0)
+
+
+def test_a_client_that_stopped_sending_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "WAITS", [0.001] * len(FIRST_BYTES))
+    with guarded() as live, ask_and_half_close(live, "/slow") as client:
+        assert read_all(client) == FIRST_BYTES
+        wait_until(lambda: live.app.left == ["/slow"] and live.connections() == 0)
+
+
+@pytest.mark.parametrize("path", ["/large", "/whole"], ids=["in pieces", "at once"])
+def test_a_client_that_stops_sending_gets_a_long_answer(path: str) -> None:
+    with guarded() as live, live.connect() as client:
+        client.sendall(get(path))
+        wait_until(lambda: len(live.app.scopes) == 1)
+        client.shutdown(socket.SHUT_WR)
+        assert len(read_all(client)) > 64 * len(CHUNK)
+
+
+def test_requests_that_follow_each_other_at_once_are_all_answered() -> None:
+    with guarded() as live, live.connect() as client:
+        client.sendall(3 * REQUEST)
+        client.shutdown(socket.SHUT_WR)
+        assert read_all(client).count(b"HTTP/1.1 200 OK") == 3
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", REQUEST[:20], b"POST /slow HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc"],
+    ids=["nothing", "a part of a head", "a part of a body"],
+)  # fmt: skip
+def test_a_client_that_stops_before_its_request_is_whole_is_closed(sent: bytes) -> None:
+    with guarded() as live, live.connect() as client:
+        client.sendall(REQUEST)
+        read_answer(client)
+        client.sendall(sent)
+        client.shutdown(socket.SHUT_WR)
+        assert read_all(client) == b""
+        wait_until(lambda: live.connections() == 0)
 
 
 def post(length: int) -> bytes:

@@ -5,8 +5,6 @@ from typing import Any
 from service.web.generation import Generated
 from service.web.job import Job
 
-NO_STORE = {"Cache-Control": "no-store"}
-
 
 def seed_headers(job: Job) -> dict[str, str]:
     return {"X-Seed": job.seeds} | ({"X-Simulated": "true"} if job.card.simulated else {})

@@ -19,11 +19,7 @@ from service.web.job import Job
 from service.web.leaving import unless_disconnected
 from service.web.negotiation import negotiate
 from service.web.resolve import check_previews
-from service.web.routes.answers import (
-    NO_STORE,
-    answer_headers,
-    seed_headers,
-)
+from service.web.routes.answers import answer_headers, seed_headers
 from service.web.schemas import FIELD_NAMES, Fields, GenerateBody, GeneratedImage, GenerateFields, GenerateResponse
 
 router = APIRouter(tags=["Stepwise"])
@@ -76,7 +72,7 @@ async def generate(request: Request) -> Response:
         return await _stream(generator, fields, job)
     generated = await _finish(request, generator, job, form)
     content = as_json(generated, request.scope["request_id"]) if form == "json" else generated.result
-    return Response(content, headers=answer_headers(generated) | NO_STORE, media_type=MEDIA_TYPES[form])
+    return Response(content, headers=answer_headers(generated), media_type=MEDIA_TYPES[form])
 
 
 @router.get(
@@ -99,7 +95,7 @@ async def get_image(request: Request, query: Annotated[GenerateFields, Query()])
     if (
         not etag or generator.etag(job, form) != etag
     ):  # the device ran out of memory and lowered the rows on the way
-        cached = NO_STORE
+        cached = {}
     return Response(generated.result, headers=answer_headers(generated) | cached, media_type=MEDIA_TYPES[form])
 
 

@@ -17,8 +17,7 @@ from service.web.generation import Generator
 from service.web.job import Job
 from service.web.leaving import unless_disconnected
 from service.web.resolve import STANDS_FOR
-from service.web.routes import ops
-from service.web.routes.answers import NO_STORE, answer_headers
+from service.web.routes.answers import answer_headers
 from service.web.schemas import MAX_SEED, Fields, GenerateBody, allowed
 from service.web.tensors import (
     LENGTH_HEADER,
@@ -78,13 +77,13 @@ async def server_metadata(request: Request) -> ServerMetadata:
 
 @router.get("/health/live", response_model=Live, summary="As /livez")
 async def server_live(request: Request) -> Response:
-    status = (await ops.livez(request)).status_code
-    return JSONResponse(Live(live=status == 200).model_dump(), status, NO_STORE)
+    live = not request.app.state.generator.silence()
+    return JSONResponse(Live(live=live).model_dump(), 200 if live else 503)
 
 
 @router.get("/health/ready", response_model=Ready, summary="As /readyz")
 async def server_ready(request: Request) -> Response:
-    return await _ready(request)
+    return _ready(request)
 
 
 def add_twice(router: APIRouter, routes: APIRouter) -> None:
@@ -115,12 +114,12 @@ async def model_metadata(request: Request, model: str) -> ModelMetadata:
 @model_routes.get("/ready", response_model=Ready, summary="Whether a model is warm")
 async def model_ready(request: Request, model: str) -> Response:
     request.app.state.generator.card(model)
-    return await _ready(request, name=model)
+    return _ready(request, name=model)
 
 
-async def _ready(request: Request, **name: str) -> Response:
-    status = (await ops.readyz(request)).status_code
-    return JSONResponse(Ready(ready=status == 200, **name).model_dump(exclude_none=True), status, NO_STORE)
+def _ready(request: Request, **name: str) -> Response:
+    ready = not request.app.state.generator.unreadiness()
+    return JSONResponse(Ready(ready=ready, **name).model_dump(exclude_none=True), 200 if ready else 503)
 
 
 BODY = {
@@ -156,7 +155,7 @@ async def infer_model(request: Request, model: str) -> Response:
     arrays = {"images": generated.result, "seed": np.array(job.params.seeds, np.int64)}
     binary = {name for name in outputs if asked.wants_binary(name)}
     body, json_length = serialise(answer, {name: arrays[name] for name in outputs}, binary)
-    headers = answer_headers(generated) | NO_STORE
+    headers = answer_headers(generated)
     if json_length is None:
         return Response(body, headers=headers, media_type="application/json")
     headers[LENGTH_HEADER] = str(json_length)

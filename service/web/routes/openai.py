@@ -20,11 +20,7 @@ from service.web.generation import Generator
 from service.web.job import Job
 from service.web.leaving import unless_disconnected
 from service.web.resolve import check_previews
-from service.web.routes.answers import (
-    NO_STORE,
-    answer_headers,
-    seed_headers,
-)
+from service.web.routes.answers import answer_headers, seed_headers
 from service.web.schemas import (
     ClassLabel,
     Deadline,
@@ -177,7 +173,7 @@ async def draw(request: Request, body: ImageRequest, kind: str) -> Response:
     pairs = zip(generated.result, job.params.seeds, strict=True)
     data = [ImageDatum(b64_json=picture, seed=seed) for picture, seed in pairs]
     answer = ImagesResponse(created=int(time.time()), data=data, output_format=form, size=job.size, quality=quality)
-    return JSONResponse(answer.model_dump(), headers=answer_headers(generated) | NO_STORE)
+    return JSONResponse(answer.model_dump(), headers=answer_headers(generated))
 
 
 def _check_picture(body: ImageRequest, job: Job) -> None:

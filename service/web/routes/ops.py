@@ -24,8 +24,7 @@ async def livez(request: Request) -> Response:
 
 @router.get("/readyz", response_model=Health, responses=UNAVAILABLE, summary="Are all models loaded and warm?")
 async def readyz(request: Request) -> Response:
-    is_ready = request.app.state.generator.engine.is_ready
-    return _health("" if is_ready else "warming up or shutting down")
+    return _health(request.app.state.generator.unreadiness())
 
 
 @router.get("/models", summary="The served models")
@@ -47,4 +46,4 @@ async def metrics(request: Request) -> Response:
 
 def _health(reason: str) -> Response:
     health = Health(status="unavailable" if reason else "ok", reason=reason)
-    return JSONResponse(health.model_dump(), 503 if reason else 200, {"Cache-Control": "no-store"})
+    return JSONResponse(health.model_dump(), 503 if reason else 200)

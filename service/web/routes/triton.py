@@ -130,14 +130,12 @@ async def model_configuration(request: Request, model: str) -> ModelConfiguratio
 async def repository_index(request: Request) -> list[IndexEntry]:
     """A body is not needed; that of Triton's client, `{"ready": true}`, asks for the models that are ready."""
     body = (await read_bytes(request)).replace(b" ", b"")
-    ready = request.app.state.generator.engine.is_ready
-    if not ready and b'"ready":true' in body:
+    generator = request.app.state.generator
+    reason = generator.unreadiness()
+    if reason and b'"ready":true' in body:
         return []
-    state, reason = ("READY", "") if ready else ("UNAVAILABLE", "warming up or shutting down")
-    return [
-        IndexEntry(name=name, version=VERSION, state=state, reason=reason)
-        for name in request.app.state.generator.names
-    ]
+    state = "UNAVAILABLE" if reason else "READY"
+    return [IndexEntry(name=name, version=VERSION, state=state, reason=reason) for name in generator.names]
 
 
 add_twice(router, model_routes)

@@ -1,0 +1,78 @@
+"""Where connections come in: a worker that has its share of them leaves the next ones to the others."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+logger = logging.getLogger(__name__)
+
+BACKLOG = 2048  # connections that wait to be taken
+PATIENCE = 0.1  # seconds for another worker to take a connection
+
+
+class Door:
+    """A server in asyncio's sense; the event loop's own can neither be paused nor told whom to leave alone.
+
+    Args:
+        listeners: shared with the other workers.
+        protocol: makes one for a connection.
+        is_crowded: whether this worker, with so many connections more, has enough.
+    """
+
+    def __init__(
+        self,
+        listeners: Sequence[socket.socket],
+        protocol: Callable[[], asyncio.Protocol],
+        is_crowded: Callable[[int], bool],
+    ):
+        self._protocol, self._is_crowded = protocol, is_crowded
+        self._loop = asyncio.get_running_loop()
+        self._coming: set[asyncio.Task[None]] = set()
+        self._listeners = list(listeners)
+        for listener in listeners:
+            listener.setblocking(False)
+            listener.listen(BACKLOG)
+            self._loop.add_reader(listener, self._look, listener)
+
+    def _look(self, listener: socket.socket) -> None:
+        if self._is_crowded(len(self._coming)):
+            self._pause(listener)
+        else:
+            self._take(listener)
+
+    def _take(self, listener: socket.socket) -> None:
+        try:
+            connection, _ = listener.accept()
+        except BlockingIOError:  # another worker was faster
+            return
+        except OSError as error:
+            logger.warning("no connection can be taken: %s", error)
+            self._pause(listener)
+            return
+        task = self._loop.create_task(self._receive(connection))
+        self._coming.add(task)
+        task.add_done_callback(self._coming.discard)
+
+    async def _receive(self, connection: socket.socket) -> None:
+        with suppress(OSError):  # it has left already
+            await self._loop.connect_accepted_socket(self._protocol, connection)
+
+    def _pause(self, listener: socket.socket) -> None:
+        self._loop.remove_reader(listener)
+        self._loop.call_later(PATIENCE, self._resume, listener)
+
+    def _resume(self, listener: socket.socket) -> None:
+        """Take one, if there still is one: the others are dead or busy."""
+        if listener in self._listeners:
+            self._loop.add_reader(listener, self._look, listener)
+            self._take(listener)
+
+    def close(self) -> None:
+        for listener in self._listeners:
+            self._loop.remove_reader(listener)
+        self._listeners.clear()
+
+    async def wait_closed(self) -> None:
+        """Nothing is left to wait for."""
