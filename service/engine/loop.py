@@ -204,7 +204,7 @@ class EngineLoop:
         else:
             images = [request.images[index] for index in range(len(request.tasks))]
             pixels = b"".join(image.tobytes() for image in images)
-            times = (request.started - request.arrived, request.finished - request.started)
+            times = (request.arrived, request.started, request.finished)
             client.send(Reply(number, RequestOutput(pixels, (len(images), *images[0].shape), *times)))
             request.images.clear()  # request and tasks refer to each other: pixels need not wait for the collector
 

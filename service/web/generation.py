@@ -193,14 +193,14 @@ class Generator:
         images = list(pixels(output))
         result = await encoded(encode, images)
         now = time.monotonic()
-        timings = Timings(queue=output.queue_seconds, denoise=output.denoise_seconds, encode=now - encoding)
+        queue, denoise = output.started - output.arrived, output.finished - output.started
+        timings = Timings(queue=queue, denoise=denoise, encode=now - encoding)
         self.metrics.answer(params.model, len(images), timings.queue, timings.denoise, now - started)
         times = {"queue_seconds": round(timings.queue, 6), "denoise_seconds": round(timings.denoise, 6)}
         logs.note(outcome="ok", **times)
-        denoising = started + timings.queue
         facts = {"model": params.model, "images": len(images)}
-        self.spans.record("queue", started, denoising, **facts)
-        self.spans.record("denoise", denoising, denoising + timings.denoise, steps=params.num_steps, **facts)
+        self.spans.record("queue", output.arrived, output.started, **facts)
+        self.spans.record("denoise", output.started, output.finished, steps=params.num_steps, **facts)
         self.spans.record("encode", encoding, now, **facts)
         return Generated(result, job, timings)
 

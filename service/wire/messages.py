@@ -108,8 +108,9 @@ class RequestOutput(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
     pixels: bytes  # of all images, one after the other
     shape: tuple[int, int, int, int]  # n, H, W, C
-    queue_seconds: float  # arrival to first step
-    denoise_seconds: float  # first step to last
+    arrived: float  # at the engine, in seconds of the monotonic clock that the processes of a machine share
+    started: float  # its first step
+    finished: float  # its last one
 
 
 class Refusal(msgspec.Struct, frozen=True, tag=True, array_like=True):

@@ -24,7 +24,7 @@ class Pair:
         worker.setblocking(False)
 
     def answer(self, number: int) -> None:
-        self.client.send(Reply(number, RequestOutput(bytes(MIB), (1, 1, 1, MIB), 0.0, 0.0)))
+        self.client.send(Reply(number, RequestOutput(bytes(MIB), (1, 1, 1, MIB), 0.0, 0.0, 0.0)))
 
     def show(self, number: int, step: int) -> None:
         self.client.show(number, Preview(b"\0", (1, 1, 1), 0, step))

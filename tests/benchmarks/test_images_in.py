@@ -1,0 +1,24 @@
+"""The picture of images in, drawn by the shipped models."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from benchmarks import images_in
+
+
+def test_both_models_keep_what_they_are_asked_to(tmp_path: Path) -> None:
+    images_in.main(tmp_path / "sheet.png")
+    assert Image.open(tmp_path / "sheet.png").width > 900
+    row = dict(images_in.draw_row("unet"))
+    three = np.array(row["image"])
+    for name in images_in.CLASSES:
+        completed = np.array(row[f"half to {name}"])
+        assert (completed[:, :16] == three[:, :16]).all()
+        assert (completed[:, 16:] != three[:, 16:]).any()
+
+    def moved(name: str) -> float:
+        return float(np.abs(np.array(row[name]).astype(int) - three).mean())
+
+    assert moved("8, 0.3") < moved("8, 0.8") < moved("8, 1.0")
