@@ -10,7 +10,8 @@ from benchmarks import images_in
 
 def test_both_models_keep_what_they_are_asked_to(tmp_path: Path) -> None:
     images_in.main(tmp_path / "sheet.png")
-    assert Image.open(tmp_path / "sheet.png").width > 900
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 900
     row = dict(images_in.draw_row("unet"))
     three = np.array(row["image"])
     for name in images_in.CLASSES:
