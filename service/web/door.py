@@ -8,7 +8,6 @@ from contextlib import suppress
 
 logger = logging.getLogger(__name__)
 
-BACKLOG = 2048  # connections that wait to be taken
 PATIENCE = 0.1  # seconds for another worker to take a connection
 
 
@@ -16,7 +15,7 @@ class Door:
     """A server in asyncio's sense; the event loop's own can neither be paused nor told whom to leave alone.
 
     Args:
-        listeners: shared with the other workers.
+        listeners: shared with the other workers; the supervisor has called listen.
         protocol: makes one for a connection.
         is_crowded: whether this worker, with so many connections more, has enough.
     """
@@ -33,7 +32,6 @@ class Door:
         self._listeners = list(listeners)
         for listener in listeners:
             listener.setblocking(False)
-            listener.listen(BACKLOG)
             self._loop.add_reader(listener, self._look, listener)
 
     def _look(self, listener: socket.socket) -> None:

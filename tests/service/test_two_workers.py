@@ -49,12 +49,16 @@ def connections(session: httpx.Client) -> list[int]:
     return [int(float(count)) for count in re.findall(r"^diffusion_worker_connections\{.*\} (\S+)$", text, re.M)]
 
 
+def wait_until_alone(session: httpx.Client) -> None:
+    wait_until(lambda: sum(connections(session)) == 1)
+
+
 def test_connections_are_balanced(service: Processes) -> None:
     """Also where one worker could take all connections before the other one wakes up."""
     for late in (None, *service.workers()):
         with ExitStack() as stack, ThreadPoolExecutor(16) as pool:
             session = stack.enter_context(httpx.Client(base_url=service.url, timeout=60))
-            wait_until(lambda: sum(connections(session)) == 1)  # noqa: B023
+            wait_until_alone(session)
             if late is not None:
                 late.suspend()
             clients = list(pool.map(lambda _: stack.enter_context(connect(service)), range(CONNECTIONS)))
