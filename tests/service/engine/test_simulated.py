@@ -190,13 +190,20 @@ def test_the_lead_of_a_launch_follows_from_how_late_they_come() -> None:
         assert lead() == pytest.approx(LEAST_LEAD + late * LATE_RAISES)
 
 
+@pytest.mark.parametrize("believed", [1.0, 1.3, 20.0])
 @pytest.mark.parametrize("host_ms", [0.5, 2.2, 2.5])
-def test_waiting_on_purpose_is_not_taken_for_a_slow_device(host_ms: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Were it, a host that takes longer for a launch than the lead would wait for longer and longer."""
+def test_waiting_on_purpose_is_not_taken_for_a_slow_device(
+    believed: float, host_ms: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were it, a host that takes longer for a launch than the lead would wait for longer and longer.
+
+    And where a pause of the host has made steps look slow, the wait that follows from it must not hide the truth.
+    """
     line = Timeline()
     runner = SimulatedRunner(tiny_config(), StepCost(3.0, 0.0), 8, line.device)
     core = EngineCore({"dit": runner}, EngineConfig(8), clock=lambda: line.now)
     core.warm_up("dit")
+    core.shares["dit"].scheduler.max_rows = 1  # one request after the other
     runner.step_seconds = {8: 0.003}
     launch = runner.launch
 
@@ -205,9 +212,12 @@ def test_waiting_on_purpose_is_not_taken_for_a_slow_device(host_ms: float, monke
         return launch(tasks)
 
     monkeypatch.setattr(runner, "launch", slow_launch)
-    core.add(make_request(make_params(num_steps=999)))
+    for _ in range(2):
+        core.add(make_request(make_params(num_steps=990)))
+    core.shares["dit"].slowdown = believed
     started = line.now
-    for _ in range(900):
+    for step in range(1800):
+        started = line.now if step == 900 else started
         line.now += max(0.0, core.spare_seconds())
         core.step()
     assert (line.now - started) / 900 < 0.0033
