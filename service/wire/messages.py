@@ -12,6 +12,7 @@ import msgspec
 from service.errors import PROBLEMS, FieldError, ServiceError
 
 KINDS = {kind.code: kind for kind in PROBLEMS}
+Mixture = tuple[tuple[int, float], ...]  # labels and their weights, which sum up to 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,15 @@ class SamplingParams:
     image: bytes = b""  # [H, W, C] uint8 to start from; none: from noise
     free: bytes = b""  # [H, W] bool: which pixels of it may change; none: all
     strength: float = 1.0  # of the noise that the image gets; 1 starts from noise, and keeps what is not free
+    mixtures: tuple[Mixture, ...] = ()  # one an image, its own label first; () is an image of that label alone
+    negative_label: int | None = None  # of the second row; none: the null label
+    ways: tuple[tuple[int, float], ...] = ()  # one an image: another seed, and how far to its noise, from 0 to 1
+    leads: tuple[str, ...] = ()  # "class", "seed": what goes from the first image to the last; for the recipe
+
+    @property
+    def most_classes(self) -> int:
+        """Of an image."""
+        return max([1, *(len(mixture) for mixture in self.mixtures)])
 
 
 class ModelCard(msgspec.Struct, frozen=True):
