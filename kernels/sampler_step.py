@@ -262,7 +262,7 @@ def sampler_step(
             if there is no guidance), seed, noise step.
         coefficients: [n, 8] float32: w, p, q, a, b, c, s, clamp (0 or 1).
         finite: [n] bool, where the flags go; default: a new tensor. pictures: what else leaves the device.
-        mixtures: further classes of the images; default: every image has one.
+        mixtures: further classes of the images.
 
     Returns:
         [n] bool: whether x' and the unclamped d of the image are finite.
@@ -271,10 +271,8 @@ def sampler_step(
         ValueError: a block of the wrong width, x or history not float32, of different strides or unknown layout.
     """
     if indices.shape[1] != NUM_INDICES or coefficients.shape[1] != NUM_COEFFICIENTS:
-        raise ValueError(
-            f"indices must be [n, {NUM_INDICES}] and coefficients [n, {NUM_COEFFICIENTS}], got "
-            f"{tuple(indices.shape)} and {tuple(coefficients.shape)}"
-        )
+        got = f"{tuple(indices.shape)} and {tuple(coefficients.shape)}"
+        raise ValueError(f"indices must be [n, {NUM_INDICES}] and coefficients [n, {NUM_COEFFICIENTS}], got {got}")
     if x.dtype != torch.float32 or history.dtype != torch.float32:
         raise ValueError(f"sampler state must be float32, got {x.dtype} and {history.dtype}")
     if x.stride() != history.stride():
