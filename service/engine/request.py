@@ -51,14 +51,11 @@ class ImageTask:
 
     @property
     def class_label(self) -> int:
-        params = self.request.params
-        return params.class_labels[self.index] if params.class_labels else params.class_label
+        return self.request.params.mixture(self.index)[0][0]
 
     @property
     def mixture(self) -> Mixture:
-        """Its classes, where it has several."""
-        mixtures = self.request.params.mixtures
-        return mixtures[self.index] if mixtures else ()
+        return self.request.params.mixture(self.index)
 
     @property
     def way(self) -> tuple[int, float]:

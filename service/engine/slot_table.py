@@ -116,8 +116,8 @@ class SlotTable:
         labels = task.class_label, -1 if negative is None else negative
         self._facts[slot] = task.seed, *labels, self._first_row(task.plan), task.last_step
         self._mixtures.pop(slot, None)
-        if task.mixture:
-            self._mixtures[slot] = task.mixture[1:]
+        if further := task.mixture[1:]:
+            self._mixtures[slot] = further
         self._ways.discard(slot)
         if task.way[1]:
             self._ways.add(slot)

@@ -4,7 +4,7 @@ A worker sends Generate and Abort, and numbers its own requests. The engine send
 each request, replies: any number of previews and exactly one output or refusal, unless it is aborted before.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -37,10 +37,24 @@ class SamplingParams:
     ways: tuple[tuple[int, float], ...] = ()  # one an image: another seed, and how far to its noise, from 0 to 1
     leads: tuple[str, ...] = ()  # "class", "seed": what goes from the first image to the last; for the recipe
 
-    @property
-    def most_classes(self) -> int:
-        """Of an image."""
-        return max([1, *(len(mixture) for mixture in self.mixtures)])
+    def mixture(self, index: int) -> Mixture:
+        """Of an image; of one class, too."""
+        if self.mixtures and self.mixtures[index]:
+            return self.mixtures[index]
+        return ((self.class_labels[index] if self.class_labels else self.class_label, 1.0),)
+
+    def alone(self, index: int) -> "SamplingParams":
+        """An image by itself."""
+        mixture = self.mixture(index)
+        return replace(
+            self,
+            class_label=mixture[0][0],
+            class_labels=(),
+            mixtures=(mixture,) if len(mixture) > 1 else (),
+            seeds=self.seeds[index : index + 1],
+            ways=tuple(way for way in self.ways[index : index + 1] if way[1]),
+            leads=(),
+        )
 
 
 class ModelCard(msgspec.Struct, frozen=True):
