@@ -7,6 +7,12 @@ one call:
     d  = p * x + q * M                            clamped to [-1, 1] where clamp is 1
     x' = a * x + b * d + c * d_prev + s * z
 
+Some images are of a mixture of classes, with a row for each class k and weights g that sum up to 1. Then
+
+    M_cond = M_0 + sum of g_k * (M_k - M_0) over the further classes     which is the sum of g_k * M_k over all
+
+so an image of one class takes no part in it, and has the bits that it would have without.
+
 Some images leave the device with the step, finished or as a preview. Their picture is written where x' and d are in
 registers: that costs no launch and reads nothing again.
 
@@ -46,6 +52,17 @@ class Pictures(NamedTuple):
     look: Tensor
 
 
+class Mixtures(NamedTuple):
+    """Further classes of the images of a step.
+
+    spans: [n, 2] int64, the first row of an image's further classes and the one behind the last; equal for none.
+    weights: [R] float32, read for those rows only.
+    """
+
+    spans: Tensor
+    weights: Tensor
+
+
 def sampler_step_reference(
     x: Tensor,
     history: Tensor,
@@ -54,11 +71,12 @@ def sampler_step_reference(
     coefficients: Tensor,
     finite: Tensor,
     pictures: Pictures | None = None,
+    mixtures: Mixtures | None = None,
 ) -> None:
     """All arithmetic in float32 for every dtype of the network's output."""
     slots, cond_rows, uncond_rows, seeds, noise_steps = indices.unbind(1)  # each [n]
     w, p, q, a, b, c, s, clamp = coefficients[:, :, None, None, None].unbind(1)  # each [n, 1, 1, 1]
-    cond = output[cond_rows].float()  # [n, C, H, W]
+    cond = _mixed(output, output[cond_rows].float(), mixtures)  # [n, C, H, W]
     uncond = output[uncond_rows].float()
     latent, previous = x[slots], history[slots]
     denoised = p * latent + q * (uncond + w * (cond - uncond))
@@ -74,6 +92,19 @@ def sampler_step_reference(
         picture = of_x * updated[chosen] + of_d * denoised[chosen]
         bytes_ = ((picture.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         pictures.pixels[pictures.places[chosen]] = bytes_.permute(0, 2, 3, 1)
+
+
+def _mixed(output: Tensor, first: Tensor, mixtures: Mixtures | None) -> Tensor:
+    """M_cond [n, C, H, W] from M_0, one further class of all images after the other."""
+    if mixtures is None:
+        return first
+    mixed, (rows, ends) = first, mixtures.spans.unbind(1)
+    while len(chosen := (rows < ends).nonzero().flatten()):
+        row = rows[chosen]
+        weights = mixtures.weights[row, None, None, None]
+        mixed = mixed.index_add(0, chosen, weights * (output[row].float() - first[chosen]))
+        rows = rows + 1
+    return mixed
 
 
 def _noise(s: Tensor, seeds: Tensor, noise_steps: Tensor, like: Tensor) -> Tensor:
@@ -100,6 +131,15 @@ def _noise_block(
 
 
 @triton.jit
+def _mix(output, cond, span, weights, start, E: tl.constexpr, BLOCK: tl.constexpr):
+    """M_cond of elements `start` .. start + BLOCK from M_0 and the rows of the further classes."""
+    mixed = cond
+    for row in range(tl.load(span), tl.load(span + 1)):
+        mixed += tl.load(weights + row) * (load_wide(output + row * E, start, E, True, BLOCK) - cond)
+    return mixed
+
+
+@triton.jit
 def _store_picture(
     pixels, place, picture, offs, E: tl.constexpr, NUM_CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr
 ):
@@ -122,6 +162,8 @@ def _sampler_step_kernel(
     pixels,  # [n, H, W, C] or None
     places,  # [n]
     look,  # [n, 2]
+    spans,  # [n, 2] int64 or None
+    weights,  # [R]
     E: tl.constexpr,
     NUM_CHANNELS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
@@ -145,11 +187,14 @@ def _sampler_step_kernel(
     for start in range(0, E, BLOCK):
         offs = start + tl.arange(0, BLOCK)
         mask = offs < E
-        noise = _noise_block(s, seed, noise_step, offs, E, NUM_CHANNELS, CHANNELS_LAST)
-        latent = tl.load(x + slot * E + offs, mask=mask, other=0.0)
+        # The network's output comes first: beside noise and latent, the rows of a mixture would spill registers.
         # Unused inputs are not read: that saves bandwidth, and they may hold NaN.
         cond = load_wide(output + cond_row * E, start, E, True, BLOCK)
+        if spans is not None:
+            cond = _mix(output, cond, spans + 2 * image, weights, start, E, BLOCK)
         uncond = load_wide(output + uncond_row * E, start, E, guided, BLOCK)
+        noise = _noise_block(s, seed, noise_step, offs, E, NUM_CHANNELS, CHANNELS_LAST)
+        latent = tl.load(x + slot * E + offs, mask=mask, other=0.0)
         previous = tl.load(history + slot * E + offs, mask=mask & multistep, other=0.0)
         denoised = p * latent + q * tl.where(guided, uncond + w * (cond - uncond), cond)
         all_finite &= tl.abs(denoised) < float("inf")  # false for NaN, too
@@ -172,6 +217,7 @@ def _launch(
     coefficients: Tensor,
     finite: Tensor,
     pictures: Pictures | None = None,
+    mixtures: Mixtures | None = None,
 ) -> None:
     layout = image_layout(x)
     if len(indices) == 0:
@@ -184,6 +230,7 @@ def _launch(
         coefficients.contiguous(),
         finite,
         *(pictures or (None, None, None)),
+        *(mixtures or (None, None)),
         E=x[0].numel(),
         NUM_CHANNELS=x.shape[1],
         CHANNELS_LAST=layout == torch.channels_last,
@@ -203,6 +250,7 @@ def sampler_step(
     coefficients: Tensor,
     finite: Tensor | None = None,
     pictures: Pictures | None = None,
+    mixtures: Mixtures | None = None,
 ) -> Tensor:
     """Advance n images by one step, in place.
 
@@ -214,6 +262,7 @@ def sampler_step(
             if there is no guidance), seed, noise step.
         coefficients: [n, 8] float32: w, p, q, a, b, c, s, clamp (0 or 1).
         finite: [n] bool, where the flags go; default: a new tensor. pictures: what else leaves the device.
+        mixtures: further classes of the images.
 
     Returns:
         [n] bool: whether x' and the unclamped d of the image are finite.
@@ -222,10 +271,8 @@ def sampler_step(
         ValueError: a block of the wrong width, x or history not float32, of different strides or unknown layout.
     """
     if indices.shape[1] != NUM_INDICES or coefficients.shape[1] != NUM_COEFFICIENTS:
-        raise ValueError(
-            f"indices must be [n, {NUM_INDICES}] and coefficients [n, {NUM_COEFFICIENTS}], got "
-            f"{tuple(indices.shape)} and {tuple(coefficients.shape)}"
-        )
+        got = f"{tuple(indices.shape)} and {tuple(coefficients.shape)}"
+        raise ValueError(f"indices must be [n, {NUM_INDICES}] and coefficients [n, {NUM_COEFFICIENTS}], got {got}")
     if x.dtype != torch.float32 or history.dtype != torch.float32:
         raise ValueError(f"sampler state must be float32, got {x.dtype} and {history.dtype}")
     if x.stride() != history.stride():
@@ -233,5 +280,5 @@ def sampler_step(
     if finite is None:
         finite = torch.empty(len(indices), dtype=torch.bool, device=x.device)
     step = _launch if use_triton(x, output) else sampler_step_reference
-    step(x, history, output, indices, coefficients, finite, pictures)
+    step(x, history, output, indices, coefficients, finite, pictures, mixtures)
     return finite

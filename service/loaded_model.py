@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.checkpoint import ModelConfig, parameter_count
 from models.samplers import SamplerTable
-from models.sampling import Guidance, Known, sample, to_uint8
+from models.sampling import Further, Guidance, Known, sample, to_uint8
 from models.spacings import SPACINGS
 from service.engine.canvas import brought, keep_known
 from service.engine.cards import samplers_of
@@ -21,7 +21,7 @@ from service.web.dialects import invalid
 from service.web.job import Job
 from service.web.resolve import resolve
 from service.web.schemas import FIELD_NAMES, Fields, GenerateBody, limits
-from service.wire.messages import ModelCard, SamplingParams
+from service.wire.messages import Mixture, ModelCard, SamplingParams
 
 BOUNDS = limits(max_steps=1000, max_images=1024)
 
@@ -72,19 +72,30 @@ class Model(Sampler):
         """[n, C, H, W] float32."""
         config, dtype = self.config, next(self.network.parameters()).dtype
         seeds = torch.tensor(params.seeds, device=self.device)
-        labels = torch.full_like(seeds, params.class_label)
-        guidance = Guidance(params.guidance_scale, *params.guidance_interval, config.guidance_range)
+        mixtures = [params.mixture(index) for index in range(len(seeds))]
+        labels = torch.tensor([mixture[0][0] for mixture in mixtures], device=self.device)
+        scale, interval, negative = params.guidance_scale, params.guidance_interval, params.negative_label
+        guidance = Guidance(scale, *interval, config.guidance_range, negative is not None)
 
         def network(x: Tensor, *inputs: Tensor) -> Tensor:
             return self.network(x.to(dtype), *inputs)
 
         more = {
             "guidance": guidance,
-            "null_label": config.num_classes,
+            "null_label": config.num_classes if negative is None else negative,
             "known": self._known(params),
+            "further": self._further(mixtures),
+            "ways": params.ways,
             "watch": watch,
         }
         return sample(network, table, labels, seeds, config.image_shape, **more)
+
+    def _further(self, mixtures: list[Mixture]) -> Further | None:
+        rows = [(image, *part) for image, mixture in enumerate(mixtures) for part in mixture[1:]]
+        if not rows:
+            return None
+        owners, labels, weights = (torch.tensor(column, device=self.device) for column in zip(*rows, strict=True))
+        return Further(owners, labels, weights.float())
 
     def _known(self, params: SamplingParams) -> Known | None:
         if not params.image:

@@ -9,7 +9,7 @@ import json
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
@@ -34,6 +34,10 @@ class Options(TypedDict, total=False):
     guidance: float
     guidance_low: float
     guidance_high: float
+    negative_class: str | int  # to lead away from
+    class_to: str | int | dict[str | int, float]  # the images lead from class_ to it, with the noise of one seed
+    seed_to: int  # the images lead from the noise of seed to that of this one
+    between: float  # one image, so far on the way
     image: Image.Image  # to start from, of the model's size
     mask: Image.Image  # white may change, black is kept
     strength: float  # how far from the image to go
@@ -66,9 +70,9 @@ class Sampler(ABC):
 
     def sample(
         self,
-        class_: str | int | None = None,
+        class_: str | int | dict[str | int, float] | Sequence[str | int | dict[str | int, float]] | None = None,
         *,
-        n: int = 1,
+        n: int | None = None,
         seed: int | None = None,
         on_preview: Callable[[Preview], None] | None = None,
         previews: int = 4,
@@ -77,16 +81,18 @@ class Sampler(ABC):
         """Draw n images of a class.
 
         Args:
-            class_: its name or its index; may be left out with an image.
+            class_: its name or its index, a mixture such as {"3": 0.5, "8": 0.5}, or a list of these with one image
+                each; may be left out with an image.
+            n: default: 1, or as many as there are classes in the list.
             seed: default: random. An image tells its own in image.info["seed"], with the rest of its recipe.
             on_preview: is called `previews` times an image on the way.
 
         Raises:
             service.errors.ServiceError: InvalidRequest names the field and what is allowed.
         """
-        fields: dict[str, Any] = {"model": self.name, "n": n, **options}
-        fields |= {"class": class_} if class_ is not None else {}
-        fields |= {"seed": seed} if seed is not None else {}
+        given = {"class": class_, "class_to": options.get("class_to"), "n": n, "seed": seed}
+        fields: dict[str, Any] = {"model": self.name, **options}
+        fields |= {name: _as_json(value) for name, value in given.items() if value is not None}
         for name in ("image", "mask"):
             if name in fields:
                 fields[name] = _png(fields[name])
@@ -199,6 +205,13 @@ def _error(body: bytes, status: int = 200) -> ServiceError:
         return kind(problem["detail"], errors, None if wait is None else wait / 1000)
     except (ValueError, KeyError, TypeError):
         return ServiceError(f"status {status}: {body[:200].decode(errors='replace')}")
+
+
+def _as_json(value: Any) -> Any:
+    """Keys of JSON are text, and digits that name no class are an index."""
+    if isinstance(value, dict):
+        return {str(name): weight for name, weight in value.items()}
+    return [_as_json(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _png(image: Image.Image) -> bytes:

@@ -20,7 +20,7 @@ from kernels.embedding import label_silu, sinusoidal_embedding
 from kernels.gather_rows import NUM_ROW_INDICES, gather_rows
 from kernels.group_norm import group_norm, residual_group_norm
 from kernels.layer_norm import gated_residual_layer_norm
-from kernels.sampler_step import NUM_COEFFICIENTS, NUM_INDICES, Pictures, sampler_step
+from kernels.sampler_step import NUM_COEFFICIENTS, NUM_INDICES, Mixtures, Pictures, sampler_step
 from models.unet import UNet
 
 BATCH = 64
@@ -156,7 +156,9 @@ def step_cases(dtype: torch.dtype) -> Iterator[Case]:
         )
         pixels = meta(images, *shape[1:], shape[0], dtype=torch.uint8)
         places, look = meta(images, dtype=torch.int64), meta(images, 2, dtype=torch.float32)
-        arguments = (x, x, output, block, coefficients, None, Pictures(pixels, places, look))
+        pictures = Pictures(pixels, places, look)
+        mixtures = Mixtures(meta(images, 2, dtype=torch.int64), meta(BATCH, dtype=torch.float32))
+        arguments = (x, x, output, block, coefficients, None, pictures, mixtures)
         minimum = images * E * 17 + BATCH * E * dtype.itemsize  # if every image leaves
         yield from record(f"{name}", dtype, lambda a=arguments: sampler_step(*a), minimum)
     times, labels = meta(BATCH, dtype=torch.float32), meta(BATCH, dtype=torch.int64)

@@ -1,31 +1,47 @@
-"""Images that requests bring along: x starts from them, or keeps a part of them at each step.
+"""What x is before a step where that is not plain noise: between the noise of two seeds, or of an image.
 
-The step itself knows nothing of them. What is known is painted into x before it, in launches of its own, which no
-step has without such a request.
+Requests bring images along: x starts from them, or keeps a part of them at each step. The step itself knows nothing
+of all that. It is painted into x before it, in launches of its own, which no step has without such a request.
 """
 
 import numpy as np
 import torch
 
-from models.sampling import paint
+from models.sampling import first_noise, paint
 from service.engine.latents import LatentPool
 from service.engine.plan import LEVELS
 from service.engine.slot_table import TaskArrays
 from service.wire.messages import SamplingParams
 
 
-def paint_known(pool: LatentPool, step: TaskArrays) -> None:
-    """Bring x of the images step.painted to where the step begins; the same again if it is repeated."""
+def paint_before(pool: LatentPool, step: TaskArrays) -> None:
+    """Bring x of the images begun and painted to where the step begins; the same again if it is repeated."""
+    if step.begun:
+        pool.x[_slots(pool, step, step.begun)] = _noise(pool, step, step.begun)
+    if step.painted:
+        _paint_known(pool, step)
+
+
+def _slots(pool: LatentPool, step: TaskArrays, places: list[int]) -> torch.Tensor:
+    return torch.from_numpy(step.slots[places]).to(pool.x.device)
+
+
+def _noise(pool: LatentPool, step: TaskArrays, places: list[int]) -> torch.Tensor:
+    """What these images began with, [n, C, H, W]."""
+    seeds = torch.from_numpy(step.seeds[places]).to(pool.x.device)
+    return first_noise(seeds, tuple(pool.x.shape[1:]), [step.tasks[place].way for place in places])
+
+
+def _paint_known(pool: LatentPool, step: TaskArrays) -> None:
     places, (channels, height, width), device = step.painted, pool.x.shape[1:], pool.x.device
-    if not places:
-        return
     known = [brought(step.tasks[place].request.params, (height, width, channels)) for place in places]
     images, free = (np.stack(arrays) for arrays in zip(*known, strict=True))
     free &= (step.steps[places] > 0)[:, None, None]  # all of x starts with the noise of the image
-    found = images, free[:, None], step.numbers[places, LEVELS], step.seeds[places], step.slots[places]
-    x0, free, levels, seeds, slots = (torch.from_numpy(array).to(device) for array in found)
+    found = images, free[:, None], step.numbers[places, LEVELS]
+    x0, free, levels = (torch.from_numpy(array).to(device) for array in found)
     x0 = x0.permute(0, 3, 1, 2).float() / 127.5 - 1
-    pool.x[slots] = paint(pool.x[slots], x0, free, levels, seeds)
+    slots = _slots(pool, step, places)
+    pool.x[slots] = paint(pool.x[slots], x0, free, levels, _noise(pool, step, places))
 
 
 def keep_known(picture: np.ndarray, params: SamplingParams) -> np.ndarray:

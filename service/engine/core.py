@@ -14,7 +14,7 @@ from service.engine.repetition import find_fixed_rows
 from service.engine.request import ImageTask, Request
 from service.engine.runner import ModelFailed, ModelRunner, OutOfMemory, StepResult, device_is_lost
 from service.engine.scheduler import Scheduler, SchedulerOutput
-from service.errors import FULL_QUEUE, DeadlineUnreachable, Overloaded, QueueFull
+from service.errors import FULL_QUEUE, DeadlineUnreachable, InvalidRequest, Overloaded, QueueFull
 from service.observe.board import ModelStats, StepStats
 from service.wire.messages import Preview
 
@@ -106,9 +106,13 @@ class EngineCore:
 
         Raises:
             DeadlineUnreachable, Overloaded, QueueFull: with the time that the work of all models will take.
+            InvalidRequest: an image has more classes than a step has rows.
         """
         share, now = self.shares[request.params.model], self.clock()
         scheduler = share.scheduler
+        if request.most_rows > scheduler.max_rows:
+            text = f"an image needs {request.most_rows} rows of a step, which has at most {scheduler.max_rows} here"
+            raise InvalidRequest.field("class", text)
         backlog = sum(share.scheduler.backlog_seconds for share in self.shares.values())
         if scheduler.is_full_for(request):  # first, because it costs nothing: refusing must not hold up the steps
             raise QueueFull(FULL_QUEUE, retry_after=backlog)
@@ -221,9 +225,10 @@ class EngineCore:
         return partial(StepResult, images, previews, failed), rows
 
     def _lower_cap(self, model: str, rows: int) -> None:
-        """Half of what did not fit; a guided image needs two rows."""
+        """Half of what did not fit, but what each image needs: two rows if it is guided, more for more classes."""
         scheduler = self.shares[model].scheduler
-        scheduler.max_rows = max(2, min(scheduler.max_rows, rows // 2))
+        least = max([2, *(request.most_rows for request in scheduler.requests.values())])
+        scheduler.max_rows = max(least, min(scheduler.max_rows, rows // 2))
         self.runners[model].fixed_rows = min(self.runners[model].fixed_rows, scheduler.max_rows)
         logger.warning(
             "model %s has no memory for %d rows: at most %d from now on", model, rows, scheduler.max_rows

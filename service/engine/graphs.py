@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from service.engine.canvas import paint_known
+from service.engine.canvas import paint_before
 from service.engine.request import ImageTask
 from service.engine.runner import LaunchedStep, ModelRunner
 from service.engine.slot_table import TaskArrays
@@ -135,7 +135,7 @@ class GraphRunner(ModelRunner):
         rows = self.step_rows(arrays)
         step = self._graphs[rows]
         self._send(arrays, step)
-        paint_known(self.pool, arrays)
+        paint_before(self.pool, arrays)
         step.replay()
         shown, here = arrays.num_shown, step.host_outputs[self._turn]
         wait = self._graph_device.fetch(step.output.part(shown), here.part(shown))

@@ -11,7 +11,7 @@ from service.engine.canvas import check_brought
 from service.engine.cards import describe, signature
 from service.engine.clients import Client, Clients
 from service.engine.core import EngineCore
-from service.engine.plan import compile_plan
+from service.engine.plan import compile_plans
 from service.engine.request import Request, RequestStatus
 from service.errors import DeadlinePassed, GenerationFailed, InvalidRequest, ServiceError, Unavailable
 from service.observe.board import EngineBoard
@@ -150,14 +150,15 @@ class EngineLoop:
     def _request(self, request_id: str, message: Generate) -> Request:
         params, config = message.params, self._core.runners[message.params.model].config
         try:
-            plan = compile_plan(config, params)
+            plans = compile_plans(config, params)
         except ValueError as error:
             raise InvalidRequest.field("sampler", str(error)) from error
         try:
             check_brought(params, config.image_shape)
         except ValueError as error:
             raise InvalidRequest.field("image", str(error)) from error
-        return Request(request_id, params, plan, message.deadline_seconds, message.num_previews)
+        own = plans if params.mixtures else ()
+        return Request(request_id, params, plans[0], message.deadline_seconds, message.num_previews, plans=own)
 
     def _abort(self, client: Client, number: int) -> None:
         request_id = client.open.get(number)

@@ -56,10 +56,17 @@ class LeastSlack:
         if now - self._made >= ORDER_SECONDS:
             self._sort(requests, now)
         chosen: dict[ImageTask, None] = {}
-        places = _choose(self._overdue, max(2, int(OVERDUE_PART * max_rows)), places, chosen)
+        room = max(_least(self._overdue), int(OVERDUE_PART * max_rows))
+        places = _choose(self._overdue, room, places, chosen)
         ordered = (entry[-1] for entry in self._entries)
         _choose(ordered, max_rows - sum(task.rows for task in chosen), places, chosen)
         return list(chosen)
+
+
+def _least(overdue: list[Request]) -> int:
+    """Rows with which the oldest of them goes on, whatever its guidance and classes."""
+    oldest = next((request for request in overdue if request.is_open), None)
+    return max([2, *(task.rows for task in oldest.tasks if task.step <= task.last_step)] if oldest else [2])
 
 
 def _choose(requests: Iterable[Request], room: int, places: int, chosen: dict[ImageTask, None]) -> int:

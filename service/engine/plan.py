@@ -29,17 +29,24 @@ def compile_plan(config: ModelConfig, params: SamplingParams) -> Plan:
     Raises:
         ValueError: the model has no such sampler.
     """
-    guidance = Guidance(params.guidance_scale, *params.guidance_interval, config.guidance_range)
-    return _compile(config.table(params.sampler, params.num_steps, params.spacing, params.strength), guidance)
+    return compile_plans(config, params)[0]
+
+
+def compile_plans(config: ModelConfig, params: SamplingParams) -> tuple[Plan, ...]:
+    """One of each image where params has mixtures, else one for all; as compile_plan."""
+    scale, interval, negative = params.guidance_scale, params.guidance_interval, params.negative_label is not None
+    guidance = Guidance(scale, *interval, config.guidance_range, negative)
+    table = config.table(params.sampler, params.num_steps, params.spacing, params.strength)
+    return tuple(_compile(table, guidance, max(1, len(mixture))) for mixture in params.mixtures or [()])
 
 
 @lru_cache(maxsize=1024)
-def _compile(table: SamplerTable, guidance: Guidance) -> Plan:
+def _compile(table: SamplerTable, guidance: Guidance, classes: int) -> Plan:
     timesteps, steps = table.rows[:, T], range(len(table))
     scales = [guidance.split(t, r) for t, r in zip(timesteps.tolist(), table.jumps.tolist(), strict=True)]
     coefficients = [step_coefficients(table, step, guidance) for step in steps]
     inputs = [table.jumps, [given for _, given in scales]]
     numbers = np.column_stack([timesteps, coefficients, table.look, *inputs, table.levels]).astype(np.float32)
-    rows = tuple(1 + (between != 1) for between, _ in scales)
+    rows = tuple(classes + (between != 1) for between, _ in scales)
     remaining = tuple(accumulate(reversed(rows), initial=0))[::-1]
-    return Plan(rows, remaining, dict(Counter(rows)), numbers)
+    return Plan(rows, remaining, dict(Counter(rows)), numbers, classes)

@@ -1,11 +1,12 @@
 """The nouns of the engine: what a client asked for, and what became of it."""
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from service.wire.messages import SamplingParams
+from service.wire.messages import Mixture, SamplingParams
 
 TARGET_FACTOR = 3.0  # target latency over idle latency
 
@@ -14,10 +15,11 @@ TARGET_FACTOR = 3.0  # target latency over idle latency
 class Plan:
     """A compiled sampler table with its guidance; shared by all requests that ask for the same."""
 
-    rows: tuple[int, ...]  # forward rows of each step: 2 with guidance, 1 without
+    rows: tuple[int, ...]  # forward rows of each step: one for each class, and one more with guidance
     remaining: tuple[int, ...]  # rows from each step to the end, and 0 after the last one
     steps_by_rows: dict[int, int]  # how many steps have so many rows
     numbers: Any = None  # for the runner: see service/engine/plan.py
+    classes: int = 1
 
 
 class RequestStatus(StrEnum):
@@ -35,6 +37,7 @@ class ImageTask:
 
     request: "Request"
     index: int
+    plan: Plan
     step: int = 0
     slot: int | None = None
     last_step: int = field(init=False)
@@ -48,18 +51,27 @@ class ImageTask:
 
     @property
     def class_label(self) -> int:
-        params = self.request.params
-        return params.class_labels[self.index] if params.class_labels else params.class_label
+        return self.request.params.mixture(self.index)[0][0]
+
+    @property
+    def mixture(self) -> Mixture:
+        return self.request.params.mixture(self.index)
+
+    @property
+    def way(self) -> tuple[int, float]:
+        """Another seed, and how far to its noise the image begins; at 0 it has none."""
+        ways = self.request.params.ways
+        return ways[self.index] if ways else (0, 0.0)
 
     @property
     def rows(self) -> int:
         """Forward rows of the next step."""
-        return self.request.plan.rows[self.step]
+        return self.plan.rows[self.step]
 
     @property
     def remaining_rows(self) -> int:
         """Model evaluations until the image is done."""
-        return self.request.plan.remaining[self.step]
+        return self.plan.remaining[self.step]
 
 
 @dataclass(slots=True, eq=False)
@@ -68,7 +80,7 @@ class Request:
 
     request_id: str
     params: SamplingParams
-    plan: Plan
+    plan: Plan  # of all images, or of the first one
     deadline_seconds: float | None = None  # after its arrival; it is worth nothing later
     num_previews: int = 0  # of each image on its way, evenly spread over the steps
     outside_seconds: float = 0.0  # of its latency, before and behind the engine
@@ -83,15 +95,17 @@ class Request:
     preview_steps: frozenset[int] = frozenset()
     tasks: list[ImageTask] = field(default_factory=list)
     images: dict[int, Any] = field(default_factory=dict)  # finished images by index
+    plans: tuple[Plan, ...] = ()  # of each image, where they differ
 
     def __post_init__(self) -> None:
         self.preview_steps = preview_steps(self.num_previews, self.params.num_steps)
-        self.tasks = [ImageTask(self, index) for index in range(len(self.params.seeds))]
+        plans = self.plans or (self.plan,) * len(self.params.seeds)
+        self.tasks = [ImageTask(self, index, plan) for index, plan in enumerate(plans)]
 
     @property
     def remaining_rows(self) -> int:
-        remaining = self.plan.remaining
-        return sum([remaining[task.step] for task in self.tasks])  # a list: this is asked for at every step
+        # a list: this is asked for at every step
+        return sum([task.plan.remaining[task.step] for task in self.tasks])
 
     @property
     def is_open(self) -> bool:
@@ -104,7 +118,19 @@ class Request:
 
     @property
     def total_rows(self) -> int:
-        return len(self.tasks) * self.plan.remaining[0]
+        return sum([task.plan.remaining[0] for task in self.tasks])
+
+    @property
+    def steps_by_rows(self) -> dict[int, int]:
+        """How many steps have so many rows, if its images take them together."""
+        if self.plans:
+            return dict(Counter(map(sum, zip(*(plan.rows for plan in self.plans), strict=True))))
+        return {len(self.tasks) * rows: steps for rows, steps in self.plan.steps_by_rows.items()}
+
+    @property
+    def most_rows(self) -> int:
+        """Of a step of one of its images, which must fit into a forward."""
+        return max([max(plan.steps_by_rows) for plan in self.plans or (self.plan,)])
 
     @property
     def target_seconds(self) -> float:

@@ -1,7 +1,7 @@
 """One step on the device: gather rows, forward, sampler step.
 
 This is the plain runner, one launch at a time; service/engine/graphs.py replays the same step as a CUDA graph.
-Letters: n images of the step, R forward rows (n conditional ones, then one unconditional per guided image).
+Letters: n images of the step, R forward rows, as in service/engine/step_block.py.
 """
 
 import time
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from kernels.gather_rows import gather_rows
-from kernels.sampler_step import Pictures, sampler_step
+from kernels.sampler_step import Mixtures, Pictures, sampler_step
 from models.checkpoint import ModelConfig
-from service.engine.canvas import keep_known, paint_known
+from service.engine.canvas import keep_known, paint_before
 from service.engine.latents import LatentPool
 from service.engine.plan import compile_plan
 from service.engine.request import ImageTask, Request
@@ -127,7 +127,7 @@ class ModelRunner:
         block = StepBlock(torch.empty(rows * BYTES_PER_ROW, dtype=torch.uint8), rows, len(tasks))
         pack(block, step, self.config.num_classes, self.pool.scratch_slot)
         block = StepBlock(block.bytes.to(self.device), rows, len(tasks))
-        paint_known(self.pool, step)
+        paint_before(self.pool, step)
         output = self.output(len(tasks), self.device)
         self.advance(block, output)
         return LaunchedStep(step, rows, output.finite.cpu(), output.pixels[: step.num_shown].cpu())
@@ -160,7 +160,8 @@ class ModelRunner:
             raise ModelFailed(type(error).__name__) from error
         pictures = Pictures(output.pixels, block.places, block.look)
         state = self.pool.x, self.pool.history
-        sampler_step(*state, predicted, block.indices, block.coefficients, output.finite, pictures)
+        mixtures = Mixtures(block.spans, block.weights)
+        sampler_step(*state, predicted, block.indices, block.coefficients, output.finite, pictures, mixtures)
 
     def prepare(self, rows: int) -> None:
         """Whatever makes later steps of `rows` rows fast; called once a row count, the largest first."""
@@ -214,13 +215,13 @@ class ModelRunner:
 
     def idle_seconds(self, request: Request, max_rows: int) -> float:
         """What the request would take if it were alone; its images take turns where they do not fit together."""
-        images, steps_by_rows = len(request.tasks), request.plan.steps_by_rows
+        steps_by_rows = request.steps_by_rows
         if request.params.deterministic:
-            turns = -(-images * max(steps_by_rows) // max_rows)
+            turns = -(-max(steps_by_rows) // max_rows)
             return turns * sum(steps_by_rows.values()) * self.seconds(self.fixed_rows)
         seconds = 0.0
         for rows, steps in steps_by_rows.items():
-            full, rest = divmod(images * rows, max_rows)
+            full, rest = divmod(rows, max_rows)
             seconds += steps * (full * self.seconds(max_rows) + (self.seconds(rest) if rest else 0.0))
         return seconds
 

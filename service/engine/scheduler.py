@@ -81,7 +81,7 @@ class Scheduler:
     def schedule(self, now: float) -> SchedulerOutput:
         """The images of the next step: all of them, or those of least slack where they do not fit."""
         tasks = [*self.running, *self.waiting]
-        rows = sum([task.request.plan.rows[task.step] for task in tasks])
+        rows = sum([task.plan.rows[task.step] for task in tasks])
         if rows > self.max_rows or len(self.waiting) > len(self.slots):
             tasks = self.select(now)
             rows = sum(task.rows for task in tasks)

@@ -9,8 +9,18 @@ import numpy as np
 
 from service.engine.plan import NUM_NUMBERS
 from service.engine.request import ImageTask, Plan
+from service.wire.messages import Mixture
 
 LEAST_ROWS = 1024  # of the table of plans
+NONE = np.zeros(0, np.int64)
+
+
+class FurtherRows(NamedTuple):
+    """Of images of several classes: a row for each class but the first, [m], those of an image together."""
+
+    places: np.ndarray = NONE  # int64, of the images in the step
+    labels: np.ndarray = NONE  # int64
+    weights: np.ndarray = NONE  # float32
 
 
 class TaskArrays(NamedTuple):
@@ -21,16 +31,19 @@ class TaskArrays(NamedTuple):
     steps: np.ndarray  # int64, from 0
     seeds: np.ndarray  # int64
     labels: np.ndarray  # int64
+    second_labels: np.ndarray  # int64, of the second rows; -1 is the null label
     fresh: np.ndarray  # bool: x is noise yet to be drawn
     numbers: np.ndarray  # [n, NUM_NUMBERS] float32, of a plan
     guided: np.ndarray  # bool: with a second row
     shown: np.ndarray  # bool: leaves the device with this step, finished or as a preview
     is_deterministic: bool
-    painted: list[int]  # places of images whose x is painted before the step; see service/engine/canvas.py
+    begun: list[int]  # places of images that begin between the noise of two seeds; see service/engine/canvas.py
+    painted: list[int]  # places of images whose x is painted before the step, with what a request brought
+    further: FurtherRows
 
     @property
     def num_rows(self) -> int:
-        return len(self.tasks) + int(np.count_nonzero(self.guided))
+        return len(self.tasks) + int(np.count_nonzero(self.guided)) + len(self.further.places)
 
     @property
     def num_shown(self) -> int:
@@ -45,9 +58,11 @@ class SlotTable:
 
     def __init__(self, num_slots: int):
         self._tasks: list[ImageTask | None] = [None] * num_slots  # who was last seen in each slot
-        self._facts = np.zeros((num_slots, 4), np.int64)  # seed, label, first row of the plan, last step
+        self._facts = np.zeros((num_slots, 5), np.int64)  # seed, two labels, first row of the plan, last step
         self._previews: dict[int, frozenset[int]] = {}  # by slot
         self._deterministic: set[int] = set()  # slots
+        self._ways: set[int] = set()  # slots whose images begin between the noise of two seeds
+        self._mixtures: dict[int, Mixture] = {}  # further classes, by slot
         self._painted: dict[int, bool] = {}  # slots whose requests brought an image: whether they keep a part of it
         self._numbers = np.zeros((LEAST_ROWS, NUM_NUMBERS), np.float32)
         self._guided = np.zeros(LEAST_ROWS, bool)
@@ -63,18 +78,29 @@ class SlotTable:
                 self._enter(task)
         slots = np.array(places, np.int64)
         steps = np.array([task.step for task in tasks], np.int64)
-        seeds, labels, first_rows, last_steps = self._facts[slots].T
+        seeds, labels, second_labels, first_rows, last_steps = self._facts[slots].T
         rows, shown = first_rows + steps, steps == last_steps
         if self._previews:
             for place, task in enumerate(tasks):
                 shown[place] |= task.step in self._previews.get(cast(int, task.slot), ())
-        fresh, painted = steps == 0, []
-        if self._painted:
+        fresh, begun, painted = steps == 0, [], []
+        if self._ways or self._painted:
+            begun = [place for place, task in enumerate(tasks) if task.slot in self._ways and task.step == 0]
             painted = [place for place, task in enumerate(tasks) if self._is_painted(task)]
-            fresh[painted] = False
+            fresh[begun + painted] = False
         deterministic = bool(self._deterministic) and not self._deterministic.isdisjoint(slots.tolist())
         found = self._numbers[rows], self._guided[rows]
-        return TaskArrays(tasks, slots, steps, seeds, labels, fresh, *found, shown, deterministic, painted)
+        further = self._further(places) if self._mixtures else FurtherRows()
+        facts = seeds, labels, second_labels
+        return TaskArrays(tasks, slots, steps, *facts, fresh, *found, shown, deterministic, begun, painted, further)
+
+    def _further(self, slots: list[int | None]) -> FurtherRows:
+        mixtures = ((place, self._mixtures.get(cast(int, slot), ())) for place, slot in enumerate(slots))
+        rows = [(place, label, weight) for place, mixture in mixtures for label, weight in mixture]
+        if not rows:
+            return FurtherRows()
+        places, labels, weights = zip(*rows, strict=True)
+        return FurtherRows(np.array(places), np.array(labels), np.array(weights, np.float32))
 
     def _is_painted(self, task: ImageTask) -> bool:
         """At the start of what begins with an image; later, what keeps a part of it."""
@@ -86,8 +112,15 @@ class SlotTable:
     def _enter(self, task: ImageTask) -> None:
         slot, request = cast(int, task.slot), task.request
         self._tasks[slot] = task
-        first_row = self._first_row(request.plan)
-        self._facts[slot] = task.seed, task.class_label, first_row, task.last_step
+        negative = request.params.negative_label
+        labels = task.class_label, -1 if negative is None else negative
+        self._facts[slot] = task.seed, *labels, self._first_row(task.plan), task.last_step
+        self._mixtures.pop(slot, None)
+        if further := task.mixture[1:]:
+            self._mixtures[slot] = further
+        self._ways.discard(slot)
+        if task.way[1]:
+            self._ways.add(slot)
         self._previews.pop(slot, None)
         if request.preview_steps:
             self._previews[slot] = request.preview_steps
@@ -108,18 +141,18 @@ class SlotTable:
 
     def _append(self, plan: Plan) -> None:
         rows = slice(self._used, self._used + len(plan.rows))
-        self._numbers[rows], self._guided[rows] = plan.numbers, np.array(plan.rows) == 2
+        self._numbers[rows], self._guided[rows] = plan.numbers, np.array(plan.rows) > plan.classes
         self._plans[id(plan)] = plan, self._used
         self._used = rows.stop
 
     def _make_room(self) -> None:
         """Keep the plans of those who hold a slot, and leave as much room again."""
         holders = [(slot, task) for slot, task in enumerate(self._tasks) if task is not None]
-        plans = {id(task.request.plan): task.request.plan for _, task in holders}
+        plans = {id(task.plan): task.plan for _, task in holders}
         capacity = max(LEAST_ROWS, 2 * sum(len(plan.rows) for plan in plans.values()))
         self._numbers, self._guided = np.zeros((capacity, NUM_NUMBERS), np.float32), np.zeros(capacity, bool)
         self._plans, self._used = {}, 0
         for plan in plans.values():
             self._append(plan)
         for slot, task in holders:
-            self._facts[slot, 2] = self._plans[id(task.request.plan)][1]
+            self._facts[slot, 3] = self._plans[id(task.plan)][1]

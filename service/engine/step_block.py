@@ -1,6 +1,7 @@
 """What crosses between host and device at a step: one buffer to it, one back, so that each way is one copy.
 
-Letters: R forward rows (n conditional ones, then one unconditional per guided image), n images of the step.
+Letters: n images of the step, R forward rows: the first class of each image, then a second row of each guided one,
+then those of further classes.
 """
 
 import math
@@ -15,7 +16,9 @@ from kernels.sampler_step import NUM_COEFFICIENTS, NUM_INDICES
 from service.engine.plan import COEFFICIENTS, INPUTS, LOOK, LOOKS
 from service.engine.slot_table import TaskArrays
 
-BYTES_PER_ROW = 8 * (NUM_ROW_INDICES + 1 + NUM_INDICES + 1) + 4 * (3 + NUM_COEFFICIENTS + LOOK)  # where n = R
+SPAN = 2  # first row of an image's further classes, and the one behind the last
+INTEGERS, NUMBERS = NUM_ROW_INDICES + 1 + NUM_INDICES + 1 + SPAN, 4 + NUM_COEFFICIENTS + LOOK
+BYTES_PER_ROW = 8 * INTEGERS + 4 * NUMBERS  # where n = R
 
 
 class StepBlock:
@@ -28,24 +31,26 @@ class StepBlock:
 
     def __init__(self, buffer: Tensor, num_rows: int, num_images: int):
         R, n = num_rows, num_images
-        integers, numbers = [NUM_ROW_INDICES * R, R, NUM_INDICES * n, n], [3 * R, NUM_COEFFICIENTS * n, LOOK * n]
+        integers = [NUM_ROW_INDICES * R, R, NUM_INDICES * n, n, SPAN * n]
+        numbers = [4 * R, NUM_COEFFICIENTS * n, LOOK * n]
         end = 8 * sum(integers)
         self.bytes = buffer[: end + 4 * sum(numbers)]
-        rows, self.labels, indices, self.places = self.bytes[:end].view(torch.int64).split(integers)
+        rows, self.labels, indices, self.places, spans = self.bytes[:end].view(torch.int64).split(integers)
         inputs, coefficients, look = self.bytes[end:].view(torch.float32).split(numbers)
-        self.inputs = inputs.view(3, R)
-        self.timesteps, self.jumps, self.scales = self.inputs.unbind(0)
+        self.inputs = inputs.view(4, R)
+        self.timesteps, self.jumps, self.scales, self.weights = self.inputs.unbind(0)
         self.rows = rows.view(R, NUM_ROW_INDICES)  # see kernels.gather_rows
         self.indices = indices.view(n, NUM_INDICES)  # see kernels.sampler_step
         self.coefficients = coefficients.view(n, NUM_COEFFICIENTS)
         self.look = look.view(n, LOOK)
-        # labels, timesteps, jumps and scales are [R], the last two for few-step networks alone; places [n] is where
-        # in StepOutput.pixels an image goes, -1 for most
+        self.spans = spans.view(n, SPAN)
+        # labels, timesteps, jumps, scales and weights are [R]: jumps and scales for few-step networks alone,
+        # weights of further classes alone. places [n] is where in StepOutput.pixels an image goes, -1 for most
 
     @cached_property
     def arrays(self) -> tuple[np.ndarray, ...]:
         """Of a block on the host."""
-        numbers = self.indices, self.coefficients, self.places, self.look
+        numbers = self.indices, self.coefficients, self.places, self.look, self.spans
         return tuple(tensor.numpy() for tensor in (self.rows, self.labels, self.inputs, *numbers))
 
 
@@ -87,12 +92,13 @@ def pack(block: StepBlock, step: TaskArrays, null_label: int, scratch_slot: int)
     """
     n, guided = len(step.tasks), np.flatnonzero(step.guided)
     R = n + len(guided)
-    rows, labels, inputs, indices, coefficients, places, look = block.arrays
+    rows, labels, inputs, indices, coefficients, places, look, spans = block.arrays
     rows[:n, 0], rows[:n, 1], rows[:n, 2] = step.slots, step.seeds, step.fresh
     rows[n:R] = rows[guided]
     rows[R:] = scratch_slot, 0, 0
-    labels[:n], labels[n:] = step.labels, null_label
-    inputs[:, :n] = step.numbers[:, INPUTS].T
+    labels[:n], labels[R:] = step.labels, null_label
+    labels[n:R] = np.where(step.second_labels < 0, null_label, step.second_labels)[guided]
+    inputs[:3, :n], inputs[3, :R] = step.numbers[:, INPUTS].T, 0
     inputs[:, n:R], inputs[:, R:] = inputs[:, guided], 0
 
     conditional = np.arange(n)
@@ -104,3 +110,18 @@ def pack(block: StepBlock, step: TaskArrays, null_label: int, scratch_slot: int)
 
     places[:n], places[n:] = np.where(step.shown, np.cumsum(step.shown) - 1, -1), -1
     look[:n], look[n:] = step.numbers[:, LOOKS], 0
+    spans[:] = 0
+    if len(step.further.places):
+        _pack_further(block, step, R)
+
+
+def _pack_further(block: StepBlock, step: TaskArrays, start: int) -> None:
+    """The rows of further classes, from row `start` on."""
+    owners, further_labels, weights = step.further
+    rows, labels, inputs, *_, spans = block.arrays
+    taken = slice(start, start + len(owners))
+    rows[taken], labels[taken] = rows[owners], further_labels
+    inputs[:3, taken], inputs[3, taken] = inputs[:3, owners], weights
+    counts = np.bincount(owners, minlength=len(step.tasks))
+    ends = start + np.cumsum(counts)
+    spans[: len(counts), 0], spans[: len(counts), 1] = ends - counts, ends

@@ -21,7 +21,11 @@ MEDIA_TYPES = {
 
 
 def encode(
-    images: list[np.ndarray], form: str, text: Mapping[str, str] | None = None, quality: int | None = None
+    images: list[np.ndarray],
+    form: str,
+    text: Mapping[str, str] | None = None,
+    quality: int | None = None,
+    columns: int | None = None,
 ) -> bytes:
     """One body for all images of a request.
 
@@ -29,10 +33,11 @@ def encode(
         images: n arrays [H, W, C] uint8, C 1 or 3.
         form: png, webp or jpeg, where several images become one near-square grid; npy, an array [n, H, W, C] uint8.
         text: written into a PNG, one text chunk a key; the other formats leave it out.
+        columns: of the grid; default: near-square.
         quality: 0..100 of webp and jpeg. Default: webp without loss, jpeg 95.
     """
     if form == "png":
-        return write_png(grid(images), text or {})
+        return write_png(grid(images, columns), text or {})
     buffer = io.BytesIO()
     if form == "npy":
         np.save(buffer, np.stack(images), allow_pickle=False)
@@ -42,7 +47,7 @@ def encode(
         # every pixel keeps its colour: Pillow's default stores one colour for four pixels
         "jpeg": {"quality": 95 if quality is None else quality, "subsampling": 0},
     }
-    picture = Image.fromarray(grid(images).squeeze())
+    picture = Image.fromarray(grid(images, columns).squeeze())
     picture.save(buffer, form, **options[form])
     return buffer.getvalue()
 
@@ -86,9 +91,9 @@ def _text_chunk(key: str, value: str) -> bytes:
         return _chunk(b"iTXt", name + b"\0\0\0\0" + value.encode())
 
 
-def grid(images: list[np.ndarray]) -> np.ndarray:
-    """Row by row into the smallest near-square grid; cells that are left over stay black."""
-    columns = math.ceil(math.sqrt(len(images)))
+def grid(images: list[np.ndarray], columns: int | None = None) -> np.ndarray:
+    """Row by row into the smallest near-square grid, or so many columns; cells that are left over stay black."""
+    columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     height, width, channels = images[0].shape
     sheet = np.zeros((rows, height, columns, width, channels), dtype=np.uint8)

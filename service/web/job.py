@@ -1,11 +1,15 @@
 """A request that was checked: what the routes and the generator hand each other."""
 
+import json
 from dataclasses import dataclass, replace
 from hashlib import sha256
 
+from service.web.classes import told
 from service.wire.messages import ModelCard, SamplingParams
 
 MAX_SEEDS_TOLD = 16  # in a header and in a PNG: 272 characters, which every proxy and client takes
+
+MAX_COLUMNS = 16  # of a way, so that a WebP of 16,383 pixels holds images of 1,023
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +47,7 @@ class Job:
         fields = {
             "Software": self.software,
             "model": params.model,
-            "class": card.class_name(params.class_label) or "",
-            "seed": str(params.seeds[0]),
+            **self.classes_and_seeds,
             "n": str(len(params.seeds)),
             "steps": str(params.num_steps),
             "sampler": params.sampler,
@@ -53,8 +56,6 @@ class Job:
             "guidance_low": str(low),
             "guidance_high": str(high),
         }
-        if params.class_label == card.null_label:
-            del fields["class"]
         if params.image:
             fields |= {"strength": str(params.strength), "image_sha256": sha256(params.image).hexdigest()}
         if params.free:
@@ -68,5 +69,31 @@ class Job:
     @property
     def recipes(self) -> list[dict[str, str]]:
         """The same for each image by itself."""
-        alone = (replace(self.params, seeds=(seed,)) for seed in self.params.seeds)
-        return [replace(self, params=params).recipe for params in alone]
+        return [replace(self, params=self.params.alone(index)).recipe for index in range(len(self.params.seeds))]
+
+    def class_text(self, index: int) -> str:
+        """Of an image, as the field class has it; "" where it has none."""
+        return told(self.card, self.params.mixture(index))
+
+    @property
+    def classes_and_seeds(self) -> dict[str, str]:
+        """Fields of /generate, those that are needed."""
+        params, count = self.params, len(self.params.seeds)
+        texts = [self.class_text(index) for index in range(count)]
+        same = "class" in params.leads or len(set(texts)) == 1
+        fields = {"class": texts[0] if same else json.dumps(texts, ensure_ascii=False)}
+        if "class" in params.leads:
+            fields["class_to"] = texts[-1]
+        if params.negative_label is not None:
+            fields["negative_class"] = self.card.class_name(params.negative_label) or ""
+        fields["seed"] = str(params.seeds[0])
+        if "seed" in params.leads:
+            fields["seed_to"] = str(params.seeds[-1])
+        elif count == 1 and params.ways:
+            fields["seed_to"], fields["between"] = (repr(value) for value in params.ways[0])
+        return {name: text for name, text in fields.items() if text}
+
+    @property
+    def columns(self) -> int | None:
+        """Of a picture of several images: a way lies in rows, all else in a square."""
+        return min(len(self.params.seeds), MAX_COLUMNS) if self.params.leads else None

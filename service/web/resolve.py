@@ -1,11 +1,9 @@
 """From the fields of a request to SamplingParams."""
 
-import secrets
 from typing import Any
 
-from models.names import class_key
-from models.seeds import SEED_BITS, image_seed
 from service.errors import FieldError, InvalidRequest, echo
+from service.web.between import describe_images, find_negative
 from service.web.schemas import GenerateFields, Limits, allowed
 from service.web.uploads import read_known
 from service.wire.messages import ModelCard, SamplingParams
@@ -38,35 +36,29 @@ def resolve(
     _check_limits(fields, limits)
     _check_quality(fields)
     own = card.sampling[fields.quality or "default"]
-    label, guidance = _condition(card, fields, labels, own["guidance"])
-    seed = secrets.randbits(SEED_BITS) if fields.seed is None else fields.seed
+    images = describe_images(card, fields, limits, labels)
+    scale = _guidance(card, fields, images["class_label"], own["guidance"])
     return SamplingParams(
         model=fields.model or "",
-        class_label=label,
-        class_labels=_check_labels(card, labels),
         num_steps=fields.steps or own["steps"],
         sampler=_find_name("sampler", own["sampler"] if fields.sampler is None else fields.sampler, card.samplers),
         spacing=_find_name("spacing", own["spacing"] if fields.spacing is None else fields.spacing, spacings),
-        guidance_scale=guidance,
+        guidance_scale=scale,
         guidance_interval=_interval(own, fields),
-        seeds=seeds or tuple(image_seed(seed, index) for index in range(fields.n or 1)),
+        negative_label=find_negative(card, fields, images["class_label"], scale),
         deterministic=bool(fields.deterministic),
+        **images | ({"seeds": seeds} if seeds else {}),
         **_known(card, fields, transparent),
     )
 
 
-def _condition(
-    card: ModelCard, fields: GenerateFields, labels: tuple[int, ...], guidance: float
-) -> tuple[int, float]:
-    """Class index and guidance scale. An image without a class is denoised as the model sees fit."""
-    scale = guidance if fields.guidance is None else fields.guidance
-    if labels:
-        return 0, scale
-    if fields.class_ is not None or fields.image is None:
-        return find_class(card, fields.class_), scale
+def _guidance(card: ModelCard, fields: GenerateFields, label: int, own: float) -> float:
+    """An image without a class is denoised as the model sees fit."""
+    if label != card.null_label:
+        return own if fields.guidance is None else fields.guidance
     if fields.guidance not in (None, 1.0):
         raise InvalidRequest.field("guidance", "leads to a class: name one in class")
-    return card.null_label, 1.0
+    return 1.0
 
 
 def _known(card: ModelCard, fields: GenerateFields, transparent: bool) -> dict[str, Any]:
@@ -92,23 +84,6 @@ def _check_limits(fields: GenerateFields, limits: Limits) -> None:
         raise InvalidRequest.of(wrong)
 
 
-def find_class(card: ModelCard, value: str | int | None) -> int:
-    """A number is an index. Text is a name, which may consist of digits, and an index where it is no name."""
-    names = [class_key(name) for name in card.class_names]
-    wanted = f"one of {', '.join(card.class_names[:20])}" + (", ..." if len(names) > 20 else "")
-    wanted += f", or an index from 0 to {len(names) - 1}"
-    if value is None:
-        raise InvalidRequest.field("class", f"required: {wanted}")
-    text = class_key(value) if isinstance(value, str) else ""
-    if text in names:
-        return names.index(text)
-    if text.isascii() and text.isdigit() and len(text) < 10:
-        value = int(text)
-    if isinstance(value, int) and 0 <= value < len(names):
-        return value
-    raise InvalidRequest.field("class", f"must be {wanted}, not {echo(value)}")
-
-
 def _check_quality(fields: GenerateFields) -> None:
     given = [name for name in STANDS_FOR if getattr(fields, name) is not None]
     if fields.quality is not None and given:
@@ -120,14 +95,6 @@ def _find_name(field: str, name: str, names: list[str]) -> str:
     if name not in names:
         raise InvalidRequest.field(field, f"must be one of {', '.join(names)}, not {echo(name)}")
     return name
-
-
-def _check_labels(card: ModelCard, labels: tuple[int, ...]) -> tuple[int, ...]:
-    for label in labels:
-        if not 0 <= label < len(card.class_names):
-            message = f"must be indices from 0 to {len(card.class_names) - 1}, not {echo(label)}"
-            raise InvalidRequest.field("class", message)
-    return labels
 
 
 def _interval(own: dict[str, Any], fields: GenerateFields) -> tuple[float, float]:

@@ -1,12 +1,14 @@
 """What clients send and receive."""
 
 import re
+from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from models.seeds import SEED_BITS
 from service.settings import MAX_GUIDANCE
+from service.web.classes import MAX_WEIGHT, check_shape
 from service.web.uploads import decode
 
 Format = Literal["png", "webp", "jpeg", "npy", "json"]
@@ -25,6 +27,8 @@ def limits(max_steps: int, max_images: int) -> Limits:
         "guidance_low": (0.0, 1.0),
         "guidance_high": (0.0, 1.0),
         "seed": (0, MAX_SEED),
+        "seed_to": (0, MAX_SEED),
+        "between": (0.0, 1.0),
         "deadline_ms": (1, 3_600_000),
         "preview": (0, 64),
         "strength": (MIN_STRENGTH, 1.0),
@@ -73,6 +77,18 @@ ClassLabel = Annotated[
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 0}]}),
 ]
 
+WEIGHTS: dict[str, Any] = {
+    "type": "object",
+    "minProperties": 1,
+    "additionalProperties": {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_WEIGHT},
+}
+ONE_CLASS: list[dict[str, Any]] = [{"type": "string"}, {"type": "integer", "minimum": 0}, WEIGHTS]
+LISTED = {"type": "array", "minItems": 1, "items": {"anyOf": ONE_CLASS}}
+Classes = Annotated[Any, BeforeValidator(check_shape), WithJsonSchema({"anyOf": [*ONE_CLASS, LISTED]})]
+ClassOrMixture = Annotated[
+    Any, BeforeValidator(partial(check_shape, several=False)), WithJsonSchema({"anyOf": ONE_CLASS})
+]
+
 Steps = Annotated[Whole | None, Field(description="Denoising steps. Default: the model's.")]
 Sampler = Annotated[str | None, Field(description="See /models for those of each model. Default: the model's.")]
 Spacing = Annotated[str | None, Field(description="Of the noise times, one of five. Default: the model's.")]
@@ -88,6 +104,19 @@ Strength = Annotated[
     Field(description="How far from the image to go: the noise time to start at. Default: 0.6, with a mask 1."),
 ]
 Seed = Annotated[Whole | None, Field(description="Default: random; X-Seed tells it.")]
+NegativeClass = Annotated[
+    ClassLabel | None, Field(description="A class to lead away from, in place of no class. Needs guidance.")
+]
+ClassTo = Annotated[
+    ClassLabel | None,
+    Field(description="n images lead evenly from class to this class or mixture, all from the noise of seed."),
+]
+SeedTo = Annotated[
+    Whole | None, Field(description="n images lead from the noise of seed to that of this one, on an arc.")
+]
+Between = Annotated[
+    Number | None, Field(description="One image, so far on the way to class_to and seed_to: 0 is the first end.")
+]
 Deadline = Annotated[
     Whole | None,
     Field(description="Milliseconds until the last step. 503 if that cannot be met, 504 once it has passed."),
@@ -103,9 +132,12 @@ class GenerateFields(BaseModel):
     class_: ClassLabel | None = Field(
         None,
         alias="class",
-        description="A class name. A JSON number, or digits that name no class, are an index. An image needs none.",
+        description="A class name, or a mixture such as 3:0.5,8:0.5. A JSON number, or digits that name no class, "
+        "are an index. JSON may have a mixture as an object; a list has one image each. An image needs none.",
         examples=["3"],
     )
+    negative_class: NegativeClass = None
+    class_to: ClassTo = None
     image: File = Field(None, description="A file of the model's size to start from, or with a mask to complete.")
     mask: File = Field(None, description="A picture of the same size: white may change, black is kept as it is.")
     strength: Strength = None
@@ -119,6 +151,8 @@ class GenerateFields(BaseModel):
     guidance_low: Number | None = Field(None, description="Guide only from this noise time (0 clean) ...")
     guidance_high: Number | None = Field(None, description="... to this one (1 noise).")
     seed: Seed = None
+    seed_to: SeedTo = None
+    between: Between = None
     n: Whole | None = Field(None, description="Images; a picture shows several as a grid.")
     deterministic: bool | None = Field(
         None, description="The same bytes whatever else runs. Every step then costs as much as a full one."
@@ -135,6 +169,11 @@ class GenerateBody(GenerateFields):
 
     model_config = ConfigDict(strict=True)
 
+    class_: Classes = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        None, alias="class", description=GenerateFields.model_fields["class_"].description, examples=["3"]
+    )
+    class_to: ClassOrMixture = Field(None, description=GenerateFields.model_fields["class_to"].description)
+
 
 FIELD_NAMES = [field.alias or name for name, field in GenerateFields.model_fields.items()]
 
@@ -148,7 +187,10 @@ class Timings(BaseModel):
 
 
 class GeneratedImage(BaseModel):
+    model_config = ConfigDict(populate_by_name=True)
+
     seed: int
+    class_: str | None = Field(alias="class")  # a mixture as text; null: none was asked for
     png_base64: str
 
 
@@ -159,8 +201,12 @@ class GenerateResponse(BaseModel):
 
     request_id: str
     model: str
-    class_: str | None = Field(alias="class")  # null: none was asked for
-    class_index: int | None
+    class_: str | None = Field(alias="class")  # as it may be asked for again; null: none was asked for
+    class_index: int | None  # null: none or several
+    class_to: str | None
+    negative_class: str | None
+    seed_to: int | None
+    between: float | None
     steps: int
     sampler: str
     spacing: str

@@ -4,7 +4,7 @@ A worker sends Generate and Abort, and numbers its own requests. The engine send
 each request, replies: any number of previews and exactly one output or refusal, unless it is aborted before.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -12,6 +12,7 @@ import msgspec
 from service.errors import PROBLEMS, FieldError, ServiceError
 
 KINDS = {kind.code: kind for kind in PROBLEMS}
+Mixture = tuple[tuple[int, float], ...]  # labels and their weights, which sum up to 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,29 @@ class SamplingParams:
     image: bytes = b""  # [H, W, C] uint8 to start from; none: from noise
     free: bytes = b""  # [H, W] bool: which pixels of it may change; none: all
     strength: float = 1.0  # of the noise that the image gets; 1 starts from noise, and keeps what is not free
+    mixtures: tuple[Mixture, ...] = ()  # one an image, its own label first; () is an image of that label alone
+    negative_label: int | None = None  # of the second row; none: the null label
+    ways: tuple[tuple[int, float], ...] = ()  # one an image: another seed, and how far to its noise, from 0 to 1
+    leads: tuple[str, ...] = ()  # "class", "seed": what goes from the first image to the last; for the recipe
+
+    def mixture(self, index: int) -> Mixture:
+        """Of an image; of one class, too."""
+        if self.mixtures and self.mixtures[index]:
+            return self.mixtures[index]
+        return ((self.class_labels[index] if self.class_labels else self.class_label, 1.0),)
+
+    def alone(self, index: int) -> "SamplingParams":
+        """An image by itself."""
+        mixture = self.mixture(index)
+        return replace(
+            self,
+            class_label=mixture[0][0],
+            class_labels=(),
+            mixtures=(mixture,) if len(mixture) > 1 else (),
+            seeds=self.seeds[index : index + 1],
+            ways=tuple(way for way in self.ways[index : index + 1] if way[1]),
+            leads=(),
+        )
 
 
 class ModelCard(msgspec.Struct, frozen=True):

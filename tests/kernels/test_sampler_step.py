@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels import sampler_step
 from kernels.philox import normal
-from kernels.sampler_step import Pictures
+from kernels.sampler_step import Mixtures, Pictures
 
 SHAPE = (3, 5, 7)  # C, H, W
 W, P, Q, A, B, C, S, CLAMP = range(8)
@@ -58,6 +58,48 @@ def test_mixed_batch_equals_a_loop_over_images(dtype: torch.dtype) -> None:
     torch.testing.assert_close(x.double(), expected_x, rtol=0, atol=100 * 10 * 2.0**-24)
     torch.testing.assert_close(history.double(), expected_history, rtol=0, atol=100 * 10 * 2.0**-24)
     assert finite.tolist() == [True] * 8
+
+
+SPANS = torch.tensor([[0, 2], [0, 0], [12, 12], [2, 3], [1, 1], [3, 6], [5, 5], [10, 11]])  # of mixed_batch
+
+
+def weights() -> Tensor:
+    """Of rows 0 to 11; NaN where no span leads."""
+    values = torch.rand(12, generator=torch.Generator().manual_seed(2)) / 3
+    values[[6, 7, 8, 9, 11]] = torch.nan
+    return values
+
+
+def test_a_mixture_equals_a_weighted_sum_of_its_rows() -> None:
+    x, history, output, indices, coefficients = mixed_batch()
+    mixed = Mixtures(SPANS, weights())
+    summed = output.clone().double()
+    expected_x, expected_history = x.double(), history.double()
+    further = output.new_zeros(8, *SHAPE).double()
+    for image, (first, end) in enumerate(SPANS.tolist()):
+        parts = [(mixed.weights[row].double(), output[row].double()) for row in range(first, end)]
+        own = 1 - sum((weight for weight, _ in parts), torch.zeros((), dtype=torch.float64))
+        further[image] = own * summed[indices[image, 1]] + sum((w * row for w, row in parts), further[image])
+    conditional = torch.cat([output.double(), further])
+    elsewhere = indices.clone()
+    elsewhere[:, 1] = 12 + torch.arange(8)  # rows of the sums, which the loop takes for those of one class
+    unguided = indices[:, 1] == indices[:, 2]
+    elsewhere[unguided, 2] = elsewhere[unguided, 1]
+    loop(expected_x, expected_history, conditional, elsewhere, coefficients.double())
+    finite = sampler_step(x, history, output, indices, coefficients, None, None, mixed)
+    torch.testing.assert_close(x.double(), expected_x, rtol=0, atol=100 * 14 * 2.0**-24)
+    torch.testing.assert_close(history.double(), expected_history, rtol=0, atol=100 * 14 * 2.0**-24)
+    assert finite.all()
+
+
+def test_images_of_one_class_keep_their_bits_beside_mixtures() -> None:
+    x, history, output, indices, coefficients = mixed_batch()
+    other_x, other_history = x.clone(), history.clone()
+    sampler_step(x, history, output, indices, coefficients)
+    sampler_step(other_x, other_history, output, indices, coefficients, None, None, Mixtures(SPANS, weights()))
+    for image, (slot, (first, end)) in enumerate(zip(indices[:, 0], SPANS.tolist(), strict=True)):
+        assert torch.equal(other_x[slot], x[slot]) == (first == end), image
+        assert torch.equal(other_history[slot], history[slot]) == (first == end), image
 
 
 @pytest.mark.parametrize("of_output", [torch.contiguous_format, torch.channels_last], ids=str)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kernels.philox import normal
 from models.samplers import build_table
-from models.sampling import Guidance, Known, sample, step_coefficients
+from models.sampling import Further, Guidance, Known, first_noise, sample, step_coefficients
 from models.schedule import NoiseSchedule, Prediction
 from tests.models.gaussian import Gaussian, run_table
 
@@ -249,3 +249,64 @@ def test_little_strength_changes_little() -> None:
 def test_a_strength_out_of_range_is_refused(strength: float) -> None:
     with pytest.raises(ValueError, match=r"strength must lie in 0.01\.\.1, got"):
         build_table(FLOW, Prediction.X0, "euler", 4, strength=strength)
+
+
+SHARES = {0: [(2, 0.7), (0, 0.3)], 1: [(0, 1.0)], 2: [(1, 0.2), (2, 0.5), (0, 0.3)], 3: [(2, 1.0)]}  # by image
+
+
+@dataclass(frozen=True)
+class Blend:
+    """A mixture said by one model: its label i means the classes of image i, and 4 the null class."""
+
+    model: ClassGaussian
+    num_classes = 4
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        out = torch.empty_like(x)
+        for row, label in enumerate(y.tolist()):
+            parts = SHARES.get(label, [(3, 1.0)])
+            each = [w * self.model(x[[row]], t[[row]], torch.tensor([k])) for k, w in parts]
+            out[row] = torch.stack(each).sum(0)[0]
+        return out
+
+
+@pytest.mark.parametrize(
+    "guidance", [Guidance(), Guidance(2.5), Guidance(2.5, 0.3, 0.8)], ids=["off", "on", "some"]
+)
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m_sde"])
+def test_a_mixture_is_a_weighted_sum_of_predictions(sampler: str, guidance: Guidance) -> None:
+    """And a step has a row for each class, and one more where it is guided."""
+    table = build_table(FLOW, Prediction("x0"), sampler, 8)
+    rows = [(image, *part) for image, parts in SHARES.items() for part in parts[1:]]
+    owners, labels, weights = (torch.tensor(column) for column in zip(*rows, strict=True))
+    model = ClassGaussian()
+    out = sample(model, table, LABELS, SEEDS, SHAPE, guidance=guidance, further=Further(owners, labels, weights))
+    guided = [guidance.active(t) for t in table.rows[:, 0].tolist()]
+    assert model.rows == [4 + 3 + 4 * second for second in guided]
+    expected = sample(Blend(ClassGaussian()), table, torch.arange(4), SEEDS, SHAPE, guidance=guidance)
+    torch.testing.assert_close(out, expected, rtol=0, atol=2e-6)
+    plain = sample(ClassGaussian(), table, LABELS, SEEDS, SHAPE, guidance=guidance)
+    assert [torch.equal(a, b) for a, b in zip(out, plain, strict=True)] == [False, True, False, True]
+
+
+def test_images_begin_on_the_arc_between_two_seeds() -> None:
+    """As in a slow loop over elements; the ends have the bits of their seeds."""
+    shape, steps = (2, 24, 24), torch.tensor([0])
+    a, b = (normal(torch.tensor([seed]), steps, 1152)[0].double() for seed in (11, 12))
+    parts = [0.0, 0.25, 0.5, 1.0]
+    begun = first_noise(torch.tensor([11] * 4), shape, [(12, part) for part in parts]).flatten(1)
+    for part, noise in zip(parts, begun, strict=True):
+        turn = torch.tensor(part * torch.pi / 2, dtype=torch.float64)
+        torch.testing.assert_close(noise.double(), turn.cos() * a + turn.sin() * b, rtol=0, atol=1e-6)
+    assert torch.equal(begun[0], first_noise(torch.tensor([11]), shape)[0].flatten())
+    assert 0.9 < begun[2].std() < 1.1  # halfway on a straight line it would be 0.71
+    alone = first_noise(torch.tensor([11]), shape, [(12, 0.25)])[0].flatten()
+    assert torch.equal(alone, begun[1])
+
+
+def test_a_class_to_lead_away_from_takes_the_place_of_the_null_class() -> None:
+    """A network's own guidance knows only the null class, so the second row is real then."""
+    own = Guidance(2.0, trained=(1.0, 3.0))
+    assert own.split(500, 500) == (1.0, 2.0)
+    assert Guidance(2.0, trained=(1.0, 3.0), negative=True).split(500, 500) == (2.0, 1.0)
+    assert Guidance(1.0, trained=(1.0, 3.0), negative=True).split(500, 500) == (1.0, 1.0)

@@ -149,7 +149,7 @@ async def _finish(request: Request, generator: Generator, job: Job, form: str) -
     def encode(pictures: list[np.ndarray]) -> Any:
         if form == "json":
             return images.encode_base64(pictures, texts=job.recipes)
-        return images.encode(pictures, form, job.recipe)
+        return images.encode(pictures, form, job.recipe, columns=job.columns)
 
     return await unless_disconnected(request.receive, generator.generate(job, encode))
 
@@ -178,20 +178,29 @@ def has_tag(if_none_match: list[str], etag: str) -> bool:
 
 def as_json(generated: Generated[Any], request_id: str) -> bytes:
     """generated.result holds PNGs in base64."""
-    params, name = generated.job.params, generated.job.card.class_name(generated.job.params.class_label)
-    pairs = zip(params.seeds, generated.result, strict=True)
+    job, params = generated.job, generated.job.params
+    fields = job.classes_and_seeds
+    only = params.mixture(0)[0][0]
+    plain = "class_to" not in fields and fields.get("class") == job.card.class_name(only) is not None
     answer = GenerateResponse(
         request_id=request_id,
         model=params.model,
-        **{"class": name},
-        class_index=None if name is None else params.class_label,
+        **{"class": fields.get("class")},
+        class_index=only if plain else None,
+        class_to=fields.get("class_to"),
+        negative_class=fields.get("negative_class"),
+        seed_to=int(fields["seed_to"]) if "seed_to" in fields else None,
+        between=float(fields["between"]) if "between" in fields else None,
         steps=params.num_steps,
         sampler=params.sampler,
         spacing=params.spacing,
         guidance=params.guidance_scale,
         guidance_interval=params.guidance_interval,
         strength=params.strength if params.image else None,
-        images=[GeneratedImage(seed=seed, png_base64=picture) for seed, picture in pairs],
+        images=[
+            GeneratedImage(seed=seed, png_base64=picture, **{"class": job.class_text(index) or None})
+            for index, (seed, picture) in enumerate(zip(params.seeds, generated.result, strict=True))
+        ],
         timings=generated.timings,
     )
     return answer.model_dump_json(by_alias=True).encode()

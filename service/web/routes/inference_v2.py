@@ -32,7 +32,7 @@ from service.wire.messages import ModelCard
 router = APIRouter(prefix="/v2", tags=["Open Inference"])
 
 VERSION = "1"  # a model has one; what it is made of is told by /models
-PARAMETERS = (*STANDS_FOR, "quality", "deadline_ms", "deterministic")
+PARAMETERS = (*STANDS_FOR, "negative_class", "quality", "deadline_ms", "deterministic")
 TRITON_PARAMETERS = ("timeout", "priority")  # of its client's infer()
 TIMEOUT = (1, 3_600_000_000)  # microseconds
 INPUTS, OUTPUTS = ("class", "seed"), ("images", "seed")

@@ -22,14 +22,18 @@ from service.web.leaving import unless_disconnected
 from service.web.resolve import check_previews
 from service.web.routes.answers import answer_headers, seed_headers
 from service.web.schemas import (
+    Between,
     ClassLabel,
+    ClassTo,
     Deadline,
     Fields,
     GenerateFields,
     Guidance,
     Limits,
+    NegativeClass,
     Sampler,
     Seed,
+    SeedTo,
     Spacing,
     Steps,
     Whole,
@@ -43,6 +47,8 @@ OWN_NAMES = {
     "steps": "num_inference_steps",
     "guidance": "guidance_scale",
     "preview": "partial_images",
+    "negative_class": "negative_prompt",
+    "class_to": "prompt_to",
 }
 # Theirs: ours. "auto" is as good as none, so it may stand beside steps and the like.
 OWN_QUALITIES = {"low": "draft", "medium": "default", "standard": "default"} | dict.fromkeys(
@@ -58,7 +64,9 @@ class ImageRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    prompt: Annotated[ClassLabel, Field(description="Class name or index.", examples=["3"])]
+    prompt: Annotated[
+        ClassLabel, Field(description="Class name or index, or a mixture such as 3:0.5,8:0.5.", examples=["3"])
+    ]
     model: Annotated[str, Field(description="Name of a model, see /v1/models.", examples=["dit"])]
     n: Whole | None = Field(None, description="Images.")
     size: str | None = Field(None, max_length=20, description="auto, or the model's own size.", examples=["auto"])
@@ -83,18 +91,25 @@ class ImageRequest(BaseModel):
     sampler: Sampler = None
     spacing: Spacing = None
     seed: Seed = None
+    seed_to: SeedTo = None
+    between: Between = None
+    negative_prompt: NegativeClass = None
+    prompt_to: ClassTo = None
     deadline_ms: Deadline = None
     deterministic: bool | None = None
 
     def own(self) -> GenerateFields:
         """The same request to /generate."""
+        same = {"model", "n", "sampler", "spacing", "seed", "seed_to", "between", "deadline_ms", "deterministic"}
         fields = {
             "class": self.prompt,
+            "class_to": self.prompt_to,
+            "negative_class": self.negative_prompt,
             "steps": self.num_inference_steps,
             "guidance": self.guidance_scale,
             "preview": self.partial_images,
             "quality": OWN_QUALITIES.get(self.quality or ""),
-        } | self.model_dump(include={"model", "n", "sampler", "spacing", "seed", "deadline_ms", "deterministic"})
+        } | self.model_dump(include=same)
         return GenerateFields.model_validate(fields)
 
 
@@ -159,8 +174,15 @@ async def create_image(request: Request) -> Response:
 
 async def draw(request: Request, body: ImageRequest, kind: str) -> Response:
     """kind: of the events; see picture_events."""
+    try:
+        return await _draw(request, body, kind)
+    except InvalidRequest as error:
+        raise error.renamed(OWN_NAMES) from error
+
+
+async def _draw(request: Request, body: ImageRequest, kind: str) -> Response:
     generator: Generator = request.app.state.generator
-    job = _resolve(generator, body)
+    job = generator.resolve(body.own(), transparent=True)
     _check_picture(body, job)
     form, quality = body.output_format or "png", body.quality or "auto"
     encode = partial(images.encode_base64, form=form, quality=body.output_compression)
@@ -187,13 +209,6 @@ def _check_picture(body: ImageRequest, job: Job) -> None:
         raise InvalidRequest.field(
             "output_compression", "needs output_format: webp or jpeg, because a png has no loss"
         )
-
-
-def _resolve(generator: Generator, body: ImageRequest) -> Job:
-    try:
-        return generator.resolve(body.own(), transparent=True)
-    except InvalidRequest as error:
-        raise error.renamed(OWN_NAMES) from error
 
 
 @router.get("/models", summary="List the models", responses=document(OPENAI, ()))

@@ -282,7 +282,8 @@ def test_graphs_on_a_gpu_give_the_images_of_the_plain_runner(
         rng = random.Random(0)
         everyone = [make_request(random_params(rng, "dit", ["ddim", "ddpm", "dpmpp_2m"])) for _ in range(30)]
         for request in everyone:  # both models run under the plan of their own schedule
-            request.plan = make_request(request.params, runner.config).plan
+            for task, other in zip(request.tasks, make_request(request.params, runner.config).tasks, strict=True):
+                task.plan = other.plan
         ended, _ = drive(core, {i // 3: everyone[i : i + 3] for i in range(0, 30, 3)})
         assert len(ended) == 30
         images.append([request.images[i] for request in everyone for i in range(len(request.tasks))])

@@ -62,7 +62,7 @@ def test_64_random_requests_in_one_run_equal_their_plain_loops(architecture: str
             assert levels_apart(request.images[index], picture_of(expected, request.params)) <= 1, request.params
     # Ragged guidance: every forward has the rows that were scheduled, and in total those of the plans.
     assert watched.rows == [step.num_rows for step in steps]
-    assert sum(watched.rows) == sum(sum(r.plan.rows) * len(r.tasks) for r in requests)
+    assert sum(watched.rows) == sum(sum(task.plan.rows) for request in requests for task in request.tasks)
     assert max(watched.rows) <= 6
     assert np.mean(watched.rows) > 4  # they did share forwards
 
@@ -79,6 +79,8 @@ def test_64_random_requests_in_one_run_equal_their_plain_loops(architecture: str
         {"guidance_interval": (0.5, 1.0)},
         {"image": bytes(range(64)), "strength": 0.9},
         {"free": bytes(32) + b"\1" * 32, "image": bytes(range(64))},
+        {"mixtures": (((1, 0.9), (2, 0.1)),)},
+        {"negative_label": 2},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -88,6 +90,16 @@ def test_the_comparison_would_see_a_mix_up(architecture: str, changes: dict) -> 
     usual = {"num_steps": 8, "sampler": "ddpm", "guidance_scale": 2.0}
     right = solo(model, config, make_params(architecture, **usual))
     wrong = solo(model, config, make_params(architecture, **(usual | changes)))
+    assert (right - wrong).abs().max() > 100 * LATENT_TOLERANCE
+
+
+@BOTH
+@pytest.mark.parametrize("other", [{"ways": ((6, 0.2),)}, {"ways": ((7, 0.1),)}, {}], ids=["far", "seed", "none"])
+def test_the_comparison_would_see_another_way(architecture: str, other: dict) -> None:
+    """Without noise on the way, which lets an image forget where it began."""
+    config, model = tiny_config(architecture), tiny_model(architecture)
+    right = solo(model, config, make_params(architecture, ways=((6, 0.1),)))
+    wrong = solo(model, config, make_params(architecture, **other))
     assert (right - wrong).abs().max() > 100 * LATENT_TOLERANCE
 
 

@@ -27,11 +27,14 @@ def test_random_images_are_found_by_their_slots() -> None:
         tasks = rng.sample(list(sitting.values()), rng.randint(1, len(sitting)))
         found = table.look_up(tasks)
         for place, task in enumerate(tasks):
-            plan, request = task.request.plan, task.request
+            plan, request = task.plan, task.request
             assert (found.slots[place], found.steps[place]) == (task.slot, task.step)
             assert (found.seeds[place], found.labels[place]) == (task.seed, task.class_label)
             assert np.array_equal(found.numbers[place], plan.numbers[task.step])
-            assert found.guided[place] == (task.rows == 2)
+            assert found.guided[place] == (task.rows == plan.classes + 1)
+            further = found.further.places == place
+            assert list(found.further.labels[further]) == [label for label, _ in task.mixture[1:]]
+            assert (place in found.begun) == (task.way[1] > 0 and task.step == 0)
             assert found.shown[place] == (task.step == task.last_step or task.step in request.preview_steps)
         assert found.num_rows == sum(task.rows for task in tasks)
 
@@ -65,7 +68,7 @@ def test_plans_of_those_who_left_make_room(num_steps: int) -> None:
         )
         found = table.look_up([stays, comes])
         for place, task in enumerate((stays, comes)):
-            assert np.array_equal(found.numbers[place], task.request.plan.numbers[task.step])
+            assert np.array_equal(found.numbers[place], task.plan.numbers[task.step])
     assert len(table._numbers) <= max(LEAST_ROWS, 2 * 9 * num_steps)
 
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from models.checkpoint import ModelConfig, build_model
 from models.samplers import SAMPLERS
-from models.sampling import Guidance, Known, sample, to_uint8
+from models.sampling import Further, Guidance, Known, sample, to_uint8
 from service.engine.core import EngineConfig, EngineCore
-from service.engine.plan import compile_plan
+from service.engine.plan import compile_plans
 from service.engine.request import ImageTask, Request
 from service.engine.runner import LaunchedStep, ModelRunner
 from service.observe.board import StepStats
@@ -132,8 +132,9 @@ def make_params(model: str = "dit", **changes: Any) -> SamplingParams:
 
 
 def make_request(params: SamplingParams, config: ModelConfig | None = None, num_previews: int = 0) -> Request:
-    plan = compile_plan(config or tiny_config(params.model), params)
-    return Request(f"request {next(_ids)}", params, plan, num_previews=num_previews)
+    plans = compile_plans(config or tiny_config(params.model), params)
+    own = plans if params.mixtures else ()
+    return Request(f"request {next(_ids)}", params, plans[0], num_previews=num_previews, plans=own)
 
 
 def warm_core(runner: ModelRunner, model: str = "dit", max_rows: int = 6, **bounds: Any) -> EngineCore:
@@ -163,10 +164,26 @@ def drive(core: EngineCore, arrivals: dict[int, list[Request]]) -> tuple[list[Re
 def solo(model: nn.Module, config: ModelConfig, params: SamplingParams, index: int = 0) -> Tensor:
     """Latents [C, H, W] of one image by the plain loop."""
     table = config.table(params.sampler, params.num_steps, params.spacing, params.strength)
-    labels, seeds = torch.tensor([params.class_label]), torch.tensor([params.seeds[index]])
-    guidance = Guidance(params.guidance_scale, *params.guidance_interval, config.guidance_range)
-    known = known_of(params, config.image_shape)
-    return sample(model, table, labels, seeds, config.image_shape, guidance=guidance, known=known)[0]
+    label = params.class_labels[index] if params.class_labels else params.class_label
+    labels, seeds, negative = torch.tensor([label]), torch.tensor([params.seeds[index]]), params.negative_label
+    guidance = Guidance(
+        params.guidance_scale, *params.guidance_interval, config.guidance_range, negative is not None
+    )
+    more: dict[str, Any] = {
+        "guidance": guidance,
+        "known": known_of(params, config.image_shape),
+        "null_label": negative,
+        "further": further_of(params, index),
+        "ways": params.ways[index : index + 1],
+    }
+    return sample(model, table, labels, seeds, config.image_shape, **more)[0]
+
+
+def further_of(params: SamplingParams, index: int) -> Further | None:
+    if not params.mixtures or not (mixture := params.mixtures[index]):
+        return None
+    labels, weights = zip(*mixture[1:], strict=True)
+    return Further(torch.zeros(len(labels), dtype=torch.int64), torch.tensor(labels), torch.tensor(weights))
 
 
 def known_of(params: SamplingParams, shape: tuple[int, int, int]) -> Known | None:
@@ -196,9 +213,30 @@ def random_image(rng: random.Random, shape: tuple[int, int, int] = (1, 8, 8)) ->
     return {"image": rng.randbytes(C * H * W), "free": free, "strength": rng.choice([1.0, rng.uniform(0.05, 1.0)])}
 
 
+def random_between(rng: random.Random, n: int, guided: bool) -> dict[str, Any]:
+    """Often none; else mixtures of up to four classes, another seed to start from, or a class to lead away from."""
+    found: dict[str, Any] = {}
+    if rng.random() < 0.5:
+        mixtures = [random_mixture(rng) for _ in range(n)]
+        found["mixtures"] = tuple(mixture if len(mixture) > 1 else () for mixture in mixtures)
+        found["class_labels"] = tuple(mixture[0][0] for mixture in mixtures)
+    if rng.random() < 0.4:
+        found["ways"] = tuple((rng.getrandbits(53), rng.choice([0.0, rng.random()])) for _ in range(n))
+    if guided and rng.random() < 0.5:
+        found["negative_label"] = rng.randrange(10)
+    return found
+
+
+def random_mixture(rng: random.Random) -> tuple[tuple[int, float], ...]:
+    labels = rng.sample(range(10), rng.randint(1, 4))
+    weights = [rng.uniform(0.1, 1.0) for _ in labels]
+    return tuple((label, weight / sum(weights)) for label, weight in zip(labels, weights, strict=True))
+
+
 def random_params(rng: random.Random, model: str, samplers: list[str]) -> SamplingParams:
     low, high = sorted((rng.random(), rng.random()))
     kind = rng.choice(["off", "on", "interval"])
+    n = rng.randint(1, 3)
     return make_params(
         model,
         class_label=rng.randrange(10),
@@ -207,6 +245,7 @@ def random_params(rng: random.Random, model: str, samplers: list[str]) -> Sampli
         spacing=rng.choice(["trailing", "trailing", "shifted"]),
         guidance_scale=1.0 if kind == "off" else rng.uniform(0.0, 4.0),
         guidance_interval=(low, high) if kind == "interval" else (0.0, 1.0),
-        seeds=tuple(rng.getrandbits(53) for _ in range(rng.randint(1, 3))),
+        seeds=tuple(rng.getrandbits(53) for _ in range(n)),
         **random_image(rng),
+        **random_between(rng, n, guided=kind != "off"),
     )

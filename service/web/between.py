@@ -1,0 +1,119 @@
+"""What each image of a request is: its classes and its noise, which may lead from one to another."""
+
+import secrets
+from typing import Any, NamedTuple
+
+from models.seeds import SEED_BITS, image_seed
+from service.errors import InvalidRequest, echo
+from service.web.classes import blend, find_class, find_mixture, find_mixtures
+from service.web.schemas import GenerateFields, Limits
+from service.wire.messages import Mixture, ModelCard
+
+
+class Way(NamedTuple):
+    """From the first image of a request to the last."""
+
+    leads: tuple[str, ...]  # what changes: "class", "seed"
+    parts: list[float]  # how far each image is, from 0 to 1; without a way 0
+
+
+def describe_images(
+    card: ModelCard, fields: GenerateFields, limits: Limits, labels: tuple[int, ...] = ()
+) -> dict[str, Any]:
+    """What SamplingParams says about classes and seeds.
+
+    Args:
+        labels: class index of each image, instead of fields.class_.
+
+    Raises:
+        InvalidRequest: what is wrong, and what is allowed.
+    """
+    mixtures, listed = _classes(card, fields, limits, labels)
+    if listed and fields.n not in (None, len(mixtures)):
+        raise InvalidRequest.field("n", f"must be {len(mixtures)}, as many as there are classes, or left out")
+    way = _way(fields, len(mixtures) if listed else fields.n or 1)
+    if fields.class_to is not None:
+        if listed or fields.class_ is None:
+            raise InvalidRequest.field("class_to", "needs one class or mixture in class to lead from")
+        last = find_mixture(card, fields.class_to, "class_to")
+        mixtures = [blend(mixtures[0], last, part) for part in way.parts]
+    elif not listed:
+        mixtures *= len(way.parts)
+    leads = way.leads if len(way.parts) > 1 else ()  # one image tells where it is by itself
+    return _describe_classes(mixtures) | _seeds(fields, way) | {"leads": leads}
+
+
+def _classes(
+    card: ModelCard, fields: GenerateFields, limits: Limits, labels: tuple[int, ...]
+) -> tuple[list[Mixture], bool]:
+    """One for all images or one for each, and which of both it is."""
+    if labels:
+        return [((_check_label(card, label), 1.0),) for label in labels], True
+    if fields.class_ is not None:
+        return find_mixtures(card, fields.class_, limits["n"][1])
+    label = find_class(card, None) if fields.image is None else card.null_label
+    return [((label, 1.0),)], False
+
+
+def _check_label(card: ModelCard, label: int) -> int:
+    if not 0 <= label < len(card.class_names):
+        message = f"must be indices from 0 to {len(card.class_names) - 1}, not {echo(label)}"
+        raise InvalidRequest.field("class", message)
+    return label
+
+
+def _describe_classes(mixtures: list[Mixture]) -> dict[str, Any]:
+    """One of each image."""
+    labels = tuple(mixture[0][0] for mixture in mixtures)
+    found: dict[str, Any] = {"class_label": labels[0]}
+    if len(set(labels)) > 1:
+        found["class_labels"] = labels
+    if any(len(mixture) > 1 for mixture in mixtures):
+        found["mixtures"] = tuple(mixture if len(mixture) > 1 else () for mixture in mixtures)
+    return found
+
+
+def _way(fields: GenerateFields, n: int) -> Way:
+    ends = {"class": fields.class_to, "seed": fields.seed_to}
+    leads = tuple(name for name, end in ends.items() if end is not None)
+    if not leads:
+        if fields.between is not None:
+            raise InvalidRequest.field("between", "needs class_to or seed_to")
+        return Way((), [0.0] * n)
+    if fields.between is not None:
+        if n > 1:
+            raise InvalidRequest.field("between", f"is the place of one image on its way, and there are {n}")
+        return Way(leads, [fields.between])
+    if n < 2:
+        names = " and ".join(f"{name}_to" for name in leads)
+        raise InvalidRequest.field("n", f"must be at least 2 with {names}, or send between for one image")
+    return Way(leads, [image / (n - 1) for image in range(n)])
+
+
+def _seeds(fields: GenerateFields, way: Way) -> dict[str, Any]:
+    """A way begins with one seed; noise that is added later is that of the image's own seed."""
+    seed = secrets.randbits(SEED_BITS) if fields.seed is None else fields.seed
+    if not way.leads:
+        return {"seeds": tuple(image_seed(seed, index) for index in range(len(way.parts)))}
+    end = fields.seed_to
+    if end is None:
+        return {"seeds": (seed,) * len(way.parts)}
+    ways = tuple((end, part) if 0 < part < 1 else (0, 0.0) for part in way.parts)
+    found = {"seeds": tuple(end if part == 1 else seed for part in way.parts)}
+    return found | ({"ways": ways} if any(part for _, part in ways) else {})
+
+
+def find_negative(card: ModelCard, fields: GenerateFields, label: int, scale: float) -> int | None:
+    """The class to lead away from.
+
+    Args:
+        label: of the first image.
+        scale: of the guidance.
+    """
+    if fields.negative_class is None:
+        return None
+    if label == card.null_label:
+        raise InvalidRequest.field("negative_class", "needs a class to lead to")
+    if scale == 1:
+        raise InvalidRequest.field("negative_class", f"needs a guidance other than 1, not {echo(scale)}")
+    return find_class(card, fields.negative_class, "negative_class")

@@ -1,0 +1,138 @@
+"""What an image shall show: a class by its name or index, or a mixture of up to four, as text or as JSON."""
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from models.names import class_key
+from service.errors import InvalidRequest, echo
+from service.wire.messages import Mixture, ModelCard
+
+MAX_CLASSES, MAX_WEIGHT = 4, 1000
+Weights = dict[str, float]
+Choice = int | str | Weights
+ONE = 'the name of a class, its index as a whole number, or a mixture such as {"3": 0.5, "8": 0.5}'
+
+
+def check_shape(value: Any, several: bool = True) -> Any:
+    """The value, if it is a Choice, or if several may be given, a list of them.
+
+    Raises:
+        ValueError: in a sentence.
+    """
+    kind = Choice | list[Choice] | None if several else Choice | None
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"must be {ONE}{', or a list of these' if several else ''}") from error
+
+
+def find_class(card: ModelCard, value: str | int | None, field: str = "class") -> int:
+    """A number is an index. Text is a name, which may consist of digits, and an index where it is no name."""
+    names = [class_key(name) for name in card.class_names]
+    wanted = f"one of {', '.join(card.class_names[:20])}" + (", ..." if len(names) > 20 else "")
+    wanted += f", or an index from 0 to {len(names) - 1}"
+    if value is None:
+        raise InvalidRequest.field(field, f"required: {wanted}")
+    text = class_key(value) if isinstance(value, str) else ""
+    if text in names:
+        return names.index(text)
+    if text.isascii() and text.isdigit() and len(text) < 10:
+        value = int(text)
+    if isinstance(value, int) and 0 <= value < len(names):
+        return value
+    raise InvalidRequest.field(field, f"must be {wanted}, not {echo(value)}")
+
+
+def find_mixture(card: ModelCard, value: Any, field: str = "class") -> Mixture:
+    """Of one class or several; value is a Choice, or text that says one."""
+    value = _read(card, value, field)
+    if isinstance(value, list):
+        raise InvalidRequest.field(field, f"must be {ONE}, and not a list")
+    if not isinstance(value, dict):
+        return ((find_class(card, value, field), 1.0),)
+    return _weighted([(find_class(card, name, field), weight) for name, weight in value.items()], field)
+
+
+def find_mixtures(card: ModelCard, value: Any, most: float) -> tuple[list[Mixture], bool]:
+    """Of the field class: one for all images, or one for each, and which of both it is.
+
+    Args:
+        most: images of a request.
+    """
+    value = _read(card, value, "class")
+    if not isinstance(value, list):
+        return [find_mixture(card, value)], False
+    if not 1 <= len(value) <= most:
+        raise InvalidRequest.field("class", f"must have from 1 to {most} elements, not {len(value)}")
+    return [find_mixture(card, each) for each in value], True
+
+
+def blend(first: Mixture, last: Mixture, part: float) -> Mixture:
+    """On the way from one mixture to another; its ends are these."""
+    if part in (0, 1):
+        return last if part else first
+    weights = {label: (1 - part) * weight for label, weight in first}
+    for label, weight in last:
+        weights[label] = weights.get(label, 0.0) + part * weight
+    return _checked(weights, "class_to", "together with class ")
+
+
+def told(card: ModelCard, mixture: Mixture) -> str:
+    """As the field class has it; "" for no class."""
+    if len(mixture) == 1:
+        return card.class_name(mixture[0][0]) or ""
+    names = [(card.class_names[label], weight) for label, weight in mixture]
+    text = ",".join(f"{name}:{weight!r}" for name, weight in names)
+    if any(re.search("[:,{[]", name) for name, _ in names) or _is_name(card, text):
+        return json.dumps(dict(names), ensure_ascii=False)
+    return text
+
+
+def _is_name(card: ModelCard, text: str) -> bool:
+    return class_key(text) in [class_key(name) for name in card.class_names]
+
+
+def _read(card: ModelCard, value: Any, field: str) -> Any:
+    """Text that is no name but says a mixture or a list, as what it says; all else as it is."""
+    if not isinstance(value, str) or _is_name(card, value):
+        return value
+    if value.lstrip()[:1] in ("{", "["):
+        try:
+            return check_shape(msgspec.json.decode(value))
+        except (msgspec.DecodeError, RecursionError, ValueError) as error:
+            raise InvalidRequest.field(field, f"must be {ONE}, or a list of these, not {echo(value)}") from error
+    return dict(_pairs(value, field)) if ":" in value else value
+
+
+def _pairs(text: str, field: str) -> Iterable[tuple[str, float]]:
+    """Of a mixture in text, such as 3:0.5,8:0.5."""
+    for part in text.split(","):
+        name, _, weight = part.rpartition(":")
+        if not re.fullmatch(r"\s*[0-9.]{1,30}(e[-+]?[0-9]{1,3})?\s*", weight) or weight.count(".") > 1:
+            example = "classes with weights between commas, such as 3:0.5,8:0.5"
+            raise InvalidRequest.field(field, f"must be a class, or {example}, not {echo(text)}")
+        yield name, float(weight)
+
+
+def _weighted(pairs: list[tuple[int, float]], field: str) -> Mixture:
+    weights: dict[int, float] = {}
+    for label, weight in pairs:
+        if not 0 < weight <= MAX_WEIGHT:  # so nan is outside, too
+            message = f"a weight must be a number above 0 and at most {MAX_WEIGHT}, not {echo(weight)}"
+            raise InvalidRequest.field(field, message)
+        weights[label] = weights.get(label, 0.0) + weight
+    return _checked(weights, field)
+
+
+def _checked(weights: dict[int, float], field: str, how: str = "") -> Mixture:
+    """With weights that sum up to 1; those that do stay as they are, so that a recipe gives the same again."""
+    if not 1 <= len(weights) <= MAX_CLASSES:
+        raise InvalidRequest.field(field, f"must have {how}from 1 to {MAX_CLASSES} classes, not {len(weights)}")
+    total = sum(weights.values())
+    factor = 1.0 if math.isclose(total, 1.0, rel_tol=1e-9) else total
+    return tuple((label, weight / factor) for label, weight in weights.items())
