@@ -157,7 +157,8 @@ class EngineLoop:
             check_brought(params, config.image_shape)
         except ValueError as error:
             raise InvalidRequest.field("image", str(error)) from error
-        return Request(request_id, params, plan, message.deadline_seconds, message.num_previews)
+        previews = message.num_previews, message.keeps_previews
+        return Request(request_id, params, plan, message.deadline_seconds, *previews)
 
     def _abort(self, client: Client, number: int) -> None:
         request_id = client.open.get(number)
@@ -176,7 +177,13 @@ class EngineLoop:
         progress = self._core.step()
         for request, preview in progress.previews:
             client, number = self._open[request.request_id]
-            client.show(number, preview)
+            if request.keeps_previews:
+                client.send(Reply(number, preview))
+            else:
+                client.show(number, preview)
+        for request, point in progress.points:
+            client, number = self._open[request.request_id]
+            client.send(Reply(number, point))
         if progress.stats is not None:
             self._board.step(progress.stats)
         if progress.ended:

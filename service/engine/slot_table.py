@@ -27,6 +27,7 @@ class TaskArrays(NamedTuple):
     shown: np.ndarray  # bool: leaves the device with this step, finished or as a preview
     is_deterministic: bool
     painted: list[int]  # places of images whose x is painted before the step; see service/engine/canvas.py
+    told: list[int]  # places of images of which every step is told; see service/engine/trajectory.py
 
     @property
     def num_rows(self) -> int:
@@ -49,6 +50,7 @@ class SlotTable:
         self._previews: dict[int, frozenset[int]] = {}  # by slot
         self._deterministic: set[int] = set()  # slots
         self._painted: dict[int, bool] = {}  # slots whose requests brought an image: whether they keep a part of it
+        self._told: set[int] = set()  # slots whose requests ask for the trajectory
         self._numbers = np.zeros((LEAST_ROWS, NUM_NUMBERS), np.float32)
         self._guided = np.zeros(LEAST_ROWS, bool)
         self._plans: dict[int, tuple[Plan, int]] = {}  # with its first row, by identity
@@ -68,13 +70,14 @@ class SlotTable:
         if self._previews:
             for place, task in enumerate(tasks):
                 shown[place] |= task.step in self._previews.get(cast(int, task.slot), ())
+        told = [place for place, slot in enumerate(places) if slot in self._told] if self._told else []
         fresh, painted = steps == 0, []
         if self._painted:
             painted = [place for place, task in enumerate(tasks) if self._is_painted(task)]
             fresh[painted] = False
         deterministic = bool(self._deterministic) and not self._deterministic.isdisjoint(slots.tolist())
         found = self._numbers[rows], self._guided[rows]
-        return TaskArrays(tasks, slots, steps, seeds, labels, fresh, *found, shown, deterministic, painted)
+        return TaskArrays(tasks, slots, steps, seeds, labels, fresh, *found, shown, deterministic, painted, told)
 
     def _is_painted(self, task: ImageTask) -> bool:
         """At the start of what begins with an image; later, what keeps a part of it."""
@@ -94,9 +97,13 @@ class SlotTable:
         self._painted.pop(slot, None)
         if request.params.image:
             self._painted[slot] = bool(request.params.free)
-        self._deterministic.discard(slot)
-        if request.params.deterministic:
-            self._deterministic.add(slot)
+        for slots, belongs in (
+            (self._deterministic, request.params.deterministic),
+            (self._told, request.params.trajectory),
+        ):
+            slots.discard(slot)
+            if belongs:
+                slots.add(slot)
 
     def _first_row(self, plan: Plan) -> int:
         if id(plan) not in self._plans:
