@@ -9,9 +9,10 @@ import json
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import numpy as np
@@ -46,6 +47,23 @@ class Preview:
     image: Image.Image
     index: int  # of the image
     step: int  # steps done
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Every step of n images of C x H x W; the last state of x is the finished image, before it became bytes."""
+
+    x: np.ndarray  # [n, steps + 1, C, H, W] float32: what the first step starts from, and what each has made of it
+    denoised: np.ndarray  # [n, steps, C, H, W] float32: the finished image as each step predicts it
+    noise: np.ndarray  # [n, steps, C, H, W] float32: that each step has drawn; zeros if it draws none
+    times: np.ndarray  # [steps + 1] float64: the noise time of each state, 1 pure noise .. 0 clean
+    images: np.ndarray  # [n, H, W, C] uint8
+    seeds: np.ndarray  # [n] int64
+    labels: np.ndarray  # [n] int64: indices of classes, or their number for none
+    recipe: dict[str, str]
+
+
+ANIMATIONS = {".png": "apng", ".apng": "apng", ".webp": "webp-animation"}  # formats by the end of a file's name
 
 
 class Sampler(ABC):
@@ -84,22 +102,66 @@ class Sampler(ABC):
         Raises:
             service.errors.ServiceError: InvalidRequest names the field and what is allowed.
         """
-        fields: dict[str, Any] = {"model": self.name, "n": n, **options}
-        fields |= {"class": class_} if class_ is not None else {}
-        fields |= {"seed": seed} if seed is not None else {}
-        for name in ("image", "mask"):
-            if name in fields:
-                fields[name] = _png(fields[name])
+        fields = self._fields(class_, n, seed, options)
         return self._sample(fields, on_preview, previews if on_preview else 0)
 
     async def sample_async(self, *args: Any, **options: Any) -> list[Image.Image]:
         """sample in a thread, so that the event loop goes on. Cancelling it does not end the work."""
         return await asyncio.to_thread(self.sample, *args, **options)
 
+    def trajectory(
+        self, class_: str | int | None = None, *, n: int = 1, seed: int | None = None, **options: Unpack[Options]
+    ) -> Trajectory:
+        """Draw as sample does, and tell every step.
+
+        Raises:
+            service.errors.ServiceError: as sample; AnswerTooLarge for more images x steps than fit into 36 MiB.
+        """
+        file = self._record(self._fields(class_, n, seed, options), "npz")
+        with np.load(io.BytesIO(file), allow_pickle=False) as found:
+            arrays = {name: found[name] for name in found}
+        recipe = json.loads(str(arrays.pop("recipe")))
+        return Trajectory(**arrays, recipe=recipe)
+
+    def save_animation(
+        self,
+        path: str | Path,
+        class_: str | int | None = None,
+        *,
+        n: int = 1,
+        seed: int | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        """Draw as sample does, and write an animation of the steps, several images as a grid.
+
+        Args:
+            path: ends in .webp, or in .png or .apng for an animated PNG.
+
+        Raises:
+            ValueError: it does not. service.errors.ServiceError: as trajectory.
+        """
+        form = ANIMATIONS.get(Path(path).suffix.lower())
+        if form is None:
+            raise ValueError(f"path: must end in {', '.join(ANIMATIONS)}, not {str(path)!r}")
+        Path(path).write_bytes(self._record(self._fields(class_, n, seed, options), form))
+
+    def _fields(
+        self, class_: str | int | None, n: int, seed: int | None, options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Of /generate, with files as bytes."""
+        fields: dict[str, Any] = {"model": self.name, "n": n, **options}
+        fields |= {"class": class_} if class_ is not None else {}
+        fields |= {"seed": seed} if seed is not None else {}
+        return fields | {name: _png(fields[name]) for name in ("image", "mask") if name in fields}
+
     @abstractmethod
     def _sample(
         self, fields: dict[str, Any], on_preview: Callable[[Preview], None] | None, previews: int
     ) -> list[Image.Image]: ...
+
+    @abstractmethod
+    def _record(self, fields: dict[str, Any], form: str) -> bytes:
+        """The file of this format, which has every step."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {len(self.class_names)} classes, {self.image_shape})"
@@ -145,7 +207,7 @@ class RemoteModel(Sampler):
     def _sample(
         self, fields: dict[str, Any], on_preview: Callable[[Preview], None] | None, previews: int
     ) -> list[Image.Image]:
-        fields |= {name: base64.b64encode(fields[name]).decode() for name in ("image", "mask") if name in fields}
+        fields = _as_json(fields)
         if on_preview is None:
             with self._answer("POST", "/generate", "application/json", fields) as answer:
                 return [_decoded(image["png_base64"]) for image in json.loads(answer.read())["images"]]
@@ -158,6 +220,10 @@ class RemoteModel(Sampler):
                 else:
                     images[index] = image
         return [images[index] for index in sorted(images)]
+
+    def _record(self, fields: dict[str, Any], form: str) -> bytes:
+        with self._answer("POST", "/generate", "*/*", _as_json(fields) | {"format": form}) as answer:
+            return answer.read()
 
     @contextmanager
     def _answer(
@@ -175,6 +241,10 @@ class RemoteModel(Sampler):
             if error.retry_after is None or time.monotonic() + wait > until:
                 raise error
             time.sleep(wait)
+
+
+def _as_json(fields: dict[str, Any]) -> dict[str, Any]:
+    return fields | {name: base64.b64encode(fields[name]).decode() for name in ("image", "mask") if name in fields}
 
 
 def _events(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:
