@@ -18,7 +18,7 @@ from run import main, version
 
 if TYPE_CHECKING:  # the command must not load torch where it needs none
     from service.loaded_model import Model
-    from service.python_api import RemoteModel
+    from service.remote_model import RemoteModel
 
 __all__ = ["__version__", "connect", "load", "main"]
 __version__ = version()
@@ -58,6 +58,6 @@ def connect(url: str, model: str, key: str = "", patience: float = 60.0) -> "Rem
         ImportError: without httpx, which the extra `client` brings.
         service.errors.ServiceError, httpx.HTTPError: it does not know the model, or does not answer.
     """
-    from service.python_api import RemoteModel
+    from service.remote_model import RemoteModel
 
     return RemoteModel(url, model, key, patience)

@@ -99,6 +99,10 @@ class BodyTooLarge(ClientError):
     status, code, title = 413, "body-too-large", "Body too large"
 
 
+class AnswerTooLarge(ClientError):
+    status, code, title = 413, "answer-too-large", "Answer too large"
+
+
 class UriTooLong(ClientError):
     status, code, title = 414, "uri-too-long", "URI too long"
 
@@ -184,7 +188,7 @@ class DeadlinePassed(ServiceError):
 
 
 PROBLEMS = (  # that a route may answer
-    Unauthorized, UnknownModel, NotAcceptable, RequestTimeout, BodyTooLarge, UriTooLong, CompressedBody,
-    InvalidRequest, QuotaExceeded, HeadersTooLarge, GenerationFailed, QueueFull, Overloaded, DeadlineUnreachable,
-    Unavailable, DeadlinePassed,
+    Unauthorized, UnknownModel, NotAcceptable, RequestTimeout, BodyTooLarge, AnswerTooLarge, UriTooLong,
+    CompressedBody, InvalidRequest, QuotaExceeded, HeadersTooLarge, GenerationFailed, QueueFull, Overloaded,
+    DeadlineUnreachable, Unavailable, DeadlinePassed,
 )  # fmt: skip

@@ -10,8 +10,9 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from models.checkpoint import ModelConfig, parameter_count
-from models.samplers import SamplerTable
+from models.samplers import S, SamplerTable, T
 from models.sampling import Further, Guidance, Known, sample, to_uint8
+from models.schedule import NUM_TIMESTEPS
 from models.spacings import SPACINGS
 from service.engine.canvas import brought, keep_known
 from service.engine.cards import samplers_of
@@ -19,9 +20,12 @@ from service.engine.request import preview_steps
 from service.python_api import Preview, Sampler, picture
 from service.web.dialects import invalid
 from service.web.job import Job
+from service.web.recording import recorded_bytes
+from service.web.recording import recorder as make_recorder
 from service.web.resolve import resolve
 from service.web.schemas import FIELD_NAMES, Fields, GenerateBody, limits
-from service.wire.messages import Mixture, ModelCard, SamplingParams
+from service.wire import messages
+from service.wire.messages import Mixture, ModelCard, SamplingParams, TrajectoryPoint
 
 BOUNDS = limits(max_steps=1000, max_images=1024)
 
@@ -58,6 +62,26 @@ class Model(Sampler):
         for image, recipe in zip(images, job.recipes, strict=True):
             image.info.update(recipe)
         return images
+
+    def _record(self, fields: dict[str, Any], form: str) -> bytes:
+        job = self._check(fields)
+        recorded_bytes(job)  # the bound is that of the service
+        params, recorder = job.params, make_recorder(job, form)
+        table = self.config.table(params.sampler, params.num_steps, params.spacing, params.strength)
+
+        def watch(step: int, x: Tensor, d: Tensor) -> None:
+            of_x, of_d = table.look[step].tolist()
+            denoised = of_x * x + of_d * d
+            if form == "npz":
+                numbers = table.rows[step, T] / NUM_TIMESTEPS, tuple(table.levels[step]), table.rows[step, S]
+                for index, state in enumerate(zip(x.cpu().numpy(), denoised.cpu().numpy(), strict=True)):
+                    x_bytes, denoised_bytes = (array.tobytes() for array in state)
+                    recorder.add(TrajectoryPoint(index, step, x_bytes, denoised_bytes, *numbers))
+            elif step < params.num_steps - 1:
+                for index, image in enumerate(pixels(denoised, params)):
+                    recorder.add(messages.Preview(image.tobytes(), image.shape, index, step + 1))
+
+        return recorder.encode(pixels(self._run(params, table, watch), params))
 
     def _check(self, fields: dict[str, Any]) -> Job:
         """Raises InvalidRequest as the service does."""

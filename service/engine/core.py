@@ -11,12 +11,12 @@ from service.engine.admission import OverloadGuard, expected_seconds, is_watched
 from service.engine.device_clock import DeviceClock
 from service.engine.policy import DeviceShare, Policy, pick
 from service.engine.repetition import find_fixed_rows
-from service.engine.request import ImageTask, Request
+from service.engine.request import ImageTask, Request, RequestStatus
 from service.engine.runner import ModelFailed, ModelRunner, OutOfMemory, StepResult, device_is_lost
 from service.engine.scheduler import Scheduler, SchedulerOutput
 from service.errors import FULL_QUEUE, DeadlineUnreachable, InvalidRequest, Overloaded, QueueFull
 from service.observe.board import ModelStats, StepStats
-from service.wire.messages import Preview
+from service.wire.messages import Preview, TrajectoryPoint
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ class Progress:
     ended: list[Request]
     previews: Sequence[tuple[Request, Preview]] = ()
     stats: StepStats | None = None  # of the step that was collected, if one was
+    points: Sequence[tuple[Request, TrajectoryPoint]] = ()  # also of the requests that have finished
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +199,9 @@ class EngineCore:
         stats = StepStats(launch.model, seconds, launch.output.num_rows, launch.num_padding_rows)
         # a request may have been aborted while its step was on the device
         shown = [(task.request, p) for task, p in result.previews.items() if task.request.request_id in open_ones]
-        return Progress(ended, shown, stats)
+        alive = (RequestStatus.RUNNING, RequestStatus.FINISHED)
+        told = [(task.request, point) for task, point in result.points.items() if task.request.status in alive]
+        return Progress(ended, shown, stats, told)
 
     def _start(self, model: str, tasks: list[ImageTask]) -> tuple[Callable[[], StepResult], int]:
         """Launch a step; returns what collects it, and its rows with the padding.
@@ -222,7 +225,8 @@ class EngineCore:
         images = {task: image for result in results for task, image in result.images.items()}
         failed = {task: why for result in results for task, why in result.failed.items()}
         previews = {task: preview for result in results for task, preview in result.previews.items()}
-        return partial(StepResult, images, previews, failed), rows
+        points = {task: point for result in results for task, point in result.points.items()}
+        return partial(StepResult, images, previews, failed, points), rows
 
     def _lower_cap(self, model: str, rows: int) -> None:
         """Half of what did not fit, but what each image needs: two rows if it is guided, more for more classes."""

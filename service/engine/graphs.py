@@ -19,6 +19,7 @@ from service.engine.request import ImageTask
 from service.engine.runner import LaunchedStep, ModelRunner
 from service.engine.slot_table import TaskArrays
 from service.engine.step_block import BYTES_PER_ROW, StepBlock, StepOutput, output_bytes, pack
+from service.engine.trajectory import copy_states
 
 WARM_UP_RUNS = 2  # before a capture: kernels are compiled and libraries open their handles
 TIMED_ROUNDS, TIMED_REPLAYS = 5, 10
@@ -139,7 +140,18 @@ class GraphRunner(ModelRunner):
         step.replay()
         shown, here = arrays.num_shown, step.host_outputs[self._turn]
         wait = self._graph_device.fetch(step.output.part(shown), here.part(shown))
-        return LaunchedStep(arrays, rows, here.finite, here.pixels, wait)
+        states = copy_states(self.pool, arrays)
+        if states is None:
+            return LaunchedStep(arrays, rows, here.finite, here.pixels, wait)
+        # a buffer of its own, which may be read as late as it likes; torch keeps pinned ones for later steps
+        copied = self._graph_device.host_buffer(states.nbytes).view(states.dtype).view(states.shape)
+        wait_for_states = self._graph_device.fetch(states, copied)
+
+        def wait_for_both() -> None:
+            wait()
+            wait_for_states()
+
+        return LaunchedStep(arrays, rows, here.finite, here.pixels, wait_for_both, copied)
 
     def _send(self, arrays: TaskArrays, step: CapturedStep) -> None:
         """One asynchronous copy of the step's block to its fixed place on the device."""

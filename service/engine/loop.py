@@ -158,7 +158,8 @@ class EngineLoop:
         except ValueError as error:
             raise InvalidRequest.field("image", str(error)) from error
         own = plans if params.mixtures else ()
-        return Request(request_id, params, plans[0], message.deadline_seconds, message.num_previews, plans=own)
+        previews = message.num_previews, message.keeps_previews
+        return Request(request_id, params, plans[0], message.deadline_seconds, *previews, plans=own)
 
     def _abort(self, client: Client, number: int) -> None:
         request_id = client.open.get(number)
@@ -177,7 +178,13 @@ class EngineLoop:
         progress = self._core.step()
         for request, preview in progress.previews:
             client, number = self._open[request.request_id]
-            client.show(number, preview)
+            if request.keeps_previews:
+                client.send(Reply(number, preview))
+            else:
+                client.show(number, preview)
+        for request, point in progress.points:
+            client, number = self._open[request.request_id]
+            client.send(Reply(number, point))
         if progress.stats is not None:
             self._board.step(progress.stats)
         if progress.ended:

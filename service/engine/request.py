@@ -83,6 +83,7 @@ class Request:
     plan: Plan  # of all images, or of the first one
     deadline_seconds: float | None = None  # after its arrival; it is worth nothing later
     num_previews: int = 0  # of each image on its way, evenly spread over the steps
+    keeps_previews: bool = False  # all of them are sent, however slowly the worker reads
     outside_seconds: float = 0.0  # of its latency, before and behind the engine
     idle_seconds: float = 0.0  # what it would take on an idle engine; its target is a multiple of that
     seconds_alone: float = 0.0  # what it would take with its model's work at admission and no other

@@ -24,7 +24,8 @@ from service.engine.request import ImageTask, Request
 from service.engine.slot_table import SlotTable, TaskArrays
 from service.engine.slots import SLOTS_PER_ROW
 from service.engine.step_block import BYTES_PER_ROW, StepBlock, StepOutput, output_bytes, pack
-from service.wire.messages import Preview, SamplingParams
+from service.engine.trajectory import copy_states, point
+from service.wire.messages import Preview, SamplingParams, TrajectoryPoint
 
 WARM_UP_REPEATS = 2
 ALL_COUNTS = 16  # every row count up to here is warmed up and measured, then steps of about a half
@@ -43,6 +44,7 @@ class StepResult:
     images: dict[ImageTask, np.ndarray] = field(default_factory=dict)  # finished ones, [H, W, C] uint8
     previews: dict[ImageTask, Preview] = field(default_factory=dict)
     failed: dict[ImageTask, str] = field(default_factory=dict)
+    points: dict[ImageTask, TrajectoryPoint] = field(default_factory=dict)
 
 
 class LaunchedStep:
@@ -52,6 +54,7 @@ class LaunchedStep:
         num_rows: forward rows, with the padding.
         finite: [n or more] bool on the host, valid after wait().
         pixels: [images that are shown, or more, H, W, C] uint8 on the host, likewise.
+        states: of the images that are told, [t, 2, C, H, W] float32 on the host, likewise.
     """
 
     def __init__(
@@ -61,9 +64,11 @@ class LaunchedStep:
         finite: Tensor,
         pixels: Tensor,
         wait: Callable[[], None] = lambda: None,
+        states: Tensor | None = None,
     ):
         self.num_rows = num_rows
         self._step, self._finite, self._pixels, self._wait = step, finite, pixels, wait
+        self._states = states
 
     def collect(self) -> StepResult:
         """Waits for the device."""
@@ -86,6 +91,10 @@ class LaunchedStep:
                 result.images[task] = picture.copy() if picture is view else picture
             else:
                 result.previews[task] = Preview(picture.tobytes(), view.shape, task.index, step + 1)
+        if self._states is not None:
+            for place, (x, history) in zip(self._step.told, self._states.numpy(), strict=True):
+                if (task := tasks[place]) not in failed:
+                    result.points[task] = point(self._step, place, x, history)
         return result
 
 
@@ -130,7 +139,9 @@ class ModelRunner:
         paint_before(self.pool, step)
         output = self.output(len(tasks), self.device)
         self.advance(block, output)
-        return LaunchedStep(step, rows, output.finite.cpu(), output.pixels[: step.num_shown].cpu())
+        states = copy_states(self.pool, step)
+        shown = output.finite.cpu(), output.pixels[: step.num_shown].cpu()
+        return LaunchedStep(step, rows, *shown, states=None if states is None else states.cpu())
 
     def output(self, num_images: int, device: torch.device) -> StepOutput:
         shape = self.config.image_shape

@@ -16,6 +16,7 @@ from service.engine.runner import LaunchedStep, ModelRunner, knee
 from service.engine.simulated_device import SimulatedDevice, StepCost
 from service.engine.slot_table import TaskArrays
 from service.engine.step_block import BYTES_PER_ROW, StepBlock, pack
+from service.engine.trajectory import copy_states
 
 NO_WEIGHTS = torch.device("cpu")
 
@@ -42,7 +43,8 @@ class SimulatedRunner(ModelRunner):
         self.send(step, rows)
         wait = self.simulated_device.launch(self.cost.seconds(rows))
         pixels = self._picture.expand(step.num_shown, -1, -1, -1)
-        return LaunchedStep(step, rows, torch.ones(len(tasks), dtype=torch.bool), pixels, wait)
+        finite = torch.ones(len(tasks), dtype=torch.bool)
+        return LaunchedStep(step, rows, finite, pixels, wait, copy_states(self.pool, step))
 
     def send(self, step: TaskArrays, rows: int) -> None:
         """The host's part of a step, as it is before a forward on a GPU."""

@@ -40,6 +40,7 @@ class TaskArrays(NamedTuple):
     begun: list[int]  # places of images that begin between the noise of two seeds; see service/engine/canvas.py
     painted: list[int]  # places of images whose x is painted before the step, with what a request brought
     further: FurtherRows
+    told: list[int]  # places of images of which every step is told; see service/engine/trajectory.py
 
     @property
     def num_rows(self) -> int:
@@ -64,6 +65,7 @@ class SlotTable:
         self._ways: set[int] = set()  # slots whose images begin between the noise of two seeds
         self._mixtures: dict[int, Mixture] = {}  # further classes, by slot
         self._painted: dict[int, bool] = {}  # slots whose requests brought an image: whether they keep a part of it
+        self._told: set[int] = set()  # slots whose requests ask for the trajectory
         self._numbers = np.zeros((LEAST_ROWS, NUM_NUMBERS), np.float32)
         self._guided = np.zeros(LEAST_ROWS, bool)
         self._plans: dict[int, tuple[Plan, int]] = {}  # with its first row, by identity
@@ -83,6 +85,7 @@ class SlotTable:
         if self._previews:
             for place, task in enumerate(tasks):
                 shown[place] |= task.step in self._previews.get(cast(int, task.slot), ())
+        told = [place for place, slot in enumerate(places) if slot in self._told] if self._told else []
         fresh, begun, painted = steps == 0, [], []
         if self._ways or self._painted:
             begun = [place for place, task in enumerate(tasks) if task.slot in self._ways and task.step == 0]
@@ -92,7 +95,8 @@ class SlotTable:
         found = self._numbers[rows], self._guided[rows]
         further = self._further(places) if self._mixtures else FurtherRows()
         facts = seeds, labels, second_labels
-        return TaskArrays(tasks, slots, steps, *facts, fresh, *found, shown, deterministic, begun, painted, further)
+        touched = begun, painted, further, told
+        return TaskArrays(tasks, slots, steps, *facts, fresh, *found, shown, deterministic, *touched)
 
     def _further(self, slots: list[int | None]) -> FurtherRows:
         mixtures = ((place, self._mixtures.get(cast(int, slot), ())) for place, slot in enumerate(slots))
@@ -127,9 +131,13 @@ class SlotTable:
         self._painted.pop(slot, None)
         if request.params.image:
             self._painted[slot] = bool(request.params.free)
-        self._deterministic.discard(slot)
-        if request.params.deterministic:
-            self._deterministic.add(slot)
+        for slots, belongs in (
+            (self._deterministic, request.params.deterministic),
+            (self._told, request.params.trajectory),
+        ):
+            slots.discard(slot)
+            if belongs:
+                slots.add(slot)
 
     def _first_row(self, plan: Plan) -> int:
         if id(plan) not in self._plans:

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Generic, TypeVar
 
@@ -26,6 +26,7 @@ from service.observe.metrics import Metrics
 from service.observe.tracing import Spans
 from service.settings import Settings
 from service.web.job import Job
+from service.web.recording import Recorder, Room
 from service.web.resolve import resolve
 from service.web.schemas import GenerateFields, Limits, Timings, limits
 from service.wire.async_engine import AsyncEngine, pixels
@@ -65,6 +66,7 @@ class Generator:
     names: tuple[str, ...]  # of the models
     spans: Spans = Spans()  # forgets
     version: str = "none"  # of this service
+    room: Room = field(default_factory=Room)  # for trajectories and animations
 
     @property
     def limits(self) -> Limits:
@@ -141,17 +143,23 @@ class Generator:
         """Run a request to its encoded answer; raises as stream does."""
         return _last(self.stream(job, encode))
 
+    def record(self, job: Job, recorder: Recorder) -> Coroutine[Any, Any, Generated[bytes]]:
+        """Run a request to the file of all its steps; raises as stream does."""
+        return _last(self.stream(job, recorder.encode, recorder.num_previews, recorder=recorder))
+
     def stream(
         self,
         job: Job,
         encode: Encode[T],
         num_previews: int = 0,
         encode_preview: Encode[T] | None = None,
+        recorder: Recorder | None = None,
     ) -> AsyncGenerator[Shown[T] | Generated[T]]:
         """Run a request, yield its previews and then its answer, and count it by its end.
 
         Args:
             encode_preview: of one image; default: encode.
+            recorder: takes all that comes before the answer, and nothing of it is yielded.
 
         Raises:
             DeadlineUnreachable: at once, no device that is idle could meet it.
@@ -166,20 +174,28 @@ class Generator:
             refusal = DeadlineUnreachable(text)  # without a time to come back: it would be refused then, too
             self._count_end(params.model, refusal)
             raise refusal
-        return self._run(job, encode, num_previews, encode_preview or encode)
+        return self._run(job, encode, num_previews, encode_preview or encode, recorder)
 
     async def _run(
-        self, job: Job, encode: Encode[T], num_previews: int, encode_preview: Encode[T]
+        self,
+        job: Job,
+        encode: Encode[T],
+        num_previews: int,
+        encode_preview: Encode[T],
+        recorder: Recorder | None,
     ) -> AsyncGenerator[Shown[T] | Generated[T]]:
         started, answer = time.monotonic(), None
         try:
-            async with aclosing(self.engine.generate(job.params, job.deadline_seconds, num_previews)) as updates:
+            asked = job.params, job.deadline_seconds, num_previews, recorder is not None
+            async with aclosing(self.engine.generate(*asked)) as updates:
                 async for update in updates:
-                    if isinstance(update, Preview):
+                    if isinstance(update, RequestOutput):
+                        answer = await self._answer(job, update, encode, started, recorder is not None)
+                    elif recorder is not None:
+                        recorder.add(update)
+                    elif isinstance(update, Preview):
                         result = await encoded(encode_preview, [pixels(update)])
                         yield Shown(result, update.index, update.step)
-                    else:
-                        answer = await self._answer(job, update, encode, started)
         except InvalidRequest:
             raise  # counts in no metric, as every request that is invalid
         except BaseException as error:
@@ -188,10 +204,12 @@ class Generator:
         if answer is not None:
             yield answer
 
-    async def _answer(self, job: Job, output: RequestOutput, encode: Encode[T], started: float) -> Generated[T]:
+    async def _answer(
+        self, job: Job, output: RequestOutput, encode: Encode[T], started: float, is_large: bool
+    ) -> Generated[T]:
         encoding, params = time.monotonic(), job.params
         images = list(pixels(output))
-        result = await encoded(encode, images)
+        result = await (asyncio.to_thread(encode, images) if is_large else encoded(encode, images))
         now = time.monotonic()
         queue, denoise = output.started - output.arrived, output.finished - output.started
         timings = Timings(queue=queue, denoise=denoise, encode=now - encoding)

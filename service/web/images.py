@@ -5,19 +5,23 @@ import io
 import math
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+ANIMATIONS = {"apng": "image/apng", "webp-animation": "image/webp"}
 MEDIA_TYPES = {
     "png": "image/png",
     "webp": "image/webp",
     "jpeg": "image/jpeg",
     "npy": "application/x-npy",
+    "npz": "application/x-npz",
     "json": "application/json",
+    **ANIMATIONS,
 }
+ANIMATION_MS, FRAME_MS, LAST_MS = 3000, (40, 250), 1500  # of all frames; of one, at least and at most; of the last
 
 
 def encode(
@@ -63,19 +67,53 @@ def encode_base64(
     return [base64.b64encode(encode([image], form, text, quality)).decode() for image, text in pairs]
 
 
-def write_png(sheet: np.ndarray, text: Mapping[str, str]) -> bytes:
+def write_png(sheet: np.ndarray, text: Mapping[str, str], animation: Sequence[bytes] = ()) -> bytes:
     """A PNG without filters at zlib's fastest level: of digits 2 to 3 % larger than Pillow's, three times as fast.
 
-    sheet: [H, W, C] uint8. https://www.w3.org/TR/png-3/
+    sheet: [H, W, C] uint8. animation: chunks, of which the first stands before the picture.
+    https://www.w3.org/TR/png-3/
     """
+    height, width, channels = sheet.shape
+    header = struct.pack(">2I5B", width, height, 8, {1: 0, 3: 2}[channels], 0, 0, 0)
+    chunks = [_chunk(b"IHDR", header), *(_text_chunk(key, value) for key, value in text.items()), *animation[:1]]
+    picture = _chunk(b"IDAT", _compressed(sheet))
+    return b"".join([b"\x89PNG\r\n\x1a\n", *chunks, picture, *animation[1:], _chunk(b"IEND", b"")])
+
+
+def encode_animation(sheets: list[np.ndarray], form: str, text: Mapping[str, str]) -> bytes:
+    """Pictures [H, W, C] uint8 one after the other, for ever, without loss; the last one stays longer.
+
+    A program that knows no APNG shows the last picture, and so do those that make thumbnails.
+
+    Args:
+        form: apng or webp-animation.
+        text: written into a PNG, as encode does.
+    """
+    usual = max(FRAME_MS[0], min(FRAME_MS[1], ANIMATION_MS // len(sheets)))
+    milliseconds = [usual] * (len(sheets) - 1) + [LAST_MS]
+    if form == "apng":
+        return write_png(sheets[-1], text, list(_animation_chunks(sheets, milliseconds)))
+    first, *others = (Image.fromarray(sheet.squeeze()) for sheet in sheets)
+    buffer = io.BytesIO()
+    options = {"duration": milliseconds, "loop": 0, "lossless": True, "method": 0}
+    first.save(buffer, "webp", save_all=True, append_images=others, **options)
+    return buffer.getvalue()
+
+
+def _animation_chunks(sheets: list[np.ndarray], milliseconds: list[int]) -> Iterator[bytes]:
+    """acTL, then two chunks a frame, which are numbered; each frame is a whole picture."""
+    yield _chunk(b"acTL", struct.pack(">2I", len(sheets), 0))
+    for number, (sheet, shown) in enumerate(zip(sheets, milliseconds, strict=True)):
+        height, width, _ = sheet.shape
+        yield _chunk(b"fcTL", struct.pack(">5I2H2B", 2 * number, width, height, 0, 0, shown, 1000, 0, 0))
+        yield _chunk(b"fdAT", struct.pack(">I", 2 * number + 1) + _compressed(sheet))
+
+
+def _compressed(sheet: np.ndarray) -> bytes:
     height, width, channels = sheet.shape
     rows = np.zeros((height, 1 + width * channels), np.uint8)  # each begins with the number of its filter
     rows[:, 1:] = sheet.reshape(height, -1)
-    header = struct.pack(">2I5B", width, height, 8, {1: 0, 3: 2}[channels], 0, 0, 0)
-    chunks = [_chunk(b"IHDR", header), *(_text_chunk(key, value) for key, value in text.items())]
-    return b"".join(
-        [b"\x89PNG\r\n\x1a\n", *chunks, _chunk(b"IDAT", zlib.compress(rows.tobytes(), 1)), _chunk(b"IEND", b"")]
-    )
+    return zlib.compress(rows.tobytes(), 1)
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

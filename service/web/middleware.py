@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import re
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -208,7 +209,8 @@ class LimitMiddleware:
         body = bytearray()
         try:
             await self._read(receive, body, limit)
-            await self.app(scope, _replay(bytes(body), receive), send)
+            with ExitStack() as scope["at_end"]:  # of the answer: what a route holds until then
+                await self.app(scope, _replay(bytes(body), receive), send)
         finally:
             self._held -= _beyond(body)
 

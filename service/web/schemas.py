@@ -11,7 +11,7 @@ from service.settings import MAX_GUIDANCE
 from service.web.classes import MAX_WEIGHT, check_shape
 from service.web.uploads import decode
 
-Format = Literal["png", "webp", "jpeg", "npy", "json"]
+Format = Literal["png", "webp", "jpeg", "npy", "npz", "json", "apng", "webp-animation"]
 MAX_SEED = (1 << SEED_BITS) - 1
 MIN_STRENGTH = 0.01  # as in models/samplers.py, which imports torch
 
@@ -161,7 +161,9 @@ class GenerateFields(BaseModel):
     preview: Whole | None = Field(
         None, description="Previews of each image, in an event stream (Accept: text/event-stream). Default: 4."
     )
-    format: Format | None = Field(None, description="Default: by the Accept header; png without one.")
+    format: Format | None = Field(
+        None, description="Default: by the Accept header; png without one. npz and animations have every step."
+    )
 
 
 class GenerateBody(GenerateFields):

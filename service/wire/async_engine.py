@@ -24,6 +24,7 @@ from service.wire.messages import (
     Reply,
     RequestOutput,
     SamplingParams,
+    TrajectoryPoint,
 )
 
 # Many images may end with one step. Were all of them answered in one turn of the event loop, then all their clients
@@ -31,7 +32,8 @@ from service.wire.messages import (
 # closed loop of 64 clients gave 935 images a second instead of 780.
 MESSAGES_A_TURN = 2
 
-Answer = Preview | RequestOutput | ServiceError  # any number of previews, then one of the others
+# Any number of the first two, then one of the others.
+Answer = Preview | TrajectoryPoint | RequestOutput | ServiceError
 
 
 class AsyncEngine:
@@ -69,9 +71,13 @@ class AsyncEngine:
             self._link.transport.close()
 
     async def generate(
-        self, params: SamplingParams, deadline_seconds: float | None = None, num_previews: int = 0
-    ) -> AsyncGenerator[Preview | RequestOutput]:
-        """Run one request, within deadline_seconds if they are given; yields previews, then its images.
+        self,
+        params: SamplingParams,
+        deadline_seconds: float | None = None,
+        num_previews: int = 0,
+        keeps_previews: bool = False,
+    ) -> AsyncGenerator[Preview | TrajectoryPoint | RequestOutput]:
+        """Run one request, within deadline_seconds if they are given; yields what it tells, then its images.
 
         Leaving the iterator early, or being cancelled in it, aborts the request within one step.
 
@@ -82,7 +88,7 @@ class AsyncEngine:
             raise Unavailable.because(self.gone or "the service is not ready")
         number, answers = next(self._numbers), asyncio.Queue[Answer]()
         self._open[number] = answers
-        self._link.send(Generate(number, params, deadline_seconds, num_previews))
+        self._link.send(Generate(number, params, deadline_seconds, num_previews, keeps_previews))
         try:
             while True:
                 answer = await answers.get()
@@ -100,9 +106,9 @@ class AsyncEngine:
             case Cards(cards, samplers, spacings, shed_load):
                 self.cards = {card.name: card for card in cards}
                 self.samplers, self.spacings, self.shed_load = samplers, spacings, shed_load
-            case Reply(number, Preview() as preview):
+            case Reply(number, Preview() | TrajectoryPoint() as update):
                 if number in self._open:  # else its client has gone
-                    self._open[number].put_nowait(preview)
+                    self._open[number].put_nowait(update)
             case Reply(number, RequestOutput() as output):
                 self._end(number, output)
             case Reply(number, Refusal() as refusal):

@@ -1,7 +1,8 @@
 """The messages between HTTP workers and the engine: plain data, which msgspec writes and checks.
 
 A worker sends Generate and Abort, and numbers its own requests. The engine sends Cards first. Then it sends, for
-each request, replies: any number of previews and exactly one output or refusal, unless it is aborted before.
+each request, replies: any number of previews and trajectory points, and exactly one output or refusal, unless it is
+aborted before.
 """
 
 from dataclasses import dataclass, replace
@@ -36,6 +37,7 @@ class SamplingParams:
     negative_label: int | None = None  # of the second row; none: the null label
     ways: tuple[tuple[int, float], ...] = ()  # one an image: another seed, and how far to its noise, from 0 to 1
     leads: tuple[str, ...] = ()  # "class", "seed": what goes from the first image to the last; for the recipe
+    trajectory: bool = False  # every step is told as a TrajectoryPoint
 
     def mixture(self, index: int) -> Mixture:
         """Of an image; of one class, too."""
@@ -110,6 +112,7 @@ class Generate(msgspec.Struct, frozen=True, tag=True, array_like=True):
     params: SamplingParams
     deadline_seconds: float | None = None
     num_previews: int = 0
+    keeps_previews: bool = False  # the worker has room for all of them, and none may be dropped
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -125,6 +128,18 @@ class Preview(msgspec.Struct, frozen=True, tag=True, array_like=True):
     shape: tuple[int, int, int]  # H, W, C
     index: int  # of the image in its request
     step: int  # steps done
+
+
+class TrajectoryPoint(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """What a step has made of an image, and what it was."""
+
+    index: int  # of the image in its request
+    step: int  # from 0
+    x: bytes  # [C, H, W] float32, behind the step
+    denoised: bytes  # likewise, as the step predicts the image; clamped where the sampler clamps it
+    time: float  # noise time at which the step began
+    level: tuple[float, float]  # alpha and sigma there
+    noise_scale: float  # of the noise that the step has drawn; 0 for none
 
 
 class RequestOutput(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -157,7 +172,7 @@ class Reply(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """What has become of the request of that number."""
 
     number: int
-    result: Preview | RequestOutput | Refusal
+    result: Preview | TrajectoryPoint | RequestOutput | Refusal
 
 
 FromWorker = Generate | Abort

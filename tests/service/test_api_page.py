@@ -115,6 +115,8 @@ def test_the_programs_run(live: Running, tmp_path: Path, number: int) -> None:
         pytest.importorskip(package)
     picture = live.client.post("/generate?model=dit&class=3&format=png").content
     (tmp_path / "three.png").write_bytes(picture)
+    steps = live.client.post("/generate?model=dit&class=3&n=4&steps=20&format=npz").content
+    (tmp_path / "steps.npz").write_bytes(steps)
     command = [sys.executable, "-c", program]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr

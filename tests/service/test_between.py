@@ -173,10 +173,10 @@ def recipe(file: bytes) -> dict[str, str]:
 def test_a_recipe_gives_the_same_file_again(server: Running, asked: dict[str, Any]) -> None:
     first = post(server, **asked, deterministic=True)
     assert first.status_code == 200, first.text
-    link = {"params": recipe(first.content) | {"format": "png"}}
-    again = server.client.get("/generate", **link)
+    link = recipe(first.content) | {"format": "png"}
+    again = server.client.get("/generate", params=link)
     assert again.content == first.content, recipe(first.content)
-    assert server.client.get("/generate", **link).headers["etag"] == again.headers["etag"]
+    assert server.client.get("/generate", params=link).headers["etag"] == again.headers["etag"]
     each = post(server, **asked, deterministic=True, format="json").json()["images"]
     for image in map(base64.b64decode, (image["png_base64"] for image in each)):
         alone = server.client.get("/generate", params=recipe(image) | {"format": "png"})

@@ -1,6 +1,7 @@
 """stepwise.load and stepwise.connect: three lines from a checkpoint, or a service, to pictures of PIL."""
 
 import asyncio
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,14 +11,17 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import stepwise
 from models.checkpoint import CheckpointError
-from service.errors import InvalidRequest, QuotaExceeded, ServiceError, Unauthorized, UnknownModel
+from models.sampling import first_noise
+from service.errors import AnswerTooLarge, InvalidRequest, QuotaExceeded, ServiceError, Unauthorized, UnknownModel
 from service.loaded_model import Model
 from service.local import create_app
-from service.python_api import Preview, RemoteModel
+from service.python_api import Preview
+from service.remote_model import RemoteModel
 from tests.service.conftest import Running, running, tiny_settings
 from tests.service.pictures import difference
 
@@ -59,6 +63,70 @@ def test_both_draw_the_same_pictures(local: Model, remote: RemoteModel, more: di
     if "mask" in more:
         kept = ~np.array(MASK)
         assert (np.array(here[0])[kept] == np.array(IMAGE)[kept]).all()
+
+
+WAY: dict[str, Any] = {"class_": {"cat": 1, "dog": 3}, "class_to": "dog", "seed_to": 9}
+
+
+@pytest.mark.parametrize("more", [{}, WAY], ids=["cat", "way"])
+def test_both_tell_the_same_trajectory(local: Model, remote: RemoteModel, more: dict[str, Any]) -> None:
+    asked = {"class_": "cat"} | HOW | more
+    here, there = (model.trajectory(**asked) for model in (local, remote))
+    for name in ("x", "denoised", "noise", "times", "images", "seeds", "labels"):
+        own, served = getattr(here, name), getattr(there, name)
+        assert (own.dtype, own.shape) == (served.dtype, served.shape)
+        tolerance = 1 if name == "images" else 2e-5  # as in tests/service/engine/test_mixed_batch.py
+        np.testing.assert_allclose(own.astype(float), served, rtol=0 if name == "images" else 2e-5, atol=tolerance)
+    assert here.recipe == there.recipe
+    assert here.x.shape == (2, 7, 3, 8, 8)
+    assert np.abs(here.noise[:, :-1]).max() > 1
+    for image, plain in zip(here.images, local.sample(**asked), strict=True):
+        assert (image == np.array(plain)).all()
+    assert here.recipe.get("seed_to") == (str(WAY["seed_to"]) if more else None)
+
+
+def test_a_trajectory_begins_on_the_way(local: Model) -> None:
+    told = local.trajectory("cat", **HOW | {"n": 3}, seed_to=9)
+    assert told.labels.tolist() == [0, 0, 0]
+    own, other = (first_noise(torch.tensor([seed]), (3, 8, 8))[0].numpy() for seed in (5, 9))
+    between = math.sqrt(0.5) * (own + other)
+    np.testing.assert_allclose(told.x[:, 0], np.stack([own, between, other]), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["cat.webp", "cat.png", "cat.APNG"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_both_save_the_same_animation(
+    local: Model, remote: RemoteModel, tmp_path: Path, name: str, masked: bool
+) -> None:
+    more: dict[str, Any] = {"image": IMAGE, "mask": MASK} if masked else {}
+    found = []
+    for model in (local, remote):
+        path = tmp_path / type(model).__name__ / name
+        path.parent.mkdir()
+        model.save_animation(path, "cat", **HOW, **more)
+        with Image.open(path) as file:
+            assert file.format == ("WEBP" if name == "cat.webp" else "PNG")
+            frames = []
+            for number in range(file.n_frames):  # pyright: ignore[reportAttributeAccessIssue]
+                file.seek(number)
+                frames.append(np.array(file.convert("RGB")))
+            found.append(frames)
+    here, there = found
+    assert len(here) == len(there) == HOW["steps"] + (name != "cat.webp")
+    for own, served in zip(here, there, strict=True):
+        assert difference(own, served) <= 1
+    plain = [np.array(image) for image in local.sample("cat", **HOW, **more)]
+    assert (here[-1] == np.concatenate(plain, axis=1)).all()
+
+
+def test_what_both_refuse_to_tell(local: Model, remote: RemoteModel, tmp_path: Path) -> None:
+    for model in (local, remote):
+        with pytest.raises(ValueError, match=r"path: must end in \.png, \.apng, \.webp, not"):
+            model.save_animation(tmp_path / "cat.gif", "cat")
+        with pytest.raises(InvalidRequest, match="class: must be one of"):
+            model.trajectory("cow")
+    with pytest.raises(AnswerTooLarge, match="n: n x steps may be at most 16384"):
+        local.trajectory("cat", n=1000, steps=1000)
 
 
 def test_a_recipe_gives_the_picture_again(local: Model) -> None:

@@ -2,8 +2,24 @@
 
 from typing import Any
 
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
 from service.web.generation import Generated
 from service.web.job import Job
+
+PIECE = 256 * 1024  # bytes of a large body that are handed to the connection at once
+
+
+class LargeResponse(Response):
+    """A body that is not copied as a whole for a client that reads slowly."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for start in range(0, len(self.body), PIECE):
+            piece = bytes(self.body[start : start + PIECE])
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
 
 
 def seed_headers(job: Job) -> dict[str, str]:

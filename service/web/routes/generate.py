@@ -1,5 +1,6 @@
 """/generate: POST makes any picture, GET one that can be cached."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -14,19 +15,22 @@ from service.web.bodies import read_bytes, read_json, read_query, refuse_query, 
 from service.web.dialects import document
 from service.web.event_stream import open_stream, picture_events
 from service.web.generation import Generated, Generator
-from service.web.images import MEDIA_TYPES
+from service.web.images import ANIMATIONS, MEDIA_TYPES
 from service.web.job import Job
 from service.web.leaving import unless_disconnected
 from service.web.negotiation import negotiate
+from service.web.recording import RECORDED, recorded_bytes, recorder
 from service.web.resolve import check_previews
-from service.web.routes.answers import answer_headers, seed_headers
+from service.web.routes.answers import LargeResponse, answer_headers, seed_headers
 from service.web.schemas import FIELD_NAMES, Fields, GenerateBody, GeneratedImage, GenerateFields, GenerateResponse
 
 router = APIRouter(tags=["Stepwise"])
 
 DEFAULT_PREVIEWS = 4
 FRESH_SECONDS = 3600  # a cache may answer so long without asking, also after another model took the name
-FORMATS = MEDIA_TYPES | {"stream": event_stream.MEDIA_TYPE}
+# Those that Accept may choose: a browser's image/apng says what it can show, and does not ask for an animation.
+FORMATS = {name: kind for name, kind in MEDIA_TYPES.items() if name not in ANIMATIONS}
+FORMATS["stream"] = event_stream.MEDIA_TYPE
 PICTURES = ("png", "webp", "jpeg")
 LASTING = {name: kind for name, kind in MEDIA_TYPES.items() if name != "json"}  # JSON has timings in it
 BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -37,7 +41,8 @@ HEADERS = {
     "Server-Timing": {"description": "queue, denoise and encode in ms", "schema": {"type": "string"}},
 }
 ANSWER = {
-    "description": "The image; several as a grid, in JSON as a list, in npy as an array [n, H, W, C] of bytes; or "
+    "description": "The image; several as a grid, in JSON as a list, in npy as an array [n, H, W, C] of bytes, in "
+    "npz with x, denoised image and noise of every step, as an animation of the denoised images; or "
     "events image_generation.partial_image, image_generation.completed and error",
     "content": dict.fromkeys(LASTING.values(), BINARY)
     | {"application/json": {"schema": {"$ref": "#/components/schemas/GenerateResponse"}}}
@@ -45,7 +50,7 @@ ANSWER = {
     "headers": HEADERS,
 }
 LASTING_ANSWER = {
-    "description": "The image; several as a grid, in npy as an array [n, H, W, C] of bytes",
+    "description": "The image; several as a grid, in npy as an array [n, H, W, C] of bytes, in npz with every step",
     "content": dict.fromkeys(LASTING.values(), BINARY),
     "headers": HEADERS | {"ETag": {"description": "Names these bytes", "schema": {"type": "string"}}},
 }
@@ -72,7 +77,7 @@ async def generate(request: Request) -> Response:
         return await _stream(generator, fields, job)
     generated = await _finish(request, generator, job, form)
     content = as_json(generated, request.scope["request_id"]) if form == "json" else generated.result
-    return Response(content, headers=answer_headers(generated), media_type=MEDIA_TYPES[form])
+    return _response(content, form, answer_headers(generated))
 
 
 @router.get(
@@ -96,7 +101,7 @@ async def get_image(request: Request, query: Annotated[GenerateFields, Query()])
         not etag or generator.etag(job, form) != etag
     ):  # the device ran out of memory and lowered the rows on the way
         cached = {}
-    return Response(generated.result, headers=answer_headers(generated) | cached, media_type=MEDIA_TYPES[form])
+    return _response(generated.result, form, answer_headers(generated) | cached)
 
 
 async def _read(request: Request, generator: Generator) -> GenerateFields:
@@ -142,16 +147,31 @@ def _lasting_format(fields: GenerateFields, accept: str) -> str:
         raise InvalidRequest.field(
             "format", f"must be one of {', '.join(LASTING)} for GET: use POST for {fields.format}"
         )
-    return fields.format or negotiate(accept, LASTING)
+    return fields.format or negotiate(accept, {name: FORMATS[name] for name in LASTING if name in FORMATS})
 
 
 async def _finish(request: Request, generator: Generator, job: Job, form: str) -> Generated[Any]:
+    if form in RECORDED:
+        return await _record(request, generator, job, form)
+
     def encode(pictures: list[np.ndarray]) -> Any:
         if form == "json":
             return images.encode_base64(pictures, texts=job.recipes)
         return images.encode(pictures, form, job.recipe, columns=job.columns)
 
     return await unless_disconnected(request.receive, generator.generate(job, encode))
+
+
+async def _record(request: Request, generator: Generator, job: Job, form: str) -> Generated[bytes]:
+    """Raises AnswerTooLarge, or Unavailable where others hold the memory for it."""
+    request.scope["at_end"].enter_context(generator.room.taken(recorded_bytes(job)))
+    job = replace(job, params=replace(job.params, trajectory=form == "npz"))
+    return await unless_disconnected(request.receive, generator.record(job, recorder(job, form)))
+
+
+def _response(content: bytes, form: str, headers: dict[str, str]) -> Response:
+    kind = LargeResponse if form in RECORDED else Response
+    return kind(content, headers=headers, media_type=MEDIA_TYPES[form])
 
 
 async def _stream(generator: Generator, fields: GenerateFields, job: Job) -> Response:

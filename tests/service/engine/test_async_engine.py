@@ -14,7 +14,7 @@ from service.errors import GenerationFailed, InvalidRequest, QueueFull, Unavaila
 from service.observe.board import Board, EngineBoard, Layout, StepStats
 from service.wire.async_engine import MESSAGES_A_TURN, AsyncEngine, pixels
 from service.wire.frames import frame
-from service.wire.messages import Abort, FromEngine, Preview, Refusal, Reply, RequestOutput
+from service.wire.messages import Abort, FromEngine, Preview, Refusal, Reply, RequestOutput, TrajectoryPoint
 from tests.service.engine.desk import Rig, make_core, rigged
 from tests.service.engine.tiny import Turnstile, make_params
 from tests.waiting import PATIENCE, wait_until
@@ -62,7 +62,7 @@ def running(model: Turnstile | None = None, **bounds: Any) -> Iterator[Client]:
         yield Client(rig, model)
 
 
-def finished(update: Preview | RequestOutput) -> RequestOutput:
+def finished(update: Preview | TrajectoryPoint | RequestOutput) -> RequestOutput:
     assert isinstance(update, RequestOutput)
     return update
 

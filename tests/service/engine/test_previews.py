@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from models.samplers import PLAIN
 from service.engine.request import preview_steps
 from service.wire.async_engine import pixels
-from service.wire.messages import Preview, RequestOutput
+from service.wire.messages import Preview, RequestOutput, TrajectoryPoint
 from tests.service.engine.desk import make_core, rigged
 from tests.service.engine.tiny import (
     Turnstile,
@@ -108,7 +108,7 @@ def test_previews_change_no_image(architecture: str) -> None:
 
 
 def test_the_engine_yields_previews_and_then_the_images() -> None:
-    async def client() -> list[Preview | RequestOutput]:
+    async def client() -> list[Preview | TrajectoryPoint | RequestOutput]:
         params = make_params(num_steps=4, seeds=(1, 2))
         async with rig.client() as engine:
             return [update async for update in engine.generate(params, num_previews=2)]

@@ -5,6 +5,7 @@ Letters: R forward rows, C x H x W the image.
 
 import random
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 from typing import Any
@@ -161,8 +162,14 @@ def drive(core: EngineCore, arrivals: dict[int, list[Request]]) -> tuple[list[Re
     raise AssertionError("the engine does not come to an end")
 
 
-def solo(model: nn.Module, config: ModelConfig, params: SamplingParams, index: int = 0) -> Tensor:
-    """Latents [C, H, W] of one image by the plain loop."""
+def solo(
+    model: nn.Module,
+    config: ModelConfig,
+    params: SamplingParams,
+    index: int = 0,
+    watch: Callable[[int, Tensor, Tensor], None] | None = None,
+) -> Tensor:
+    """Latents [C, H, W] of one image by the plain loop; watch: see models.sampling.sample."""
     table = config.table(params.sampler, params.num_steps, params.spacing, params.strength)
     label = params.class_labels[index] if params.class_labels else params.class_label
     labels, seeds, negative = torch.tensor([label]), torch.tensor([params.seeds[index]]), params.negative_label
@@ -175,6 +182,7 @@ def solo(model: nn.Module, config: ModelConfig, params: SamplingParams, index: i
         "null_label": negative,
         "further": further_of(params, index),
         "ways": params.ways[index : index + 1],
+        "watch": watch,
     }
     return sample(model, table, labels, seeds, config.image_shape, **more)[0]
 
