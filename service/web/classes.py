@@ -3,7 +3,8 @@
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Sized
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from service.wire.messages import Mixture, ModelCard
 MAX_CLASSES, MAX_WEIGHT = 4, 1000
 Weights = dict[str, float]
 Choice = int | str | Weights
+NUMBER = re.compile(r"([0-9]{1,30}(\.[0-9]{0,30})?|\.[0-9]{1,30})(e[-+]?[0-9]{1,3})?")
 ONE = 'the name of a class, its index as a whole number, or a mixture such as {"3": 0.5, "8": 0.5}'
 
 
@@ -31,16 +33,22 @@ def check_shape(value: Any, several: bool = True) -> Any:
         raise ValueError(f"must be {ONE}{', or a list of these' if several else ''}") from error
 
 
+@lru_cache(maxsize=64)
+def _labels(names: tuple[str, ...]) -> dict[str, int]:
+    """By their keys, which no two classes share."""
+    return {class_key(name): label for label, name in enumerate(names)}
+
+
 def find_class(card: ModelCard, value: str | int | None, field: str = "class") -> int:
     """A number is an index. Text is a name, which may consist of digits, and an index where it is no name."""
-    names = [class_key(name) for name in card.class_names]
+    names = _labels(tuple(card.class_names))
     wanted = f"one of {', '.join(card.class_names[:20])}" + (", ..." if len(names) > 20 else "")
     wanted += f", or an index from 0 to {len(names) - 1}"
     if value is None:
         raise InvalidRequest.field(field, f"required: {wanted}")
     text = class_key(value) if isinstance(value, str) else ""
     if text in names:
-        return names.index(text)
+        return names[text]
     if text.isascii() and text.isdigit() and len(text) < 10:
         value = int(text)
     if isinstance(value, int) and 0 <= value < len(names):
@@ -55,6 +63,7 @@ def find_mixture(card: ModelCard, value: Any, field: str = "class") -> Mixture:
         raise InvalidRequest.field(field, f"must be {ONE}, and not a list")
     if not isinstance(value, dict):
         return ((find_class(card, value, field), 1.0),)
+    _check_count(value, field)  # first: the body has room for thousands of names
     return _weighted([(find_class(card, name, field), weight) for name, weight in value.items()], field)
 
 
@@ -94,7 +103,7 @@ def told(card: ModelCard, mixture: Mixture) -> str:
 
 
 def _is_name(card: ModelCard, text: str) -> bool:
-    return class_key(text) in [class_key(name) for name in card.class_names]
+    return class_key(text) in _labels(tuple(card.class_names))
 
 
 def _read(card: ModelCard, value: Any, field: str) -> Any:
@@ -106,17 +115,19 @@ def _read(card: ModelCard, value: Any, field: str) -> Any:
             return check_shape(msgspec.json.decode(value))
         except (msgspec.DecodeError, RecursionError, ValueError) as error:
             raise InvalidRequest.field(field, f"must be {ONE}, or a list of these, not {echo(value)}") from error
-    return dict(_pairs(value, field)) if ":" in value else value
+    return _weights(value, field) if ":" in value else value
 
 
-def _pairs(text: str, field: str) -> Iterable[tuple[str, float]]:
+def _weights(text: str, field: str) -> Weights:
     """Of a mixture in text, such as 3:0.5,8:0.5."""
+    weights: Weights = {}
     for part in text.split(","):
         name, _, weight = part.rpartition(":")
-        if not re.fullmatch(r"\s*[0-9.]{1,30}(e[-+]?[0-9]{1,3})?\s*", weight) or weight.count(".") > 1:
+        if not NUMBER.fullmatch(weight.strip()):
             example = "classes with weights between commas, such as 3:0.5,8:0.5"
             raise InvalidRequest.field(field, f"must be a class, or {example}, not {echo(text)}")
-        yield name, float(weight)
+        weights[name] = weights.get(name, 0.0) + float(weight)
+    return weights
 
 
 def _weighted(pairs: list[tuple[int, float]], field: str) -> Mixture:
@@ -129,10 +140,14 @@ def _weighted(pairs: list[tuple[int, float]], field: str) -> Mixture:
     return _checked(weights, field)
 
 
-def _checked(weights: dict[int, float], field: str, how: str = "") -> Mixture:
-    """With weights that sum up to 1; those that do stay as they are, so that a recipe gives the same again."""
+def _check_count(weights: Sized, field: str, how: str = "") -> None:
     if not 1 <= len(weights) <= MAX_CLASSES:
         raise InvalidRequest.field(field, f"must have {how}from 1 to {MAX_CLASSES} classes, not {len(weights)}")
+
+
+def _checked(weights: dict[int, float], field: str, how: str = "") -> Mixture:
+    """With weights that sum up to 1; those that do stay as they are, so that a recipe gives the same again."""
+    _check_count(weights, field, how)
     total = sum(weights.values())
     factor = 1.0 if math.isclose(total, 1.0, rel_tol=1e-9) else total
     return tuple((label, weight / factor) for label, weight in weights.items())

@@ -67,6 +67,7 @@ MIXED: dict[str, Any] = {
     "text": "cat:0.25,dog:0.75",
     "spaces and other sums": " CAT : 1 , dog: 3 ",
     "a class twice": "cat:0.25,dog:0.5,1:0.25",
+    "a name twice": "cat:1,dog:2,dog:1",
     "json": {"cat": 0.25, "dog": 0.75},
     "json in text": '{"cat": 0.25, "dog": 0.75}',
 }
@@ -173,10 +174,11 @@ def recipe(file: bytes) -> dict[str, str]:
 def test_a_recipe_gives_the_same_file_again(server: Running, asked: dict[str, Any]) -> None:
     first = post(server, **asked, deterministic=True)
     assert first.status_code == 200, first.text
-    link = recipe(first.content) | {"format": "png"}
-    again = server.client.get("/generate", params=link)
-    assert again.content == first.content, recipe(first.content)
-    assert server.client.get("/generate", params=link).headers["etag"] == again.headers["etag"]
+    query = recipe(first.content) | {"format": "png"}
+    again = server.client.get("/generate", params=query)
+    assert again.content == first.content, query
+    unchanged = server.client.get("/generate", params=query, headers={"If-None-Match": again.headers["etag"]})
+    assert unchanged.status_code == 304
     each = post(server, **asked, deterministic=True, format="json").json()["images"]
     for image in map(base64.b64decode, (image["png_base64"] for image in each)):
         alone = server.client.get("/generate", params=recipe(image) | {"format": "png"})
@@ -203,7 +205,12 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "in text": ({"class": "cow:1,cat:1"}, "class: must be one of cat, dog, 0, or an index from 0 to 2, not 'cow'"),
     "no weight": ({"class": "cat:0.5,dog"}, "class: must be a class, or classes with weights between commas"),
     "two points": ({"class": "cat:0.5.1"}, "class: must be a class, or classes with weights between commas"),
+    "a point": ({"class": "cat:."}, "class: must be a class, or classes with weights between commas"),
+    "true": ({"class": [True]}, "class: must be the name of a class, its index as a whole number, or"),
+    "weight true": ({"class": {"cat": True}}, "class: must be the name of a class, its index as a whole number"),
+    "huge": ({"class": "cat:1e999"}, "class: a weight must be a number above 0 and at most 1000, not inf"),
     "nothing": ({"class": {}}, "class: must have from 1 to 4 classes, not 0"),
+    "thousands": ({"class": {f"{label:05}": 1 for label in range(3000)}}, "class: must have from 1 to 4 classes"),
     "zero": ({"class": {"cat": 0, "dog": 1}}, "class: a weight must be a number above 0 and at most 1000, not 0"),
     "negative": ({"class": {"cat": -1}}, "class: a weight must be a number above 0 and at most 1000, not -1"),
     "too much": ({"class": "cat:1e300"}, "class: a weight must be a number above 0 and at most 1000, not 1e+300"),

@@ -129,6 +129,32 @@ def test_what_both_refuse_to_tell(local: Model, remote: RemoteModel, tmp_path: P
         local.trajectory("cat", n=1000, steps=1000)
 
 
+BETWEEN: dict[str, tuple[Any, dict[str, Any]]] = {
+    "mixture": ({"cat": 1, "dog": 3}, {}),
+    "indices": ({0: 1, 1: 3}, {}),
+    "list": (["cat", {0: 0.5, "dog": 0.5}], {}),
+    "tuple": (("cat", 1), {"n": None}),
+    "negative": ("cat", {"negative_class": "dog"}),
+    "classes": ("cat", {"class_to": {"dog": 1, 2: 1}, "n": 3}),
+    "seeds": ("cat", {"seed_to": 9, "n": 3, "sampler": "dpmpp_2m"}),
+    "all": (
+        {"cat": 1, "dog": 1},
+        {"class_to": 2, "seed_to": 9, "n": 3, "negative_class": 1, "sampler": "dpmpp_2m"},
+    ),
+    "one": ("cat", {"class_to": "dog", "seed_to": 9, "n": None, "between": 0.25}),
+}
+
+
+@pytest.mark.parametrize(("class_", "more"), BETWEEN.values(), ids=BETWEEN.keys())
+def test_both_draw_the_same_between(local: Model, remote: RemoteModel, class_: Any, more: dict[str, Any]) -> None:
+    here, there = (model.sample(class_, **HOW | more) for model in (local, remote))
+    assert len(here) == len(there) == (more.get("n", 2) or (1 if "between" in more else 2))
+    for own, served in zip(here, there, strict=True):
+        assert difference(np.array(own), np.array(served)) <= 1
+        assert own.info == served.info  # the recipe
+    assert len({np.array(image).tobytes() for image in here}) == len(here)
+
+
 def test_a_recipe_gives_the_picture_again(local: Model) -> None:
     first = local.sample(1)[0]  # a class by its index, and a random seed
     again = local.sample(first.info["class"], seed=int(first.info["seed"]))[0]
@@ -158,12 +184,22 @@ def test_previews_come_on_the_way(local: Model, remote: RemoteModel) -> None:
         ("cat", {"sampler": "consistency"}, "sampler: must be one of"),
         ("cat", {"colour": "red"}, "colour: unknown field"),
         ("cat", {"strength": 0.5}, "strength: needs an image"),
+        ({"cat": 0}, {}, "class: a weight must be a number above 0"),
+        ({"cow": 1}, {}, "class: must be one of cat, dog"),
+        (["cat", ["dog"]], {}, "class: must be the name of a class"),
+        (["cat", "dog"], {"n": 3}, "n: must be 2, as many as there are classes"),
+        ("cat", {"class_to": ["dog"], "n": 2}, "class_to: must be the name of a class"),
+        ("cat", {"seed_to": 9}, "n: must be at least 2 with seed_to"),
+        ("cat", {"negative_class": "dog", "guidance": 1.0}, "negative_class: needs a guidance other than 1"),
         ("cat", {"image": IMAGE.resize((4, 4))}, "image: must be 8 x 8 pixels, not 4 x 4"),
     ],
-    ids=["class", "n", "steps", "sampler", "unknown", "strength", "image"],
+    ids=[
+        *("class", "n", "steps", "sampler", "unknown", "strength", "weight", "mixed", "nested", "listed", "to"),
+        *("seed", "negative", "image"),
+    ],
 )
 def test_both_raise_the_same_errors(
-    local: Model, remote: RemoteModel, class_: str, options: dict[str, Any], message: str
+    local: Model, remote: RemoteModel, class_: Any, options: dict[str, Any], message: str
 ) -> None:
     for model in (local, remote):
         with pytest.raises(InvalidRequest) as caught:
