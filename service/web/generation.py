@@ -44,6 +44,7 @@ class Shown(Generic[T]):
     result: T
     index: int  # of the image in its request
     step: int  # steps done
+    forward: int  # number of the forward that made it
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class Generated(Generic[T]):
     result: T
     job: Job
     timings: Timings
+    forwards: tuple[int, ...]  # number of the last forward of each image
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +179,7 @@ class Generator:
                 async for update in updates:
                     if isinstance(update, Preview):
                         result = await encoded(encode_preview, [pixels(update)])
-                        yield Shown(result, update.index, update.step)
+                        yield Shown(result, update.index, update.step, update.forward)
                     else:
                         answer = await self._answer(job, update, encode, started)
         except InvalidRequest:
@@ -202,7 +204,7 @@ class Generator:
         self.spans.record("queue", output.arrived, output.started, **facts)
         self.spans.record("denoise", output.started, output.finished, steps=params.num_steps, **facts)
         self.spans.record("encode", encoding, now, **facts)
-        return Generated(result, job, timings)
+        return Generated(result, job, timings, output.forwards)
 
     def _count_end(self, model: str, error: BaseException) -> None:
         """Of a request without images."""
