@@ -23,25 +23,25 @@ function strip(name) {
   film.setAttribute("role", "group");
   film.setAttribute("aria-label", `Forwards of ${name}`);
   const node = element("figure", {}, element("figcaption", {}, element("b", { textContent: name }), " ", text), film);
-  return { node, text, film, columns: [], lanes: [] };
+  return { node, text, film, columns: [], lanes: [], best: null };
 }
 
 /** Light the cell of an event: data is the event's. */
 export function light(request, data) {
   const one = strips.get(request.model);
   if (!one || data.forward == null) return; // a service before this version numbers no forwards
-  const column = columnOf(one, data.forward), cell = column.cells;
+  const column = columnOf(one, data.forward);
   let lane = one.lanes.indexOf(request);
   if (lane < 0) {
     lane = 0;
-    while (one.lanes[lane] || cell.has(lane)) lane++; // whoever had it may have been in this forward, too
+    while (one.lanes[lane] || column.cells.has(lane)) lane++; // whoever had it may have been in this forward, too
     one.lanes[lane] = request;
   }
   const step = data.step ?? data.steps;
-  cell.set(lane, request);
+  column.cells.set(lane, request);
   column.node.append(picture(request, data, step, lane));
   if (data.step === undefined) delete one.lanes[lane];
-  tell(one, one.columns.at(-1));
+  tell(one, column);
 }
 
 /** A request that failed gives its lane back. */
@@ -88,19 +88,18 @@ const kinds = (column) => new Set([...column.cells.values()].map((request) => re
 
 const inWords = (column) => `${count(column.cells.size, "request")} with ${count(kinds(column), "sampler")}`;
 
-/** The forward that most requests shared. */
-const best = (one) => one.columns.reduce((most, column) => (compare(column, most) > 0 ? column : most));
-const compare = (a, b) => a.cells.size - b.cells.size || kinds(a) - kinds(b);
-
-function tell(one, newest) {
-  one.text.textContent = `now ${inWords(newest)} in one forward · most so far ${inWords(best(one))}`;
+/** Keep the forward that most requests shared, and say it. */
+function tell(one, changed) {
+  const better = changed.cells.size - (one.best?.cells.size ?? 0) || kinds(changed) - kinds(one.best);
+  if (better > 0) one.best = changed;
+  one.text.textContent = `now ${inWords(one.columns.at(-1))} in one forward · most so far ${inWords(one.best)}`;
 }
 
 /** Of the whole picture, when it is done: in words, and the place where most was shared. */
 export function sum() {
   for (const one of strips.values()) {
     if (one.columns.length === 0) continue;
-    const steps = one.columns.reduce((total, column) => total + column.cells.size, 0), most = best(one);
+    const steps = one.columns.reduce((total, column) => total + column.cells.size, 0), most = one.best;
     one.text.textContent = `${count(steps, "step")} in ${count(one.columns.length, "forward")} · up to ${inWords(most)} in one`;
     one.film.scrollLeft = most.node.offsetLeft - one.film.offsetLeft - one.film.clientWidth / 2;
   }
