@@ -213,7 +213,8 @@ class EngineLoop:
             images = [request.images[index] for index in range(len(request.tasks))]
             pixels = b"".join(image.tobytes() for image in images)
             times = (request.arrived, request.started, request.finished)
-            client.send(Reply(number, RequestOutput(pixels, (len(images), *images[0].shape), *times)))
+            forwards = tuple(task.forward for task in request.tasks)
+            client.send(Reply(number, RequestOutput(pixels, (len(images), *images[0].shape), *times, forwards)))
             request.images.clear()  # request and tasks refer to each other: pixels need not wait for the collector
 
     def _tell_cards(self) -> None:

@@ -40,6 +40,7 @@ class ImageTask:
     plan: Plan
     step: int = 0
     slot: int | None = None
+    forward: int = 0  # number of the forward that finished it
     last_step: int = field(init=False)
 
     def __post_init__(self) -> None:

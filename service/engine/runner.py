@@ -70,8 +70,8 @@ class LaunchedStep:
         self._step, self._finite, self._pixels, self._wait = step, finite, pixels, wait
         self._states = states
 
-    def collect(self) -> StepResult:
-        """Waits for the device."""
+    def collect(self, forward: int = 0) -> StepResult:
+        """Waits for the device; forward is the number that its pictures get."""
         self._wait()
         tasks, steps = self._step.tasks, self._step.steps
         finite = self._finite.numpy()[: len(tasks)]
@@ -89,8 +89,9 @@ class LaunchedStep:
             if step == task.last_step:
                 # a view would keep all the step's images for the slowest of them
                 result.images[task] = picture.copy() if picture is view else picture
+                task.forward = forward
             else:
-                result.previews[task] = Preview(picture.tobytes(), view.shape, task.index, step + 1)
+                result.previews[task] = Preview(picture.tobytes(), view.shape, task.index, step + 1, forward)
         if self._states is not None:
             for place, (x, history) in zip(self._step.told, self._states.numpy(), strict=True):
                 if (task := tasks[place]) not in failed:

@@ -58,12 +58,13 @@ async def picture_events(
     async for update in updates:
         if isinstance(update, Shown):
             more = {"partial_image_index": shown[update.index], "step": update.step, "quality": quality}
-            yield _event(f"{kind}.{PARTIAL}", update.index, update.result[0], job, form, **more)
+            picture, forward = update.result[0], update.forward
+            yield _event(f"{kind}.{PARTIAL}", update.index, picture, job, form, forward=forward, **more)
             shown[update.index] += 1
         else:
             more = {"timings": update.timings.model_dump(), "usage": NO_TOKENS, "quality": quality}
-            for index, picture in enumerate(update.result):
-                yield _event(f"{kind}.{COMPLETED}", index, picture, job, form, **more)
+            for index, (picture, forward) in enumerate(zip(update.result, update.forwards, strict=True)):
+                yield _event(f"{kind}.{COMPLETED}", index, picture, job, form, forward=forward, **more)
 
 
 def _event(name: str, index: int, picture: str, job: Job, form: str, **more: Any) -> Event:

@@ -45,6 +45,7 @@ class Shown(Generic[T]):
     result: T
     index: int  # of the image in its request
     step: int  # steps done
+    forward: int  # number of the forward that made it
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class Generated(Generic[T]):
     result: T
     job: Job
     timings: Timings
+    forwards: tuple[int, ...]  # number of the last forward of each image
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +197,7 @@ class Generator:
                         recorder.add(update)
                     elif isinstance(update, Preview):
                         result = await encoded(encode_preview, [pixels(update)])
-                        yield Shown(result, update.index, update.step)
+                        yield Shown(result, update.index, update.step, update.forward)
         except InvalidRequest:
             raise  # counts in no metric, as every request that is invalid
         except BaseException as error:
@@ -220,7 +222,7 @@ class Generator:
         self.spans.record("queue", output.arrived, output.started, **facts)
         self.spans.record("denoise", output.started, output.finished, steps=params.num_steps, **facts)
         self.spans.record("encode", encoding, now, **facts)
-        return Generated(result, job, timings)
+        return Generated(result, job, timings, output.forwards)
 
     def _count_end(self, model: str, error: BaseException) -> None:
         """Of a request without images."""

@@ -128,6 +128,7 @@ class Preview(msgspec.Struct, frozen=True, tag=True, array_like=True):
     shape: tuple[int, int, int]  # H, W, C
     index: int  # of the image in its request
     step: int  # steps done
+    forward: int = 0  # number of the forward that made it: images with the same model and number shared it
 
 
 class TrajectoryPoint(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -150,6 +151,7 @@ class RequestOutput(msgspec.Struct, frozen=True, tag=True, array_like=True):
     arrived: float  # at the engine, in seconds of the monotonic clock that the processes of a machine share
     started: float  # its first step
     finished: float  # its last one
+    forwards: tuple[int, ...] = ()  # number of the last forward of each image
 
 
 class Refusal(msgspec.Struct, frozen=True, tag=True, array_like=True):

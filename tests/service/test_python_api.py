@@ -70,7 +70,7 @@ WAY: dict[str, Any] = {"class_": {"cat": 1, "dog": 3}, "class_to": "dog", "seed_
 
 @pytest.mark.parametrize("more", [{}, WAY], ids=["cat", "way"])
 def test_both_tell_the_same_trajectory(local: Model, remote: RemoteModel, more: dict[str, Any]) -> None:
-    asked = {"class_": "cat"} | HOW | more
+    asked: dict[str, Any] = {"class_": "cat"} | HOW | more
     here, there = (model.trajectory(**asked) for model in (local, remote))
     for name in ("x", "denoised", "noise", "times", "images", "seeds", "labels"):
         own, served = getattr(here, name), getattr(there, name)

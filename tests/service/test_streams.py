@@ -77,6 +77,12 @@ def test_every_image_has_its_own_previews_and_seed(server: Running) -> None:
     assert seeds[0] != seeds[1]
 
 
+def test_events_tell_which_forward_made_them(server: Running) -> None:
+    """Both images fit into every step, so they share each."""
+    forwards = [data["forward"] for _, data in stream(server, n=2, preview=64)]
+    assert [forward - forwards[0] for forward in forwards] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+
+
 @pytest.mark.parametrize("form", ["png", "webp", "jpeg"])
 def test_pictures_come_in_the_format_that_is_asked_for(server: Running, form: str) -> None:
     for event in stream(server, format=form):

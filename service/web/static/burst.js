@@ -3,6 +3,7 @@
 import { $, element } from "./dom.js";
 import { fileName } from "./cards.js";
 import { randomSeed } from "./form.js";
+import { clear, leave, light, sum } from "./forwards.js";
 import { reason } from "./service.js";
 import { generate, source } from "./stream.js";
 import { record } from "./strip.js";
@@ -15,11 +16,13 @@ export const lanes = () => (/^h[23]/.test(performance.getEntriesByType("navigati
 /** Send so many requests; returns how each of them ended, as Promise.allSettled does. */
 export async function burst(models, size, signal) {
   $("burst-grid").replaceChildren();
+  clear(models);
   const waiting = Array.from({ length: size }, () => prepare(pick(models), signal)), ends = [];
   const lane = async () => {
     while (waiting.length) ends.push(...(await Promise.allSettled([waiting.shift()()])));
   };
   await Promise.all(Array.from({ length: lanes() }, lane));
+  sum();
   return ends;
 }
 
@@ -44,6 +47,7 @@ async function drawTile(request, tile, image, text, signal) {
     signal.throwIfAborted();
     const onEvent = ({ data }) => {
       image.src = source(data);
+      light(request, data);
       say(data.step ? `step ${data.step}` : "");
     };
     const took = await generate(request, { signal, onEvent, onWait: say });
@@ -52,6 +56,7 @@ async function drawTile(request, tile, image, text, signal) {
     tile.classList.add("done");
   } catch (error) {
     image.removeAttribute("src");
+    leave(request);
     say(signal.aborted ? "stopped" : reason(error));
     tile.classList.add("failed");
     throw error;

@@ -1,7 +1,7 @@
 // One card a model: its picture while it is drawn.
 
-import { $ } from "./dom.js";
-import { reason } from "./service.js";
+import { $, element } from "./dom.js";
+import { ask, reason } from "./service.js";
 import { generate, source } from "./stream.js";
 import { record } from "./strip.js";
 
@@ -25,7 +25,10 @@ function card(model) {
   return node;
 }
 
-/** Draw into a model's card; raises as generate does, after the card has said why. */
+/**
+ * Draw into a model's card; returns the milliseconds and the film of it, for player.js. Raises as generate does, after
+ * the card has said why.
+ */
 export async function draw(model, request, signal) {
   const node = cards().find((one) => one.dataset.model === model.name);
   const at = (selector) => node.querySelector(selector), image = at("img");
@@ -36,23 +39,31 @@ export async function draw(model, request, signal) {
   node.dataset.asked = JSON.stringify(request);
   node.classList.remove("stale");
   state("waiting");
-  at(".download").hidden = true;
+  at(".saving").hidden = true;
   at("progress").value = 0;
   image.removeAttribute("src");
+  let frames = [];
   try {
     const onEvent = ({ name, data }) => {
       image.src = source(data);
+      frames.push({ step: data.step ?? data.steps, src: image.src });
       image.alt = `${request.class}, drawn by ${model.name}`;
       at("progress").value = (data.step ?? data.steps) / data.steps;
       if (name.endsWith("partial_image")) return state(`step ${data.step} of ${data.steps}`);
       const { queue, denoise } = data.timings;
       state(`${data.steps} steps · queue ${(queue * 1000).toFixed(0)} ms · denoise ${(denoise * 1000).toFixed(0)} ms`);
-      Object.assign(at(".download"), { href: image.src, download: fileName(request), hidden: false });
+      Object.assign(at(".download"), { href: image.src, download: fileName(request) });
+      at(".animation").onclick = () => saveAnimation(request).catch((error) => state(reason(error), true));
+      at(".saving").hidden = false;
     };
-    const took = await generate(request, { signal, onEvent, onWait: state });
+    const onWait = (words) => {
+      frames = []; // of an attempt that the service broke off
+      state(words);
+    };
+    const took = await generate(request, { signal, onEvent, onWait });
     record(model.name, took);
     node.dataset.done = request.seed;
-    return took;
+    return { took, film: { name: model.name, steps: frames.at(-1).step, frames, image } };
   } catch (error) {
     if (signal.aborted) state("stopped");
     else state(reason(error), true);
@@ -61,6 +72,15 @@ export async function draw(model, request, signal) {
 }
 
 export const fileName = (request) => `${request.model}-${request.class}-${request.seed}.png`;
+
+/** The same drawing again, as an animation that the service makes. Raises Refusal. */
+async function saveAnimation(request) {
+  const headers = { "Content-Type": "application/json" }, body = JSON.stringify({ ...request, format: "apng" });
+  const answer = await ask("generate", { method: "POST", headers, body });
+  const href = URL.createObjectURL(await answer.blob());
+  element("a", { href, download: fileName(request).replace(".png", "-animation.png") }).click();
+  setTimeout(() => URL.revokeObjectURL(href), 60_000); // the browser may ask its reader first
+}
 
 /** Dim the pictures of other settings than the form's; returns whether there are any. */
 export function markStale(request, models) {

@@ -3,7 +3,9 @@
 import { burst, lanes } from "./burst.js";
 import { draw, markStale, showCards } from "./cards.js";
 import { $, copy, nearest, notice, pause, say } from "./dom.js";
+import { finish, lacks, offerCanvas } from "./drawing.js";
 import { change, fill, group, randomSeed, recall, remember, request, reset } from "./form.js";
+import { close, offer } from "./player.js";
 import { ask, currentKey, reason, untilReady, useKey } from "./service.js";
 import { watch } from "./strip.js";
 
@@ -48,10 +50,11 @@ async function open(signal) {
 
 /** Ask for the models and fill the form; returns false where a key is needed first. */
 async function load(signal) {
-  let answer;
-  while (!answer) {
+  let found = [];
+  while (found.length === 0) {
     try {
-      answer = await ask("models", { signal });
+      found = (await (await ask("models", { signal })).json()).models;
+      if (found.length === 0) await untilReady(signal, say); // it still reads the checkpoints
     } catch (error) {
       if (signal.aborted) throw error;
       if (error.status === 401) {
@@ -62,7 +65,7 @@ async function load(signal) {
       await pause(error.retry || 2, signal);
     }
   }
-  ({ models } = await answer.json());
+  models = found;
   fill(models);
   notice(...recall());
   remember();
@@ -78,13 +81,17 @@ async function load(signal) {
 async function drawGroup(signal) {
   remember();
   showCards(group());
-  $("burst-grid").hidden = true;
+  offerCanvas();
+  $("bursts").hidden = true;
   $("models").hidden = false;
+  close();
   say("denoising …");
   const ends = await whileWatching(Promise.allSettled(group().map((model) => draw(model, request(model), signal))));
   if (signal.aborted) return;
   const failed = ends.filter((end) => end.status === "rejected");
-  const slowest = Math.max(...ends.map((end) => end.value));
+  const drawn = ends.filter((end) => end.status === "fulfilled").map((end) => end.value);
+  const slowest = Math.max(...drawn.map((one) => one.took));
+  offer(drawn.map((one) => one.film), slowest);
   say(failed.length ? `${failed.length} of ${ends.length} failed` : `done in ${Math.round(slowest)} ms`, failed.length > 0);
   stale();
   if (await mend(failed, signal)) await open(signal);
@@ -95,8 +102,9 @@ async function drawBurst(signal) {
   const size = nearby || DEFAULT_BURST;
   $("burst-size").value = size;
   notice(...(sentence ? [`Burst: ${sentence}; ${size} is used.`] : []));
-  $("burst-grid").hidden = false;
+  $("bursts").hidden = false;
   $("models").hidden = true;
+  close();
   say(`${size} requests, no two alike, ${Math.min(size, lanes())} at a time …`);
   const started = performance.now();
   const ends = await whileWatching(burst(models, size, signal));
@@ -104,6 +112,17 @@ async function drawBurst(signal) {
   const failed = ends.filter((end) => end.status === "rejected");
   const pictures = `${size - failed.length} pictures in ${Math.round(performance.now() - started)} ms`;
   say(failed.length ? `${pictures}, ${failed.length} failed` : pictures, failed.length > 0);
+  if ((await mend(failed, signal)) && (await load(signal))) say("The service answers again.");
+}
+
+async function finishDrawing(signal) {
+  $("lacking").textContent = lacks();
+  if ($("lacking").textContent) return;
+  say("denoising …");
+  const ends = await whileWatching(finish(signal));
+  if (signal.aborted) return;
+  const failed = ends.filter((end) => end.status === "rejected");
+  say(failed.length ? `${failed.length} of ${ends.length} failed` : "finished", failed.length > 0);
   if ((await mend(failed, signal)) && (await load(signal))) say("The service answers again.");
 }
 
@@ -142,6 +161,7 @@ $("controls").addEventListener("input", (event) => {
   else stale();
 });
 $("burst-form").addEventListener("submit", (event) => (event.preventDefault(), start(drawBurst)));
+$("desk").addEventListener("submit", (event) => (event.preventDefault(), start(finishDrawing)));
 $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   const key = $("key").value.trim();

@@ -121,6 +121,33 @@ def test_the_engine_yields_previews_and_then_the_images() -> None:
     assert len(pixels(output)) == 2
 
 
+def test_pictures_of_one_forward_have_its_number() -> None:
+    core = warm_core(recording_runner(tiny_model("dit"), tiny_config()))
+    long = make_request(make_params(num_steps=6, sampler="ddim"), num_previews=64)
+    short = make_request(make_params(num_steps=3, sampler="dpmpp_2m", guidance_scale=2.0), num_previews=64)
+    core.add(long)
+    shown = list(core.step().previews)
+    core.add(short)
+    while core.has_work:
+        shown += core.step().previews
+    first = shown[0][1].forward
+    numbers = {request: [p.forward - first for who, p in shown if who is request] for request in (long, short)}
+    assert numbers == {long: [0, 1, 2, 3, 4], short: [1, 2]}
+    assert [request.tasks[0].forward - first for request in (long, short)] == [5, 3]
+
+
+def test_two_engines_count_from_different_numbers() -> None:
+    """Replicas behind one address: their pictures must not look as if they had shared a forward."""
+    numbers = []
+    for _ in range(2):
+        core, request = warm_core(recording_runner(tiny_model("dit"), tiny_config())), make_request(make_params())
+        core.add(request)
+        while core.has_work:
+            core.step()
+        numbers.append(request.tasks[0].forward)
+    assert abs(numbers[0] - numbers[1]) > 1000
+
+
 def test_a_client_that_leaves_between_two_previews_frees_its_slot() -> None:
     async def client() -> None:
         async with rig.client() as engine:

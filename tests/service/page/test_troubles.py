@@ -68,6 +68,16 @@ def test_a_page_opened_during_warm_up_goes_on_by_itself(visit: Visit) -> None:
     assert len(visit.asked) == 2
 
 
+def test_a_page_opened_while_the_checkpoints_are_read_goes_on_by_itself(visit: Visit) -> None:
+    """The service has no models to tell of by then."""
+    visit.answer("models", 200, {"models": []}, times=1)
+    visit.answer("readyz", 503, {"status": "unavailable", "reason": "reading checkpoints"}, times=1)
+    visit.page.goto(f"{visit.url}/{CHOICE}")
+    visit.wait_for_text("#status", "The service is not ready: reading checkpoints.")
+    visit.wait_for_pictures(5)
+    assert [text for text in visit.complaints if "503" not in text] == []
+
+
 def test_a_lost_service_is_named_and_found_again(visit: Visit) -> None:
     visit.draw()
     visit.wait_for_text("#server", "rows a step")
