@@ -5,6 +5,7 @@ import base64
 import io
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from tests.waiting import wait_until
 
 TOLERANCE = 2e-5  # as between the engine and the plain loop, see tests/service/engine/test_mixed_batch.py
 HOW: dict[str, Any] = {"model": "dit", "class": "dog", "n": 2, "seed": 5, "steps": 6, "guidance": 2}
+BRIEF = httpx.Timeout(60, read=0.2)  # for an answer that takes two seconds
 FEW = {"arguments": TINY["dit"] | {"few_step": True}, "guidance_range": (1.0, 3.0)}
 
 
@@ -320,9 +322,17 @@ def test_whatever_ends_it_the_memory_is_free_again(odd: Running, form: str) -> N
     late = post(odd, form, model="slow", deadline_ms=30, steps=200)
     assert late.status_code in (503, 504)
     with pytest.raises(httpx.ReadTimeout):
-        odd.client.post("/generate", json=HOW | {"model": "slow", "steps": 200, "format": form}, timeout=0.2)
+        odd.client.post("/generate", json=HOW | {"model": "slow", "steps": 200, "format": form}, timeout=BRIEF)
     wait_until(lambda: room(odd).free == MAX_HELD)
     wait_until(lambda: odd.metric("diffusion_running_slots", model="slow") == 0)
+
+
+def test_the_memory_is_taken_before_the_first_step(odd: Running) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(post, odd, "npz", model="slow", steps=100)
+        wait_until(lambda: room(odd).free == MAX_HELD - 2 * 2 * 100 * 12 * 3 * 8 * 8)
+        assert asked.result().status_code == 200
+    wait_until(lambda: room(odd).free == MAX_HELD)
 
 
 def test_a_simulated_model_tells_zeros(checkpoints: Path) -> None:

@@ -20,6 +20,7 @@ from tests.service.engine.test_graphs import graph_runner
 from tests.service.engine.test_mixed_batch import LATENT_TOLERANCE
 from tests.service.engine.tiny import (
     Turnstile,
+    Watched,
     make_params,
     make_request,
     random_params,
@@ -149,6 +150,15 @@ def test_telling_changes_no_image() -> None:
 
     for plain, told in zip(latents(False), latents(True), strict=True):
         assert torch.equal(plain, told)
+
+
+def test_told_and_plain_images_share_their_forwards() -> None:
+    model = Watched(tiny_model())
+    core = warm_core(recording_runner(model, tiny_config()))
+    model.rows.clear()
+    asked = [make_request(make_params(seeds=(i,), num_steps=5, trajectory=i > 0)) for i in range(3)]
+    run(core, {0: asked})
+    assert model.rows == [3] * 5
 
 
 class Guilty(Turnstile):
