@@ -111,6 +111,17 @@ class ModelRunner:
         self.step_seconds: dict[int, float] = {}  # measured by warm_up, by row count
         self.fixed_rows = max_rows  # of every step with a deterministic image
 
+    def successor(self, model: nn.Module, config: ModelConfig) -> "ModelRunner":
+        """A runner of the same network with other weights, beside this one; `prepare` is still to be called.
+
+        It takes the measured times over, for they depend on the network's sizes and not on its weights.
+        """
+        return self._alike(ModelRunner(model, config, self.device, self.dtype, self.max_rows))
+
+    def _alike(self, other: "ModelRunner") -> "ModelRunner":
+        other.step_seconds, other.fixed_rows = dict(self.step_seconds), self.fixed_rows
+        return other
+
     def execute(self, tasks: list[ImageTask]) -> StepResult:
         """Run one step of every task to its end; see launch."""
         return self.launch(tasks).collect()

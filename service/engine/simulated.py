@@ -36,6 +36,9 @@ class SimulatedRunner(ModelRunner):
         self._host_buffer = torch.empty(BYTES_PER_ROW * max_rows, dtype=torch.uint8)
         self._host_blocks: dict[int, StepBlock] = {}  # by row count, as a GraphRunner has them
 
+    def successor(self, model: nn.Module, config: ModelConfig) -> ModelRunner:
+        return self._alike(SimulatedRunner(config, self.cost, self.max_rows, self.simulated_device))
+
     def launch(self, tasks: list[ImageTask]) -> LaunchedStep:
         step = self.table.look_up(tasks)
         rows = self.step_rows(step)

@@ -172,8 +172,9 @@ class Generator:
         self, job: Job, encode: Encode[T], num_previews: int, encode_preview: Encode[T]
     ) -> AsyncGenerator[Shown[T] | Generated[T]]:
         started, answer = time.monotonic(), None
+        asked = job.params, job.deadline_seconds, num_previews, job.card.version
         try:
-            async with aclosing(self.engine.generate(job.params, job.deadline_seconds, num_previews)) as updates:
+            async with aclosing(self.engine.generate(*asked)) as updates:
                 async for update in updates:
                     if isinstance(update, Preview):
                         result = await encoded(encode_preview, [pixels(update)])
