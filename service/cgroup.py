@@ -65,8 +65,8 @@ def _free(folder: Path) -> float:
     used = _read(folder / "memory.current") or _read(folder / "memory.usage_in_bytes")
     if not (limits.strip().isdigit() and used.strip().isdigit()):
         return math.inf
-    files = re.search(r"^(?:total_)?inactive_file (\d+)$", _read(folder / "memory.stat"), re.MULTILINE)
-    return int(limits) - int(used) + (int(files[1]) if files else 0)
+    files = dict(re.findall(r"^(\w*inactive_file) (\d+)$", _read(folder / "memory.stat"), re.MULTILINE))
+    return int(limits) - int(used) + int(files.get("total_inactive_file") or files.get("inactive_file", 0))
 
 
 def _read(path: Path) -> str:

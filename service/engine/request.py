@@ -71,7 +71,7 @@ class Request:
     plan: Plan
     deadline_seconds: float | None = None  # after its arrival; it is worth nothing later
     num_previews: int = 0  # of each image on its way, evenly spread over the steps
-    model: str = ""  # key of its runner; default: params.model
+    key: str = ""  # of its runner, where that is not the model's name
     outside_seconds: float = 0.0  # of its latency, before and behind the engine
     idle_seconds: float = 0.0  # what it would take on an idle engine; its target is a multiple of that
     seconds_alone: float = 0.0  # what it would take with its model's work at admission and no other
@@ -86,9 +86,13 @@ class Request:
     images: dict[int, Any] = field(default_factory=dict)  # finished images by index
 
     def __post_init__(self) -> None:
-        self.model = self.model or self.params.model
         self.preview_steps = preview_steps(self.num_previews, self.params.num_steps)
         self.tasks = [ImageTask(self, index) for index in range(len(self.params.seeds))]
+
+    @property
+    def model(self) -> str:
+        """Key of its runner and its share; see service/engine/versions.py."""
+        return self.key or self.params.model
 
     @property
     def remaining_rows(self) -> int:

@@ -5,12 +5,13 @@ a time, and switches between two of them. Who was admitted before keeps the old 
 """
 
 import logging
-import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+
+import torch
 
 from models.checkpoint import CheckpointError
 from service.engine.clients import Client
@@ -23,7 +24,6 @@ from service.wire.messages import Reply, Swap, Swapped
 
 logger = logging.getLogger(__name__)
 
-NICE = 19  # of the thread that reads: the steps go first
 # A thread that reads hands the interpreter to the steps after so long. Python's own 5 ms a call would stop them.
 SWITCH_SECONDS = 0.0005
 PAUSES = 4  # times as long as a part of the preparation took, the steps go on before the next part
@@ -143,15 +143,18 @@ class Swaps:
         assert load is not None  # begin has seen to it
 
         def read() -> None:
-            if sys.platform == "linux":  # where a thread has a priority of its own
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
-            before = sys.getswitchinterval()
+            # At no lower priority: while it waited for a core with the interpreter in hand, the steps would stop.
+            before, threads = sys.getswitchinterval(), torch.get_num_threads()
             sys.setswitchinterval(SWITCH_SECONDS)
+            torch.set_num_threads(
+                1
+            )  # of this thread; with two, which wait for each other, it took six times the CPU
             try:
                 swap.read = load(swap.model, swap.folder, runner)
             except Exception as error:
                 swap.read = _as_answer(swap.model, error)
             finally:
+                torch.set_num_threads(threads)  # with as many do later threads begin
                 sys.setswitchinterval(before)
 
         swap.reader = threading.Thread(target=read, name="swap")
