@@ -24,11 +24,16 @@ class ApiKey(BaseModel):
 
     @model_validator(mode="after")
     def _can_be_sent(self) -> "ApiKey":
-        if not re.fullmatch(r"[!-~]+", self.key.get_secret_value()):
-            raise ValueError("a key is made of visible ASCII characters")
+        _check_characters(self.key)
         if self.burst and not self.requests_per_second:
             raise ValueError("burst needs requests_per_second")
         return self
+
+
+def _check_characters(key: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[!-~]+", key.get_secret_value()):
+        raise ValueError("a key is made of visible ASCII characters")
+    return key
 
 
 def _read(given: Any) -> Any:
@@ -55,3 +60,6 @@ def _check(keys: dict[str, ApiKey]) -> dict[str, ApiKey]:
 
 
 ApiKeys = Annotated[dict[str, ApiKey], NoDecode, BeforeValidator(_read), AfterValidator(_check)]
+AdminKey = Annotated[
+    SecretStr, Field(min_length=MIN_LENGTH, max_length=MAX_LENGTH), AfterValidator(_check_characters)
+]

@@ -1,10 +1,12 @@
-"""How many CPUs a container may use: torch counts the machine's, and threads beyond the quota wait in turns."""
+"""How many CPUs and how much memory a container may use: torch counts those of the machine."""
 
 import math
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
-SELF, ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+SELF, ROOT, MEMORY = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"), Path("/proc/meminfo")
 
 
 def cpu_quota(groups: Path = SELF, root: Path = ROOT) -> float:
@@ -14,14 +16,27 @@ def cpu_quota(groups: Path = SELF, root: Path = ROOT) -> float:
     path up to the root holds, so the least one counts. A container may see a path of its host that it cannot read;
     its own group is then the root.
     """
-    quotas = [math.inf]
+    return min(map(_quota, _folders("cpu", groups, root)), default=math.inf)
+
+
+def free_memory(groups: Path = SELF, root: Path = ROOT, machine: Path = MEMORY) -> float:
+    """Bytes that this process may still take, by the machine and by each of its control groups.
+
+    What a group keeps of files counts as free, for the kernel gives it up first. Infinite outside of Linux.
+    """
+    known = re.search(r"MemAvailable:\s*(\d+) kB", _read(machine))
+    free = [1024 * int(known[1])] if known else []
+    return min([*free, *map(_free, _folders("memory", groups, root))], default=math.inf)
+
+
+def _folders(controller: str, groups: Path, root: Path) -> Iterator[Path]:
+    """Of the control groups of this process that limit what the controller counts."""
     for line in _read(groups).splitlines():
         _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
         folder = root / controllers / path.lstrip("/")
-        quotas += [_quota(parent) for parent in (folder, *folder.parents) if parent.is_relative_to(root)]
-    return min(quotas)
+        yield from (parent for parent in (folder, *folder.parents) if parent.is_relative_to(root))
 
 
 def cores(root: Path = ROOT) -> int:
@@ -42,6 +57,16 @@ def _quota(folder: Path) -> float:
     )
     quota, _, period = text.strip().partition(" ")
     return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else math.inf
+
+
+def _free(folder: Path) -> float:
+    """In bytes. Version 2 has "max" for no limit, version 1 a huge number."""
+    limits = _read(folder / "memory.max") or _read(folder / "memory.limit_in_bytes")
+    used = _read(folder / "memory.current") or _read(folder / "memory.usage_in_bytes")
+    if not (limits.strip().isdigit() and used.strip().isdigit()):
+        return math.inf
+    files = dict(re.findall(r"^(\w*inactive_file) (\d+)$", _read(folder / "memory.stat"), re.MULTILINE))
+    return int(limits) - int(used) + int(files.get("total_inactive_file") or files.get("inactive_file", 0))
 
 
 def _read(path: Path) -> str:

@@ -7,11 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from service.observe.board import Board, Layout
-from service.settings import Settings, model_entries
+from service.settings import Settings
 
 # A fresh interpreter that finds the modules where this one found them. It watches the lifeline before it imports
 # them, for that takes seconds.
@@ -23,6 +23,9 @@ import {0}
 {0}.main(given)
 """
 TERMINAL = (signal.SIGINT, signal.SIGTERM)  # a terminal or a process group sends them to everybody
+
+
+Arguments = Mapping[str, int | list[int] | list[str]]
 
 
 @dataclass
@@ -48,7 +51,7 @@ class Child:
         os.close(self.lifeline)
 
 
-def start(module: str, arguments: dict[str, int | list[int]], descriptors: Sequence[int]) -> Child:
+def start(module: str, arguments: Arguments, descriptors: Sequence[int]) -> Child:
     """Run `module.main(arguments)` in a process of its own, which never hears the signals of a terminal.
 
     Args:
@@ -57,7 +60,7 @@ def start(module: str, arguments: dict[str, int | list[int]], descriptors: Seque
     """
     control, theirs = socket.socketpair()
     lifeline, mine = os.pipe()
-    given = arguments | {"control": theirs.fileno(), "lifeline": lifeline}
+    given = {**arguments, "control": theirs.fileno(), "lifeline": lifeline}
     command = [sys.executable, "-c", START.format(module), json.dumps(sys.path), json.dumps(given)]
     before = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL)  # inherited, so it holds from the first moment on
     try:
@@ -78,6 +81,10 @@ def spare_collector() -> None:
     gc.freeze()
 
 
-def open_board(settings: Settings, rows: int, descriptor: int | None = None) -> Board:
-    """The board of a service with these settings: the same layout in each of its processes."""
-    return Board(Layout(model_entries(settings), settings.api_keys), rows, descriptor)
+def open_board(models: Iterable[str], settings: Settings, rows: int, descriptor: int | None = None) -> Board:
+    """The board of a service with these settings: the same layout in each of its processes.
+
+    Args:
+        models: as they were when the supervisor started. Later the folder of checkpoints may hold others.
+    """
+    return Board(Layout(models, settings.api_keys), rows, descriptor)

@@ -3,6 +3,7 @@
 import logging
 import socket
 import sys
+from typing import Any
 
 from models.checkpoint import CheckpointError
 from service.child import open_board, spare_collector
@@ -12,13 +13,14 @@ from service.local import load_core
 from service.observe import logs
 from service.observe.board import EngineBoard
 from service.settings import SettingsError, load_settings
+from service.successor import successors
 from service.wire.control import BAD_INPUT, ENGINE_DIED
 
 logger = logging.getLogger(__name__)
 
 
-def main(given: dict[str, int]) -> None:
-    """given: control and board, which are descriptors, and rows of the board."""
+def main(given: dict[str, Any]) -> None:
+    """given: control and board, which are descriptors, rows of the board, and names of the models."""
     settings = load_settings()
     logs.configure(settings.log_level, settings.log_format, "engine")
     try:
@@ -27,7 +29,8 @@ def main(given: dict[str, int]) -> None:
         logger.critical("error: %s", error)
         sys.exit(BAD_INPUT)
     clients = Clients(socket.socket(fileno=given["control"]))
-    loop = EngineLoop(core, clients, EngineBoard(open_board(settings, given["rows"], given["board"])))
+    board = EngineBoard(open_board(given["models"], settings, given["rows"], given["board"]))
+    loop = EngineLoop(core, clients, board, successors(settings))
     spare_collector()
     loop.run()
     if loop.died:

@@ -95,6 +95,10 @@ class RequestTimeout(ClientError):
     headers = {"Connection": "close"}
 
 
+class SwapUnderWay(ClientError):
+    status, code, title = 409, "swap-under-way", "Swap under way"
+
+
 class BodyTooLarge(ClientError):
     status, code, title = 413, "body-too-large", "Body too large"
 
@@ -187,8 +191,9 @@ class DeadlinePassed(ServiceError):
     status, code, title = 504, "deadline-passed", "Deadline passed"
 
 
-PROBLEMS = (  # that a route may answer
+GENERATE_PROBLEMS = (  # that a route which generates may answer
     Unauthorized, UnknownModel, NotAcceptable, RequestTimeout, BodyTooLarge, AnswerTooLarge, UriTooLong,
     CompressedBody, InvalidRequest, QuotaExceeded, HeadersTooLarge, GenerationFailed, QueueFull, Overloaded,
     DeadlineUnreachable, Unavailable, DeadlinePassed,
 )  # fmt: skip
+PROBLEMS = (*GENERATE_PROBLEMS, SwapUnderWay)

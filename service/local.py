@@ -13,10 +13,12 @@ from service.engine.clients import Clients
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.loop import EngineLoop
 from service.engine.runner import ModelRunner
+from service.engine.swaps import Loader
 from service.observe import tracing
 from service.observe.board import Board, EngineBoard, Layout
 from service.registry import load_runners
 from service.settings import Settings, model_entries
+from service.successor import successors
 from service.web.app import assemble
 from service.wire.async_engine import AsyncEngine
 from service.wire.control import CONTROL, STOP
@@ -34,9 +36,10 @@ class LocalEngine:
 
     Args:
         keys: names of API keys, whose requests are counted.
+        load: see EngineLoop.
     """
 
-    def __init__(self, core: EngineCore, keys: Iterable[str] = ()):
+    def __init__(self, core: EngineCore, keys: Iterable[str] = (), load: Loader | None = None):
         self.core = core
         self.board = Board(Layout(core.runners, keys), rows=2)
         self._control, control = socket.socketpair()
@@ -44,7 +47,7 @@ class LocalEngine:
         self._clients = Clients(control)
         self._clients.attach(theirs, WORKER_ROW)
         self.client = AsyncEngine(mine, self.board)
-        self.loop = EngineLoop(core, self._clients, EngineBoard(self.board))
+        self.loop = EngineLoop(core, self._clients, EngineBoard(self.board), load)
         self._thread = threading.Thread(target=self.loop.run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -89,7 +92,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 def around(core: EngineCore, settings: Settings, provider: "TracerProvider | None" = None) -> FastAPI:
     """The application around an engine core."""
-    local = LocalEngine(core, settings.api_keys)
+    local = LocalEngine(core, settings.api_keys, successors(settings))
     # at its end the server has waited for its open requests already
     app = assemble(local.client, settings, WORKER_ROW, provider, local.start, local.stop)
     app.state.local = local

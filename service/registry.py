@@ -9,7 +9,8 @@ from models.checkpoint import CheckpointError, ModelConfig, build_model, load_ch
 from models.precision import exact_float32, multiplies_bfloat16
 from service.engine.compiling import compile_ahead
 from service.engine.graphs import CudaDevice, GraphRunner
-from service.engine.runner import ModelRunner, row_counts
+from service.engine.row_cap import row_counts
+from service.engine.runner import ModelRunner
 from service.engine.simulated import SimulatedRunner
 from service.engine.simulated_device import SimulatedDevice, StepCost
 from service.settings import MAX_GUIDANCE, ModelEntry, Settings, SettingsError, model_entries

@@ -11,7 +11,7 @@ from pydantic_settings.exceptions import SettingsError as SettingsSourceError
 
 from models.files import CONFIG, default_checkpoints
 from models.names import check_model_name
-from service.api_keys import MIN_LENGTH, ApiKeys
+from service.api_keys import MIN_LENGTH, AdminKey, ApiKeys
 
 PREFIX = "DIFFUSION_"
 # What Kubernetes sets in every pod for a Service of the same namespace named diffusion, or diffusion-...
@@ -85,6 +85,7 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(default=30.0, ge=0, allow_inf_nan=False)  # for accepted work at shutdown
     heartbeat_seconds: float = Field(default=60.0, gt=0, allow_inf_nan=False)  # silence that means a dead engine
     api_keys: ApiKeys = {}  # by name; without any, the service is open
+    admin_key: AdminKey | None = None  # for /admin, which is not there without it
     cors_origins: Origins = []  # whose pages may call this service from a browser
     http_workers: int | None = Field(default=None, ge=1, le=64)  # processes; default: see service/supervisor.py
     metrics_port: int | None = Field(default=None, ge=1, le=65535)  # of /metrics; default: the main port
@@ -96,6 +97,12 @@ class Settings(BaseSettings):
     log_level: Annotated[Literal["debug", "info", "warning", "error"], AnyCase] = "info"
     log_format: Annotated[Literal["text", "json"], AnyCase] = "text"
     otel: bool = False  # send OpenTelemetry spans, where the OTEL_ variables say; needs the otel extra
+
+    @model_validator(mode="after")
+    def _admin_has_a_key_of_its_own(self) -> "Settings":
+        if self.admin_key in [known.key for known in self.api_keys.values()]:
+            raise ValueError("DIFFUSION_ADMIN_KEY must be none of DIFFUSION_API_KEYS")
+        return self
 
 
 def load_settings() -> Settings:

@@ -17,7 +17,7 @@ from types import FrameType
 
 from service import child
 from service.cgroup import cores
-from service.child import Child, open_board
+from service.child import Arguments, Child, open_board
 from service.listening import bind, urls
 from service.observe import logs
 from service.observe.board import HEARTBEAT
@@ -55,7 +55,8 @@ class Supervisor:
     def __init__(self, settings: Settings, listeners: list[socket.socket], side_listeners: list[socket.socket]):
         self._settings, self._listeners, self._side = settings, listeners, side_listeners
         self._num_workers = num_workers(settings)
-        self._board = open_board(settings, rows=1 + self._num_workers)
+        self._models = list(model_entries(settings))
+        self._board = open_board(self._models, settings, rows=1 + self._num_workers)
         self._workers: dict[int, Child] = {}  # by their row of the board
         self._started: dict[int, Pulse] = {}  # by rows of workers that accept connections
         self._failed_starts = defaultdict[int, deque[float]](lambda: deque(maxlen=MANY_DEATHS))  # times, by row
@@ -82,15 +83,15 @@ class Supervisor:
 
     def _start_engine(self) -> Child:
         board = self._board.descriptor
-        given: dict[str, int | list[int]] = {"board": board, "rows": self._board.num_rows}
+        given: Arguments = {"board": board, "rows": self._board.num_rows, "models": self._models}
         return child.start("service.engine_process", given, [board])
 
     def _start_worker(self, row: int) -> None:
         mine, theirs = socket.socketpair()
         listeners = [listener.fileno() for listener in self._listeners]
         side, board = [listener.fileno() for listener in self._side], self._board.descriptor
-        given: dict[str, int | list[int]] = {
-            "row": row, "board": board, "rows": self._board.num_rows,
+        given: Arguments = {
+            "row": row, "board": board, "rows": self._board.num_rows, "models": self._models,
             "engine": mine.fileno(), "listeners": listeners, "side": side,
         }  # fmt: skip
         self._workers[row] = child.start("service.web.worker", given, [mine.fileno(), board, *listeners, *side])

@@ -89,19 +89,19 @@ class OverloadGuard:
         if self._refused is not None and now - self._refused > CALM_SECONDS:
             self._refused = self._full_since = None
         demands = {model: self._demand(model, share, now) for model, share in shares.items()}
-        demands[request.params.model] += _demand_of(request, 0.0)
+        demands[request.model] += _demand_of(request, 0.0)
         needed = {name: demands[name].utilisation(share) for name, share in shares.items()}
         if sum(needed.values()) > self.full:
             if self._full_since is None:
                 self._full_since = now
             stands = self._refused is not None or now - self._full_since >= STANDING_SECONDS
-            if stands and needed[request.params.model] > _part_of(request.params.model, shares):
+            if stands and needed[request.model] > _part_of(request.model, shares):
                 self._refused = now
                 return True
         elif self._refused is None:
             self._full_since = None
-        seen = self._sums[request.params.model]
-        self._sums[request.params.model] = Sum(seen.at, seen.requests + 1, demands[request.params.model])
+        seen = self._sums[request.model]
+        self._sums[request.model] = Sum(seen.at, seen.requests + 1, demands[request.model])
         return False
 
     def learn(self, ended: Request) -> None:
@@ -135,7 +135,7 @@ def expected_seconds(new: Request, shares: dict[str, DeviceShare], now: float, e
     Args:
         exact: play them for this request, whatever that costs.
     """
-    share = shares[new.params.model]
+    share = shares[new.model]
     new.seconds_alone = _seconds_alone(share, new, now, exact)
     is_idle = not any(other.scheduler.has_work for other in shares.values())
     return new.seconds_alone * (1.0 if is_idle else share.stretch)

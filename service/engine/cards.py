@@ -5,20 +5,23 @@ import torch
 
 from models.checkpoint import ModelConfig, parameter_count
 from models.samplers import SAMPLERS, SPACINGS
-from service.engine.core import EngineCore
+from service.engine.core import LEAVING, EngineCore
 from service.engine.simulated import SimulatedRunner
 from service.wire.messages import Cards, ModelCard
 
 
 def describe(core: EngineCore) -> Cards:
-    cards = [_card(name, core) for name in core.runners]
+    cards = [_card(name, core) for name in core.runners if not name.endswith(LEAVING)]
     return Cards(cards, list(SAMPLERS), list(SPACINGS), core.config.shed_load)
 
 
 def signature(core: EngineCore) -> object:
     """Changes with everything in the cards that can change while the engine runs."""
-    caps = [(share.scheduler.max_rows, core.runners[name].fixed_rows) for name, share in core.shares.items()]
-    return tuple(caps)
+    return [
+        (core.versions[name], share.scheduler.max_rows, core.runners[name].fixed_rows)
+        for name, share in core.shares.items()
+        if not name.endswith(LEAVING)
+    ]
 
 
 def _card(name: str, core: EngineCore) -> ModelCard:
@@ -43,6 +46,7 @@ def _card(name: str, core: EngineCore) -> ModelCard:
         fixed_rows=runner.fixed_rows if repeats else None,
         repeats_itself=repeats,
         step_seconds=dict(sorted(runner.step_seconds.items())) if share else {},
+        version=core.versions[name],
         **runner.describe(),
     )
 

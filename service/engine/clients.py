@@ -11,7 +11,7 @@ import msgspec
 from service.errors import ServiceError, Unavailable
 from service.wire.control import ATTACH, CONTROL
 from service.wire.frames import FrameReader, frame
-from service.wire.messages import Cards, FromEngine, FromWorker, Generate, Preview, Refusal, Reply
+from service.wire.messages import Cards, FromEngine, FromWorker, Generate, Preview, Refusal, Reply, Swap
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +116,11 @@ class Clients:
         self.received: deque[tuple[Client, FromWorker | None]] = deque()  # None: that worker has gone
         self.stops: deque[float] = deque()  # seconds that accepted work may take
 
+    @property
+    def all(self) -> list[Client]:
+        """Those that are attached now."""
+        return list(self._all)
+
     def attach(self, sock: socket.socket, row: int) -> None:
         """Serve a new worker; it hears of the models at once."""
         client = Client(self._names, sock, row)
@@ -179,7 +184,7 @@ class Clients:
         """Answer what nobody has looked at, send the rest, and close everything."""
         while self.received:
             client, message = self.received.popleft()
-            if isinstance(message, Generate):
+            if isinstance(message, Generate | Swap):
                 client.refuse(message.number, Unavailable.because(reason))
         for client in self._all:
             client.finish(LAST_WORDS_SECONDS)

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 # of 3 ms then took 43.
 SURELY_BUSY = 0.5
 NUMBER_BITS = 48  # of a forward's first number: JSON's numbers are exact up to 53
+LEAVING = "/leaving"  # behind a model's name, which has no slash: the version before, while requests need it
 RETRY_STEPS = 4  # full ones; half of what the guard refused on the virtual clock would have been admitted by then
 
 
@@ -56,6 +57,7 @@ class Launch:
     """A step on the device."""
 
     model: str
+    share: DeviceShare
     output: SchedulerOutput
     collect: Callable[[], StepResult]
     started: float
@@ -84,6 +86,7 @@ class EngineCore:
         self.weights = weights or {}
         self.shares: dict[str, DeviceShare] = {}
         self.repeats_itself: dict[str, bool] = {}  # whether the deterministic mode works here, by model
+        self.versions = dict.fromkeys(runners, 1)  # of the weights
         self._guard = OverloadGuard()
         self._on_device: deque[Launch] = deque()
         self._device = DeviceClock(clock)
@@ -95,13 +98,17 @@ class EngineCore:
         runner = self.runners[model]
         cap = runner.warm_up(self.config.max_rows, on_progress)
         self.repeats_itself[model] = find_fixed_rows(runner, cap) is not None
+        self.shares[model] = self.new_share(model, cap)
+
+    def new_share(self, model: str, cap: int) -> DeviceShare:
+        """With an empty queue, of the runner that the model has now."""
         scheduler = Scheduler(
             cap,
             self.config.max_requests,
             self.config.max_evaluations,
             seconds_per_row=lambda: self.shares[model].step_seconds(cap) / cap,
         )
-        self.shares[model] = DeviceShare(scheduler, self.weights.get(model, 1.0), runner.seconds)
+        return DeviceShare(scheduler, self.weights.get(model, 1.0), self.runners[model].seconds)
 
     @property
     def has_work(self) -> bool:
@@ -114,7 +121,7 @@ class EngineCore:
             DeadlineUnreachable, Overloaded, QueueFull: with the time that the work of all models will take.
             InvalidRequest: an image has more classes than a step has rows.
         """
-        share, now = self.shares[request.params.model], self.clock()
+        share, now = self.shares[request.model], self.clock()
         scheduler = share.scheduler
         if request.most_rows > scheduler.max_rows:
             text = f"an image needs {request.most_rows} rows of a step, which has at most {scheduler.max_rows} here"
@@ -122,7 +129,7 @@ class EngineCore:
         backlog = sum(share.scheduler.backlog_seconds for share in self.shares.values())
         if scheduler.is_full_for(request):  # first, because it costs nothing: refusing must not hold up the steps
             raise QueueFull(FULL_QUEUE, retry_after=backlog)
-        idle_seconds = self.runners[request.params.model].idle_seconds(request, scheduler.max_rows)
+        idle_seconds = self.runners[request.model].idle_seconds(request, scheduler.max_rows)
         request.idle_seconds = share.slowdown * idle_seconds
         request.outside_seconds = self.config.outside_seconds
         watch = not is_watched(share)
@@ -177,12 +184,12 @@ class EngineCore:
         model = self.policy(self.shares, now)
         if model is None:
             return None
-        scheduler = self.shares[model].scheduler
-        output = scheduler.schedule(now)
+        share = self.shares[model]
+        output = share.scheduler.schedule(now)
         collect, rows = self._start(model, output.tasks)
-        launch = Launch(model, output, collect, now, rows - output.num_rows)
-        self._device.launched(now, self.shares[model].step_seconds(rows), bool(self._on_device))
-        scheduler.advance(output)
+        launch = Launch(model, share, output, collect, now, rows - output.num_rows)
+        self._device.launched(now, share.step_seconds(rows), bool(self._on_device))
+        share.scheduler.advance(output)
         return launch
 
     def _collect(self, launch: Launch) -> Progress:
@@ -190,8 +197,8 @@ class EngineCore:
         result = launch.collect()
         for task, image in result.images.items():
             task.request.images[task.index] = image
-        now, share = self.clock(), self.shares[launch.model]
-        rest = sum(self.shares[left.model].step_seconds(left.num_rows) for left in self._on_device)
+        now, share, model = self.clock(), launch.share, launch.model.removesuffix(LEAVING)
+        rest = sum(left.share.step_seconds(left.num_rows) for left in self._on_device)
         seconds, is_known = self._device.collected(launch.started, now, rest)
         share.virtual_time += seconds / share.weight
         if not result.failed:  # a step that has failed took any time
@@ -201,7 +208,7 @@ class EngineCore:
             learn(share, request)
             self._guard.learn(request)
         open_ones = share.scheduler.requests
-        stats = StepStats(launch.model, seconds, launch.output.num_rows, launch.num_padding_rows)
+        stats = StepStats(model, seconds, launch.output.num_rows, launch.num_padding_rows)
         # a request may have been aborted while its step was on the device
         shown = [(task.request, p) for task, p in result.previews.items() if task.request.request_id in open_ones]
         alive = (RequestStatus.RUNNING, RequestStatus.FINISHED)
@@ -216,7 +223,7 @@ class EngineCore:
         """
         try:
             launched = self.runners[model].launch(tasks)
-            return partial(launched.collect, next(self._forwards[model])), launched.num_rows
+            return partial(launched.collect, next(self._forwards[model.removesuffix(LEAVING)])), launched.num_rows
         except ModelFailed as error:
             rows = sum(task.rows for task in tasks)
             if device_is_lost(error.__cause__):
@@ -244,9 +251,12 @@ class EngineCore:
         )
 
     def stats(self) -> dict[str, ModelStats]:
-        """What the gauges show, by model."""
-        schedulers = {model: share.scheduler for model, share in self.shares.items()}
-        return {
-            model: ModelStats(scheduler.num_waiting, len(scheduler.running), scheduler.backlog_seconds)
-            for model, scheduler in schedulers.items()
-        }
+        """What the gauges show, by model, the version that leaves included."""
+        found: dict[str, ModelStats] = {}
+        for key, scheduler in ((key, share.scheduler) for key, share in self.shares.items()):
+            model = key.removesuffix(LEAVING)
+            depth, running, seconds = found.get(model, ModelStats())
+            found[model] = ModelStats(
+                depth + scheduler.num_waiting, running + len(scheduler.running), seconds + scheduler.backlog_seconds
+            )
+        return found

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from models.checkpoint import ModelConfig
 from service.engine.canvas import paint_before
 from service.engine.request import ImageTask
 from service.engine.runner import LaunchedStep, ModelRunner
@@ -114,6 +115,10 @@ class GraphRunner(ModelRunner):
             [graph_device.host_buffer(size) for size in sizes] for _ in range(self.steps_ahead + 1)
         ]
         self._turn = 0
+
+    def successor(self, model: nn.Module, config: ModelConfig) -> ModelRunner:
+        arguments = (model, config, self.device, self.dtype, self.max_rows)
+        return self._alike(GraphRunner(*arguments, graph_device=self._graph_device))
 
     def runs(self, rows: int) -> bool:
         return rows <= max(self._graphs)

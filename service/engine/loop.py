@@ -13,13 +13,16 @@ from service.engine.clients import Client, Clients
 from service.engine.core import EngineCore
 from service.engine.plan import compile_plans
 from service.engine.request import Request, RequestStatus
+from service.engine.swaps import Loader, Swaps
+from service.engine.versions import key
 from service.errors import DeadlinePassed, GenerationFailed, InvalidRequest, ServiceError, Unavailable
 from service.observe.board import EngineBoard
-from service.wire.messages import Abort, FromWorker, Generate, Reply, RequestOutput
+from service.wire.messages import Abort, FromWorker, Generate, Reply, RequestOutput, Seen, Swap
 
 logger = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.5  # between heartbeats of an idle engine
+SWAP_SECONDS = 0.005  # between two looks at a swap while the engine is idle
 COMMAND_SECONDS = 0.002  # between two steps, for requests that come and go
 GAUGE_SECONDS = 0.1  # between two updates of the gauges
 
@@ -33,10 +36,12 @@ class EngineLoop:
 
     Args:
         board: gets the engine's state and counts.
+        load: makes the runner of another checkpoint, for swaps; None: there are none.
     """
 
-    def __init__(self, core: EngineCore, clients: Clients, board: EngineBoard):
+    def __init__(self, core: EngineCore, clients: Clients, board: EngineBoard, load: Loader | None = None):
         self._core, self._clients, self._board = core, clients, board
+        self._swaps = Swaps(core, board, load, lambda: clients.all, self._tell_cards)
         self._open: dict[str, tuple[Client, int]] = {}  # requests and whose they are
         self._stop_at: float | None = None
         self._gauges_at = 0.0
@@ -52,6 +57,7 @@ class EngineLoop:
             while not self._finished():
                 self._handle_commands()
                 self._step()
+                self._advance_swap()
                 self._board.beat(time.monotonic())
             reason = "the service is shutting down"
         except Stopped:
@@ -64,6 +70,7 @@ class EngineLoop:
         for client, number in self._open.values():
             client.refuse(number, Unavailable.because(reason))
         self._open.clear()
+        self._swaps.end(reason)
         self._clients.close(reason)
 
     def _warm_up(self) -> None:
@@ -93,7 +100,8 @@ class EngineLoop:
 
         Whatever comes in, and however it is refused, the steps of those who are in go on.
         """
-        self._receive(0.0 if self._core.has_work else IDLE_SECONDS)
+        idle_seconds = SWAP_SECONDS if self._swaps.is_busy else IDLE_SECONDS
+        self._receive(0.0 if self._core.has_work else idle_seconds)
         while (spare := self._core.spare_seconds()) > 0:
             self._receive(spare)
         self._show_gauges()
@@ -120,7 +128,12 @@ class EngineLoop:
                 self._add(client, message)
             case Abort(number):
                 self._abort(client, number)
+            case Swap():
+                self._begin_swap(client, message)
+            case Seen():
+                self._swaps.seen(client)
             case None:  # the worker has gone
+                self._swaps.seen(client)
                 for number in list(client.open):
                     self._abort(client, number)
 
@@ -130,36 +143,36 @@ class EngineLoop:
         self._stop_at = stop_at if self._stop_at is None else min(self._stop_at, stop_at)
         self.ready = False
         self._board.state("stopping")
+        self._swaps.end("the service is shutting down")
+
+    def _refuses(self, client: Client, message: Generate | Swap) -> bool:
+        """Answers that it is too early or too late, if it is."""
+        if not self.ready:
+            text = f"the service is {'not ready yet' if self._stop_at is None else 'shutting down'}"
+            client.refuse(message.number, Unavailable.because(text))
+        return not self.ready
+
+    def _advance_swap(self) -> None:
+        if self._swaps.is_busy:
+            self._swaps.advance()
+            self._clients.flush()
+
+    def _begin_swap(self, client: Client, message: Swap) -> None:
+        if not self._refuses(client, message):
+            self._swaps.begin(client, message)
 
     def _add(self, client: Client, message: Generate) -> None:
-        if not self.ready:
-            warming = self._stop_at is None
-            text = f"the service is {'not ready yet' if warming else 'shutting down'}"
-            client.refuse(message.number, Unavailable.because(text))
+        if self._refuses(client, message):
             return
         request_id = f"{client.name}/{message.number}"
         # before add: were that to raise, this one is answered, too
         self._open[request_id] = client, message.number
         client.open[message.number] = request_id
         try:
-            self._core.add(self._request(request_id, message))
+            self._core.add(_request(self._core, request_id, message))
         except ServiceError as error:
             self._close(request_id)
             client.refuse(message.number, error)
-
-    def _request(self, request_id: str, message: Generate) -> Request:
-        params, config = message.params, self._core.runners[message.params.model].config
-        try:
-            plans = compile_plans(config, params)
-        except ValueError as error:
-            raise InvalidRequest.field("sampler", str(error)) from error
-        try:
-            check_brought(params, config.image_shape)
-        except ValueError as error:
-            raise InvalidRequest.field("image", str(error)) from error
-        own = plans if params.mixtures else ()
-        previews = message.num_previews, message.keeps_previews
-        return Request(request_id, params, plans[0], message.deadline_seconds, *previews, plans=own)
 
     def _abort(self, client: Client, number: int) -> None:
         request_id = client.open.get(number)
@@ -221,3 +234,22 @@ class EngineLoop:
         if (now := signature(self._core)) != self._told:
             self._told = now
             self._clients.tell(describe(self._core))
+
+
+def _request(core: EngineCore, request_id: str, message: Generate) -> Request:
+    """Raises ServiceError: the model cannot do it."""
+    params, model = message.params, key(core, message.params.model, message.version)
+    if model is None:  # the worker has hung for as long as a swap takes
+        raise Unavailable.because("the model was replaced while the request was on its way")
+    config = core.runners[model].config
+    try:
+        plans = compile_plans(config, params)
+    except ValueError as error:
+        raise InvalidRequest.field("sampler", str(error)) from error
+    try:
+        check_brought(params, config.image_shape)
+    except ValueError as error:
+        raise InvalidRequest.field("image", str(error)) from error
+    own = plans if params.mixtures else ()
+    previews = message.num_previews, message.keeps_previews
+    return Request(request_id, params, plans[0], message.deadline_seconds, *previews, model, plans=own)

@@ -85,6 +85,7 @@ class Request:
     deadline_seconds: float | None = None  # after its arrival; it is worth nothing later
     num_previews: int = 0  # of each image on its way, evenly spread over the steps
     keeps_previews: bool = False  # all of them are sent, however slowly the worker reads
+    key: str = ""  # of its runner, where that is not the model's name
     outside_seconds: float = 0.0  # of its latency, before and behind the engine
     idle_seconds: float = 0.0  # what it would take on an idle engine; its target is a multiple of that
     seconds_alone: float = 0.0  # what it would take with its model's work at admission and no other
@@ -103,6 +104,11 @@ class Request:
         self.preview_steps = preview_steps(self.num_previews, self.params.num_steps)
         plans = self.plans or (self.plan,) * len(self.params.seeds)
         self.tasks = [ImageTask(self, index, plan) for index, plan in enumerate(plans)]
+
+    @property
+    def model(self) -> str:
+        """Key of its runner and its share; see service/engine/versions.py."""
+        return self.key or self.params.model
 
     @property
     def remaining_rows(self) -> int:

@@ -6,7 +6,7 @@ Letters: n images of the step, R forward rows, as in service/engine/step_block.p
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from service.engine.canvas import keep_known, paint_before
 from service.engine.latents import LatentPool
 from service.engine.plan import compile_plan
 from service.engine.request import ImageTask, Request
+from service.engine.row_cap import knee, row_counts
 from service.engine.slot_table import SlotTable, TaskArrays
 from service.engine.slots import SLOTS_PER_ROW
 from service.engine.step_block import BYTES_PER_ROW, StepBlock, StepOutput, output_bytes, pack
@@ -28,9 +29,7 @@ from service.engine.trajectory import copy_states, point
 from service.wire.messages import Preview, SamplingParams, TrajectoryPoint
 
 WARM_UP_REPEATS = 2
-ALL_COUNTS = 16  # every row count up to here is warmed up and measured, then steps of about a half
 OutOfMemory = torch.OutOfMemoryError
-KNEE = 0.8  # of the best rows per second: rows beyond it add more latency than images
 
 
 class ModelFailed(Exception):
@@ -120,6 +119,17 @@ class ModelRunner:
         self.max_rows = max_rows
         self.step_seconds: dict[int, float] = {}  # measured by warm_up, by row count
         self.fixed_rows = max_rows  # of every step with a deterministic image
+
+    def successor(self, model: nn.Module, config: ModelConfig) -> "ModelRunner":
+        """A runner of the same network with other weights, beside this one; `prepare` is still to be called.
+
+        It takes the measured times over, for they depend on the network's sizes and not on its weights.
+        """
+        return self._alike(ModelRunner(model, config, self.device, self.dtype, self.max_rows))
+
+    def _alike(self, other: "ModelRunner") -> "ModelRunner":
+        other.step_seconds, other.fixed_rows = dict(self.step_seconds), self.fixed_rows
+        return other
 
     def execute(self, tasks: list[ImageTask]) -> StepResult:
         """Run one step of every task to its end; see launch."""
@@ -260,32 +270,6 @@ def preferred_layout(model: nn.Module, device: torch.device) -> torch.memory_for
     """Convolutions on tensor cores want their channels side by side; on a CPU the usual order is as fast."""
     convolutional = any(isinstance(module, nn.Conv2d) for module in model.modules())
     return torch.channels_last if convolutional and device.type == "cuda" else torch.contiguous_format
-
-
-def knee(step_seconds: dict[int, float]) -> int:
-    """The smallest possible cap with KNEE of the best rows per second, at least 2."""
-    throughput = {rows: rows / step_seconds[rows] for rows in possible_caps(step_seconds)}
-    best = max(throughput.values())
-    return max(2, min(rows for rows, value in throughput.items() if value >= KNEE * best))
-
-
-def possible_caps(counts: Iterable[int]) -> list[int]:
-    """Powers of two, and the largest count, in order.
-
-    Between neighbours like 6 and 7 noise would decide, at every start anew, and batching and the ETags of
-    deterministic images would change with it.
-    """
-    largest = max(counts)
-    return sorted(rows for rows in counts if rows.bit_count() == 1 or rows == largest)
-
-
-def row_counts(limit: int) -> list[int]:
-    """1, 2, 3, ... 16, 24, 32, 48, 64, 96, ... and the limit itself."""
-    counts = list(range(1, min(limit, ALL_COUNTS) + 1))
-    while counts[-1] < limit:
-        step = 1 << (counts[-1].bit_length() - 2)
-        counts.append(min(limit, counts[-1] + step))
-    return counts
 
 
 def device_is_lost(error: BaseException | None) -> bool:

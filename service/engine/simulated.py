@@ -12,7 +12,8 @@ from torch import nn
 
 from models.checkpoint import ModelConfig
 from service.engine.request import ImageTask
-from service.engine.runner import LaunchedStep, ModelRunner, knee
+from service.engine.row_cap import knee
+from service.engine.runner import LaunchedStep, ModelRunner
 from service.engine.simulated_device import SimulatedDevice, StepCost
 from service.engine.slot_table import TaskArrays
 from service.engine.step_block import BYTES_PER_ROW, StepBlock, pack
@@ -36,6 +37,9 @@ class SimulatedRunner(ModelRunner):
         self._picture = torch.from_numpy(stripes(config.image_shape))
         self._host_buffer = torch.empty(BYTES_PER_ROW * max_rows, dtype=torch.uint8)
         self._host_blocks: dict[int, StepBlock] = {}  # by row count, as a GraphRunner has them
+
+    def successor(self, model: nn.Module, config: ModelConfig) -> ModelRunner:
+        return self._alike(SimulatedRunner(config, self.cost, self.max_rows, self.simulated_device))
 
     def launch(self, tasks: list[ImageTask]) -> LaunchedStep:
         step = self.table.look_up(tasks)

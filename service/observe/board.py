@@ -20,6 +20,7 @@ STEP_SECONDS = (*(float(f"{digit}e{power}") for power in (-5, -4, -3, -2, -1) fo
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 OUTCOMES = ("ok", "rejected", "cancelled", "expired", "error")
 REJECTIONS = ("queue_full", "overload", "deadline", "unavailable")
+SWAP_OUTCOMES = ("ok", "failed", "refused")
 KEY_OUTCOMES = ("accepted", "rate", "concurrency")
 WORD = 8  # bytes
 STATE, HEARTBEAT, CONNECTIONS = range(3)  # columns
@@ -69,6 +70,7 @@ def _families(models: Iterable[str], keys: Iterable[str]) -> list[Family]:
     each = tuple((model,) for model in models)
     by_outcome = tuple((model, outcome) for (model,) in each for outcome in OUTCOMES)
     by_reason = tuple((model, reason) for (model,) in each for reason in REJECTIONS)
+    by_swap = tuple((model, outcome) for (model,) in each for outcome in SWAP_OUTCOMES)
     by_key = tuple((key, outcome) for key in keys for outcome in KEY_OUTCOMES)
     by_key = (("", "unauthorized"), *by_key) if by_key else ()
     one = ("model",)
@@ -87,6 +89,7 @@ def _families(models: Iterable[str], keys: Iterable[str]) -> list[Family]:
         Family("queue_depth", "Requests that wait for their first step", "gauge", one, each),
         Family("running_slots", "Images that have begun and not ended", "gauge", one, each),
         Family("backlog_seconds", "Device time that accepted requests still need", "gauge", one, each),
+        Family("model_swaps", "Swaps of a model's weights by outcome", "counter", (*one, "outcome"), by_swap),
         Family("key_requests", "Requests by API key, and refused ones", "counter", ("key", "outcome"), by_key),
     ]
 
@@ -100,8 +103,8 @@ class Layout:
     """
 
     def __init__(self, models: Iterable[str], keys: Iterable[str]):
-        self.keys = tuple(keys)
-        self.families = [family for family in _families(models, self.keys) if family.sets]
+        self.models, self.keys = tuple(models), tuple(keys)
+        self.families = [family for family in _families(self.models, self.keys) if family.sets]
         self.places: dict[tuple[str, ...], int] = {}  # (family, *labels) -> first column
         self.buckets = {family.name: family.buckets for family in self.families}
         self.width = 3  # of a row; the engine's state comes first, then a heartbeat, then a worker's connections
@@ -219,6 +222,9 @@ class EngineBoard(Row):
         self.observe("step_rows", stats.model, stats.num_rows)
         self.add("evaluations", stats.model, value=stats.num_rows)
         self.add("padding_rows", stats.model, value=stats.num_padding_rows)
+
+    def swapped(self, model: str, outcome: str) -> None:
+        self.add("model_swaps", model, outcome)
 
     def spared(self, model: str, evaluations: int) -> None:
         self.add("cancelled_evaluations_saved", model, value=evaluations)

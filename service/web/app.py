@@ -12,10 +12,10 @@ from fastapi.routing import APIRoute
 
 from service.observe.metrics import Metrics
 from service.observe.tracing import Spans
-from service.settings import Settings, model_entries
+from service.settings import Settings
 from service.web import dialects, images, info, middleware, openapi
 from service.web.generation import Generator
-from service.web.routes import edits, generate, inference_v2, openai, ops, page, triton
+from service.web.routes import admin, edits, generate, inference_v2, openai, ops, page, triton
 from service.web.schemas import FIELD_NAMES, Fields
 from service.wire.async_engine import AsyncEngine
 
@@ -67,7 +67,7 @@ def assemble(
     version = info.version(info.PROJECT)
     app = FastAPI(title=openapi.TITLE, version=version, lifespan=lifespan, **FASTAPI_OPTIONS)
     app.state.started = int(time.time())
-    names = tuple(model_entries(settings))
+    names = engine.board.layout.models
     app.state.generator = generator = Generator(engine, metrics, settings, names, Spans(provider), version)
     _add_routes(app, settings)
     app.add_middleware(middleware.HeadMiddleware)
@@ -81,6 +81,8 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
     """A path belongs to the first route that matches, so /v2/models/stats stands before /v2/models/{model}."""
     for routes in (page, generate, openai, edits, triton, inference_v2, ops):
         app.include_router(routes.router)
+    if settings.admin_key is not None:
+        app.include_router(admin.router)
     if settings.metrics_port is None:
         app.include_router(ops.exposition)
     app.add_middleware(middleware.DirectMiddleware, routes=_direct_routes())

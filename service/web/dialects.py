@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
 from service.errors import (
-    PROBLEMS,
+    GENERATE_PROBLEMS,
     FieldError,
     InvalidRequest,
     MethodNotAllowed,
@@ -206,7 +206,9 @@ def _message(item: dict[str, Any], field: str, fields: Fields) -> str:
     return item["msg"].removeprefix("Value error, ")
 
 
-def document(dialect: Dialect = OWN, codes: tuple[type[ServiceError], ...] = PROBLEMS) -> dict[int | str, Any]:
+def document(
+    dialect: Dialect = OWN, codes: tuple[type[ServiceError], ...] = GENERATE_PROBLEMS
+) -> dict[int | str, Any]:
     """The OpenAPI `responses` of a route that may answer these errors."""
     schema = {dialect.media_type: {"schema": {"$ref": f"#/components/schemas/{dialect.schema.__name__}"}}}
     titles: dict[int | str, list[str]] = {}

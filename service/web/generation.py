@@ -187,8 +187,8 @@ class Generator:
         recorder: Recorder | None,
     ) -> AsyncGenerator[Shown[T] | Generated[T]]:
         started, answer = time.monotonic(), None
+        asked = job.params, job.deadline_seconds, num_previews, recorder is not None, job.card.version
         try:
-            asked = job.params, job.deadline_seconds, num_previews, recorder is not None
             async with aclosing(self.engine.generate(*asked)) as updates:
                 async for update in updates:
                     if isinstance(update, RequestOutput):

@@ -26,7 +26,7 @@ from service.observe.metrics import Metrics
 from service.observe.tracing import TraceMiddleware
 from service.settings import Settings
 from service.web.dialects import NO_HEAD, answer
-from service.web.keys import KeyRing
+from service.web.keys import AdminMiddleware, KeyRing
 from service.web.protocol import HEALTH_PATHS, MAX_HEAD, complete
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ def install(app: FastAPI, settings: Settings, metrics: Metrics, provider: "Trace
     app.add_middleware(LimitMiddleware, body_seconds=settings.body_seconds)
     if settings.api_keys:
         app.add_middleware(KeyMiddleware, ring=KeyRing(settings.api_keys, metrics.board, metrics.row))
+    if settings.admin_key is not None:
+        app.add_middleware(AdminMiddleware, key=settings.admin_key.get_secret_value())
     app.add_middleware(ErrorMiddleware)
     if settings.cors_origins:  # outside of the keys: a browser asks for permission without one
         app.add_middleware(
@@ -177,7 +179,7 @@ class KeyMiddleware:
         self.app, self.ring = app, ring
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if is_open(scope["path"]):
+        if is_open(scope["path"]) or "key_name" in scope:  # let in by another key
             await self.app(scope, receive, send)
             return
         visit = self.ring.admit(scope["headers"])

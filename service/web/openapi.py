@@ -9,6 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from service.errors import QuotaExceeded, Unauthorized
 from service.web.dialects import SHAPES, dialect_of, document
 from service.web.generation import Generator
+from service.web.keys import ADMIN_FOLDER
 from service.web.middleware import is_open
 from service.web.routes.edits import EditRequest
 from service.web.routes.openai import ImageRequest, own_limits
@@ -47,6 +48,8 @@ def install(app: FastAPI, generator: Generator) -> None:
                 _narrow(schema, "spacing", "string", enum=generator.engine.spacings)
             if generator.settings.api_keys:
                 _add_security(schema)
+            if generator.settings.admin_key is not None:
+                _add_admin_security(schema)
             if not generator.engine.samplers:
                 return schema
             app.openapi_schema = schema
@@ -127,3 +130,10 @@ def _add_security(schema: Schema) -> None:
             continue
         for status, response in document(dialect_of(path), (Unauthorized, QuotaExceeded)).items():
             operation["responses"].setdefault(str(status), response)
+
+
+def _add_admin_security(schema: Schema) -> None:
+    schema["components"]["securitySchemes"] = SECURITY
+    for path, operation in _operations(schema):
+        if path.startswith(ADMIN_FOLDER):
+            operation["security"] = [{name: []} for name in SECURITY]

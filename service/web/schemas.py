@@ -236,6 +236,7 @@ class ModelInfo(BaseModel):
     max_rows: int | None
     deterministic: bool | None  # whether the deterministic mode works here; null until the model is warm
     weights_sha256: str
+    version: int  # of the weights: 1 at the start, one more with each swap
 
 
 class ModelList(BaseModel):

@@ -169,12 +169,12 @@ def metrics_server(app: FastAPI, settings: Settings, listeners: list[socket.sock
 
 
 def main(given: dict[str, Any]) -> None:
-    """given: descriptors named control, board, engine, listeners, side; row of the board, rows in all."""
+    """given: descriptors named control, board, engine, listeners, side; row of the board, rows in all, models."""
     if cores() == 1:
         os.nice(NICE)
     settings = load_settings()
     logs.configure(settings.log_level, settings.log_format, f"worker-{given['row']}")
-    board = open_board(settings, given["rows"], given["board"])
+    board = open_board(given["models"], settings, given["rows"], given["board"])
     engine = AsyncEngine(socket.socket(fileno=given["engine"]), board)
     provider = tracing.otlp_provider() if settings.otel else None
     app = assemble(engine, settings, given["row"], provider)

@@ -24,6 +24,9 @@ from service.wire.messages import (
     Reply,
     RequestOutput,
     SamplingParams,
+    Seen,
+    Swap,
+    Swapped,
     TrajectoryPoint,
 )
 
@@ -32,8 +35,12 @@ from service.wire.messages import (
 # closed loop of 64 clients gave 935 images a second instead of 780.
 MESSAGES_A_TURN = 2
 
+# After Cards with another version of a model: by then all requests that were checked before are sent, which happens
+# in the turn of the event loop that checks them, or in the next one.
+SEEN_SECONDS = 0.05
+
 # Any number of the first two, then one of the others.
-Answer = Preview | TrajectoryPoint | RequestOutput | ServiceError
+Answer = Preview | TrajectoryPoint | RequestOutput | Swapped | ServiceError
 
 
 class AsyncEngine:
@@ -76,43 +83,78 @@ class AsyncEngine:
         deadline_seconds: float | None = None,
         num_previews: int = 0,
         keeps_previews: bool = False,
+        version: int | None = None,
     ) -> AsyncGenerator[Preview | TrajectoryPoint | RequestOutput]:
         """Run one request, within deadline_seconds if they are given; yields what it tells, then its images.
 
         Leaving the iterator early, or being cancelled in it, aborts the request within one step.
 
+        Args:
+            version: of the model's card, by which params were checked.
+
         Raises:
             ServiceError: the engine refuses, fails or has gone.
         """
-        if self._link is None or not self.is_ready:
-            raise Unavailable.because(self.gone or "the service is not ready")
-        number, answers = next(self._numbers), asyncio.Queue[Answer]()
-        self._open[number] = answers
-        self._link.send(Generate(number, params, deadline_seconds, num_previews, keeps_previews))
+        link, number, answers = self._begin()
+        link.send(Generate(number, params, deadline_seconds, num_previews, keeps_previews, version))
         try:
             while True:
                 answer = await answers.get()
                 if isinstance(answer, ServiceError):
                     raise answer
+                assert not isinstance(answer, Swapped)  # which answers a swap
                 yield answer
                 if isinstance(answer, RequestOutput):
                     return
         finally:
             if self._open.pop(number, None) is not None:  # cancelled or closed: the client has gone
-                self._link.send(Abort(number))
+                link.send(Abort(number))
+
+    async def swap(self, model: str, folder: str) -> ModelCard:
+        """Give a model the weights of a folder; returns its new card once all workers have it.
+
+        A swap that has begun goes on when the caller is cancelled.
+
+        Raises:
+            ServiceError: the model keeps the weights that it has.
+        """
+        link, number, answers = self._begin()
+        link.send(Swap(number, model, folder))
+        try:
+            answer = await answers.get()
+        finally:
+            self._open.pop(number, None)
+        if isinstance(answer, ServiceError):
+            raise answer
+        return self.cards[model]
+
+    def _begin(self) -> tuple["_Link", int, asyncio.Queue[Answer]]:
+        """A number for what is asked next, and the queue of its answers."""
+        if self._link is None or not self.is_ready:
+            raise Unavailable.because(self.gone or "the service is not ready")
+        number = next(self._numbers)
+        self._open[number] = asyncio.Queue[Answer]()
+        return self._link, number, self._open[number]
 
     def receive(self, message: FromEngine) -> None:
         match message:
             case Cards(cards, samplers, spacings, shed_load):
+                before = {name: card.version for name, card in self.cards.items()}
                 self.cards = {card.name: card for card in cards}
+                if any(before.get(card.name, card.version) != card.version for card in cards):
+                    asyncio.get_running_loop().call_later(SEEN_SECONDS, self._say_seen)
                 self.samplers, self.spacings, self.shed_load = samplers, spacings, shed_load
             case Reply(number, Preview() | TrajectoryPoint() as update):
                 if number in self._open:  # else its client has gone
                     self._open[number].put_nowait(update)
-            case Reply(number, RequestOutput() as output):
+            case Reply(number, RequestOutput() | Swapped() as output):
                 self._end(number, output)
             case Reply(number, Refusal() as refusal):
                 self._end(number, refusal.error())
+
+    def _say_seen(self) -> None:
+        if self._link is not None and not self.gone:
+            self._link.send(Seen())
 
     def _end(self, number: int, answer: Answer) -> None:
         if (answers := self._open.pop(number, None)) is not None:

@@ -1,8 +1,9 @@
 """The messages between HTTP workers and the engine: plain data, which msgspec writes and checks.
 
-A worker sends Generate and Abort, and numbers its own requests. The engine sends Cards first. Then it sends, for
-each request, replies: any number of previews and trajectory points, and exactly one output or refusal, unless it is
-aborted before.
+A worker sends Generate, Abort and Swap, and numbers its own requests. The engine sends Cards first. Then it sends,
+for each request, replies: any number of previews and trajectory points, and exactly one output or refusal, unless
+it is aborted before. A swap gets one Swapped or refusal. When Cards bring another version of a model, the worker
+says Seen.
 """
 
 from dataclasses import dataclass, replace
@@ -81,6 +82,7 @@ class ModelCard(msgspec.Struct, frozen=True):
     fixed_rows: int | None = None  # of every step in the deterministic mode
     repeats_itself: bool | None = None  # whether the deterministic mode works here
     step_seconds: dict[int, float] = {}  # by row count
+    version: int = 1  # one more with each swap
 
     @property
     def null_label(self) -> int:
@@ -113,12 +115,25 @@ class Generate(msgspec.Struct, frozen=True, tag=True, array_like=True):
     deadline_seconds: float | None = None
     num_previews: int = 0
     keeps_previews: bool = False  # the worker has room for all of them, and none may be dropped
+    version: int | None = None  # of the model, against which params were checked; None: whichever there is
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """The client of a request has gone. Harmless when the request has ended."""
 
     number: int
+
+
+class Swap(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """An operator wants a model to have the weights of a folder; number as in Generate."""
+
+    number: int
+    model: str
+    folder: str
+
+
+class Seen(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The worker asks for no version of a model but those of the last Cards, from here on."""
 
 
 class Preview(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -154,6 +169,10 @@ class RequestOutput(msgspec.Struct, frozen=True, tag=True, array_like=True):
     forwards: tuple[int, ...] = ()  # number of the last forward of each image
 
 
+class Swapped(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The answer to a swap: all workers know of the new version."""
+
+
 class Refusal(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """An error, which a worker raises again."""
 
@@ -174,8 +193,8 @@ class Reply(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """What has become of the request of that number."""
 
     number: int
-    result: Preview | TrajectoryPoint | RequestOutput | Refusal
+    result: Preview | TrajectoryPoint | RequestOutput | Swapped | Refusal
 
 
-FromWorker = Generate | Abort
+FromWorker = Generate | Abort | Swap | Seen
 FromEngine = Cards | Reply

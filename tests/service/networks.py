@@ -72,3 +72,14 @@ class Lost(Slow):
         if (y == 1).any():
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
         return super().forward(x, t, y, r, w)
+
+
+class Held(DIT):
+    """A DIT whose constructor waits while the folder has a file `closed`, and says so by a file `waits`."""
+
+    def __init__(self, folder: str, **sizes: Any):
+        super().__init__(**sizes)
+        closed = Path(folder) / "closed"
+        if closed.exists():
+            (Path(folder) / "waits").touch()
+            wait_until(lambda: not closed.exists())

@@ -1,5 +1,6 @@
 """docs/api.md against the service: its tables, and its examples as they are written."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from models.samplers import SAMPLERS
 from service.local import create_app
@@ -24,15 +26,18 @@ from tests.service.conftest import Running, running
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/api.md").read_text()
+ADMIN = "an-admin-key-for-this-test"
 LIMITS = limits(Settings.model_fields["max_steps"].default, Settings.model_fields["max_images"].default)
 
 
 @pytest.fixture(scope="module")
-def live() -> Iterator[Running]:
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """The shipped models' names, sizes and classes; nothing is computed."""
-    folder = ROOT / "checkpoints/dit"
+    folder, staged = ROOT / "checkpoints/dit", tmp_path_factory.mktemp("checkpoints")
+    shutil.copytree(folder, staged / "staged/dit-2")
     entry = ModelEntry.model_validate({"checkpoint": folder, "simulate": {"t0_ms": 0.1, "t1_ms": 0}})
-    with running(create_app(Settings(models={"dit": entry}, device="cpu"))) as server:
+    settings = Settings(models={"dit": entry}, device="cpu", checkpoints=staged, admin_key=SecretStr(ADMIN))
+    with running(create_app(settings)) as server:
         yield server
 
 
@@ -90,7 +95,7 @@ def test_the_sizes() -> None:
 def test_every_route_is_named(live: Running) -> None:
     paths = live.client.get("/openapi.json").json()["paths"]
     routes = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
-    named = {route.replace("/M", "/{model}") for route in re.findall(r"`((?:GET|POST) /[\w/.]*)`", PAGE)}
+    named = {route.replace("/M", "/{model}") for route in re.findall(r"`((?:GET|POST|PUT) /[\w/.]*)`", PAGE)}
     versions = {route for route in routes if "{version}" in route}
     assert named - {"GET /openapi.json"} == routes - versions
     assert {re.sub("/versions/{version}", "", route) for route in versions} <= routes
@@ -100,10 +105,14 @@ def test_every_route_is_named(live: Running) -> None:
 @pytest.mark.parametrize("number", range(len(blocks("bash"))))
 def test_the_commands_run(live: Running, tmp_path: Path, number: int) -> None:
     commands = blocks("bash")[number].replace("http://localhost:8000", live.url).replace("curl ", "curl -sSf ")
-    ended = subprocess.run(["sh", "-ec", commands], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    environment = os.environ | {"DIFFUSION_ADMIN_KEY": ADMIN}
+    command = ["sh", "-ec", commands]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stderr
     if "-o three.png" in commands:
         assert (tmp_path / "three.png").read_bytes().startswith(b"\x89PNG")
+    elif "-X PUT" in commands:
+        assert '"version":2' in ended.stdout
     else:
         assert ended.stdout.count("event: image_generation.partial_image") == 8
 

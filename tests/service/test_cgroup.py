@@ -1,11 +1,11 @@
-"""CPU quotas of containers, read from trees as Docker and Kubernetes make them."""
+"""CPU quotas and memory limits of containers, read from trees as Docker and Kubernetes make them."""
 
 import math
 from pathlib import Path
 
 import pytest
 
-from service.cgroup import cpu_quota, cpu_threads
+from service.cgroup import cpu_quota, cpu_threads, free_memory
 
 V1 = "12:memory:/docker/abc\n4:cpu,cpuacct:/docker/abc\n1:cpuset:/docker/abc\n"
 POD = "0::/kubepods/pod1/container1\n"
@@ -56,3 +56,44 @@ def test_threads_fit_into_the_quota_unless_the_operator_sets_them(
     wanted: int | None, counted: int, quota: float, threads: int
 ) -> None:
     assert cpu_threads(wanted, counted, quota) == threads
+
+
+MACHINE = "MemTotal:  8000 kB\nMemFree:  100 kB\nMemAvailable:  4000 kB\n"
+ALL = 4000 * 1024
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "machine", "free"),
+    [
+        ("0::/\n", {}, MACHINE, ALL),
+        ("0::/\n", {"memory.max": "max\n", "memory.current": "5000\n"}, MACHINE, ALL),
+        ("0::/\n", {"memory.max": "9000\n", "memory.current": "5000\n"}, MACHINE, 4000),
+        (
+            "0::/\n",
+            {"memory.max": "9000", "memory.current": "8500", "memory.stat": "anon 1\ninactive_file 700\nfile 9\n"},
+            MACHINE,
+            1200,
+        ),
+        (POD, {"kubepods/pod1/memory.max": "300", "kubepods/pod1/memory.current": "100"}, MACHINE, 200),
+        (
+            V1,
+            {
+                "memory/docker/abc/memory.limit_in_bytes": "900",
+                "memory/docker/abc/memory.usage_in_bytes": "500",
+                "memory/docker/abc/memory.stat": "inactive_file 1\ntotal_inactive_file 70\n",
+            },
+            MACHINE,
+            470,
+        ),
+        (V1, {"memory/memory.limit_in_bytes": str(2**62), "memory/memory.usage_in_bytes": "1"}, MACHINE, ALL),
+        ("0::/\n", {"memory.max": "what", "memory.current": "is this"}, MACHINE, ALL),
+        ("", {}, "", math.inf),  # no Linux
+    ],
+)
+def test_the_least_room_on_the_way_to_the_root_counts(
+    groups: str, files: dict[str, str], machine: str, free: float, tmp_path: Path
+) -> None:
+    for name, text in {"self": groups, "meminfo": machine, **{f"fs/{k}": v for k, v in files.items()}}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert free_memory(tmp_path / "self", tmp_path / "fs", tmp_path / "meminfo") == free

@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 import torch
 
-from service.errors import PROBLEMS
+from service.errors import GENERATE_PROBLEMS
 from service.local import create_app
 from service.observe.board import OUTCOMES
 from service.web.schemas import FIELD_NAMES
@@ -143,7 +143,7 @@ def test_openapi_tells_the_truth(server: Running) -> None:
     assert set(answers["200"]["content"]) == {
         "image/png", "image/webp", "image/jpeg", "application/x-npy", "application/json", "text/event-stream",
     }  # fmt: skip
-    assert set(answers) == {"200", *(str(error.status) for error in PROBLEMS)}
+    assert set(answers) == {"200", *(str(error.status) for error in GENERATE_PROBLEMS)}
     linked = schema["paths"]["/generate"]["get"]
     assert set(linked["responses"]) == {"304", *answers}
     for status in ("404", "422", "503"):

@@ -86,7 +86,8 @@ def test_both_tell_the_same_trajectory(local: Model, remote: RemoteModel, more: 
 
 
 def test_a_trajectory_begins_on_the_way(local: Model) -> None:
-    told = local.trajectory("cat", **HOW | {"n": 3}, seed_to=9)
+    how: dict[str, Any] = HOW | {"n": 3}
+    told = local.trajectory("cat", **how, seed_to=9)
     assert told.labels.tolist() == [0, 0, 0]
     own, other = (first_noise(torch.tensor([seed]), (3, 8, 8))[0].numpy() for seed in (5, 9))
     between = math.sqrt(0.5) * (own + other)

@@ -11,6 +11,7 @@ from service.engine.clients import Clients
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.loop import EngineLoop
 from service.engine.request import Request
+from service.engine.swaps import Loader
 from service.errors import Unavailable
 from service.observe.board import Board, EngineBoard, Layout, ModelStats, StepStats
 from service.wire.async_engine import Answer, AsyncEngine
@@ -50,11 +51,11 @@ class Recorder(EngineBoard):
 class Rig:
     """An engine loop in a thread."""
 
-    def __init__(self, core: EngineCore):
+    def __init__(self, core: EngineCore, load: Loader | None = None):
         self.core, self.board = core, Board(Layout(core.runners, ()), rows=2)
         self.recorder = Recorder(self.board)
         self._control, control = socket.socketpair()
-        self.loop = EngineLoop(core, Clients(control), self.recorder)
+        self.loop = EngineLoop(core, Clients(control), self.recorder, load)
         self.thread = threading.Thread(target=self.loop.run, daemon=True)
 
     @property
@@ -202,9 +203,9 @@ def make_core(model: Turnstile, core: type[EngineCore] = EngineCore, **bounds: A
 
 
 @contextmanager
-def rigged(core: EngineCore) -> Iterator[Rig]:
+def rigged(core: EngineCore, load: Loader | None = None) -> Iterator[Rig]:
     """A running engine that is warm, or dead."""
-    rig = Rig(core)
+    rig = Rig(core, load)
     rig.thread.start()
     wait_until(lambda: rig.ready or rig.dead)
     try:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from models.samplers import PLAIN
 from service.engine.request import ImageTask
-from service.engine.runner import WARM_UP_REPEATS, ModelFailed, ModelRunner, knee, row_counts
+from service.engine.row_cap import knee, row_counts
+from service.engine.runner import WARM_UP_REPEATS, ModelFailed, ModelRunner
 from service.engine.simulated import SimulatedRunner, StepCost
 from tests.service.engine.tiny import (
     CPU,

@@ -1,0 +1,40 @@
+"""Two versions of one model's weights in an engine, while requests need the one before.
+
+The newest stands under the model's name, the one before under the name with LEAVING behind it. To the policy they
+are two models of the same weight.
+"""
+
+from service.engine.core import LEAVING, EngineCore
+from service.engine.runner import ModelRunner
+
+
+def key(core: EngineCore, model: str, version: int | None) -> str | None:
+    """Of the runner with that version of a model, None standing for the newest; None if it has left."""
+    if version is None or core.versions[model] == version:
+        return model
+    return model + LEAVING if core.versions.get(model + LEAVING) == version else None
+
+
+def switch(core: EngineCore, model: str, runner: ModelRunner) -> None:
+    """Give a model another runner, of the same network with other weights; call between two steps.
+
+    Requests that are in keep the runner and the queue that they have until `leave`.
+    """
+    old = core.shares[model]
+    leaving = model + LEAVING
+    core.runners[leaving], core.shares[leaving], core.versions[leaving] = (
+        core.runners[model], old, core.versions[model],
+    )  # fmt: skip
+    runner.fixed_rows = core.runners[model].fixed_rows
+    core.runners[model], core.versions[model] = runner, core.versions[model] + 1
+    core.shares[model] = share = core.new_share(model, old.scheduler.max_rows)
+    share.slowdown, share.stretch = old.slowdown, old.stretch
+
+
+def leave(core: EngineCore, model: str) -> bool:
+    """Drop the version before; False while requests need it."""
+    if core.shares[model + LEAVING].scheduler.requests:
+        return False
+    for by_model in (core.runners, core.shares, core.versions):
+        del by_model[model + LEAVING]
+    return True
