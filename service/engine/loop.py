@@ -223,11 +223,7 @@ class EngineLoop:
                 number, DeadlinePassed("deadline_ms: the deadline has passed; work on the request has stopped")
             )
         else:
-            images = [request.images[index] for index in range(len(request.tasks))]
-            pixels = b"".join(image.tobytes() for image in images)
-            times = (request.arrived, request.started, request.finished)
-            forwards = tuple(task.forward for task in request.tasks)
-            client.send(Reply(number, RequestOutput(pixels, (len(images), *images[0].shape), *times, forwards)))
+            client.send(Reply(number, _output(request)))
             request.images.clear()  # request and tasks refer to each other: pixels need not wait for the collector
 
     def _tell_cards(self) -> None:
@@ -253,3 +249,11 @@ def _request(core: EngineCore, request_id: str, message: Generate) -> Request:
     own = plans if params.mixtures else ()
     previews = message.num_previews, message.keeps_previews
     return Request(request_id, params, plans[0], message.deadline_seconds, *previews, model, plans=own)
+
+
+def _output(request: Request) -> RequestOutput:
+    images = [request.images[index] for index in range(len(request.tasks))]
+    pixels = b"".join(image.tobytes() for image in images)
+    times = (request.arrived, request.started, request.finished)
+    forwards = tuple(task.forward for task in request.tasks)
+    return RequestOutput(pixels, (len(images), *images[0].shape), *times, forwards)
