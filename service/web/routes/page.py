@@ -12,7 +12,7 @@ router = APIRouter(include_in_schema=False)
 FOLDER = Path(__file__).parents[1] / "static"
 FILES = (
     "icon.svg", "page.css", "page.js",
-    "burst.js", "cards.js", "dom.js", "drawing.js", "form.js", "forwards.js", "pen.js", "player.js",
+    "between.js", "burst.js", "cards.js", "dom.js", "drawing.js", "form.js", "forwards.js", "pen.js", "player.js",
     "service.js", "stream.js", "strip.js",
 )  # fmt: skip
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}

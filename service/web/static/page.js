@@ -1,5 +1,6 @@
 // The page: one request for each model of a group, from the same seed, and bursts whose requests share steps.
 
+import { drawWays, offerClasses, unclear } from "./between.js";
 import { burst, lanes } from "./burst.js";
 import { draw, markStale, showCards } from "./cards.js";
 import { $, copy, nearest, notice, pause, say } from "./dom.js";
@@ -82,6 +83,7 @@ async function drawGroup(signal) {
   remember();
   showCards(group());
   offerCanvas();
+  offerClasses();
   $("bursts").hidden = true;
   $("models").hidden = false;
   close();
@@ -115,11 +117,12 @@ async function drawBurst(signal) {
   if ((await mend(failed, signal)) && (await load(signal))) say("The service answers again.");
 }
 
-async function finishDrawing(signal) {
-  $("lacking").textContent = lacks();
-  if ($("lacking").textContent) return;
+/** Pictures in a panel of their own, by every model of the group; lack is a sentence if something is missing for them. */
+async function drawBelow(id, lack, work, signal) {
+  $(id).textContent = lack;
+  if (lack) return;
   say("denoising …");
-  const ends = await whileWatching(finish(signal));
+  const ends = await whileWatching(work(signal));
   if (signal.aborted) return;
   const failed = ends.filter((end) => end.status === "rejected");
   say(failed.length ? `${failed.length} of ${ends.length} failed` : "finished", failed.length > 0);
@@ -161,7 +164,8 @@ $("controls").addEventListener("input", (event) => {
   else stale();
 });
 $("burst-form").addEventListener("submit", (event) => (event.preventDefault(), start(drawBurst)));
-$("desk").addEventListener("submit", (event) => (event.preventDefault(), start(finishDrawing)));
+$("desk").addEventListener("submit", (event) => (event.preventDefault(), start((signal) => drawBelow("lacking", lacks(), finish, signal))));
+$("way").addEventListener("submit", (event) => (event.preventDefault(), start((signal) => drawBelow("unclear", unclear(), drawWays, signal))));
 $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   const key = $("key").value.trim();

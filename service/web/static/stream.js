@@ -2,16 +2,16 @@
 
 import { Refusal, ask, lost, patiently } from "./service.js";
 
-const PREVIEWS = 64; // the most the API sends
+const PREVIEWS = 64; // the most the API sends of a picture
 
 /**
- * Draw one picture. onEvent is told of every event, onWait of every wait for a busy service.
+ * Draw; the request may ask for fewer previews. onEvent is told of every event, onWait of every wait for a busy service.
  * Returns the milliseconds that the accepted request took. Raises Refusal.
  */
 export function generate(request, { signal, onEvent, onWait }) {
   const options = {
     method: "POST", signal, headers: { "Content-Type": "application/json", Accept: "text/event-stream" },
-    body: JSON.stringify({ ...request, preview: PREVIEWS }),
+    body: JSON.stringify({ preview: PREVIEWS, ...request }),
   };
   return patiently(async () => {
     const started = performance.now();
