@@ -121,7 +121,10 @@ def test_a_wrong_value_is_told_what_is_allowed(
         ("guidance=nan", "guidance: must be a number from 0 to 20, not 'nan'"),
         ("guidance=1e999", "guidance: must be a number from 0 to 20, not inf"),
         ("deterministic=maybe", "deterministic: must be true or false, not 'maybe'"),
-        ("format=gif", "format: must be 'png', 'webp', 'jpeg', 'npy' or 'json', not 'gif'"),
+        (
+            "format=gif",
+            "format: must be 'png', 'webp', 'jpeg', 'npy', 'npz', 'json', 'apng' or 'webp-animation', not 'gif'",
+        ),
         (
             "n=17&steps=0",
             "steps: must be a whole number from 1 to 200, not 0; n: must be a whole number from 1 to 16, not 17",

@@ -11,7 +11,8 @@ from service.web.dialects import InferenceError, OpenAIError, Problem, answer, d
 STATUSES = {
     "malformed-request": 400,
     "unauthorized": 401, "not-found": 404, "unknown-model": 404, "not-acceptable": 406, "request-timeout": 408,
-    "method-not-allowed": 405, "body-too-large": 413, "uri-too-long": 414, "compressed-body": 415,
+    "method-not-allowed": 405, "body-too-large": 413, "answer-too-large": 413, "uri-too-long": 414,
+    "compressed-body": 415,
     "swap-under-way": 409, "invalid-request": 422, "quota-exceeded": 429,
     "headers-too-large": 431, "internal-error": 500, "generation-failed": 500, "queue-full": 503, "overloaded": 503,
     "deadline-unreachable": 503, "unavailable": 503, "deadline-passed": 504,

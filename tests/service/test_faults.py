@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -34,10 +35,10 @@ def simulated(checkpoints: Path, **costs: float) -> dict[str, ModelEntry]:
 def test_an_encoder_that_fails_fails_its_request_only(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     real = images.encode
 
-    def fragile(pictures: list[np.ndarray], form: str, text: dict[str, str] | None = None) -> bytes:
+    def fragile(pictures: list[np.ndarray], form: str, *others: Any, **more: Any) -> bytes:
         if form == "webp":
             raise OSError("a secret path: the disk is full")
-        return real(pictures, form, text)
+        return real(pictures, form, *others, **more)
 
     monkeypatch.setattr(images, "encode", fragile)
     errors = server.metric("diffusion_requests_total", outcome="error")

@@ -141,7 +141,8 @@ def test_openapi_tells_the_truth(server: Running) -> None:
     operation = schema["paths"]["/generate"]["post"]
     answers = operation["responses"]
     assert set(answers["200"]["content"]) == {
-        "image/png", "image/webp", "image/jpeg", "application/x-npy", "application/json", "text/event-stream",
+        "image/png", "image/webp", "image/jpeg", "image/apng", "application/x-npy", "application/x-npz",
+        "application/json", "text/event-stream",
     }  # fmt: skip
     assert set(answers) == {"200", *(str(error.status) for error in GENERATE_PROBLEMS)}
     linked = schema["paths"]["/generate"]["get"]
