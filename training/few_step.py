@@ -6,11 +6,11 @@ learns the jump in two ways:
 
 - Consistency (Song et al. 2023, arXiv:2303.01469): from x_t and from where one guided Euler step of the teacher
   leads, both jumps end in one image.
-- Distribution matching (Yin et al. 2023, arXiv:2311.18828), for jumps from pure noise: a critic, which denoises
-  images of the student, follows what the student draws. The student moves its images from where the critic expects
-  them to where the teacher does. Consistency alone stays behind, because a whole path is more than a small network
-  can learn. Matching asks for the right images, whatever the noise that they came from. Jumps from later points are
-  not matched: that made images of a class too much alike (docs/experiments.md).
+- Distribution matching (Yin et al. 2023, arXiv:2311.18828), for the first jump, from pure noise, and for the second,
+  from that image with noise anew: a critic, which denoises images of the student, follows what the student draws. The
+  student moves its images from where the critic expects them to where the teacher does. Consistency alone stays
+  behind, because a whole path is more than a small network can learn. Matching asks for the right images, whatever
+  the noise that they came from. The critic is told by r where the jump began: two jumps draw two distributions.
 
 The teacher is the network that the run starts from. The guidance scale w is an input: one network has them all.
 
@@ -31,6 +31,8 @@ from models.schedule import MIN_LOSS_SIGMA, NUM_TIMESTEPS, sample_noise_times
 GUIDANCE_RANGE = (1.0, 3.0)  # of w in training
 TEACHER_STEPS = 16  # that the teacher takes from noise to image
 KINDS = 4  # of every four images one denoises, two jump consistently, and one jump from noise is matched
+SECOND_JUMPS = 0.25  # share of the matched ones; more of them made one row worse (docs/experiments.md)
+RESTARTS = (0.6, 0.85)  # noise times of second jumps; two steps of the spacing "shifted" are 1 and 0.75
 UNGUIDED = 0.4  # share of the denoising images with w = 1, which samplers ask for outside of their interval
 HUBER = 0.03  # times the root of the number of elements: smaller errors count squared (arXiv:2310.14189)
 LEAST_DISTANCE = 0.02  # mean over the elements, by which a direction is divided
@@ -38,7 +40,7 @@ LEAST_DISTANCE = 0.02  # mean over the elements, by which a direction is divided
 
 def few_step_config(config: ModelConfig, teacher: ModelConfig) -> ModelConfig:
     """config with what a tuned checkpoint can do: two jumps, one for a draft, the teacher's way at best."""
-    jumps = {"sampler": "consistency", "steps": 2, "spacing": "trailing"}
+    jumps = {"sampler": "consistency", "steps": 2, "spacing": "shifted"}
     ways = {"sampling": teacher.default_sampling | jumps, "qualities": {"draft": {"steps": 1}}}
     ways["qualities"]["best"] = teacher.named_sampling["best"]
     return replace(config, guidance_range=GUIDANCE_RANGE, **ways)
@@ -63,7 +65,9 @@ def draw(images: Size, generator: torch.Generator) -> Draws:
     place = torch.randint(1, TEACHER_STEPS + 1, (count,), generator=generator)
     on_grid = (place - torch.where(first < 0.5, 0.0, second)) / TEACHER_STEPS  # half of them between its points
     denoised = sample_noise_times(count, generator)[torch.randperm(count, generator=generator)]
-    t = torch.where(kind == 0, denoised, torch.where(kind == 3, 1.0, on_grid)).clamp(min=1e-3)
+    low, high = RESTARTS
+    matched = torch.where(first < SECOND_JUMPS, low + (high - low) * second, 1.0)
+    t = torch.where(kind == 0, denoised, torch.where(kind == 3, matched, on_grid)).clamp(min=1e-3)
     least, most = GUIDANCE_RANGE
     w = least + (most - least) * third**1.5  # small scales more often: most requests have them
     w = torch.where((kind == 0) & (second < UNGUIDED), 1.0, w)
@@ -97,11 +101,14 @@ class Tuning(nn.Module):
         x0, labels, eps = batch
         t, r, w, matched, tau, fresh = (value.to(x0.device) for value in draws)
         w = torch.where(labels == self.null, 1.0, w)
+        again = (matched & (t < 1)).nonzero().flatten()
+        if len(again):
+            x0, eps = self.restarted(x0, eps, again, labels[again], w[again])
         x = wide(1 - t) * x0 + wide(t) * eps
         drawn = call(self.student, x, t, labels, r, w)
         near, far = (~matched).nonzero().flatten(), matched.nonzero().flatten()
         goal = self.goal(x[near], t[near], r[near], labels[near], w[near])
-        matching = self.matching(drawn[far], fresh[far], tau[far], labels[far], w[far])
+        matching = self.matching(drawn[far], fresh[far], tau[far], t[far], labels[far], w[far])
         error = drawn[near] - goal
         velocity = error / wide(t[near].clamp(min=MIN_LOSS_SIGMA))  # as ordinary training weighs what it denoises
         error = torch.where(wide(r[near] >= t[near]), velocity, error)
@@ -120,11 +127,23 @@ class Tuning(nn.Module):
         end = call(self.student, on_path, s.clamp(min=1e-3), labels, torch.zeros_like(s), w)
         return torch.where(wide(r >= t), denoised, torch.where(wide(s > 0), end, on_path))
 
-    def matching(self, drawn: Tensor, fresh: Tensor, tau: Tensor, labels: Tensor, w: Tensor) -> Tensor:
-        """Of the student, whose gradient is the direction, and of the critic, which denoises; [B]."""
+    @torch.no_grad()
+    def restarted(self, x0: Tensor, eps: Tensor, again: Tensor, labels: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """x0 and eps, where the images `again` [A] are the student's first jumps and their noise is another one."""
+        start = torch.ones_like(w)
+        jumped = call(self.student, eps[again], start, labels, 0 * start, w).clamp(-1, 1)
+        return x0.index_copy(0, again, jumped), eps.index_copy(0, again, eps.roll(1, 0)[again])
+
+    def matching(
+        self, drawn: Tensor, fresh: Tensor, tau: Tensor, began: Tensor, labels: Tensor, w: Tensor
+    ) -> Tensor:
+        """Of the student, whose gradient is the direction, and of the critic, which denoises; [B].
+
+        began: noise times at which the jumps began.
+        """
         image = drawn.detach().clamp(-1, 1)
         x = wide(1 - tau) * image + wide(tau) * fresh
-        expected = call(self.critic, x, tau, labels, tau, w)
+        expected = call(self.critic, x, tau, labels, began, w)
         with torch.no_grad():
             wanted = self.guided(x, tau, labels, w)
             distance = (drawn - wanted).abs().mean((1, 2, 3), keepdim=True).clamp(min=LEAST_DISTANCE)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from models.checkpoint import CheckpointError, ModelConfig, build_model, load_checkpoint
 from models.sampling import Guidance, sample
 from training.config import TrainConfig, recipe_of
-from training.few_step import GUIDANCE_RANGE, TEACHER_STEPS, Draws, Tuning, draw
+from training.few_step import GUIDANCE_RANGE, RESTARTS, TEACHER_STEPS, Draws, Tuning, draw
 from training.processes import Processes
 from training.report import generate, sampling_of
 from training.train import Trainer, train
@@ -30,7 +30,11 @@ def test_draws_lie_where_they_should() -> None:
     assert not (denoising & matched).any()
     assert (r[~denoising] == 0).all()
     assert ((t > 0) & (t <= 1)).all()
-    assert (t[matched] == 1).all()  # where sampling starts
+    from_noise = t[matched] == 1  # where sampling starts; the others go on from there
+    assert 0.6 < from_noise.double().mean() < 0.9  # three standard deviations around 0.75
+    second = t[matched][~from_noise]
+    assert RESTARTS[0] <= second.min()
+    assert second.max() <= RESTARTS[1]
     consistent = t[~denoising & ~matched] * TEACHER_STEPS
     assert 0.4 < (consistent == consistent.round()).double().mean() < 0.6
     assert 0.25 < (w[denoising] == 1).double().mean() < 0.55  # three standard deviations around 0.4
@@ -122,6 +126,23 @@ def test_who_draws_what_the_teacher_does_has_no_loss(matched: bool) -> None:
     assert student.shift.grad.abs() < 1e-6
 
 
+def test_a_second_jump_begins_at_the_students_first_one_with_other_noise() -> None:
+    student, critic, eps = Pixel(shift=0.05), Pixel(), torch.randn(3, 1, 4, 4)
+    both = tuning(student, Pixel())
+    both.critic = critic
+    t, matched = pair(1, 0.7, 0.7), torch.tensor([True, True, False])
+    draws = Draws(t, pair(0, 0, 0), pair(2, 2, 2), matched, pair(0.6, 0.4, 0.5), torch.randn(3, 1, 4, 4))
+    both((torch.full((3, 1, 4, 4), 0.9), torch.tensor([1, 2, 1]), eps), draws)
+    torch.testing.assert_close(student.inputs[0], eps[1:2])  # the first jump, from pure noise
+    start, jump, w = student.seen[0]
+    assert (start.item(), jump.item(), w.item()) == (1000, 0, 2)
+    begun = student.inputs[1]
+    torch.testing.assert_close(begun[0], eps[0])
+    torch.testing.assert_close(begun[1], 0.3 * torch.full((1, 4, 4), 0.25) + 0.7 * eps[0])
+    torch.testing.assert_close(begun[2], 0.3 * torch.full((1, 4, 4), 0.9) + 0.7 * eps[2])
+    torch.testing.assert_close(critic.seen[0][1], pair(1000, 700))  # which tells the two distributions apart
+
+
 @pytest.mark.parametrize("wanted", [-0.3, 0.3])
 def test_images_move_from_where_the_critic_expects_them_to_where_the_teacher_does(wanted: float) -> None:
     student, critic, teacher = Pixel(), Pixel(shift=0.1), Pixel(shift=0.1 + wanted)
@@ -154,7 +175,7 @@ def test_denoising_weighs_as_an_error_of_velocity() -> None:
 def test_the_null_class_goes_without_guidance() -> None:
     teacher, student = Pixel(), Pixel()
     zeros, half = torch.zeros(SHAPE), pair(0.5, 0.5)
-    draws = Draws(half, pair(0.5, 0), pair(2, 2), torch.tensor([False, True]), half, zeros)
+    draws = Draws(pair(0.5, 1), pair(0.5, 0), pair(2, 2), torch.tensor([False, True]), half, zeros)
     tuning(student, teacher)((zeros, torch.tensor([3, 3]), zeros), draws)
     assert [len(t) for t, *_ in teacher.seen] == [1, 1]  # no second rows
     assert torch.equal(student.seen[0][2], torch.ones(2))
