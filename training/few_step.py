@@ -6,11 +6,12 @@ learns the jump in two ways:
 
 - Consistency (Song et al. 2023, arXiv:2303.01469): from x_t and from where one guided Euler step of the teacher
   leads, both jumps end in one image.
-- Distribution matching (Yin et al. 2023, arXiv:2311.18828), for the first jump, from pure noise, and for the second,
-  from that image with noise anew: a critic, which denoises images of the student, follows what the student draws. The
-  student moves its images from where the critic expects them to where the teacher does. Consistency alone stays
-  behind, because a whole path is more than a small network can learn. Matching asks for the right images, whatever
-  the noise that they came from. The critic is told by r where the jump began: two jumps draw two distributions.
+- Distribution matching (Yin et al. 2023, arXiv:2311.18828), for the first jump, from pure noise, and for the
+  second, from that image with noise anew: a critic, which denoises images of the student, follows what the student
+  draws. The student moves its images from where the critic expects them to where the teacher does. Consistency
+  alone stays behind, because a whole path is more than a small network can learn. Matching asks for the right
+  images, whatever the noise that they came from. The critic is told by r where the jump began: two jumps draw two
+  distributions.
 
 The teacher is the network that the run starts from. The guidance scale w is an input: one network has them all.
 
