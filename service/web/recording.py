@@ -143,6 +143,7 @@ class Animation(Recorder):
 
     def __init__(self, job: Job, form: str):
         self._form, self._text, self.num_previews = form, job.recipe, job.params.num_steps - 1
+        self._columns = job.columns  # as in the plain picture
         self._shown: dict[tuple[int, int], np.ndarray] = {}  # by step and image
 
     def add(self, update: Preview | TrajectoryPoint) -> None:
@@ -151,8 +152,8 @@ class Animation(Recorder):
 
     def encode(self, images: list[np.ndarray]) -> bytes:
         steps = range(1, self.num_previews + 1)
-        frames = [grid([self._shown[step, index] for index in range(len(images))]) for step in steps]
-        return encode_animation([*frames, grid(images)], self._form, self._text)
+        shown = [[self._shown[step, index] for index in range(len(images))] for step in steps]
+        return encode_animation([grid(frame, self._columns) for frame in [*shown, images]], self._form, self._text)
 
 
 def recorder(job: Job, form: str) -> Recorder:

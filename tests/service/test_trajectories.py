@@ -183,6 +183,15 @@ def test_frames_are_the_previews_of_every_step_and_the_answer(server: Running, m
         assert (frame == images.grid([found[step, index] for index in range(2)])).all()
 
 
+def test_a_way_is_a_row_as_in_the_plain_picture(server: Running) -> None:
+    more = {"n": 6, "seed_to": 9}
+    with Image.open(io.BytesIO(post(server, "apng", **more).content)) as file:
+        size, file_pixels = file.size, np.array(file.convert("RGB"))  # its default image is the finished picture
+    plain = pixels(post(server, "png", **more))
+    assert size == (6 * 8, 8)
+    assert (file_pixels == plain).all()
+
+
 def test_a_webp_has_the_same_frames(server: Running) -> None:
     response = post(server, "webp-animation", deterministic=True)
     assert response.headers["content-type"] == "image/webp"
