@@ -1,8 +1,15 @@
 """The drawing again: slider, film, play and the animation."""
 
+from datetime import datetime, timedelta
 from typing import Any
 
 from tests.service.page.conftest import Visit, problem
+
+
+def stop_the_clock(visit: Visit) -> None:
+    """From here on time passes in `run_for` only; after `install` alone it would also pass by itself."""
+    visit.page.clock.install()
+    visit.page.clock.pause_at(datetime.now() + timedelta(hours=1))
 
 
 def sources(visit: Visit, selector: str) -> list[str]:
@@ -41,7 +48,7 @@ def test_the_film_has_at_most_eight_frames_and_marks_the_moment(visit: Visit) ->
 
 def test_play_goes_once_from_the_first_frame_to_the_last(visit: Visit) -> None:
     visit.draw()
-    visit.page.clock.install()
+    stop_the_clock(visit)
     visit.page.click("#play")
     assert visit.page.inner_text("#play") == "Pause"
     assert visit.page.inner_text("#moment-value") == "step 1 of 6"
@@ -52,7 +59,7 @@ def test_play_goes_once_from_the_first_frame_to_the_last(visit: Visit) -> None:
 
 def test_play_stops_where_the_reader_stops_it_and_goes_on_from_there(visit: Visit) -> None:
     visit.draw()
-    visit.page.clock.install()
+    stop_the_clock(visit)
     visit.page.click("#play")
     visit.page.click("#play")
     visit.page.clock.run_for(600_000)
