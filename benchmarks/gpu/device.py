@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kernels.backend import TRITON_DEVICES
 from models.checkpoint import ModelConfig, build_model, load_checkpoint
 from service.engine.graphs import CapturedStep, CudaDevice, GraphRunner
+from service.engine.launched import HAS_COME, Event
 from service.engine.plan import compile_plan
 from service.engine.request import ImageTask, Request
 from service.wire.messages import SamplingParams
@@ -38,9 +39,9 @@ class DryDevice(CudaDevice):
         step()
         return step
 
-    def fetch(self, source: Tensor, target: Tensor) -> Callable[[], None]:
+    def fetch(self, source: Tensor, target: Tensor) -> Event:
         target.copy_(source)
-        return lambda: None
+        return HAS_COME
 
     def seconds(self, replay: Callable[[], None]) -> float:
         return 1e-3

@@ -11,10 +11,11 @@ from itertools import count
 
 from service.engine.admission import OverloadGuard, expected_seconds, is_watched, learn
 from service.engine.device_clock import DeviceClock
+from service.engine.launched import HAS_COME, Event, StepResult
 from service.engine.policy import DeviceShare, Policy, pick
 from service.engine.repetition import find_fixed_rows
 from service.engine.request import ImageTask, Request, RequestStatus
-from service.engine.runner import ModelFailed, ModelRunner, OutOfMemory, StepResult, device_is_lost
+from service.engine.runner import ModelFailed, ModelRunner, OutOfMemory, device_is_lost
 from service.engine.scheduler import Scheduler, SchedulerOutput
 from service.errors import FULL_QUEUE, DeadlineUnreachable, InvalidRequest, Overloaded, QueueFull
 from service.observe.board import ModelStats, StepStats
@@ -59,6 +60,7 @@ class Launch:
     model: str
     share: DeviceShare
     output: SchedulerOutput
+    end: Event  # on the device
     collect: Callable[[], StepResult]
     started: float
     num_padding_rows: int
@@ -186,14 +188,14 @@ class EngineCore:
             return None
         share = self.shares[model]
         output = share.scheduler.schedule(now)
-        collect, rows = self._start(model, output.tasks)
-        launch = Launch(model, share, output, collect, now, rows - output.num_rows)
+        end, collect, rows = self._start(model, output.tasks)
+        launch = Launch(model, share, output, end, collect, now, rows - output.num_rows)
         self._device.launched(now, share.step_seconds(rows), bool(self._on_device))
         share.scheduler.advance(output)
         return launch
 
     def _collect(self, launch: Launch) -> Progress:
-        self._device.ask()
+        self._device.ask(launch.end.query())
         result = launch.collect()
         for task, image in result.images.items():
             task.request.images[task.index] = image
@@ -215,15 +217,16 @@ class EngineCore:
         told = [(task.request, point) for task, point in result.points.items() if task.request.status in alive]
         return Progress(ended, shown, stats, told)
 
-    def _start(self, model: str, tasks: list[ImageTask]) -> tuple[Callable[[], StepResult], int]:
-        """Launch a step; returns what collects it, and its rows with the padding.
+    def _start(self, model: str, tasks: list[ImageTask]) -> tuple[Event, Callable[[], StepResult], int]:
+        """Launch a step; returns its end, what collects it, and its rows with the padding.
 
         When the model raises, its images run one by one so that only the guilty ones fail. A lost device, or a
         failure behind the forward, ends the engine instead: no later step could be trusted.
         """
         try:
             launched = self.runners[model].launch(tasks)
-            return partial(launched.collect, next(self._forwards[model.removesuffix(LEAVING)])), launched.num_rows
+            forward = next(self._forwards[model.removesuffix(LEAVING)])
+            return launched.end, partial(launched.collect, forward), launched.num_rows
         except ModelFailed as error:
             rows = sum(task.rows for task in tasks)
             if device_is_lost(error.__cause__):
@@ -232,13 +235,13 @@ class EngineCore:
             if isinstance(error.__cause__, OutOfMemory):
                 self._lower_cap(model, rows)
             if len(tasks) == 1:  # the text of the error may hold what clients must not see
-                return partial(StepResult, failed={tasks[0]: f"the model raised {error}"}), rows
-        results = [self._start(model, [task])[0]() for task in tasks]
+                return HAS_COME, partial(StepResult, failed={tasks[0]: f"the model raised {error}"}), rows
+        results = [self._start(model, [task])[1]() for task in tasks]
         images = {task: image for result in results for task, image in result.images.items()}
         failed = {task: why for result in results for task, why in result.failed.items()}
         previews = {task: preview for result in results for task, preview in result.previews.items()}
         points = {task: point for result in results for task, point in result.points.items()}
-        return partial(StepResult, images, previews, failed, points), rows
+        return HAS_COME, partial(StepResult, images, previews, failed, points), rows
 
     def _lower_cap(self, model: str, rows: int) -> None:
         """Half of what did not fit, but what each image needs: two rows if it is guided, more for more classes."""

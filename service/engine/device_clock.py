@@ -1,14 +1,12 @@
 """When the device will be free, so how long the next launch may wait, and how long a step really took."""
 
 from collections.abc import Callable
-from math import inf
 
 # So long before the device is free, the next step is launched. With less the device waits for it, with more those
 # who come by then are left out. One step in fifty may be late: each of them raises the lead, the others lower it.
 LEAST_LEAD, MOST_LEAD = 0.0003, 0.002  # seconds
 LATE_RAISES, IN_TIME_LOWERS = 1e-4, 2e-6  # seconds
 SEEN_LATE = 0.0003  # seconds; so long after its end a host that waits for a step may see it
-AT_ONCE = 1e-4  # seconds; a step that is collected so soon had ended before
 
 
 class DeviceClock:
@@ -24,7 +22,7 @@ class DeviceClock:
         self._lead = MOST_LEAD
         self._waiting_since: float | None = None  # of the host, of its own will
         self._waited = 0.0  # before the step that is under way on the host
-        self._asked = -inf  # when it began to wait for a step to end, if it had waited by itself before
+        self._overslept = False  # the step that it collects had ended while it waited
         self._last_collected = 0.0
 
     def spare_seconds(self) -> float:
@@ -47,9 +45,9 @@ class DeviceClock:
             self._lead = min(max(lead, LEAST_LEAD), MOST_LEAD)
         self._free_at = max(started, self._free_at) + seconds
 
-    def ask(self) -> None:
-        """Call before the host waits for the end of a step."""
-        self._asked = self._clock() if self._waited else -inf
+    def ask(self, has_ended: bool) -> None:
+        """Call before the host waits for the end of a step; has_ended: in truth, there is none to wait for."""
+        self._overslept = has_ended and self._waited > 0
 
     def collected(self, started: float, now: float, rest: float) -> tuple[float, bool]:
         """The oldest step has ended; returns its seconds, and whether it needed them.
@@ -64,4 +62,4 @@ class DeviceClock:
         seconds = now - max(started, self._last_collected)  # the device was busy with the step before
         self._last_collected = now
         self._free_at = min(max(self._free_at, now - SEEN_LATE + rest), now + rest)
-        return seconds, now - self._asked > AT_ONCE
+        return seconds, not self._overslept

@@ -7,26 +7,25 @@ Letters: n images of the step, R forward rows, as in service/engine/step_block.p
 import time
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kernels.gather_rows import gather_rows
 from kernels.sampler_step import Mixtures, Pictures, sampler_step
 from models.checkpoint import ModelConfig
-from service.engine.canvas import keep_known, paint_before
+from service.engine.canvas import paint_before
 from service.engine.latents import LatentPool
+from service.engine.launched import LaunchedStep, StepResult
 from service.engine.plan import compile_plan
 from service.engine.request import ImageTask, Request
 from service.engine.row_cap import knee, row_counts
 from service.engine.slot_table import SlotTable, TaskArrays
 from service.engine.slots import SLOTS_PER_ROW
 from service.engine.step_block import BYTES_PER_ROW, StepBlock, StepOutput, output_bytes, pack
-from service.engine.trajectory import copy_states, point
-from service.wire.messages import Preview, SamplingParams, TrajectoryPoint
+from service.engine.trajectory import copy_states
+from service.wire.messages import SamplingParams
 
 WARM_UP_REPEATS = 2
 OutOfMemory = torch.OutOfMemoryError
@@ -34,68 +33,6 @@ OutOfMemory = torch.OutOfMemoryError
 
 class ModelFailed(Exception):
     """The network raised in its forward; the cause says what."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What a step gave besides new latents."""
-
-    images: dict[ImageTask, np.ndarray] = field(default_factory=dict)  # finished ones, [H, W, C] uint8
-    previews: dict[ImageTask, Preview] = field(default_factory=dict)
-    failed: dict[ImageTask, str] = field(default_factory=dict)
-    points: dict[ImageTask, TrajectoryPoint] = field(default_factory=dict)
-
-
-class LaunchedStep:
-    """A step on its way through the device; tasks may advance before it is collected.
-
-    Args:
-        num_rows: forward rows, with the padding.
-        finite: [n or more] bool on the host, valid after wait().
-        pixels: [images that are shown, or more, H, W, C] uint8 on the host, likewise.
-        states: of the images that are told, [t, 2, C, H, W] float32 on the host, likewise.
-    """
-
-    def __init__(
-        self,
-        step: TaskArrays,
-        num_rows: int,
-        finite: Tensor,
-        pixels: Tensor,
-        wait: Callable[[], None] = lambda: None,
-        states: Tensor | None = None,
-    ):
-        self.num_rows = num_rows
-        self._step, self._finite, self._pixels, self._wait = step, finite, pixels, wait
-        self._states = states
-
-    def collect(self, forward: int = 0) -> StepResult:
-        """Waits for the device; forward is the number that its pictures get."""
-        self._wait()
-        tasks, steps = self._step.tasks, self._step.steps
-        finite = self._finite.numpy()[: len(tasks)]
-        failed = {
-            tasks[place]: f"the model gave a non-finite image at step {steps[place] + 1}"
-            for place in np.flatnonzero(~finite).tolist()
-        }
-        result = StepResult(failed=failed)
-        places = np.flatnonzero(self._step.shown).tolist()
-        for place, view in zip(places, self._pixels[: len(places)].numpy(), strict=True):
-            task, step = tasks[place], int(steps[place])
-            if task in failed:
-                continue
-            picture = keep_known(view, task.request.params)
-            if step == task.last_step:
-                # a view would keep all the step's images for the slowest of them
-                result.images[task] = picture.copy() if picture is view else picture
-                task.forward = forward
-            else:
-                result.previews[task] = Preview(picture.tobytes(), view.shape, task.index, step + 1, forward)
-        if self._states is not None:
-            for place, (x, history) in zip(self._step.told, self._states.numpy(), strict=True):
-                if (task := tasks[place]) not in failed:
-                    result.points[task] = point(self._step, place, x, history)
-        return result
 
 
 class ModelRunner:

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from models.checkpoint import ModelConfig
+from service.engine.launched import LaunchedStep
 from service.engine.request import ImageTask
 from service.engine.row_cap import knee
-from service.engine.runner import LaunchedStep, ModelRunner
+from service.engine.runner import ModelRunner
 from service.engine.simulated_device import SimulatedDevice, StepCost
 from service.engine.slot_table import TaskArrays
 from service.engine.step_block import BYTES_PER_ROW, StepBlock, pack
@@ -45,10 +46,10 @@ class SimulatedRunner(ModelRunner):
         step = self.table.look_up(tasks)
         rows = self.step_rows(step)
         self.send(step, rows)
-        wait = self.simulated_device.launch(self.cost.seconds(rows))
+        end = self.simulated_device.launch(self.cost.seconds(rows))
         pixels = self._picture.expand(step.num_shown, -1, -1, -1)
         finite = torch.ones(len(tasks), dtype=torch.bool)
-        return LaunchedStep(step, rows, finite, pixels, wait, copy_states(self.pool, step))
+        return LaunchedStep(step, rows, finite, pixels, end, copy_states(self.pool, step))
 
     def send(self, step: TaskArrays, rows: int) -> None:
         """The host's part of a step, as it is before a forward on a GPU."""

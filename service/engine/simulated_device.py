@@ -39,7 +39,24 @@ class SimulatedDevice:
         self._clock, self._sleep_until = clock, sleep_until
         self._free = clock()
 
-    def launch(self, seconds: float) -> Callable[[], None]:
-        """Queue a step of so many seconds; the returned function waits for its end."""
-        ends = self._free = max(self._clock(), self._free) + seconds
-        return lambda: self._sleep_until(ends)
+    def launch(self, seconds: float) -> "SimulatedEvent":
+        """Queue a step of so many seconds; returns its end."""
+        self._free = max(self._clock(), self._free) + seconds
+        return SimulatedEvent(self._free, self._clock, self._sleep_until)
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedEvent:
+    """The end of a step, with the methods of a torch.cuda.Event."""
+
+    ends: float
+    clock: Callable[[], float]
+    sleep_until: Callable[[float], None]
+
+    def query(self) -> bool:
+        """Whether it has come."""
+        return self.clock() >= self.ends
+
+    def synchronize(self) -> None:
+        """Wait for it."""
+        self.sleep_until(self.ends)

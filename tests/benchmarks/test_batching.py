@@ -9,8 +9,9 @@ import torch
 
 from benchmarks.batching import STRATEGIES, full_key, make_trace, replay, step_key
 from models.checkpoint import load_checkpoint
+from service.engine.launched import LaunchedStep
 from service.engine.request import ImageTask
-from service.engine.runner import LaunchedStep, ModelRunner
+from service.engine.runner import ModelRunner
 
 MAX_ROWS, REQUESTS = 6, 60
 

@@ -38,7 +38,7 @@ class Pipelines:
         each = self._max_rows // settings.rows
         for count in (min(each, images - start) for start in range(0, images, each)):
             cost = self._costs[settings.model].seconds(count * settings.rows)
-            self._device.launch(settings.steps * cost)()
+            self._device.launch(settings.steps * cost).synchronize()
         return [png() for _ in range(images)]
 
 

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.graphs import WARM_UP_RUNS, CudaDevice, GraphRunner
+from service.engine.launched import Event, HasCome
 from service.engine.request import Request, RequestStatus
 from service.engine.runner import ModelRunner
 from tests.service.engine.tiny import (
@@ -30,6 +32,18 @@ from tests.service.engine.tiny import (
     tiny_config,
     tiny_model,
 )
+
+
+@dataclass
+class Arrival(HasCome):
+    """Of a copy, when it is waited for."""
+
+    value: Tensor
+    target: Tensor
+
+    @torch.inference_mode()
+    def synchronize(self) -> None:
+        self.target.copy_(self.value)
 
 
 class Replayed(CudaDevice):
@@ -52,15 +66,10 @@ class Replayed(CudaDevice):
 
         return replay
 
-    def fetch(self, source: Tensor, target: Tensor) -> Callable[[], None]:
+    def fetch(self, source: Tensor, target: Tensor) -> Event:
         value = source.clone()
         target.fill_(255)
-
-        @torch.inference_mode()
-        def wait() -> None:
-            target.copy_(value)
-
-        return wait
+        return Arrival(value, target)
 
     def seconds(self, replay: Callable[[], None]) -> float:
         started = time.monotonic()

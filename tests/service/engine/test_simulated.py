@@ -1,17 +1,15 @@
 """A device that takes time and computes nothing."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 
 from service.engine import simulated_device
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.device_clock import LATE_RAISES, LEAST_LEAD, MOST_LEAD, DeviceClock
+from service.engine.launched import LaunchedStep, StepResult
 from service.engine.request import ImageTask, Request
-from service.engine.runner import LaunchedStep
 from service.engine.simulated import SimulatedRunner, stripes
-from service.engine.simulated_device import SPIN_SECONDS, SimulatedDevice, StepCost, sleep_until
+from service.engine.simulated_device import SPIN_SECONDS, SimulatedDevice, SimulatedEvent, StepCost, sleep_until
 from service.registry import load_runners
 from service.settings import ModelEntry, Settings, Simulation
 from tests.service.engine.tiny import drive, make_params, make_request, tiny_config
@@ -88,30 +86,30 @@ class Timeline:
     def _wait(self, until: float) -> None:
         self.now = max(self.now, until)
 
-    def launch(self, seconds: float = 2.0) -> Callable[[], None]:
+    def launch(self, seconds: float = 2.0) -> SimulatedEvent:
         return self.device.launch(seconds)
 
 
 def test_steps_of_all_models_follow_each_other() -> None:
     line = Timeline()
     first, second = line.launch(), line.launch(3.0)
-    second()
+    second.synchronize()
     assert line.now == 5.0  # not 3
-    first()  # has long ended
+    first.synchronize()  # has long ended
     assert line.now == 5.0
     line.now = 10.0  # an idle time is lost
-    line.launch()()
+    line.launch().synchronize()
     assert line.now == 12.0
 
 
 def test_what_the_host_does_meanwhile_is_hidden() -> None:
     line = Timeline()
-    waits = [line.launch()]
+    ends = [line.launch()]
     for _ in range(4):
         line.now += 1.5  # of work on the host, before the next step is launched
-        waits.append(line.launch())
-        waits.pop(0)()
-    waits.pop()()
+        ends.append(line.launch())
+        ends.pop(0).synchronize()
+    ends.pop().synchronize()
     assert line.now == 10.0
 
 
@@ -119,13 +117,13 @@ def test_the_device_is_never_more_than_busy() -> None:
     line, rng, busy = Timeline(), np.random.default_rng(0), 0.0
     for _ in range(200):
         seconds = float(rng.exponential())
-        wait = line.launch(seconds)
+        end = line.launch(seconds)
         busy += seconds
         line.now += float(rng.exponential(0.5))
         if rng.random() < 0.3:
-            wait()
+            end.synchronize()
             assert 0 < busy <= line.now + 1e-9
-    line.launch(100.0)()
+    line.launch(100.0).synchronize()
     assert 0.8 * line.now < busy + 100.0 <= line.now + 1e-9
 
 
@@ -192,12 +190,14 @@ def test_the_lead_of_a_launch_follows_from_how_late_they_come() -> None:
 
 @pytest.mark.parametrize("believed", [1.0, 1.3, 20.0])
 @pytest.mark.parametrize("host_ms", [0.5, 2.2, 2.5])
+@pytest.mark.parametrize("collect_ms", [0.0, 0.4])
 def test_waiting_on_purpose_is_not_taken_for_a_slow_device(
-    believed: float, host_ms: float, monkeypatch: pytest.MonkeyPatch
+    believed: float, host_ms: float, collect_ms: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Were it, a host that takes longer for a launch than the lead would wait for longer and longer.
 
     And where a pause of the host has made steps look slow, the wait that follows from it must not hide the truth.
+    Nor may the host's time for the results, which is no wait for the device.
     """
     line = Timeline()
     runner = SimulatedRunner(tiny_config(), StepCost(3.0, 0.0), 8, line.device)
@@ -211,7 +211,15 @@ def test_waiting_on_purpose_is_not_taken_for_a_slow_device(
         line.now += host_ms / 1000
         return launch(tasks)
 
+    collect = LaunchedStep.collect
+
+    def slow_collect(step: LaunchedStep, forward: int = 0) -> StepResult:
+        result = collect(step, forward)
+        line.now += collect_ms / 1000
+        return result
+
     monkeypatch.setattr(runner, "launch", slow_launch)
+    monkeypatch.setattr(LaunchedStep, "collect", slow_collect)
     for _ in range(2):
         core.add(make_request(make_params(num_steps=990)))
     core.shares["dit"].slowdown = believed

@@ -18,9 +18,10 @@ from models.checkpoint import ModelConfig, build_model
 from models.samplers import SAMPLERS
 from models.sampling import Further, Guidance, Known, sample, to_uint8
 from service.engine.core import EngineConfig, EngineCore
+from service.engine.launched import LaunchedStep
 from service.engine.plan import compile_plans
 from service.engine.request import ImageTask, Request
-from service.engine.runner import LaunchedStep, ModelRunner
+from service.engine.runner import ModelRunner
 from service.observe.board import StepStats
 from service.wire.messages import SamplingParams
 from tests.waiting import PATIENCE, wait_until
