@@ -12,7 +12,7 @@ Both take the fields of POST /generate (docs/api.md), and raise the same errors 
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from run import main, version
 
@@ -32,13 +32,19 @@ def load(checkpoint: str | Path, device: str = "auto", dtype: str = "auto") -> "
         device: auto, cpu, cuda. dtype: auto, float32, bfloat16, float16.
 
     Raises:
+        ValueError: there is no such device or dtype.
         models.checkpoint.CheckpointError: it cannot be used, and why.
     """
     from models.checkpoint import load_checkpoint
     from models.files import CONFIG, default_checkpoints
     from service.loaded_model import Model
     from service.registry import choose_device, choose_dtype
+    from service.settings import Settings
 
+    for name, given in (("device", device), ("dtype", dtype)):
+        allowed = get_args(Settings.model_fields[name].annotation)
+        if given not in allowed:
+            raise ValueError(f"{name}: must be one of {', '.join(allowed)}, not {given!r}")
     folder = Path(checkpoint)
     if not (folder / CONFIG).exists() and (shipped := default_checkpoints() / folder / CONFIG).exists():
         folder = shipped.parent

@@ -10,7 +10,7 @@ import inspect
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +221,7 @@ def load_config(folder: Path) -> ModelConfig:
 
 
 def load_checkpoint(folder: Path, architecture: str | None = None) -> tuple[nn.Module, ModelConfig]:
-    """The network in float32 and evaluation mode, and its config.
+    """The network in float32 and evaluation mode, and its config with the hash of the weights.
 
     Raises:
         CheckpointError: a missing, truncated or altered file, or weights of another architecture.
@@ -230,7 +230,8 @@ def load_checkpoint(folder: Path, architecture: str | None = None) -> tuple[nn.M
     path = folder / WEIGHTS
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist")
-    if config.sha256 and _sha256(path) != config.sha256:
+    sha256 = _sha256(path)
+    if config.sha256 not in ("", sha256):
         raise CheckpointError(f"{path} is truncated or altered: its SHA-256 is not the one in {CONFIG}")
     try:
         model = build_model(config, architecture)
@@ -245,7 +246,7 @@ def load_checkpoint(folder: Path, architecture: str | None = None) -> tuple[nn.M
     model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     if not all(parameter.isfinite().all() for parameter in model.parameters()):
         raise CheckpointError(f"{path} holds a weight that is not finite")
-    return model.eval().requires_grad_(False), config
+    return model.eval().requires_grad_(False), replace(config, sha256=sha256)
 
 
 def unwrap(weights: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -83,8 +83,13 @@ class Known:
     free: Tensor | None = None
 
     def paint_step(self, x: Tensor, noise: Tensor, table: SamplerTable, step: int) -> None:
-        """Bring x [n, C, H, W] to where a step begins, in place; noise is what x began with."""
-        n, begins = len(x), step == 0 and table.strength < 1
+        """Bring x [n, C, H, W] to where a step begins, in place; noise is what x began with.
+
+        At strength 1 the first step begins with that noise and nothing else, as without an image.
+        """
+        n, begins = len(x), step == 0
+        if begins and table.strength == 1:
+            return
         free = torch.ones_like(x[0, 0], dtype=torch.bool) if self.free is None else self.free
         levels = torch.tensor(table.levels[step], dtype=torch.float32, device=x.device)
         images, free = self.image.expand(n, -1, -1, -1), free & (not begins)

@@ -1,6 +1,7 @@
 """All that can go wrong in a request, in every process; service/web/dialects.py says it in three dialects."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -124,8 +125,12 @@ class InvalidRequest(ClientError):
         return cls(f"{field}: {message}", [FieldError(field, message)])
 
     def renamed(self, names: dict[str, str]) -> "InvalidRequest":
-        """The same of an API that calls some fields otherwise."""
-        return InvalidRequest.of([FieldError(names.get(e.field, e.field), e.message) for e in self.errors])
+        """The same of an API that calls some fields otherwise, also where a message names another field."""
+
+        def say(message: str) -> str:
+            return re.sub(r"[a-z]+_[a-z_]+", lambda found: names.get(found[0], found[0]), message)
+
+        return InvalidRequest.of([FieldError(names.get(e.field, e.field), say(e.message)) for e in self.errors])
 
     @classmethod
     def of(cls, errors: list[FieldError]) -> "InvalidRequest":

@@ -17,6 +17,7 @@ from models.spacings import SPACINGS
 from service.engine.canvas import brought, keep_known
 from service.engine.cards import samplers_of
 from service.engine.request import preview_steps
+from service.errors import InvalidRequest
 from service.python_api import Preview, Sampler, picture
 from service.web.dialects import invalid
 from service.web.job import Job
@@ -28,6 +29,7 @@ from service.wire import messages
 from service.wire.messages import Mixture, ModelCard, SamplingParams, TrajectoryPoint
 
 BOUNDS = limits(max_steps=1000, max_images=1024)
+OF_A_SERVICE = {"deterministic", "deadline_ms"}  # fields
 
 
 class Model(Sampler):
@@ -45,11 +47,9 @@ class Model(Sampler):
             simulated=False, build="", guidance_range=config.guidance_range,
         )  # fmt: skip
 
-    def _sample(
-        self, fields: dict[str, Any], on_preview: Callable[[Preview], None] | None, previews: int
-    ) -> list[Image]:
+    def _sample(self, fields: dict[str, Any], on_preview: Callable[[Preview], None] | None) -> list[Image]:
         job = self._check(fields)
-        params, shown = job.params, preview_steps(previews, job.params.num_steps)
+        params, shown = job.params, preview_steps(fields.get("preview", 0), job.params.num_steps)
         table = self.config.table(params.sampler, params.num_steps, params.spacing, params.strength)
 
         def watch(step: int, x: Tensor, d: Tensor) -> None:
@@ -85,6 +85,8 @@ class Model(Sampler):
 
     def _check(self, fields: dict[str, Any]) -> Job:
         """Raises InvalidRequest as the service does."""
+        for name in OF_A_SERVICE & fields.keys():
+            raise InvalidRequest.field(name, "is for a running service: see stepwise.connect")
         try:
             given = GenerateBody.model_validate(fields)
         except ValidationError as error:

@@ -14,6 +14,8 @@ from typing import Any, Literal, TypedDict, Unpack
 import numpy as np
 from PIL import Image
 
+from service.errors import FieldError, InvalidRequest
+
 
 class Options(TypedDict, total=False):
     """How to sample, as in POST /generate. What is left out is the checkpoint's own."""
@@ -32,10 +34,13 @@ class Options(TypedDict, total=False):
     image: Image.Image  # to start from, of the model's size
     mask: Image.Image  # white may change, black is kept
     strength: float  # how far from the image to go
+    deterministic: bool  # the same bytes whatever else runs; of a running service alone
+    deadline_ms: int  # likewise
 
 
 Class = str | int | dict[str | int, float]  # a name, an index, or a mixture of them
 Classes = Class | Sequence[Class]
+FILES = ("image", "mask")
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ class Sampler(ABC):
             service.errors.ServiceError: InvalidRequest names the field and what is allowed.
         """
         fields = self._fields(class_, n, seed, options)
-        return self._sample(fields, on_preview, previews if on_preview else 0)
+        return self._sample(fields | ({"preview": previews} if on_preview else {}), on_preview)
 
     async def sample_async(self, *args: Any, **options: Any) -> list[Image.Image]:
         """sample in a thread, so that the event loop goes on. Cancelling it does not end the work."""
@@ -154,14 +159,16 @@ class Sampler(ABC):
         self, class_: Classes | None, n: int | None, seed: int | None, options: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Of /generate, with files as bytes."""
-        given = {"class": class_, "class_to": options.get("class_to"), "n": n, "seed": seed}
-        fields: dict[str, Any] = {"model": self.name, **options}
-        fields |= {name: _with_names(value) for name, value in given.items() if value is not None}
-        return fields | {name: _png(fields[name]) for name in ("image", "mask") if name in fields}
+        if unknown := options.keys() - Options.__annotations__.keys():
+            message = f"unknown field: use class_, n, seed, {', '.join(Options.__annotations__)}"
+            raise InvalidRequest.of([FieldError(name, message) for name in sorted(unknown)])
+        given = {"model": self.name, "class": class_, "n": n, "seed": seed, **options}
+        fields = {name: value for name, value in given.items() if value is not None}
+        return {name: _png(name, value) if name in FILES else _plain(name, value) for name, value in fields.items()}
 
     @abstractmethod
     def _sample(
-        self, fields: dict[str, Any], on_preview: Callable[[Preview], None] | None, previews: int
+        self, fields: dict[str, Any], on_preview: Callable[[Preview], None] | None
     ) -> list[Image.Image]: ...
 
     @abstractmethod
@@ -172,16 +179,28 @@ class Sampler(ABC):
         return f"{type(self).__name__}({self.name!r}, {len(self.class_names)} classes, {self.image_shape})"
 
 
-def _with_names(value: Any) -> Any:
-    """Keys of JSON are text, and digits that name no class are an index."""
+def _plain(field: str, value: Any) -> Any:
+    """As JSON has it, also of NumPy. Keys of JSON are text, and digits that name no class are an index."""
     if isinstance(value, dict):
-        return {str(name): weight for name, weight in value.items()}
-    return [_with_names(each) for each in value] if isinstance(value, list | tuple) else value
+        return {str(name): _plain(field, weight) for name, weight in value.items()}
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, str | int | float | None):
+        return value
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return [_plain(field, each) for each in value]
+    raise InvalidRequest.field(field, f"must be text, a number, a dict or a list, not {type(value).__name__}")
 
 
-def _png(image: Image.Image) -> bytes:
+def _png(name: str, image: Any) -> bytes:
+    if not isinstance(image, Image.Image):
+        raise InvalidRequest.field(name, f"must be an image of PIL, not {type(image).__name__}")
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    try:
+        image.save(buffer, "PNG")
+    except OSError as error:
+        message = f"must be gray or RGB with 8 bits a channel, not of mode {image.mode}"
+        raise InvalidRequest.field(name, message) from error
     return buffer.getvalue()
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from service.errors import FieldError, ServiceError, UnknownModel
-from service.python_api import Preview, Sampler
+from service.python_api import FILES, Preview, Sampler
 from service.wire.messages import KINDS
 
 if TYPE_CHECKING:
@@ -58,15 +58,13 @@ class RemoteModel(Sampler):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _sample(
-        self, fields: dict[str, Any], on_preview: Callable[[Preview], None] | None, previews: int
-    ) -> list[Image.Image]:
+    def _sample(self, fields: dict[str, Any], on_preview: Callable[[Preview], None] | None) -> list[Image.Image]:
         fields = _as_json(fields)
         if on_preview is None:
             with self._answer("POST", "/generate", "application/json", fields) as answer:
                 return [_decoded(image["png_base64"]) for image in json.loads(answer.read())["images"]]
         images: dict[int, Image.Image] = {}
-        with self._answer("POST", "/generate", "text/event-stream", fields | {"preview": previews}) as answer:
+        with self._answer("POST", "/generate", "text/event-stream", fields) as answer:
             for name, data in _events(answer.iter_lines()):
                 image, index = _decoded(data["b64_json"]), data["image_index"]
                 if name.endswith("partial_image"):
@@ -98,7 +96,7 @@ class RemoteModel(Sampler):
 
 
 def _as_json(fields: dict[str, Any]) -> dict[str, Any]:
-    return fields | {name: base64.b64encode(fields[name]).decode() for name in ("image", "mask") if name in fields}
+    return fields | {name: base64.b64encode(fields[name]).decode() for name in FILES if name in fields}
 
 
 def _events(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:

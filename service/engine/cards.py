@@ -1,5 +1,7 @@
 """What workers are told about the models: the engine's live objects, as plain data."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -40,7 +42,7 @@ def _card(name: str, core: EngineCore) -> ModelCard:
         sha256=config.sha256,
         simulated=isinstance(runner, SimulatedRunner),
         hardware=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        build=_build(),
+        build=_build(config),
         weight=core.weights.get(name, 1.0),
         max_rows=share.scheduler.max_rows if share else None,
         fixed_rows=runner.fixed_rows if repeats else None,
@@ -51,11 +53,12 @@ def _card(name: str, core: EngineCore) -> ModelCard:
     )
 
 
-def _build() -> str:
-    """What the bits of an image depend on besides its request and its weights."""
+def _build(config: ModelConfig) -> str:
+    """What the bits of an image depend on besides its request and its weights, which may mean another thing."""
+    meaning = replace(config, sampling={}, qualities={}, training={})  # a request brings the first two
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     cpu = (torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
-    return repr((torch.__version__, np.__version__, gpu, cpu))
+    return repr((torch.__version__, np.__version__, gpu, cpu, meaning))
 
 
 def samplers_of(config: ModelConfig) -> list[str]:

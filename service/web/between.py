@@ -34,7 +34,7 @@ def describe_images(
     way = _way(fields, len(mixtures) if listed else fields.n or 1)
     if fields.class_to is not None:
         if listed or fields.class_ is None:
-            raise InvalidRequest.field("class_to", "needs one class or mixture in class to lead from")
+            raise InvalidRequest.field("class_to", "needs one class or mixture to lead from")
         last = find_mixture(card, fields.class_to, "class_to")
         mixtures = [blend(mixtures[0], last, part) for part in way.parts]
     elif not listed:

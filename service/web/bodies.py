@@ -71,7 +71,7 @@ def _parts(body: bytes, boundary: bytes, most: int) -> dict[str, str | bytes]:
     ended: list[bool] = []
 
     def keep(name: bytes | None, value: str | bytes) -> None:
-        text = (name or b"").decode()
+        text = (name or b"").decode().removesuffix("[]")  # as some clients write a list, also of one file
         if text in found:
             raise InvalidRequest.field(text[:40], "given more than once")
         if len(found) == most:

@@ -88,7 +88,7 @@ def blend(first: Mixture, last: Mixture, part: float) -> Mixture:
     weights = {label: (1 - part) * weight for label, weight in first}
     for label, weight in last:
         weights[label] = weights.get(label, 0.0) + part * weight
-    return _checked(weights, "class_to", "together with class ")
+    return _checked(weights, "class_to", "together with the first end ")
 
 
 def told(card: ModelCard, mixture: Mixture) -> str:
@@ -122,8 +122,8 @@ def _weights(text: str, field: str) -> Weights:
     """Of a mixture in text, such as 3:0.5,8:0.5."""
     weights: Weights = {}
     for part in text.split(","):
-        name, _, weight = part.rpartition(":")
-        if not NUMBER.fullmatch(weight.strip()):
+        name, colon, weight = part.rpartition(":")
+        if not colon or not NUMBER.fullmatch(weight.strip()):
             example = "classes with weights between commas, such as 3:0.5,8:0.5"
             raise InvalidRequest.field(field, f"must be a class, or {example}, not {echo(text)}")
         weights[name] = weights.get(name, 0.0) + float(weight)

@@ -174,7 +174,7 @@ class Generator:
             # Here rather than in the engine, which has better things to do than to answer a flood.
             text = f"deadline_ms: the deadline cannot be met: at least {1000 * needed:.0f} ms are needed"
             refusal = DeadlineUnreachable(text)  # without a time to come back: it would be refused then, too
-            self._count_end(params.model, refusal)
+            self.count_end(params.model, refusal)
             raise refusal
         return self._run(job, encode, num_previews, encode_preview or encode, recorder)
 
@@ -201,7 +201,7 @@ class Generator:
         except InvalidRequest:
             raise  # counts in no metric, as every request that is invalid
         except BaseException as error:
-            self._count_end(job.params.model, error)
+            self.count_end(job.params.model, error)
             raise
         if answer is not None:
             yield answer
@@ -224,7 +224,7 @@ class Generator:
         self.spans.record("encode", encoding, now, **facts)
         return Generated(result, job, timings, output.forwards)
 
-    def _count_end(self, model: str, error: BaseException) -> None:
+    def count_end(self, model: str, error: BaseException) -> None:
         """Of a request without images."""
         match error:
             case Refused():

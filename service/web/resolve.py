@@ -57,7 +57,7 @@ def _guidance(card: ModelCard, fields: GenerateFields, label: int, own: float) -
     if label != card.null_label:
         return own if fields.guidance is None else fields.guidance
     if fields.guidance not in (None, 1.0):
-        raise InvalidRequest.field("guidance", "leads to a class: name one in class")
+        raise InvalidRequest.field("guidance", "leads to a class, and none is named")
     return 1.0
 
 

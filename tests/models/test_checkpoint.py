@@ -234,6 +234,13 @@ def test_checkpoints_are_looked_for_here_and_then_beside_the_code(
     assert default_checkpoints() == Path("checkpoints")
 
 
+def test_weights_without_a_hash_get_one(folder: Path) -> None:
+    """Recipes, metrics and ETags tell weights apart by it."""
+    known = load_config(folder).sha256
+    edit(folder, sha256="")
+    assert load_checkpoint(folder)[1].sha256 == known
+
+
 def rename(folder: Path, change: Callable[[str], str]) -> None:
     """Give every tensor another name."""
     path = folder / "model.safetensors"

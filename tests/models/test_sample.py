@@ -235,6 +235,18 @@ def test_with_full_strength_an_image_of_which_all_is_free_changes_nothing(sample
         assert torch.equal(sample(ClassGaussian(), table, LABELS, SEEDS, SHAPE, known=known), plain)
 
 
+@pytest.mark.parametrize("spacing", ["karras", "log_snr"])
+def test_with_full_strength_the_first_step_begins_as_without_an_image(spacing: str) -> None:
+    """Where the schedule leaves a trace of the image at the first step: these begin at noise time 0.999."""
+    table = build_table(FLOW, Prediction.X0, "euler", 3, spacing=spacing)
+    assert table.levels[0][0] > 5e-4
+    begun = []
+    for known in (None, Known(IMAGE, FREE)):
+        sample(model := ClassGaussian(), table, LABELS, SEEDS, SHAPE, known=known)
+        begun.append(model.calls[0][0])
+    assert torch.equal(*begun)
+
+
 def test_little_strength_changes_little() -> None:
     moved = []
     for strength in (0.05, 0.3, 1.0):

@@ -92,6 +92,22 @@ def test_the_answer_is_the_new_card_and_everything_tells_the_new_weights(folder:
     assert card(live, "unet")["version"] == 1
 
 
+def test_links_change_with_what_the_weights_mean(folder: Path, live: Running) -> None:
+    """The same file of weights, read as another prediction on another schedule, draws another picture."""
+    shutil.copytree(folder / "dit", other := folder / "staged/cosine")
+    config = json.loads((other / CONFIG).read_text())
+    (other / CONFIG).write_text(json.dumps(config | {"schedule": "cosine", "prediction": "v"}))
+    found = []
+    for checkpoint in ("dit", "staged/cosine"):
+        assert put(live, checkpoint).status_code == 200
+        answer = live.client.get("/generate", params=LINK)
+        found.append((answer.content, answer.headers["etag"]))
+    shutil.rmtree(other)
+    assert sha256(folder / "dit") == card(live)["weights_sha256"]
+    assert found[0][0] != found[1][0]
+    assert found[0][1] != found[1][1]
+
+
 def test_links_change_with_the_weights(live: Running) -> None:
     pictures, tags = {}, {}
     for checkpoint in ("dit", "staged/new", "dit", "staged/new"):

@@ -204,6 +204,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no such class": ({"class": {"cow": 1, "cat": 1}}, "class: must be one of cat, dog, 0, or an index from 0"),
     "in text": ({"class": "cow:1,cat:1"}, "class: must be one of cat, dog, 0, or an index from 0 to 2, not 'cow'"),
     "no weight": ({"class": "cat:0.5,dog"}, "class: must be a class, or classes with weights between commas"),
+    "second without weight": (
+        {"class": "cat:0.5,1"},
+        "class: must be a class, or classes with weights between commas",
+    ),
     "two points": ({"class": "cat:0.5.1"}, "class: must be a class, or classes with weights between commas"),
     "a point": ({"class": "cat:."}, "class: must be a class, or classes with weights between commas"),
     "true": ({"class": [True]}, "class: must be the name of a class, its index as a whole number, or"),
@@ -223,7 +227,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "n": ({"class": ["cat", "dog"], "n": 3}, "n: must be 2, as many as there are classes, or left out"),
     "list to": ({"class_to": ["dog"], "n": 2}, "class_to: must be the name of a class, its index"),
     "list text to": ({"class_to": '["dog"]', "n": 2}, "class_to: must be the name of a class, its index"),
-    "from list": ({"class": ["cat", "dog"], "class_to": "0"}, "class_to: needs one class or mixture in class"),
+    "from list": ({"class": ["cat", "dog"], "class_to": "0"}, "class_to: needs one class or mixture to lead from"),
     "one image": ({"class_to": "dog"}, "n: must be at least 2 with class_to, or send between for one image"),
     "one seed": ({"class_to": "dog", "seed_to": 3}, "n: must be at least 2 with class_to and seed_to"),
     "no way": ({"between": 0.5}, "between: needs class_to or seed_to"),
@@ -280,7 +284,7 @@ def test_an_image_must_fit_into_a_step(odd: Running) -> None:
     many = post(odd, **{"class": "0:1,1:1,2:1,3:1,4:1"}, guidance=1).json()["detail"]
     assert many == "class: must have from 1 to 4 classes, not 5"
     led = post(odd, **{"class": four}, class_to="0", n=3, guidance=1).json()["detail"]
-    assert led == "class_to: must have together with class from 1 to 4 classes, not 5"
+    assert led == "class_to: must have together with the first end from 1 to 4 classes, not 5"
 
 
 @pytest.fixture(scope="module")
@@ -313,6 +317,14 @@ def test_openai_errors_name_their_field(client: Any, fields: dict[str, Any], par
     with pytest.raises(openai.BadRequestError) as caught:
         client.images.generate(**{"model": "dit"} | fields)
     assert caught.value.param == param
+
+
+def test_openai_errors_name_no_field_of_generate(client: Any) -> None:
+    way = {"prompt_to": "dog", "seed_to": 3}
+    with pytest.raises(openai.BadRequestError, match="n: must be at least 2 with prompt_to and seed_to, or"):
+        client.images.generate(model="dit", prompt="cat", extra_body=way)
+    with pytest.raises(openai.BadRequestError, match="prompt_to: needs one class or mixture to lead from"):
+        client.images.generate(model="dit", prompt='["cat", "dog"]', extra_body=way)
 
 
 def test_an_edit_may_be_of_a_mixture(client: Any, server: Running) -> None:

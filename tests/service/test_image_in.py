@@ -148,7 +148,7 @@ def test_a_link_may_hold_a_small_image(server: Running) -> None:
         ({"image": None, "mask": text(MASK)}, "mask: needs an image"),
         ({"image": None, "strength": 0.5}, "strength: needs an image"),
         ({"image": None, "class": None}, "class: required: one of"),
-        ({"class": None, "guidance": 2}, "guidance: leads to a class: name one in class"),
+        ({"class": None, "guidance": 2}, "guidance: leads to a class, and none is named"),
         ({"strength": 0}, "strength: must be a number from 0.01 to 1, not 0"),
         ({"strength": 1.5}, "strength: must be a number from 0.01 to 1, not 1.5"),
         ({"image": 7}, "image: must be a PNG, WebP or JPEG file in base64"),
@@ -205,6 +205,13 @@ def test_an_edit_without_a_mask_changes_all_of_it(client: Any, server: Running) 
     assert (decoded(answer.data[0]) == pixels(post(server, strength=0.3))).all()
 
 
+def test_one_image_may_stand_in_a_list(client: Any) -> None:
+    """As in the examples of OpenAI; the client calls the field image[] then."""
+    how: dict[str, Any] = {"model": "dit", "prompt": "dog", "extra_body": {"seed": 5, "deterministic": True}}
+    first, again = (client.images.edit(image=image, **how) for image in (png(IMAGE), [png(IMAGE)]))
+    assert first.data[0].b64_json == again.data[0].b64_json
+
+
 def test_an_edit_streams(client: Any) -> None:
     stream = client.images.edit(
         model="dit",
@@ -234,7 +241,7 @@ def test_variations_need_no_prompt(client: Any, server: Running) -> None:
     [
         ({"image": png(IMAGE[:4])}, "image: must be 8 x 8 pixels, not 8 x 4"),
         ({"image": png(IMAGE), "mask": png(MASK)}, "mask: must be transparent where the image may change"),
-        ({"image": [png(IMAGE), png(IMAGE)]}, "image"),
+        ({"image": [png(IMAGE), png(IMAGE)]}, "image: given more than once"),
         ({"image": png(IMAGE), "n": 17}, "n: must be a whole number from 1 to 16, not 17"),
         (
             {"image": png(IMAGE), "extra_body": {"num_inference_steps": "many"}},

@@ -193,10 +193,21 @@ def test_previews_come_on_the_way(local: Model, remote: RemoteModel) -> None:
         ("cat", {"seed_to": 9}, "n: must be at least 2 with seed_to"),
         ("cat", {"negative_class": "dog", "guidance": 1.0}, "negative_class: needs a guidance other than 1"),
         ("cat", {"image": IMAGE.resize((4, 4))}, "image: must be 8 x 8 pixels, not 4 x 4"),
+        ("cat", {"image": "cat.png"}, "image: must be an image of PIL, not str"),
+        ("cat", {"image": IMAGE, "mask": np.array(MASK)}, "mask: must be an image of PIL, not ndarray"),
+        (
+            "cat",
+            {"image": IMAGE.convert("CMYK")},
+            "image: must be gray or RGB with 8 bits a channel, not of mode",
+        ),
+        ("cat", {"model": "other"}, "model: unknown field: use class_"),
+        ("cat", {"format": "npz"}, "format: unknown field: use class_"),
+        ({"cat", "dog"}, {}, "class: must be text, a number, a dict or a list, not set"),
+        ("cat", {"on_preview": print, "previews": -1}, "preview: must be a whole number from 0 to 64"),
     ],
     ids=[
         *("class", "n", "steps", "sampler", "unknown", "strength", "weight", "mixed", "nested", "listed", "to"),
-        *("seed", "negative", "image"),
+        *("seed", "negative", "image", "path", "array", "mode", "model", "format", "object", "previews"),
     ],
 )
 def test_both_raise_the_same_errors(
@@ -207,6 +218,25 @@ def test_both_raise_the_same_errors(
             model.sample(class_, **options)
         assert str(caught.value).startswith(message)
         assert caught.value.errors[0].field == message.partition(":")[0]
+
+
+def test_numbers_of_numpy_are_numbers(local: Model, remote: RemoteModel) -> None:
+    """Seeds and labels of a trajectory are, and come back in the next request."""
+    told = local.trajectory(["cat", "dog"], seed=5, steps=2)
+    numbers: dict[str, Any] = {"class_": told.labels, "seed": told.seeds[0], "steps": np.int32(2)}
+    for model in (local, remote):
+        for image, right in zip(model.sample(**numbers), told.images, strict=True):
+            assert difference(np.array(image), right) <= 1
+
+
+def test_what_only_a_service_can_do(local: Model, remote: RemoteModel) -> None:
+    first, again = (remote.sample("cat", seed=1, deterministic=True, deadline_ms=600_000) for _ in range(2))
+    assert first[0].info["deterministic"] == "true"
+    assert difference(np.array(first[0]), np.array(again[0])) == 0
+    refused: tuple[dict[str, Any], ...] = ({"deterministic": True}, {"deadline_ms": 1})
+    for more in refused:
+        with pytest.raises(InvalidRequest, match=r"is for a running service: see stepwise\.connect"):
+            local.sample("cat", **more)
 
 
 def test_in_an_event_loop(local: Model) -> None:
@@ -222,6 +252,10 @@ def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nope/config\.json does not exist"):
         stepwise.load(tmp_path / "nope")
     assert stepwise.load("dit").class_names == list("0123456789")  # a shipped one, by its name
+    with pytest.raises(ValueError, match="device: must be one of auto, cpu, cuda, not 'tpu'"):
+        stepwise.load("dit", device="tpu")
+    with pytest.raises(ValueError, match="dtype: must be one of auto, float32, .*, not 'int3'"):
+        stepwise.load("dit", dtype="int3")
 
 
 def test_unknown_models_and_keys_are_told(server: Running, checkpoints: Path) -> None:

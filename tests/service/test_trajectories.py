@@ -309,11 +309,16 @@ def test_an_answer_is_counted_and_its_memory_is_free_again(server: Running) -> N
 
 
 def test_where_others_hold_the_memory_it_says_when_to_come_back(server: Running) -> None:
+    counted = {"diffusion_requests_total": "outcome", "diffusion_rejections_total": "reason"}
+    kinds = {"outcome": "rejected", "reason": "unavailable"}
+    before = {name: server.metric(name, model="dit", **{label: kinds[label]}) for name, label in counted.items()}
     with room(server).taken(MAX_HELD):
         refused = post(server, "npz")
         assert post(server, "png").status_code == 200
     assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
     assert refused.json()["detail"] == "too many trajectories at once: try again later"
+    for name, label in counted.items():
+        assert server.metric(name, model="dit", **{label: kinds[label]}) == before[name] + 1
     assert post(server, "npz").status_code == 200
 
 

@@ -123,7 +123,7 @@ def test_what_cannot_be_used_is_refused(field: str, data: bytes, message: str) -
 def test_a_picture_of_many_pixels_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = file(Image.new("1", (30_000, 30_000)))
     monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("decoded"))
-    with pytest.raises(InvalidRequest, match="30000 x 30000|cannot be read"):
+    with pytest.raises(InvalidRequest, match="must be 8 x 6 pixels, and has far more"):
         read_known(card(), bomb, None)
 
 

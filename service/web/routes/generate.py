@@ -8,7 +8,7 @@ import numpy as np
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, Unavailable
 from service.settings import Settings
 from service.web import event_stream, images
 from service.web.bodies import read_bytes, read_json, read_query, refuse_query, refuse_repeats
@@ -164,7 +164,11 @@ async def _finish(request: Request, generator: Generator, job: Job, form: str) -
 
 async def _record(request: Request, generator: Generator, job: Job, form: str) -> Generated[bytes]:
     """Raises AnswerTooLarge, or Unavailable where others hold the memory for it."""
-    request.scope["at_end"].enter_context(generator.room.taken(recorded_bytes(job)))
+    try:
+        request.scope["at_end"].enter_context(generator.room.taken(recorded_bytes(job)))
+    except Unavailable as error:  # before the engine hears of it, so it is counted here
+        generator.count_end(job.params.model, error)
+        raise
     job = replace(job, params=replace(job.params, trajectory=form == "npz"))
     return await unless_disconnected(request.receive, generator.record(job, recorder(job, form)))
 
