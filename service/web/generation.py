@@ -29,11 +29,13 @@ from service.web.job import Job
 from service.web.recording import Recorder, Room
 from service.web.resolve import resolve
 from service.web.schemas import GenerateFields, Limits, Timings, limits
+from service.web.uploads import read_known
 from service.wire.async_engine import AsyncEngine, pixels
 from service.wire.messages import ModelCard, Preview, RequestOutput
 
 T = TypeVar("T")
-INLINE_BYTES = 4 * 1024  # of pixels: 3 KiB take 20 us as PNG, at most 1 ms as webp; 15 KiB can take 9
+# Of files that come, or of pixels that leave: 3 KiB take 20 us as PNG, at most 1 ms as webp; 15 KiB can take 9.
+INLINE_BYTES = 4 * 1024
 HOPELESS = 0.5  # of the measured time of a request's steps: the measured ones may be slow, but not that slow
 Encode = Callable[[list[np.ndarray]], T]  # images [H, W, C] uint8 to whatever an API sends; may run in a thread
 
@@ -111,6 +113,7 @@ class Generator:
         seeds: tuple[int, ...] = (),
         timeout: float | None = None,
         transparent: bool = False,
+        known: tuple[bytes, bytes] | None = None,
     ) -> Job:
         """Check the fields against the model and fill in its defaults.
 
@@ -119,18 +122,30 @@ class Generator:
             seeds: of each image, instead of those that follow from fields.seed.
             timeout: in seconds, instead of fields.deadline_ms.
             transparent: image and mask say by transparency what may change.
+            known: what read_known makes of the two, if they have been read.
 
         Raises:
             UnknownModel, InvalidRequest: what is wrong, and what is allowed.
         """
         card = self.card(fields.model)
-        params = resolve(card, self.engine.spacings, fields, self.limits, labels, seeds, transparent)
+        params = resolve(card, self.engine.spacings, fields, self.limits, labels, seeds, transparent, known)
         if params.deterministic and card.repeats_itself is False:
             message = "this machine does not repeat itself bit by bit, as a check at start-up showed"
             raise InvalidRequest.field("deterministic", message)
         if fields.deadline_ms is not None:
             timeout = fields.deadline_ms / 1000
         return Job(params, card, f"Stepwise {self.version}", timeout)
+
+    async def admit(self, fields: GenerateFields, transparent: bool = False) -> Job:
+        """resolve. Large files are read in a thread before it: one of 64 KiB can hold 64 MiB of compressed text.
+
+        All else is checked behind that in one turn of the event loop, against the version that serves then.
+        """
+        known, size = None, len(fields.image or b"") + len(fields.mask or b"")
+        if fields.image is not None and size > INLINE_BYTES:
+            card = self.card(fields.model)
+            known = await asyncio.to_thread(read_known, card, fields.image, fields.mask, transparent)
+        return self.resolve(fields, transparent=transparent, known=known)
 
     def etag(self, job: Job, form: str) -> str:
         """Names the bytes of a deterministic answer, which depend on nothing else; "" while the model warms up."""

@@ -21,6 +21,7 @@ def resolve(
     labels: tuple[int, ...],
     seeds: tuple[int, ...],
     transparent: bool = False,
+    known: tuple[bytes, bytes] | None = None,
 ) -> SamplingParams:
     """Check the fields against their limits and the model, and fill in its defaults.
 
@@ -29,6 +30,7 @@ def resolve(
         labels: class index of each image, instead of fields.class_ for all.
         seeds: of each image, instead of those that follow from fields.seed.
         transparent: image and mask say by transparency what may change.
+        known: what read_known makes of the two, if they have been read.
 
     Raises:
         InvalidRequest: what is wrong, and what is allowed.
@@ -48,7 +50,7 @@ def resolve(
         negative_label=find_negative(card, fields, images["class_label"], scale),
         deterministic=bool(fields.deterministic),
         **images | ({"seeds": seeds} if seeds else {}),
-        **_known(card, fields, transparent),
+        **_known(card, fields, transparent, known),
     )
 
 
@@ -61,14 +63,16 @@ def _guidance(card: ModelCard, fields: GenerateFields, label: int, own: float) -
     return 1.0
 
 
-def _known(card: ModelCard, fields: GenerateFields, transparent: bool) -> dict[str, Any]:
+def _known(
+    card: ModelCard, fields: GenerateFields, transparent: bool, known: tuple[bytes, bytes] | None
+) -> dict[str, Any]:
     """What SamplingParams says about an image."""
     if fields.image is None:
         for name in ("mask", "strength"):
             if getattr(fields, name) is not None:
                 raise InvalidRequest.field(name, "needs an image")
         return {}
-    image, free = read_known(card, fields.image, fields.mask, transparent)
+    image, free = known or read_known(card, fields.image, fields.mask, transparent)
     usual = 1.0 if free else STRENGTH
     strength = usual if fields.strength is None else fields.strength
     return {"image": image, "free": free, "strength": strength}

@@ -3,7 +3,9 @@
 import base64
 import io
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import httpx
@@ -15,7 +17,7 @@ from PIL import Image
 from models.checkpoint import load_checkpoint
 from models.samplers import MIN_STRENGTH
 from models.sampling import Guidance, Known, sample, to_uint8
-from service.web import schemas
+from service.web import schemas, uploads
 from service.web.images import write_png
 from service.web.middleware import MAX_FILES_BODY
 from tests.service.conftest import Running
@@ -173,6 +175,31 @@ def test_files_may_be_larger_than_other_bodies(server: Running) -> None:
     for path, size in (("/generate", MAX_FILES_BODY), ("/v2/models/dit/infer", 64 * 1024)):
         response = server.client.post(path, content=bytes(size + 1), headers={"Content-Type": "application/json"})
         assert response.status_code == 413
+
+
+@pytest.mark.parametrize("api", ["generate", "openai"])
+def test_a_large_file_holds_up_nobody_else(server: Running, monkeypatch: pytest.MonkeyPatch, api: str) -> None:
+    """64 KiB of PNG can hold 64 MiB of compressed text, and take half a second."""
+    begun, go_on, read = Event(), Event(), uploads.Image.open
+
+    def slow(*args: Any, **options: Any) -> Any:
+        begun.set()
+        assert go_on.wait(60)
+        return read(*args, **options)
+
+    monkeypatch.setattr(uploads.Image, "open", slow)
+    file = png(IMAGE) + bytes(10_000)
+    form: dict[str, Any] = {"data": {"model": "dit", "prompt": "cat"}, "files": {"image": file}}
+    body: dict[str, Any] = {"json": {"model": "dit", "class": "cat", "image": base64.b64encode(file).decode()}}
+    with ThreadPoolExecutor(1) as pool:
+        path, sent = ("/generate", body) if api == "generate" else ("/v1/images/edits", form)
+        answer = pool.submit(httpx.post, f"{server.url}{path}", timeout=60, **sent)
+        try:
+            assert begun.wait(60)
+            assert server.client.get("/livez", timeout=10).status_code == 200
+        finally:
+            go_on.set()
+        assert answer.result().status_code == 200
 
 
 @pytest.fixture(scope="module")

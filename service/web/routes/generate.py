@@ -72,7 +72,7 @@ async def generate(request: Request) -> Response:
     generator: Generator = request.app.state.generator
     fields = await _read(request, generator)
     form = choose_format(fields, ",".join(request.headers.getlist("accept")))
-    job = generator.resolve(fields)
+    job = await generator.admit(fields)
     if form == "stream":
         return await _stream(generator, fields, job)
     generated = await _finish(request, generator, job, form)

@@ -1,10 +1,12 @@
 """Layout, the strip of numbers, colours, words, and a browser without scripts."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks.page_pictures import take
 from tests.service.conftest import Running
 from tests.service.page.conftest import Visit, decoded, problem
 
@@ -111,3 +113,11 @@ def test_without_script_the_page_says_what_to_do(browser: Any, server: Running) 
     for name in ("description", "og:title", "og:description"):
         assert page.locator(f"meta[name='{name}'], meta[property='{name}']").get_attribute("content")
     context.close()
+
+
+def test_the_pictures_of_the_documents_are_taken(browser: Any, server: Running, tmp_path: Path) -> None:
+    take(browser, server.url, tmp_path)
+    page, burst = (decoded((tmp_path / name).read_bytes()) for name in ("page.png", "burst.png"))
+    assert (page.shape[1], burst.shape[1]) == (1060, 1494)  # as in docs/
+    assert page.shape[0] > 1000  # the film lies below the first screen
+    assert len(np.unique(burst.reshape(-1, burst.shape[-1]), axis=0)) > 100  # there are pictures in it

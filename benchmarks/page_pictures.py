@@ -1,0 +1,63 @@
+"""The pictures of the page in docs/: a drawing with its film, and a burst whose requests share forwards.
+
+    python -m benchmarks.page_pictures
+
+The real server runs with the shipped checkpoints, and a chromium that is installed visits it. A burst is drawn at
+random, so its picture is another one each time.
+"""
+
+import asyncio
+import shutil
+from pathlib import Path
+from typing import Any
+
+from benchmarks.client import serving
+from models.files import SHIPPED
+
+DOCS = SHIPPED.parent / "docs"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+VIEW = {"width": 1060, "height": 900}  # CSS pixels
+CHOICE, BURST = "#class=3&seed=7&steps=10", 24
+SHARP = 1.5  # pixels for one of CSS, where the picture shows pictures of 32 pixels
+
+
+def take(browser: Any, url: str, folder: Path) -> None:
+    """Write page.png and burst.png into a folder.
+
+    Args:
+        browser: of playwright's synchronous API.
+        url: of a service that is ready.
+    """
+    page = browser.new_page(viewport=VIEW, color_scheme="light")
+    page.goto(f"{url}/{CHOICE}")
+    page.locator("#status", has_text="done in").wait_for()
+    end = page.locator("#player").bounding_box()
+    whole = {"x": 0, "y": 0, "width": VIEW["width"], "height": end["y"] + end["height"] + 8}
+    page.screenshot(path=folder / "page.png", full_page=True, clip=whole)
+    page.close()
+    page = browser.new_page(viewport=VIEW, color_scheme="light", device_scale_factor=SHARP)
+    page.goto(url)
+    page.locator("#burst-size").fill(str(BURST))
+    page.locator("#burst").click()
+    page.locator("#status", has_text="pictures in").wait_for()
+    page.locator("#bursts .panel").screenshot(path=folder / "burst.png")
+    page.close()
+
+
+def visit(url: str, folder: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    installed = next(filter(None, map(shutil.which, BROWSERS)), None)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=installed, args=["--no-sandbox", "--disable-gpu"])
+        take(browser, url, folder)
+        browser.close()
+
+
+async def main(folder: Path = DOCS) -> None:
+    async with serving(checkpoints=SHIPPED) as server:
+        await asyncio.to_thread(visit, f"http://127.0.0.1:{server.port}", folder)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
