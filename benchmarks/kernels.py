@@ -29,7 +29,7 @@ from kernels import (
 )
 from kernels.gather_rows import gather_rows
 from kernels.linear_gelu import linear_gelu_reference
-from kernels.sampler_step import NUM_COEFFICIENTS, NUM_INDICES, Mixtures
+from kernels.sampler_step import NUM_COEFFICIENTS, NUM_INDICES
 from service.engine.graphs import CudaDevice
 from service.engine.runner import lay_out
 
@@ -126,25 +126,8 @@ def step_cases(rows: int) -> Iterator[Case]:
         numbers[:, NOISE] = noise
         state = (latent, history, output, indices, numbers)
         yield Case(f"sampler step, noise {noise:g}", lambda s=state: sampler_step(*s), None, moved)
-    yield mixture_case(rows)
     block = torch.stack([slots, slots, torch.zeros_like(slots)], 1)
     yield Case("gather rows", lambda: gather_rows(latent, block, DTYPE))
-
-
-def mixture_case(rows: int) -> Case:
-    """Half as many images as rows, each of two classes; one row is an image that is mixed with itself."""
-    images = max(1, rows // 2)
-    slots = torch.arange(images, device=DEVICE)
-    latent, history = (torch.randn(images + 1, 3, 32, 32, device=DEVICE) for _ in range(2))
-    output, numbers = (
-        randn(rows, 3, 32, 32).contiguous(),
-        torch.full((images, NUM_COEFFICIENTS), 0.5, device=DEVICE),
-    )
-    first = slots + rows - images
-    mixtures = Mixtures(torch.stack([first, first + 1], 1), torch.full((rows,), 0.5, device=DEVICE))
-    state = (latent, history, output, torch.stack([slots] * NUM_INDICES, 1), numbers)
-    moved = 4 * latent[1:].nbytes + output.nbytes
-    return Case("sampler step, two classes", lambda: sampler_step(*state, mixtures=mixtures), None, moved)
 
 
 def measure(device: CudaDevice, case: Case, rows: int, compiled: bool) -> dict[str, Any]:
