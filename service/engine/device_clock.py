@@ -46,7 +46,7 @@ class DeviceClock:
         self._free_at = max(started, self._free_at) + seconds
 
     def ask(self, has_ended: bool) -> None:
-        """Call before the host waits for the end of a step; has_ended: in truth, there is none to wait for."""
+        """Call before the host waits for the end of a step; has_ended: already, so it will not wait."""
         self._overslept = has_ended and self._waited > 0
 
     def collected(self, started: float, now: float, rest: float) -> tuple[float, bool]:

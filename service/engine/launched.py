@@ -26,12 +26,17 @@ class StepResult:
 class Event(Protocol):
     """A point in the device's work, as torch.cuda.Event is."""
 
-    def query(self) -> bool: ...
-    def synchronize(self) -> None: ...
+    def query(self) -> bool:
+        """Whether it has been reached."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until it is."""
+        ...
 
 
 class HasCome:
-    """Of a device that works while the host waits."""
+    """The end of a step that has ended when its launch returns, as on a CPU."""
 
     def query(self) -> bool:
         return True
