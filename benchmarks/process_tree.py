@@ -31,9 +31,9 @@ def cpu_of(pid: int, module: str) -> float:
 
 
 def machine_seconds() -> float:
-    """CPU time that all processes of the machine have used."""
-    user, nice, system, _idle, _wait, irq, softirq = map(int, (PROC / "stat").read_text().split()[1:8])
-    return (user + nice + system + irq + softirq) / TICKS
+    """CPU time that all processes of the machine have used, and that its hypervisor gave to other machines."""
+    user, nice, system, _idle, _wait, irq, softirq, stolen = map(int, (PROC / "stat").read_text().split()[1:9])
+    return (user + nice + system + irq + softirq + stolen) / TICKS
 
 
 def status(pid: int, field: str) -> int:

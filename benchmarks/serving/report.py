@@ -6,6 +6,7 @@ from typing import Any
 
 from benchmarks import pages
 from benchmarks.serving.load import LATE
+from benchmarks.serving.summary import is_disturbed
 
 Columns = dict[str, Any]  # of docs/serving.json: by name, what was measured and when
 Result = dict[str, Any]
@@ -19,7 +20,6 @@ TITLES = {
 }
 LOADS = {"W2-25": 0.25, "W2-50": 0.5, "W2-70": 0.7, "W2-90": 0.9, "W5": 1.5}
 CLIENTS = (1, 4, 16, 64, 256)
-BUSY = 0.1  # cores that other programs used: beyond it a figure is marked
 
 
 def percent(share: float) -> str:
@@ -92,7 +92,7 @@ FAST: tuple[Row, ...] = (
 
 
 def table(columns: Columns, rows: Iterable[Row], leave_out: Iterable[str] = ()) -> str:
-    """A figure is marked with a star where other programs used the machine."""
+    """A figure is marked with a star where something else had the cores."""
     shown = [name for name in TITLES if name in columns and name not in leave_out]
     lines = [f"| | {' | '.join(TITLES[name] for name in shown)} |", "|---|" + "---|" * len(shown)]
     for text, workload, cell in rows:
@@ -103,7 +103,7 @@ def table(columns: Columns, rows: Iterable[Row], leave_out: Iterable[str] = ()) 
 
 
 def _mark(result: Result) -> str:
-    return " *" if result.get("elsewhere_cores", 0.0) > BUSY else ""
+    return " *" if is_disturbed(result) else ""
 
 
 def class_table(columns: Columns, column: str) -> str:

@@ -1,8 +1,10 @@
 """The measure of the service at accelerator speed: its requests, its ideal, its figures, and a short run."""
 
 import asyncio
+import contextlib
 import json
 from collections import Counter
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,29 @@ def test_the_first_fifth_is_dropped_and_the_rest_counted() -> None:
     assert found["in_time"] == {"20": 0.25, "dit": 0.25}  # one of the four who stay
     assert found["cpu_ms"] == pytest.approx(400)
     assert (found["server_cores"], found["engine_cores"], found["client_cores"]) == (0.15, 0.1, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "kept", "tries"), [([0.0, 9], 0.0, 1), ([0.2, 0.01, 9], 0.01, 2), ([0.3, 0.1, 0.2, 9], 0.1, 3)]
+)
+def test_a_disturbed_run_is_made_again(
+    monkeypatch: pytest.MonkeyPatch, elsewhere: list[float], kept: float, tries: int
+) -> None:
+    """The runs themselves are replaced: nobody can order a hypervisor to steal."""
+    left = iter(elsewhere)
+
+    @contextlib.asynccontextmanager
+    async def no_server(*_: object) -> AsyncIterator[None]:
+        yield
+
+    async def measure(*_: object) -> dict[str, float]:
+        return {"elsewhere_cores": next(left)}
+
+    monkeypatch.setattr(command, "run_server", no_server)
+    monkeypatch.setattr(command, "measure", measure)
+    found = asyncio.run(command.undisturbed("stepwise", Open("x", ((1.0, 1),))))
+    assert found["elsewhere_cores"] == kept
+    assert next(left) == elsewhere[tries]
 
 
 def test_recovery_is_the_first_second_that_is_as_before() -> None:
