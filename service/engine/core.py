@@ -94,10 +94,11 @@ class EngineCore:
         # From anywhere, so that the numbers of two engines behind one address differ.
         self._forwards = {model: count(secrets.randbits(NUMBER_BITS)) for model in runners}
 
-    def warm_up(self, model: str, on_progress: Callable[[], None] = lambda: None) -> None:
+    def warm_up(self, model: str, on_progress: Callable[[], None] = lambda: None) -> int:
         """Make every row count of a model fast, and choose its row cap; on_progress is called in between."""
         cap = self.measure(self.runners[model], on_progress)
         self.shares[model] = self.new_share(model, cap)
+        return cap
 
     def measure(self, runner: ModelRunner, on_progress: Callable[[], None] = lambda: None) -> int:
         """The row cap of a runner that serves nobody yet; it then knows its times, and if it repeats itself."""
