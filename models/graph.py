@@ -86,7 +86,7 @@ def trace(network: nn.Module, config: ModelConfig) -> "openvino.Model":
         _insert_weights(model, network.state_dict())
         _check_same(model, network, config)
     except Exception as error:  # whatever a foreign network or the conversion raises
-        raise CheckpointError(f"this network cannot be exported to OpenVINO: {error}") from error
+        raise CheckpointError(f"this network cannot be exported to OpenVINO: {reason(error)}") from error
     return model
 
 
@@ -127,21 +127,17 @@ def read_graph(folder: Path, weights: Path, architecture: str | None = None) -> 
     """
     remedy = f"make it anew by `run.py export {folder}`"
     try:
-        constants = (folder / CONSTANTS).read_bytes()
-        model = import_openvino().Core().read_model((folder / GRAPH).read_bytes(), constants)
-        made_for = {name: model.get_rt_info(name).astype(str) for name in (LAYOUT, DIGEST)}
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{folder / GRAPH} cannot be read: {remedy} ({error})") from error
-    wanted = {
-        LAYOUT: _layout(load_config(folder), architecture),
-        DIGEST: _digest(constants),
-    }
-    if made_for != wanted:
+        xml, constants = (folder / GRAPH).read_bytes(), (folder / CONSTANTS).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{error.filename} cannot be read: {remedy} ({error.strerror})") from error
+    facts = {LAYOUT: _layout(load_config(folder), architecture), DIGEST: _digest(constants)}
+    if not all(f'<{name} value="{value}" />'.encode() in xml for name, value in facts.items()):
         raise CheckpointError(f"{folder / GRAPH} is not of this network: {remedy}")
     try:
+        model = import_openvino().Core().read_model(xml, constants)
         _insert_weights(model, load_file(weights))
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{folder / GRAPH} does not fit {weights}: {remedy} ({error})") from error
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{folder / GRAPH} does not fit {weights}: {remedy} ({reason(error)})") from error
     return model
 
 
@@ -152,11 +148,18 @@ def _layout(config: ModelConfig, architecture: str | None) -> str:
     return _digest(json.dumps(facts, sort_keys=True).encode())
 
 
-def _example(config: ModelConfig) -> tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(ROWS, *config.image_shape, generator=generator)
+def example(config: ModelConfig) -> tuple[Tensor, ...]:
+    """ROWS rows of what a network of this config takes: x [B, C, H, W], t [B] and y [B], some also r and w [B]."""
+    x = torch.randn(ROWS, *config.image_shape, generator=torch.Generator().manual_seed(0))
     t, y = torch.linspace(900.0, 100.0, ROWS), torch.arange(ROWS) % config.num_classes
     return (x, t, y, t / 2, torch.linspace(1.0, 2.0, ROWS)) if config.is_few_step else (x, t, y)
+
+
+def reason(error: BaseException) -> str:
+    """What an exporter failed at, in one line, without the layers of advice around it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())
 
 
 def spread_group_norms(model: "openvino.Model") -> None:
@@ -179,13 +182,13 @@ def spread_group_norms(model: "openvino.Model") -> None:
 
 def _convert(network: nn.Module, config: ModelConfig) -> "openvino.Model":
     """The graph as OpenVINO makes it of torch's trace. Its inputs are those of the network, then its weights."""
-    ov, example, weights = import_openvino(), _example(config), network.state_dict()
-    shapes = [[-1, *tensor.shape[1:]] for tensor in example] + [list(tensor.shape) for tensor in weights.values()]
+    ov, inputs, weights = import_openvino(), example(config), network.state_dict()
+    shapes = [[-1, *tensor.shape[1:]] for tensor in inputs] + [list(tensor.shape) for tensor in weights.values()]
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch.jit.trace is deprecated, and checks of shapes are not recorded
-        given = (*example, *weights.values())
+        given = (*inputs, *weights.values())
         model = ov.convert_model(_Opened(network), example_input=given, input=list(map(ov.PartialShape, shapes)))
-    names = [*INPUTS[: len(example)], *weights, OUTPUT]
+    names = [*INPUTS[: len(inputs)], *weights, OUTPUT]
     for name, port in zip(names, (*model.inputs, *model.outputs), strict=True):
         port.get_tensor().set_names({name})
         port.get_node().set_friendly_name(name)
@@ -197,10 +200,10 @@ def _check_same(model: "openvino.Model", network: nn.Module, config: ModelConfig
     """A trace knows one way through the network: a loop or an `if` that depends on numbers may be lost."""
     compiled = import_openvino().Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for rows in (ROWS, 1):
-        example = [tensor[:rows] for tensor in _example(config)]
+        inputs = [tensor[:rows] for tensor in example(config)]
         with torch.no_grad():
-            wanted = network(*example)
-        got = torch.from_numpy(compiled([tensor.numpy() for tensor in example])[0])
+            wanted = network(*inputs)
+        got = torch.from_numpy(compiled([tensor.numpy() for tensor in inputs])[0])
         allowed = TOLERANCE * wanted.abs().max().clamp(min=1)
         if got.shape != wanted.shape or not (got - wanted).abs().max() <= allowed:
             raise ValueError(f"its graph computes other numbers than the network at {rows} rows")

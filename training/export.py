@@ -4,14 +4,12 @@ import warnings
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from models.checkpoint import load_checkpoint
+from models.checkpoint import CheckpointError, load_checkpoint
 from models.files import GRAPH, replace_file
-from models.graph import INPUTS, OUTPUT, trace, write_graph
+from models.graph import INPUTS, OUTPUT, example, reason, trace, write_graph
 
 OPSET = 20  # the first with Gelu
-ROWS = 3  # of the example; the file takes any number
 
 
 def export_graph(folder: Path, architecture: str | None = None) -> Path:
@@ -37,24 +35,23 @@ def export_onnx(folder: Path, file: Path, architecture: str | None = None) -> Pa
         CheckpointError: a checkpoint that cannot be read, or a network that ONNX cannot express.
     """
     network, config = load_checkpoint(folder, architecture)
-    numbers = torch.linspace(900, 100, ROWS)
-    example: tuple[Tensor, ...] = (torch.randn(ROWS, *config.image_shape), numbers, torch.arange(ROWS))
-    if config.is_few_step:
-        example += (numbers / 2, torch.ones(ROWS))
-    rows = torch.export.Dim("rows")
-    names = INPUTS[: len(example)]
+    inputs = example(config)
+    rows, names = torch.export.Dim("rows"), INPUTS[: len(inputs)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            network,
-            example,
-            dynamo=True,
-            verbose=False,
-            opset_version=OPSET,
-            input_names=names,
-            output_names=[OUTPUT],
-            dynamic_shapes=tuple({0: rows} for _ in names),
-        )
+        try:
+            program = torch.onnx.export(
+                network,
+                inputs,
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                input_names=names,
+                output_names=[OUTPUT],
+                dynamic_shapes=tuple({0: rows} for _ in inputs),
+            )
+        except Exception as error:  # whatever a foreign network or the exporter raises
+            raise CheckpointError(f"this network cannot be exported to ONNX: {reason(error)}") from error
     assert program is not None  # with dynamo there is always one
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_file(file, program.model_proto.SerializeToString())

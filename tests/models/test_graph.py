@@ -150,8 +150,8 @@ def change_weights(folder: Path, change: Callable[[dict[str, Tensor]], object]) 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no graph": (lambda folder: (folder / GRAPH).unlink(), "cannot be read"),
     "no constants": (lambda folder: (folder / CONSTANTS).unlink(), "cannot be read"),
-    "half a graph": (lambda folder: cut(folder / GRAPH), "cannot be read"),
-    "half of the constants": (lambda folder: cut(folder / CONSTANTS), "graph.xml"),
+    "half a graph": (lambda folder: cut(folder / GRAPH), "does not fit"),
+    "half of the constants": (lambda folder: cut(folder / CONSTANTS), "not of this network"),
     "constants of another": (
         lambda folder: (folder / CONSTANTS).write_bytes(bytes(len((folder / CONSTANTS).read_bytes()))),
         "not of this network",

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.checkpoint import ModelConfig, load_checkpoint
+from models.checkpoint import ModelConfig, load_checkpoint, save_checkpoint
 from models.files import CONSTANTS, GRAPH, SHIPPED, WEIGHTS
 from models.graph import INPUTS, import_openvino, read_graph
 from models.sampling import Guidance, sample, to_uint8
@@ -82,6 +82,32 @@ def test_export_writes_the_graph_into_the_folder(tmp_path: Path, capsys: pytest.
     assert capsys.readouterr().out == f"{folder / GRAPH}\n"
     assert {file.name for file in folder.iterdir()} == {"config.json", WEIGHTS, GRAPH, CONSTANTS}
     read_graph(folder, folder / WEIGHTS)
+
+
+class Failing(nn.Module):
+    """A network of the tests; its forward always fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        raise LookupError("no way")
+
+
+@pytest.mark.parametrize("options", [[], ["--onnx", "file.onnx"]])
+def test_a_network_that_cannot_be_exported_is_told(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint(tmp_path / "mine", Failing(), ModelConfig("mine", {}))
+    assert main(["export", "mine", "--architecture", "tests.training.test_export:Failing", *options]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert "cannot be exported to" in said
+    assert "no way" in said
+    assert {file.name for file in (tmp_path / "mine").iterdir()} == {"config.json", WEIGHTS}
+    assert not Path("file.onnx").exists()
 
 
 def test_an_onnx_file_is_of_one_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
