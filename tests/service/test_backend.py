@@ -19,7 +19,8 @@ from pydantic import SecretStr
 from torch import Tensor, nn
 
 from models.checkpoint import ModelConfig, load_checkpoint, save_checkpoint
-from models.graph import GRAPH, trace, write_graph
+from models.files import GRAPH
+from models.graph import trace, write_graph
 from service.backend import CompiledNetwork, NotCompiled, OpenVINO, choose_backend, compare, traced
 from service.engine.cards import describe
 from service.engine.request import Request
@@ -255,7 +256,7 @@ def test_a_process_that_is_killed_says_so_and_leaves_nothing(
     with ThreadPoolExecutor(1) as pool:
         killed = pool.submit(kill)
         with (
-            pytest.raises(NotCompiled, match="cannot be traced: it ended with code -9"),
+            pytest.raises(NotCompiled, match="cannot be traced: the process has ended with code -9"),
             traced(checkpoints / "dit", None, threading.Event()),
         ):
             pass
