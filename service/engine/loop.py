@@ -15,7 +15,14 @@ from service.engine.plan import compile_plans
 from service.engine.request import Request, RequestStatus
 from service.engine.swaps import Loader, Swaps
 from service.engine.versions import key
-from service.errors import DeadlinePassed, GenerationFailed, InvalidRequest, ServiceError, Unavailable
+from service.errors import (
+    NOT_REPEATED,
+    DeadlinePassed,
+    GenerationFailed,
+    InvalidRequest,
+    ServiceError,
+    Unavailable,
+)
 from service.observe.board import EngineBoard
 from service.wire.messages import Abort, FromWorker, Generate, Reply, RequestOutput, Seen, Swap
 
@@ -74,9 +81,9 @@ class EngineLoop:
         self._clients.close(reason)
 
     def _warm_up(self) -> None:
-        for model in self._core.runners:
-            self._core.warm_up(model, self._between_warm_ups)
-            logger.info("model %s is warm: %d rows a step", model, self._core.shares[model].scheduler.max_rows)
+        for model, runner in self._core.runners.items():
+            cap = self._core.warm_up(model, self._between_warm_ups)
+            logger.info("model %s is warm: %d rows a step, by %s", model, cap, runner.backend)
         self.ready = True
         self._tell_cards()
         self._board.stats(self._core.stats())
@@ -144,6 +151,7 @@ class EngineLoop:
         self.ready = False
         self._board.state("stopping")
         self._swaps.end("the service is shutting down")
+        self._tell_cards()  # no backend is to come any more
 
     def _refuses(self, client: Client, message: Generate | Swap) -> bool:
         """Answers that it is too early or too late, if it is."""
@@ -238,6 +246,8 @@ def _request(core: EngineCore, request_id: str, message: Generate) -> Request:
     if model is None:  # the worker has hung for as long as a swap takes
         raise Unavailable.because("the model was replaced while the request was on its way")
     config = core.runners[model].config
+    if params.deterministic and core.runners[model].repeats_itself is False:
+        raise InvalidRequest.field("deterministic", NOT_REPEATED)
     try:
         plans = compile_plans(config, params)
     except ValueError as error:
