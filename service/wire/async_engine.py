@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from service.errors import DeadlinePassed, ServiceError, Unavailable
+from service.errors import NOT_REPEATED, DeadlinePassed, InvalidRequest, ServiceError, Unavailable
 from service.observe.board import Board
 from service.wire.frames import FrameReader, frame
 from service.wire.messages import (
@@ -126,6 +126,8 @@ class AsyncEngine:
         except TimeoutError:
             text = "deadline_ms: the deadline has passed before the model's backend was final"
             raise DeadlinePassed(text) from None
+        if self.is_ready and self.cards[model].repeats_itself is False:
+            raise InvalidRequest.field("deterministic", NOT_REPEATED)
         return None if until is None else max(0.0, until - time.monotonic())
 
     async def swap(self, model: str, folder: str) -> ModelCard:

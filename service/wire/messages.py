@@ -73,10 +73,10 @@ class ModelCard(msgspec.Struct, frozen=True):
     sha256: str  # of the weights
     device: str
     dtype: str
-    backend: str  # that runs the network
     hardware: str  # name of the GPU, or cpu
     simulated: bool  # it takes time and draws stripes
     build: str  # what the bits of an image depend on besides its request: versions, device, threads
+    backend: str = "torch"  # that runs the network
     weight: float = 1.0  # share of the device
     guidance_range: tuple[float, float] | None = None  # scales that a few-step network takes without a second row
     max_rows: int | None = None  # measured by the warm-up, like all that follows; lower after a lack of memory

@@ -192,15 +192,17 @@ def test_other_outputs_than_torchs_are_refused() -> None:
         compare(compiled("dit", model=other), runner)
 
 
-def test_a_graph_that_does_not_fit_leaves_torch_and_says_why_once(
+def test_a_graph_that_does_not_fit_is_made_anew_and_says_why_once(
     stored: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (stored / "dit" / GRAPH).write_text("<net>torn")
     runners = load_runners(tiny_settings(stored, backend="openvino"))
     assert {name: runner.backend for name, runner in runners.items()} == {"dit": "torch", "unet": "openvino"}
     (line,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    assert line.startswith("model dit stays on torch: ")
+    assert line.startswith("model dit is traced: ")
+    assert "make it anew by `run.py export" in line
     assert "\n" not in line
+    assert runners["dit"].faster is not None
 
 
 def test_fresh_weights_and_other_dtypes_stay_on_torch(stored: Path, caplog: pytest.LogCaptureFixture) -> None:
