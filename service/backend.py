@@ -26,7 +26,6 @@ from models.files import CONFIG, GRAPH, WEIGHTS
 from models.graph import example, import_openvino, read_graph, reason, trace, write_graph
 from models.quantization import int8_model
 from service import child
-from service.engine.row_cap import row_counts
 from service.engine.runner import ModelRunner
 from service.settings import SettingsError
 
@@ -64,7 +63,6 @@ class OpenVINO:
         Torch's gets a `faster` where the network is still to be traced. All else that keeps torch is logged.
 
         Args:
-            runner: torch's, of the weights in the folder.
             folder: of the checkpoint; None for fresh weights.
             architecture: that the operator named instead of the checkpoint's own.
 
@@ -111,7 +109,7 @@ class OpenVINO:
             return self.compile(runner, folder, checkpoint / WEIGHTS, architecture)
 
     def compile(self, runner: ModelRunner, folder: Path, weights: Path, architecture: str | None) -> ModelRunner:
-        """A runner of the graph in a folder that gives what `runner` gives; it has run every row count once.
+        """A runner of the graph in a folder that gives what `runner` gives.
 
         Raises:
             CheckpointError: the graph is of another network, or there are no ranges for int8.
@@ -124,7 +122,7 @@ class OpenVINO:
         compare(network, runner, INT8_TOLERANCE if self.int8 else TOLERANCE[runner.dtype])
         faster = runner.successor(network, runner.config)
         faster.backend, faster.is_int8 = "openvino", self.int8
-        for rows in row_counts(runner.max_rows):  # each first time makes primitives
+        for rows in faster.step_seconds:  # of a model that serves: each first time is slow, for it makes primitives
             faster.execute(faster.rehearsal(rows))
         return faster
 
@@ -183,11 +181,9 @@ def choose_backend(name: str, device: torch.device, dtype: torch.dtype, int8: bo
             raise SettingsError(f"DIFFUSION_DTYPE is int8, which torch does not run: {text}")
         name = "openvino"
     if name == "openvino":
-        if device.type != "cpu":
-            text = "set DIFFUSION_DEVICE to cpu, or use auto"
-            raise SettingsError(f"DIFFUSION_BACKEND is openvino, which is for a CPU: {text}")
-        if dtype not in PRECISIONS:
-            raise SettingsError("DIFFUSION_BACKEND is openvino: set DIFFUSION_DTYPE to float32, bfloat16 or auto")
+        if device.type != "cpu" or dtype not in PRECISIONS:
+            text = "set DIFFUSION_DEVICE to cpu and DIFFUSION_DTYPE to float32, bfloat16 or auto"
+            raise SettingsError(f"DIFFUSION_BACKEND is openvino: {text}, or use torch or auto")
         if not installed:
             text = "pip install 'stepwise-diffusion[cpu]' (in a checkout: pip install '.[cpu]'), or use auto"
             what = "DIFFUSION_DTYPE is int8, which needs OpenVINO" if int8 else "DIFFUSION_BACKEND is openvino"

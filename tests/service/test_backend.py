@@ -163,15 +163,9 @@ def test_auto_takes_what_is_installed() -> None:
     assert choose_backend("torch", CPU, torch.float32) is None
 
 
-@pytest.mark.parametrize(
-    ("device", "dtype", "reason"),
-    [
-        ("cuda", torch.bfloat16, "set DIFFUSION_DEVICE to cpu"),
-        ("cpu", torch.float16, "set DIFFUSION_DTYPE to float32, bfloat16 or auto"),
-    ],
-)
-def test_what_openvino_cannot_do_is_refused(device: str, dtype: torch.dtype, reason: str) -> None:
-    with pytest.raises(SettingsError, match=reason):
+@pytest.mark.parametrize(("device", "dtype"), [("cuda", torch.bfloat16), ("cpu", torch.float16)])
+def test_what_openvino_cannot_do_is_refused(device: str, dtype: torch.dtype) -> None:
+    with pytest.raises(SettingsError, match="DIFFUSION_DEVICE to cpu and DIFFUSION_DTYPE to float32, bfloat16"):
         choose_backend("openvino", torch.device(device), dtype)
 
 
