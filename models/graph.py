@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -80,35 +81,21 @@ def trace(network: nn.Module, config: ModelConfig) -> "openvino.Model":
     Raises:
         CheckpointError: OpenVINO cannot express the network, or its graph computes something else.
     """
-    try:
-        model = _convert(network, config)
-        spread_group_norms(model)
-        _insert_weights(model, network.state_dict())
-        _check_same(model, network, config)
-    except Exception as error:  # whatever a foreign network or the conversion raises
-        raise CheckpointError(f"this network cannot be exported to OpenVINO: {reason(error)}") from error
-    return model
+    return _traced(network, config)[1]
 
 
-def write_graph(
-    model: "openvino.Model", config: ModelConfig, folder: Path, architecture: str | None = None
-) -> None:
-    """Write graph.xml and graph.bin of a traced model; the weights of the folder are not touched.
+def write_graph(network: nn.Module, config: ModelConfig, folder: Path, architecture: str | None = None) -> None:
+    """Write the network's graph.xml and graph.bin into the folder of its weights. It is traced as in trace.
 
     Args:
         architecture: `package.module:Class` where the operator overrides the config's own.
+
+    Raises:
+        CheckpointError: as trace.
     """
-    ov = import_openvino()
-    model = model.clone()
-    names = json.loads(model.get_rt_info(WEIGHTS_INFO).astype(str))
-    for node in model.get_ops():
-        if (name := node.get_friendly_name()) in names:
-            parameter = ov.opset13.parameter(node.shape, node.get_element_type())
-            parameter.set_friendly_name(name)
-            ov.utils.replace_node(node, parameter)
-            model.add_parameters([parameter])
+    model = _traced(network, config)[0]
     model.set_rt_info(_layout(config, architecture), LAYOUT)
-    xml, constants = _serialize(model)
+    _, constants = _serialize(model)
     model.set_rt_info(_digest(constants), DIGEST)
     xml, constants = _serialize(model)
     replace_file(folder / CONSTANTS, constants)
@@ -136,6 +123,7 @@ def read_graph(folder: Path, weights: Path, architecture: str | None = None) -> 
     try:
         model = import_openvino().Core().read_model(xml, constants)
         _insert_weights(model, load_file(weights))
+        _spread_group_norms(model)
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{folder / GRAPH} does not fit {weights}: {remedy} ({reason(error)})") from error
     return model
@@ -162,48 +150,43 @@ def reason(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def spread_group_norms(model: "openvino.Model") -> None:
-    """Replace each GroupNormalization, which OpenVINO runs slowly on a CPU, by what it is made of.
+def _spread_group_norms(model: "openvino.Model") -> None:
+    """Replace each GroupNormalization by operations that OpenVINO runs faster on a CPU.
 
-    What follows it, up to SiLU, is computed with the pixels in one dimension. With any number of rows OpenVINO's
-    loops have the length of the last dimension: over 8 x 8 pixels they took 3.5 ms, and 0.3 ms over 64 in a row.
+    Its own needs channels in another order in memory than convolutions leave them. Reductions over pixels take any
+    order. So they come first, channel by channel, and a small convolution then averages the channels of a group.
+    One thread computes 385 instead of 297 rows a second of the shipped UNet, at 8 rows in bfloat16.
     """
     ov = import_openvino()
-    op = ov.opset13
+    op, pixels, ones = ov.opset13, [2, 3], [1, 1]
     for node in model.get_ordered_ops():
         if node.get_type_name() != "GroupNormalization":
             continue
-        x, *affine = node.input_values()  # [B, C, H, W], and weight and bias [C]
-        _, C, H, W = x.get_partial_shape()
-        G, eps = node.get_attributes()["num_groups"], node.get_attributes()["epsilon"]
-        grouped = op.reshape(x, [0, G, -1], special_zero=True)  # [B, G, C / G * H * W]
-        normed = op.mvn(grouped, [2], normalize_variance=True, eps=eps, eps_mode="inside_sqrt")
-        flat = op.reshape(normed, [0, C.get_length(), -1], special_zero=True)  # [B, C, H * W]
-        weight, bias = (op.reshape(v, [1, -1, 1], special_zero=False) for v in affine)
-        last, flat = _flatten_rest(node, op.add(op.multiply(flat, weight), bias))
-        sizes = [0, C.get_length(), H.get_length(), W.get_length()]
-        ov.utils.replace_node(last, op.reshape(flat, sizes, special_zero=True))
+        x, weight, bias = node.input_values()  # [B, C, H, W], [C], [C]
+        C, H, W = (size.get_length() for size in list(x.get_partial_shape())[1:])
+        G, eps = node.get_attributes()["num_groups"], np.float32(node.get_attributes()["epsilon"])
+        average = np.full((G, C // G, C // G, 1, 1), G / C, np.float32)
+        mean = op.group_convolution(op.reduce_mean(x, pixels, True), average, ones, [0, 0], [0, 0], ones)
+        centred = op.subtract(x, mean)  # mean: [B, C, 1, 1], one value a group
+        norm = op.reduce_l2(centred, pixels, True)
+        variance = op.group_convolution(op.multiply(norm, norm), average / (H * W), ones, [0, 0], [0, 0], ones)
+        weight, bias = (op.reshape(each, [1, C, 1, 1], False) for each in (weight, bias))
+        scale = op.multiply(op.power(op.add(variance, eps), np.float32(-0.5)), weight)  # [B, C, 1, 1]
+        ov.utils.replace_node(node, op.add(op.multiply(centred, scale), bias))
     model.validate_nodes_and_infer_types()
 
 
-def _flatten_rest(node: "openvino.Node", flat: "openvino.Node") -> "tuple[openvino.Node, openvino.Node]":
-    """FiLM and SiLU behind a node [B, C, H, W] that equals flat [B, C, H * W]: the last of them, and its equal."""
-    op = import_openvino().opset13
-    while len(targets := node.output(0).get_target_inputs()) == 1:
-        (target,) = targets
-        after = target.get_node()
-        if after.get_type_name() == "Swish":
-            flat = op.swish(flat)
-        elif after.get_type_name() in ("Multiply", "Add"):
-            other = after.input_value(1 - target.get_index())
-            if other.get_partial_shape()[2:] != [1, 1]:
-                break
-            channels = op.reshape(other, [0, 0, 1], special_zero=True)  # [B, C, 1]
-            flat = (op.multiply if after.get_type_name() == "Multiply" else op.add)(flat, channels)
-        else:
-            break
-        node = after
-    return node, flat
+def _traced(network: nn.Module, config: ModelConfig) -> tuple["openvino.Model", "openvino.Model"]:
+    """The graph as it is stored, and as it runs."""
+    try:
+        stored = _convert(network, config)
+        model = stored.clone()
+        _insert_weights(model, network.state_dict())
+        _spread_group_norms(model)
+        _check_same(model, network, config)
+    except Exception as error:  # whatever a foreign network or the conversion raises
+        raise CheckpointError(f"this network cannot be exported to OpenVINO: {reason(error)}") from error
+    return stored, model
 
 
 def _convert(network: nn.Module, config: ModelConfig) -> "openvino.Model":

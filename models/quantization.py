@@ -130,15 +130,9 @@ def _quantize_activation(product: Product, ranges: list[Range]) -> np.ndarray:
         outside = lowest * largest, largest
         inside = (outside[0] * factor, outside[1] * factor) if len(ranges) > 1 else outside
     limits = [np.asarray(limit, np.float32) for limit in (*inside, *outside)]
-    source, factor = node.input_value(0), np.asarray(factor)
-    before = source.get_node()
-    if before.get_type_name() == "Reshape" and not factor.ndim:  # next to what computes it, OpenVINO fuses the two
-        quantized = opset13.fake_quantize(before.input_value(0), *limits, LEVELS)
-        quantized = opset13.reshape(quantized, before.input_value(1), **before.get_attributes())
-    else:
-        quantized = opset13.fake_quantize(source, *limits, LEVELS)
+    quantized = opset13.fake_quantize(node.input_value(0), *limits, LEVELS)
     node.input(0).replace_source_output(quantized.output(0))
-    return factor
+    return np.asarray(factor)
 
 
 def _levels_with_zero(low: float, high: float) -> tuple[float, float]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from models.checkpoint import CheckpointError, load_checkpoint
 from models.files import CONFIG, GRAPH, WEIGHTS
-from models.graph import example, import_openvino, read_graph, reason, trace, write_graph
+from models.graph import example, import_openvino, read_graph, reason, write_graph
 from models.quantization import int8_model
 from service import child
 from service.engine.runner import ModelRunner
@@ -222,7 +222,7 @@ def main(given: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     try:
         network, config = load_checkpoint(Path(checkpoint), architecture or None)
-        write_graph(trace(network, config), config, Path(folder), architecture or None)
+        write_graph(network, config, Path(folder), architecture or None)
         shutil.copy(Path(checkpoint) / CONFIG, folder)  # a graph is read together with what it was made of
     except Exception as error:
         (Path(folder) / WHY).write_text(reason(error) or type(error).__name__)

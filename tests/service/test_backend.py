@@ -138,7 +138,7 @@ def stored(tmp_path: Path) -> Path:
 
 def store_graph(folder: Path) -> Path:
     network, config = load_checkpoint(folder)
-    write_graph(trace(network, config), config, folder)
+    write_graph(network, config, folder)
     return folder
 
 

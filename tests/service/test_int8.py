@@ -37,7 +37,7 @@ def add_ranges(folder: Path) -> Path:
     network, config = load_checkpoint(folder)
     model = trace(network, config)
     write_ranges(folder, measure(model, iter([inputs(32, 3, 8, 3)])), config.sha256)
-    write_graph(model, config, folder)
+    write_graph(network, config, folder)
     return folder
 
 
