@@ -160,7 +160,7 @@ def _spread_group_norms(model: "openvino.Model") -> None:
     ov = import_openvino()
     op, pixels, ones = ov.opset13, [2, 3], [1, 1]
     for node in model.get_ordered_ops():
-        if node.get_type_name() != "GroupNormalization":
+        if node.get_type_name() != "GroupNormalization" or len(node.get_output_partial_shape(0)) != 4:
             continue
         x, weight, bias = node.input_values()  # [B, C, H, W], [C], [C]
         C, H, W = (size.get_length() for size in list(x.get_partial_shape())[1:])
@@ -192,6 +192,8 @@ def _traced(network: nn.Module, config: ModelConfig) -> tuple["openvino.Model", 
 def _convert(network: nn.Module, config: ModelConfig) -> "openvino.Model":
     """The graph as OpenVINO makes it of torch's trace. Its inputs are those of the network, then its weights."""
     ov, inputs, weights = import_openvino(), example(config), network.state_dict()
+    if taken := weights.keys() & {*INPUTS, OUTPUT}:
+        raise ValueError(f"its weight {min(taken)} has the name of an input or output")
     shapes = [[-1, *tensor.shape[1:]] for tensor in inputs] + [list(tensor.shape) for tensor in weights.values()]
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch.jit.trace is deprecated, and checks of shapes are not recorded
@@ -208,7 +210,7 @@ def _convert(network: nn.Module, config: ModelConfig) -> "openvino.Model":
 def _check_same(model: "openvino.Model", network: nn.Module, config: ModelConfig) -> None:
     """A trace knows one way through the network: a loop or an `if` that depends on numbers may be lost."""
     compiled = import_openvino().Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    for rows in (ROWS, 1):
+    for rows in (ROWS, 2, 1):
         inputs = [tensor[:rows] for tensor in example(config)]
         with torch.no_grad():
             wanted = network(*inputs)

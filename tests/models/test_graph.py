@@ -206,16 +206,23 @@ def test_the_graph_of_another_class_is_refused(dit: Exported) -> None:
 
 
 class Foreign(nn.Module):
-    """What no network of this project has: BatchNorm's state, a shared layer, another name for each input."""
+    """What no network of this project has: BatchNorm's state, a shared layer, and what is not used."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Conv2d(3, 3, 3, padding=1)
-        self.again, self.norm = self.first, nn.BatchNorm2d(3)
+        self.again, self.norm, self.groups = self.first, nn.BatchNorm2d(3), nn.GroupNorm(3, 3)
+        self.unused = nn.Parameter(torch.ones(2))
 
     def forward(self, image: Tensor, time: Tensor, label: Tensor) -> Tensor:
         h = self.norm(self.again(self.first(image)))
-        return h + torch.sin(time + label)[:, None, None, None]
+        return self.groups(h.flatten(2)).view_as(h) + torch.sin(time)[:, None, None, None]
+
+
+class Clashing(Foreign):
+    def __init__(self) -> None:
+        super().__init__()
+        self.t = nn.Parameter(torch.ones(1))
 
 
 class Counting(Foreign):
@@ -236,7 +243,10 @@ def test_a_foreign_network_can_be_traced() -> None:
     assert distance(graph.trace(network, FOREIGN), network, rows(FOREIGN, 8)) < ROUNDING
 
 
-@pytest.mark.parametrize(("network", "reason"), [(Counting, "other numbers .* at 1 rows"), (Failing, "no way")])
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [(Counting, "other numbers .* at 1 rows"), (Failing, "no way"), (Clashing, "its weight t has the name of")],
+)
 def test_a_network_that_cannot_be_traced_is_refused(network: type[nn.Module], reason: str) -> None:
     with pytest.raises(CheckpointError, match=f"(?s)cannot be exported to OpenVINO.*{reason}"):
         graph.trace(network().eval(), FOREIGN)
