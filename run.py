@@ -3,12 +3,11 @@
 import argparse
 import importlib.metadata
 import importlib.util
-import json
 import logging
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import Field, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +50,8 @@ def build_parser(serving: bool = False) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=name, description=__doc__)
     parser.add_argument("--version", action="version", version=f"stepwise {version()}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    adders = (add_serve,) if serving else (add_serve, add_train, add_sample, add_compare, add_campaign, add_info)
-    for add in adders:
+    others = (add_train, add_sample, add_compare, add_campaign, add_info, add_export)
+    for add in (add_serve, *(() if serving else others)):
         add(commands)
     return parser
 
@@ -103,21 +102,12 @@ TRAIN_EXAMPLES = """
 
 def add_train(commands: Any) -> None:
     from training.config import TrainConfig
+    from training.options import add_option
 
     text = "train a network; the same command continues a run that was stopped, more --steps a finished one"
     parser = add_command(commands, run_train, text, TRAIN_EXAMPLES)
     for field in fields(TrainConfig):
         add_option(parser, field)
-
-
-def add_option(parser: argparse.ArgumentParser, field: Field[Any]) -> None:
-    """An option for a field of TrainConfig, explained by its metadata."""
-    (kind, metavar), choices = KINDS[field.type], field.metadata["choices"]
-    given: dict[str, Any] = {"choices": choices} if choices else {"metavar": metavar}
-    given |= {"nargs": "?", "const": True} if kind is boolean else {}  # alone it means true
-    default = f" (default: {field.metadata['shown'] or field.default})" if field.name != "model" else ""
-    help_text, name = field.metadata["help"] + default, "--" + field.name.replace("_", "-")
-    parser.add_argument(name, type=kind, required=field.name == "model", help=help_text.replace("%", "%%"), **given)
 
 
 def run_train(arguments: argparse.Namespace) -> int:
@@ -230,6 +220,8 @@ def run_campaign(arguments: argparse.Namespace) -> int:
 
 
 def add_info(commands: Any) -> None:
+    from training.options import json_object
+
     text = "describe a checkpoint, or count parameters and FLOPs of a configuration, part by part"
     examples = "dit\nruns/mine\n--model dit --arguments '{\"hidden_dim\": 384}'"
     parser = add_command(commands, run_info, text, examples)
@@ -255,43 +247,46 @@ def run_info(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def add_export(commands: Any) -> None:
+    text = "write the graph by which a CPU runs a checkpoint faster into its folder, or an ONNX file of it"
+    parser = add_command(commands, run_export, text, "\nruns/mine\ndit --onnx dit.onnx")
+    add_checkpoints(parser, ["dit", "unet"])
+    parser.add_argument("--architecture", help="package.module:Class of a checkpoint whose network is your own")
+    onnx = "ONNX file to write of one checkpoint, weights and all; its graph is left as it is"
+    parser.add_argument("--onnx", type=Path, metavar="FILE", help=onnx)
+
+
+def run_export(arguments: argparse.Namespace) -> int:
+    from training.checkpoints import find_checkpoints
+    from training.export import export_graph, export_onnx
+
+    if arguments.onnx and len(arguments.names) != 1:
+        raise ValueError(f"--onnx writes one checkpoint, got {' '.join(arguments.names)}: name one")
+    extra, packages = ("export", ("onnx", "onnxscript")) if arguments.onnx else ("cpu", ("openvino",))
+    check_extra("export", extra, packages)
+    for folder in find_checkpoints(arguments.names, arguments.checkpoints).values():
+        if arguments.onnx:
+            print(export_onnx(folder, arguments.onnx, arguments.architecture))
+        else:
+            print(export_graph(folder, arguments.architecture))
+    return 0
+
+
 def check_train_extra(command: str) -> None:
     """A run must not end at its last line for want of a plotting library."""
-    for name in ("matplotlib", "mlxtend", "scipy", "tqdm"):
+    check_extra(command, "train", ("matplotlib", "mlxtend", "scipy", "tqdm"))
+
+
+def check_extra(command: str, extra: str, packages: tuple[str, ...]) -> None:
+    for name in packages:
         if importlib.util.find_spec(name) is None:
-            raise ValueError(f"{command} needs {name}: pip install -c constraints.txt -e '.[train]'")
+            raise ValueError(f"{command} needs {name}: pip install -c constraints.txt -e '.[{extra}]'")
 
 
 def port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"a port lies in 0..65535, not {text!r}")
     return int(text)
-
-
-def boolean(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"true or false, not {text!r}")
-    return text.lower() == "true"
-
-
-def json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError("a JSON object, as in '{\"hidden_dim\": 384}'")
-    return value
-
-
-KINDS: dict[Any, Any] = {  # by the type of a field: how an option is read, and what the help calls its value
-    **dict.fromkeys((int, int | None), (int, "N")),
-    **dict.fromkeys((Path, Path | None), (Path, "PATH")),
-    float: (float, "X"),
-    str: (str, "NAME"),
-    **dict.fromkeys((bool, bool | None), (boolean, "{true,false}")),
-    dict[str, Any]: (json_object, "JSON"),
-}
 
 
 if __name__ == "__main__":

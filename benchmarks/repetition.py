@@ -55,7 +55,7 @@ def measure(
     """
     core = EngineCore({"model": runner}, EngineConfig(rows))
     core.warm_up("model")
-    if not core.repeats_itself["model"]:
+    if not core.runners["model"].repeats_itself:
         raise RuntimeError("this machine does not repeat itself bit by bit: there is nothing to measure")
     ratios: dict[int, list[float]] = {crowd: [] for crowd in crowds}
     for _ in range(repeats):

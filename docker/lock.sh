@@ -15,4 +15,4 @@ lock() {
 
 lock cuda "$@"
 # shellcheck disable=SC2086  # several options in one variable
-lock cpu --no-emit-package triton ${TORCH_CPU:---torch-backend cpu} "$@"
+lock cpu --extra cpu --no-emit-package triton ${TORCH_CPU:---torch-backend cpu} "$@"

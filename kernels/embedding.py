@@ -121,8 +121,9 @@ def label_silu(x: Tensor, table: Tensor, labels: Tensor) -> Tensor:
     Raises:
         ValueError: shapes do not match.
     """
-    if x.shape != (len(labels), table.shape[1]):
-        raise ValueError(f"x {tuple(x.shape)} must be [{len(labels)}, {table.shape[1]}]: one row per label")
+    wanted = (labels.shape[0], table.shape[1])  # not len(labels), which would fix the rows of an exported network
+    if x.shape != wanted:
+        raise ValueError(f"x {tuple(x.shape)} must be {list(wanted)}: one row per label")
     if use_triton(x, table):
         return _launch_label_silu(x, table, labels)
     return label_silu_reference(x, table, labels)

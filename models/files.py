@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+GRAPH, CONSTANTS = "graph.xml", "graph.bin"  # see models/graph.py
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"  # in a checkout and in an installed wheel
 
 

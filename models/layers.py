@@ -41,7 +41,7 @@ class ConditionEmbedder(nn.Module):
             check(r is None and w is None, "this network takes no r and no w: it was built without few_step")
             return label_silu(self.time(waves), self.label.weight, y)
         pairs = torch.stack([t if r is None else r, torch.ones_like(t) if w is None else w], dim=1)  # [B, 2]
-        others = sinusoidal_embedding(pairs.flatten(), self.frequency_dim, waves.dtype).view(len(t), -1)
+        others = sinusoidal_embedding(pairs.flatten(), self.frequency_dim, waves.dtype).view(t.shape[0], -1)
         first, *rest = self.time
         h = first(waves) + F.linear(others, self.jump)
         for layer in rest:

@@ -9,6 +9,7 @@ from typing import Any
 MAX_FIELD_ERRORS = 10  # in one answer
 MAX_ECHO = 40  # characters of a value that a message repeats
 FULL_QUEUE = "the queue is full: try again later"
+NOT_REPEATED = "this machine does not repeat itself bit by bit, as a check showed before the model served"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import torch
 
 from models.checkpoint import CheckpointError, ModelConfig, build_model, load_checkpoint, load_config
 from models.precision import exact_float32, multiplies_bfloat16
+from service.backend import choose_backend
 from service.cgroup import cpu_quota, cpu_threads
 from service.engine.compiling import compile_ahead
 from service.engine.core import EngineConfig, EngineCore
@@ -56,6 +57,7 @@ def load_runners(settings: Settings) -> dict[str, ModelRunner]:
     exact_float32()
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
+    backend = choose_backend(settings.backend, device, dtype)
     max_rows = settings.max_rows or MAX_ROWS[device.type]
     graph_device = CudaDevice(device) if device.type == "cuda" and settings.cuda_graphs else None
     simulated = SimulatedDevice()
@@ -74,6 +76,8 @@ def load_runners(settings: Settings) -> dict[str, ModelRunner]:
             GraphRunner(*arguments, graph_device=graph_device) if graph_device else ModelRunner(*arguments)
         )
         try_out(name, runners[name])
+        if backend is not None:
+            runners[name] = backend.serve(name, runners[name], entry.checkpoint, entry.architecture)
     return runners
 
 

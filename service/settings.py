@@ -74,6 +74,7 @@ class Settings(BaseSettings):
     models: dict[str, ModelEntry] = {}  # served instead of checkpoints, by name
     device: Annotated[Literal["auto", "cpu", "cuda"], AnyCase] = "auto"
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], AnyCase] = "auto"  # of the weights
+    backend: Annotated[Literal["auto", "torch", "openvino"], AnyCase] = "auto"  # that runs the networks on a CPU
     cuda_graphs: bool = True  # replay steps as CUDA graphs; false for a network that cannot be captured
     threads: int | None = Field(default=None, ge=1)  # CPU threads of the engine; default: see service/cgroup.py
     max_rows: int | None = Field(default=None, ge=2, le=4096)  # forward rows a step; default: measured

@@ -7,11 +7,12 @@ from torch import nn
 
 from models.checkpoint import CheckpointError, ModelConfig, load_checkpoint
 from models.files import WEIGHTS
+from service.backend import choose_backend
 from service.cgroup import free_memory
 from service.engine.runner import ModelRunner
 from service.engine.swaps import Loader
 from service.errors import Unavailable
-from service.registry import check_defaults
+from service.registry import check_defaults, choose_device, choose_dtype
 from service.settings import Settings, model_entries
 
 # Of the weights' file. Of float16 weights there are, for a moment, the file's, and in float32 the converted and the
@@ -23,13 +24,18 @@ SAME = ("architecture", "arguments", "class_names", "image_shape")
 def successors(settings: Settings) -> Loader:
     """What makes another runner for a model of these settings. It raises CheckpointError or ServiceError."""
     architectures = {name: entry.architecture for name, entry in model_entries(settings).items()}
+    device = choose_device(settings.device)
+    backend = choose_backend(settings.backend, device, choose_dtype(settings.dtype, device))
 
     def load(name: str, folder: str, runner: ModelRunner) -> ModelRunner:
         check_memory(Path(folder) / WEIGHTS, runner)
         model, config = load_checkpoint(Path(folder), architectures.get(name))
         check_same(runner.config, config)
         check_defaults(name, config, settings)
-        return runner.successor(model, config)
+        new = runner.successor(model, config)
+        if backend is None or new.backend != "torch":
+            return new
+        return backend.serve(name, new, Path(folder), architectures.get(name))
 
     return load
 

@@ -95,7 +95,7 @@ def compare(name: str, dtype: torch.dtype) -> None:
     }
     note("graphs", **label, **facts)
     core = cores["graph"]
-    if core.repeats_itself["model"]:
+    if core.runners["model"].repeats_itself:
         once, again = (run(core, requests(core, FEW, 3, True), order) for order in (5, 6))
         note("deterministic mode in two orders", **label, **difference(once, again))
 

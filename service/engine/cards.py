@@ -1,11 +1,12 @@
 """What workers are told about the models: the engine's live objects, as plain data."""
 
 from dataclasses import replace
+from importlib.metadata import version
 
 import numpy as np
 import torch
 
-from models.checkpoint import ModelConfig, parameter_count
+from models.checkpoint import ModelConfig
 from models.samplers import SAMPLERS, SPACINGS
 from service.engine.core import LEAVING, EngineCore
 from service.engine.simulated import SimulatedRunner
@@ -20,20 +21,21 @@ def describe(core: EngineCore) -> Cards:
 def signature(core: EngineCore) -> object:
     """Changes with everything in the cards that can change while the engine runs."""
     return [
-        (core.versions[name], share.scheduler.max_rows, core.runners[name].fixed_rows)
+        (core.versions[name], share.scheduler.max_rows, runner.fixed_rows, runner.backend, runner.faster is None)
         for name, share in core.shares.items()
-        if not name.endswith(LEAVING)
+        if not name.endswith(LEAVING) and (runner := core.runners[name])
     ]
 
 
 def _card(name: str, core: EngineCore) -> ModelCard:
     runner, share = core.runners[name], core.shares.get(name)
     config = runner.config
-    repeats = core.repeats_itself.get(name)
+    # whoever needs equal bits waits for the backend that stays
+    repeats = runner.repeats_itself if runner.faster is None else None
     return ModelCard(
         name=name,
         architecture=config.architecture,
-        parameters=parameter_count(runner.model),
+        parameters=runner.num_parameters,
         image_shape=config.image_shape,
         class_names=config.class_names,
         samplers=samplers_of(config),
@@ -42,7 +44,7 @@ def _card(name: str, core: EngineCore) -> ModelCard:
         sha256=config.sha256,
         simulated=isinstance(runner, SimulatedRunner),
         hardware=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        build=_build(config),
+        build=_build(config, runner.backend),
         weight=core.weights.get(name, 1.0),
         max_rows=share.scheduler.max_rows if share else None,
         fixed_rows=runner.fixed_rows if repeats else None,
@@ -53,12 +55,13 @@ def _card(name: str, core: EngineCore) -> ModelCard:
     )
 
 
-def _build(config: ModelConfig) -> str:
+def _build(config: ModelConfig, backend: str) -> str:
     """What the bits of an image depend on besides its request and its weights, which may mean another thing."""
     meaning = replace(config, sampling={}, qualities={}, training={})  # a request brings the first two
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     cpu = (torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
-    return repr((torch.__version__, np.__version__, gpu, cpu, meaning))
+    runs = (backend, version(backend) if backend == "openvino" else torch.__version__)
+    return repr((torch.__version__, np.__version__, runs, gpu, cpu, meaning))
 
 
 def samplers_of(config: ModelConfig) -> list[str]:

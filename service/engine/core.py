@@ -87,7 +87,6 @@ class EngineCore:
         self.runners, self.config, self.clock, self.policy = runners, config, clock, policy
         self.weights = weights or {}
         self.shares: dict[str, DeviceShare] = {}
-        self.repeats_itself: dict[str, bool] = {}  # whether the deterministic mode works here, by model
         self.versions = dict.fromkeys(runners, 1)  # of the weights
         self._guard = OverloadGuard()
         self._on_device: deque[Launch] = deque()
@@ -95,12 +94,17 @@ class EngineCore:
         # From anywhere, so that the numbers of two engines behind one address differ.
         self._forwards = {model: count(secrets.randbits(NUMBER_BITS)) for model in runners}
 
-    def warm_up(self, model: str, on_progress: Callable[[], None] = lambda: None) -> None:
+    def warm_up(self, model: str, on_progress: Callable[[], None] = lambda: None) -> int:
         """Make every row count of a model fast, and choose its row cap; on_progress is called in between."""
-        runner = self.runners[model]
-        cap = runner.warm_up(self.config.max_rows, on_progress)
-        self.repeats_itself[model] = find_fixed_rows(runner, cap) is not None
+        cap = self.measure(self.runners[model], on_progress)
         self.shares[model] = self.new_share(model, cap)
+        return cap
+
+    def measure(self, runner: ModelRunner, on_progress: Callable[[], None] = lambda: None) -> int:
+        """The row cap of a runner that serves nobody yet; it then knows its times, and if it repeats itself."""
+        cap = runner.warm_up(self.config.max_rows, on_progress)
+        runner.repeats_itself = find_fixed_rows(runner, cap) is not None
+        return cap
 
     def new_share(self, model: str, cap: int) -> DeviceShare:
         """With an empty queue, of the runner that the model has now."""

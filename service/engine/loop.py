@@ -74,9 +74,9 @@ class EngineLoop:
         self._clients.close(reason)
 
     def _warm_up(self) -> None:
-        for model in self._core.runners:
-            self._core.warm_up(model, self._between_warm_ups)
-            logger.info("model %s is warm: %d rows a step", model, self._core.shares[model].scheduler.max_rows)
+        for model, runner in self._core.runners.items():
+            cap = self._core.warm_up(model, self._between_warm_ups)
+            logger.info("model %s is warm: %d rows a step, by %s", model, cap, runner.backend)
         self.ready = True
         self._tell_cards()
         self._board.stats(self._core.stats())
@@ -144,6 +144,7 @@ class EngineLoop:
         self.ready = False
         self._board.state("stopping")
         self._swaps.end("the service is shutting down")
+        self._tell_cards()  # no backend is to come any more
 
     def _refuses(self, client: Client, message: Generate | Swap) -> bool:
         """Answers that it is too early or too late, if it is."""

@@ -4,6 +4,7 @@ This is the plain runner, one launch at a time; service/engine/graphs.py replays
 Letters: n images of the step, R forward rows, as in service/engine/step_block.py.
 """
 
+import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from torch import nn
 
 from kernels.gather_rows import gather_rows
 from kernels.sampler_step import Mixtures, Pictures, sampler_step
-from models.checkpoint import ModelConfig
+from models.checkpoint import ModelConfig, parameter_count
 from service.engine.canvas import paint_before
 from service.engine.latents import LatentPool
 from service.engine.launched import LaunchedStep, StepResult
@@ -44,6 +45,9 @@ class ModelRunner:
     """
 
     steps_ahead = 0  # steps that the host may launch before it collects the oldest one
+    backend = "torch"  # that runs the network; its name is part of what the bits of an image depend on
+    faster: "Faster | None" = None  # what makes another runner of the same weights, which is to take over
+    repeats_itself: bool | None = None  # whether the deterministic mode works; None until it was looked at
 
     def __init__(
         self, model: nn.Module, config: ModelConfig, device: torch.device, dtype: torch.dtype, max_rows: int
@@ -54,7 +58,7 @@ class ModelRunner:
         num_slots = SLOTS_PER_ROW * max_rows
         self.pool = LatentPool(num_slots, config.image_shape, device, layout)
         self.table = SlotTable(num_slots)
-        self.max_rows = max_rows
+        self.max_rows, self.num_parameters = max_rows, parameter_count(self.model)
         self.step_seconds: dict[int, float] = {}  # measured by warm_up, by row count
         self.fixed_rows = max_rows  # of every step with a deterministic image
 
@@ -67,6 +71,7 @@ class ModelRunner:
 
     def _alike(self, other: "ModelRunner") -> "ModelRunner":
         other.step_seconds, other.fixed_rows = dict(self.step_seconds), self.fixed_rows
+        other.repeats_itself, other.num_parameters = self.repeats_itself, self.num_parameters
         return other
 
     def execute(self, tasks: list[ImageTask]) -> StepResult:
@@ -197,7 +202,13 @@ class ModelRunner:
         return self.step_seconds[counts[min(bisect_left(counts, rows), len(counts) - 1)]]
 
     def describe(self) -> dict[str, Any]:
-        return {"device": str(self.device), "dtype": str(self.dtype).removeprefix("torch.")}
+        dtype = str(self.dtype).removeprefix("torch.")
+        return {"device": str(self.device), "dtype": dtype, "backend": self.backend}
+
+
+# From a runner to another one of the same weights; takes seconds. It raises where it fails. Once the event is set
+# it must give up, and raise, too.
+Faster = Callable[[ModelRunner, threading.Event], ModelRunner]
 
 
 def lay_out(model: nn.Module, device: torch.device) -> torch.memory_format:

@@ -31,6 +31,7 @@ class SimulatedRunner(ModelRunner):
     """
 
     steps_ahead = 1
+    backend = "none"
 
     def __init__(self, config: ModelConfig, cost: StepCost, max_rows: int, device: SimulatedDevice | None = None):
         super().__init__(nn.Identity(), config, NO_WEIGHTS, torch.float32, max_rows)
@@ -61,7 +62,7 @@ class SimulatedRunner(ModelRunner):
         return knee(self.step_seconds)
 
     def describe(self) -> dict[str, Any]:
-        return {"device": "simulated", "dtype": "none"}
+        return {"device": "simulated", "dtype": "none", "backend": self.backend}
 
 
 def stripes(image_shape: tuple[int, int, int]) -> np.ndarray:

@@ -15,8 +15,9 @@ import torch
 
 from models.checkpoint import CheckpointError
 from service.engine.clients import Client
-from service.engine.core import EngineCore
+from service.engine.core import LEAVING, EngineCore
 from service.engine.runner import ModelRunner, OutOfMemory, device_is_lost
+from service.engine.takeovers import Takeovers
 from service.engine.versions import leave, switch
 from service.errors import InvalidRequest, ServiceError, SwapUnderWay, Unavailable
 from service.observe.board import EngineBoard
@@ -69,12 +70,17 @@ class Swaps:
         self._core, self._board, self._load = core, board, load
         self._clients, self._tell_cards = clients, tell_cards
         self._swap: _Swap | None = None
-        self._leaving: str | None = None  # a model whose version before still has requests
+        self._takeovers = Takeovers(core)
 
     @property
     def is_busy(self) -> bool:
         """Whether advance has something to do, however idle the device is."""
-        return self._swap is not None or self._leaving is not None
+        return self._swap is not None or bool(self._leaving) or self._takeovers.is_busy
+
+    @property
+    def _leaving(self) -> list[str]:
+        """Models whose runner before still has requests."""
+        return [key.removesuffix(LEAVING) for key in self._core.runners if key.endswith(LEAVING)]
 
     def begin(self, client: Client, message: Swap) -> None:
         """Its reply comes once the new weights serve, or when they will not."""
@@ -93,7 +99,8 @@ class Swaps:
             self._swap.unaware.discard(client)
 
     def end(self, reason: str) -> None:
-        """Refuse the swap that is under way; what its thread still reads is thrown away."""
+        """Refuse the swap that is under way; what a thread still reads or makes is thrown away."""
+        self._takeovers.end()
         if self._swap is not None:
             self._refuse(self._swap, Unavailable.because(reason))
             self._swap = None
@@ -112,14 +119,16 @@ class Swaps:
             except ServiceError as error:
                 self._refuse(swap, error)
                 self._swap = None
+        else:
+            self._takeovers.advance()
+            self._tell_cards()
         self._let_go()
 
     def _let_go(self) -> None:
-        """Drop the version before, once no worker asks for it and no request runs on it."""
-        aware = self._swap is None or not self._swap.unaware
-        if self._leaving is not None and aware and leave(self._core, self._leaving):
-            logger.info("model %s: the version before has left", self._leaving)
-            self._leaving = None
+        """Drop the runner before, once no worker asks for its version and no request runs on it."""
+        for model in self._leaving:
+            if (self._swap is None or not self._swap.unaware) and leave(self._core, model):
+                logger.info("model %s: the runner before has left", model)
 
     def _go_on(self, swap: _Swap) -> None:
         """The next piece of work, if its time has come.
@@ -130,7 +139,7 @@ class Swaps:
         if swap.switched:
             self._answer(swap)
         elif swap.reader is None:
-            if self._leaving is None:  # else there would be three copies
+            if self._takeovers.pause() and not self._leaving:  # else there would be three copies
                 self._start_reader(swap)
         elif swap.parts is not None:
             self._prepare(swap, swap.parts)
@@ -139,7 +148,7 @@ class Swaps:
 
     def _start_reader(self, swap: _Swap) -> None:
         """It is no daemon: one that is cut off inside of torch at the end of the process would abort it."""
-        load, runner = self._load, self._core.runners[swap.model]
+        load, core, runner = self._load, self._core, self._core.runners[swap.model]
         assert load is not None  # begin has seen to it
 
         def read() -> None:
@@ -150,7 +159,11 @@ class Swaps:
                 1
             )  # of this thread; with two, which wait for each other, it took six times the CPU
             try:
-                swap.read = load(swap.model, swap.folder, runner)
+                read = load(swap.model, swap.folder, runner)
+                torch.set_num_threads(threads)
+                if read.backend != runner.backend:  # nothing that was measured is true of it
+                    core.measure(read)
+                swap.read = read
             except Exception as error:
                 swap.read = _as_answer(swap.model, error)
             finally:
@@ -189,10 +202,10 @@ class Swaps:
         swap.next_part = time.monotonic() + PAUSES * (time.monotonic() - started)
 
     def _switch(self, swap: _Swap, runner: ModelRunner) -> None:
-        switch(self._core, swap.model, runner)
-        self._leaving, swap.switched, swap.unaware = swap.model, True, set(self._clients())
+        version = self._core.versions[swap.model] + 1
+        switch(self._core, swap.model, runner, version)
+        swap.switched, swap.unaware = True, set(self._clients())
         self._tell_cards()
-        version = self._core.versions[swap.model]
         logger.info("model %s has the weights of %s: version %d", swap.model, swap.folder, version)
 
     def _answer(self, swap: _Swap) -> None:

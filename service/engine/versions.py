@@ -15,20 +15,26 @@ def key(core: EngineCore, model: str, version: int | None) -> str | None:
     return model + LEAVING if core.versions.get(model + LEAVING) == version else None
 
 
-def switch(core: EngineCore, model: str, runner: ModelRunner) -> None:
-    """Give a model another runner, of the same network with other weights; call between two steps.
+def switch(core: EngineCore, model: str, runner: ModelRunner, version: int) -> None:
+    """Give a model another runner of the same network; call between two steps.
 
     Requests that are in keep the runner and the queue that they have until `leave`.
+
+    Args:
+        version: of its weights; that of the runner before if they are the same ones.
     """
     old = core.shares[model]
     leaving = model + LEAVING
     core.runners[leaving], core.shares[leaving], core.versions[leaving] = (
         core.runners[model], old, core.versions[model],
     )  # fmt: skip
-    runner.fixed_rows = core.runners[model].fixed_rows
-    core.runners[model], core.versions[model] = runner, core.versions[model] + 1
+    is_alike = runner.backend == core.runners[model].backend
+    if is_alike:  # else it was measured by itself
+        runner.fixed_rows = core.runners[model].fixed_rows
+    core.runners[model], core.versions[model] = runner, version
     core.shares[model] = share = core.new_share(model, old.scheduler.max_rows)
-    share.slowdown, share.stretch = old.slowdown, old.stretch
+    if is_alike:
+        share.slowdown, share.stretch = old.slowdown, old.stretch
 
 
 def leave(core: EngineCore, model: str) -> bool:

@@ -61,11 +61,11 @@ class Metrics(Collector):
         return metric
 
     def _info(self) -> Metric:
-        labels = ["model", "architecture", "device", "dtype", "weights_sha256", "version"]
+        labels = ["model", "architecture", "device", "dtype", "backend", "weights_sha256", "version"]
         info = GaugeMetricFamily("diffusion_model_info", "Served models", labels=labels)
         for card in self._cards():
-            facts = card.name, card.architecture, card.device, card.dtype, card.sha256, str(card.version)
-            info.add_metric(facts, 1)
+            what = card.name, card.architecture, card.device, card.dtype, card.backend
+            info.add_metric((*what, card.sha256, str(card.version)), 1)
         return info
 
     def _connections(self) -> Metric:

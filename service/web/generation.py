@@ -12,6 +12,7 @@ import numpy as np
 import PIL
 
 from service.errors import (
+    NOT_REPEATED,
     DeadlinePassed,
     DeadlineUnreachable,
     FieldError,
@@ -130,8 +131,7 @@ class Generator:
         card = self.card(fields.model)
         params = resolve(card, self.engine.spacings, fields, self.limits, labels, seeds, transparent, known)
         if params.deterministic and card.repeats_itself is False:
-            message = "this machine does not repeat itself bit by bit, as a check at start-up showed"
-            raise InvalidRequest.field("deterministic", message)
+            raise InvalidRequest.field("deterministic", NOT_REPEATED)
         if fields.deadline_ms is not None:
             timeout = fields.deadline_ms / 1000
         return Job(params, card, f"Stepwise {self.version}", timeout)

@@ -12,7 +12,7 @@ from service.wire.async_engine import AsyncEngine
 from service.wire.messages import ModelCard
 
 PROJECT = "stepwise-diffusion"
-PACKAGES = (PROJECT, "torch", "triton", "fastapi", "starlette", "uvicorn", "pydantic")
+PACKAGES = (PROJECT, "torch", "triton", "openvino", "fastapi", "starlette", "uvicorn", "pydantic")
 
 
 def describe_service(engine: AsyncEngine, settings: Settings) -> ServiceInfo:

@@ -233,8 +233,9 @@ class ModelInfo(BaseModel):
     guidance_range: tuple[float, float] | None  # guidance scales that cost no second row; null: none
     device: str
     dtype: str
+    backend: str  # that runs the network: torch or openvino
     max_rows: int | None
-    deterministic: bool | None  # whether the deterministic mode works here; null until the model is warm
+    deterministic: bool | None  # whether the deterministic mode works here; null until model and backend are final
     weights_sha256: str
     version: int  # of the weights: 1 at the start, one more with each swap
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from itertools import count
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from service.errors import ServiceError, Unavailable
+from service.errors import NOT_REPEATED, DeadlinePassed, InvalidRequest, ServiceError, Unavailable
 from service.observe.board import Board
 from service.wire.frames import FrameReader, frame
 from service.wire.messages import (
@@ -60,6 +61,7 @@ class AsyncEngine:
         self.on_loss: Callable[[], None] = lambda: None  # called once that is so
         self._sock, self._numbers = sock, count()
         self._link: _Link | None = None
+        self._news = asyncio.Event()  # of the next cards
         self._open: dict[int, asyncio.Queue[Answer]] = {}
 
     @property
@@ -89,12 +91,16 @@ class AsyncEngine:
 
         Leaving the iterator early, or being cancelled in it, aborts the request within one step.
 
+        A deterministic request waits for the backend that stays, because another one has other bits.
+
         Args:
             version: of the model's card, by which params were checked.
 
         Raises:
             ServiceError: the engine refuses, fails or has gone.
         """
+        if params.deterministic:
+            deadline_seconds = await self._settle(params.model, deadline_seconds)
         link, number, answers = self._begin()
         link.send(Generate(number, params, deadline_seconds, num_previews, keeps_previews, version))
         try:
@@ -109,6 +115,20 @@ class AsyncEngine:
         finally:
             if self._open.pop(number, None) is not None:  # cancelled or closed: the client has gone
                 link.send(Abort(number))
+
+    async def _settle(self, model: str, seconds: float | None) -> float | None:
+        """Wait until the backend of a model is final; returns what is left of the seconds."""
+        until = None if seconds is None else time.monotonic() + seconds
+        try:
+            async with asyncio.timeout(seconds):
+                while self.is_ready and self.cards[model].repeats_itself is None:
+                    await self._news.wait()
+        except TimeoutError:
+            text = "deadline_ms: the deadline has passed before the model's backend was final"
+            raise DeadlinePassed(text) from None
+        if self.is_ready and self.cards[model].repeats_itself is False:
+            raise InvalidRequest.field("deterministic", NOT_REPEATED)
+        return None if until is None else max(0.0, until - time.monotonic())
 
     async def swap(self, model: str, folder: str) -> ModelCard:
         """Give a model the weights of a folder; returns its new card once all workers have it.
@@ -144,6 +164,7 @@ class AsyncEngine:
                 if any(before.get(card.name, card.version) != card.version for card in cards):
                     asyncio.get_running_loop().call_later(SEEN_SECONDS, self._say_seen)
                 self.samplers, self.spacings, self.shed_load = samplers, spacings, shed_load
+                self._tell_news()
             case Reply(number, Preview() | TrajectoryPoint() as update):
                 if number in self._open:  # else its client has gone
                     self._open[number].put_nowait(update)
@@ -151,6 +172,11 @@ class AsyncEngine:
                 self._end(number, output)
             case Reply(number, Refusal() as refusal):
                 self._end(number, refusal.error())
+
+    def _tell_news(self) -> None:
+        """Wake those who wait for other cards, or for an end of the waiting."""
+        self._news.set()
+        self._news = asyncio.Event()
 
     def _say_seen(self) -> None:
         if self._link is not None and not self.gone:
@@ -165,6 +191,7 @@ class AsyncEngine:
         self.gone = self.gone or "the engine has stopped"
         for number in list(self._open):
             self._end(number, Unavailable.because(self.gone))
+        self._tell_news()
         self.on_loss()
 
 

@@ -76,11 +76,12 @@ class ModelCard(msgspec.Struct, frozen=True):
     hardware: str  # name of the GPU, or cpu
     simulated: bool  # it takes time and draws stripes
     build: str  # what the bits of an image depend on besides its request: versions, device, threads
+    backend: str = "torch"  # that runs the network
     weight: float = 1.0  # share of the device
     guidance_range: tuple[float, float] | None = None  # scales that a few-step network takes without a second row
     max_rows: int | None = None  # measured by the warm-up, like all that follows; lower after a lack of memory
     fixed_rows: int | None = None  # of every step in the deterministic mode
-    repeats_itself: bool | None = None  # whether the deterministic mode works here
+    repeats_itself: bool | None = None  # whether the deterministic mode works here; None until the backend is final
     step_seconds: dict[int, float] = {}  # by row count
     version: int = 1  # one more with each swap
 

@@ -121,6 +121,8 @@ def test_every_package_is_copied() -> None:
     [
         ("service/web/static/index.html", True),
         ("checkpoints/dit/model.safetensors", True),
+        ("checkpoints/dit/graph.xml", True),
+        ("checkpoints/dit/graph.bin", True),
         ("docker/healthcheck.py", True),
         ("docker/locks/cpu.txt", True),
         ("checkpoints/dit/loss.csv", False),

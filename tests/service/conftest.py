@@ -50,7 +50,7 @@ def running(app: FastAPI) -> Iterator[Running]:
 
 def tiny_settings(checkpoints: Path, **changes: Any) -> Settings:
     values = {"checkpoints": checkpoints, "device": "cpu", "dtype": "float32", "max_rows": 6, "max_steps": 200}
-    return Settings(**(values | changes))
+    return Settings(**(values | {"backend": "torch"} | changes))
 
 
 @pytest.fixture(scope="module")

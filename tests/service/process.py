@@ -34,7 +34,7 @@ def environment(**settings: Any) -> dict[str, str]:
 @contextmanager
 def serving(checkpoints: Path, log: IO[str], **changes: Any) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server that is ready, and its address; it is killed when the block ends."""
-    settings = environment(checkpoints=checkpoints, device="cpu", max_rows=4, **changes)
+    settings = environment(checkpoints=checkpoints, device="cpu", max_rows=4, **({"backend": "torch"} | changes))
     with reserved_port() as port:
         process = subprocess.Popen(command(port), cwd=ROOT, env=settings, stdout=log, stderr=log, text=True)
         url = f"http://127.0.0.1:{port}"

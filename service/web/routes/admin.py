@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.files import CONFIG, WEIGHTS
+from models.files import CONFIG, CONSTANTS, GRAPH, WEIGHTS
 from service.errors import (
     BodyTooLarge,
     CompressedBody,
@@ -73,7 +73,7 @@ def checkpoint_folder(root: Path, name: str) -> Path:
     try:
         base = root.resolve()
         folder = (base / wanted).resolve()
-        places = [folder, *((folder / file).resolve() for file in (CONFIG, WEIGHTS))]
+        places = [folder, *((folder / file).resolve() for file in (CONFIG, WEIGHTS, GRAPH, CONSTANTS))]
         inside = all(place.is_relative_to(base) for place in places) and folder != base
         if inside and not wanted.is_absolute() and ".." not in wanted.parts and (folder / CONFIG).is_file():
             return folder

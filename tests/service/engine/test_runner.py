@@ -291,4 +291,5 @@ def test_the_idle_latency_counts_every_step_with_its_rows() -> None:
 
 
 def test_it_describes_itself() -> None:
-    assert make_runner(tiny_model(), dtype=torch.bfloat16).describe() == {"device": "cpu", "dtype": "bfloat16"}
+    facts = {"device": "cpu", "dtype": "bfloat16", "backend": "torch"}
+    assert make_runner(tiny_model(), dtype=torch.bfloat16).describe() == facts

@@ -44,7 +44,7 @@ def test_requests_go_through_the_real_scheduler_and_get_stripes() -> None:
 
 def test_it_cannot_be_mistaken_for_a_model() -> None:
     runner = SimulatedRunner(tiny_config(), StepCost(1.0, 0.0), 2)
-    assert runner.describe() == {"device": "simulated", "dtype": "none"}
+    assert runner.describe() == {"device": "simulated", "dtype": "none", "backend": "none"}
     picture = stripes((3, 32, 32))
     assert picture.shape == (32, 32, 3)
     assert sorted(np.unique(picture)) == [48, 208]  # two grey levels

@@ -47,7 +47,7 @@ def swap(core: EngineCore, model: nn.Module) -> None:
     runner = core.runners["dit"].successor(model, CONFIG)
     for rows in sorted(runner.step_seconds, reverse=True):
         runner.prepare(rows)
-    switch(core, "dit", runner)
+    switch(core, "dit", runner, core.versions["dit"] + 1)
 
 
 def picture(model: nn.Module, request: Request) -> list[list[int]]:
@@ -164,5 +164,5 @@ def test_cards_name_each_model_once_and_change_with_the_version() -> None:
     assert signature(core) != before
     (card,) = describe(core).cards
     assert (card.name, card.version, card.max_rows, card.step_seconds) == ("dit", 2, cap, times)
-    assert card.repeats_itself == core.repeats_itself["dit"]
+    assert card.repeats_itself == core.runners["dit"].repeats_itself
     assert core.shares["dit"].slowdown == 1.5

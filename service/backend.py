@@ -1,0 +1,198 @@
+"""OpenVINO behind the same runner: a network compiled for this CPU, which takes and returns torch's tensors.
+
+A checkpoint's stored graph is compiled when the model is loaded. Where there is none, torch serves, and a process
+of its own traces the network meanwhile, which takes some seconds of a core and may fail in any way.
+"""
+
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.checkpoint import CheckpointError, load_checkpoint
+from models.files import CONFIG, GRAPH, WEIGHTS
+from models.graph import example, import_openvino, read_graph, reason, trace, write_graph
+from service import child
+from service.engine.row_cap import row_counts
+from service.engine.runner import ModelRunner
+from service.settings import SettingsError
+
+logger = logging.getLogger(__name__)
+
+# How far a forward may lie from torch's, by dtype: root mean square of the difference over that of torch's output.
+# The shipped networks are 4e-7 off in float32. In bfloat16 both backends are 3e-3 to 5e-3 off from float32.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
+POLL_SECONDS = 0.05  # between two looks at a process that traces
+LEAST_PRIORITY = 19
+WHY = "why"  # in the folder of a process that traces: what went wrong
+
+
+class NotCompiled(Exception):
+    """Why torch serves a model; one sentence."""
+
+
+@dataclass(frozen=True)
+class OpenVINO:
+    """The backend of this process.
+
+    Args:
+        threads: of the CPU, for each network.
+    """
+
+    threads: int
+
+    def serve(self, name: str, runner: ModelRunner, folder: Path | None, architecture: str | None) -> ModelRunner:
+        """The runner that serves a model from now on: a compiled one, or torch's.
+
+        Torch's gets a `faster` where the network is still to be traced. All else that keeps torch is logged.
+
+        Args:
+            runner: torch's, of the weights in the folder.
+            folder: of the checkpoint; None for fresh weights.
+            architecture: that the operator named instead of the checkpoint's own.
+        """
+        if folder is None or runner.dtype not in PRECISIONS:
+            why = "it has fresh weights" if folder is None else f"OpenVINO has no {runner.dtype} on a CPU"
+            logger.info("model %s stays on torch: %s", name, why)
+            return runner
+        try:
+            if (folder / GRAPH).is_file():
+                return self.compile(runner, folder, folder / WEIGHTS, architecture)
+        except CheckpointError as error:
+            logger.warning("model %s is traced: %s", name, error)
+        except Exception as error:  # whatever a graph may do to a compiler
+            logger.warning("model %s stays on torch: %s", name, reason(error))
+            return runner
+        runner.faster = partial(self._trace, folder, architecture)
+        return runner
+
+    def _trace(
+        self, checkpoint: Path, architecture: str | None, runner: ModelRunner, stop: threading.Event
+    ) -> ModelRunner:
+        with traced(checkpoint, architecture, stop) as folder:
+            return self.compile(runner, folder, checkpoint / WEIGHTS, architecture)
+
+    def compile(self, runner: ModelRunner, folder: Path, weights: Path, architecture: str | None) -> ModelRunner:
+        """A runner of the graph in a folder that gives what `runner` gives; it has run every row count once.
+
+        Raises:
+            CheckpointError: the graph is of another network.
+            NotCompiled, RuntimeError: it gives something else, or cannot be compiled.
+        """
+        network = CompiledNetwork(read_graph(folder, weights, architecture), PRECISIONS[runner.dtype], self.threads)
+        compare(network, runner)
+        faster = runner.successor(network, runner.config)
+        faster.backend = "openvino"
+        for rows in row_counts(runner.max_rows):  # each first time makes primitives
+            faster.execute(faster.rehearsal(rows))
+        return faster
+
+
+class CompiledNetwork(nn.Module):
+    """An openvino.Model with the inputs x, t, y and perhaps r and w, as a network on the CPU."""
+
+    def __init__(self, graph: Any, precision: str, threads: int):
+        super().__init__()
+        openvino = import_openvino()
+        config = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,  # else all services of a machine would take the same cores
+        }
+        # OpenVINO keeps float32 on the way to an output. Without these, times of up to 1000 would be rounded to
+        # bfloat16 before their sines are taken, and a forward of the shipped UNet 1.7e-2 off instead of 3e-3.
+        waves = [node.output(0) for node in graph.get_ops() if node.get_type_name() in ("Sin", "Cos")]
+        graph.add_outputs(waves)
+        self._request = openvino.Core().compile_model(graph, "CPU", config).create_infer_request()
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, *others: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, H, W] float32, which the next call overwrites."""
+        inputs = [x.float().contiguous(), t, y, *others]
+        arrays = [tensor.numpy() for tensor in inputs]
+        return torch.from_numpy(self._request.infer(arrays, share_inputs=True, share_outputs=True)[0])
+
+
+@torch.inference_mode()
+def compare(network: CompiledNetwork, runner: ModelRunner) -> None:
+    """One forward of both.
+
+    Raises:
+        NotCompiled: they differ by more than TOLERANCE.
+    """
+    x, *others = example(runner.config)
+    wanted = runner.model(x.to(runner.dtype), *others).float()
+    difference = float((network(x.to(runner.dtype), *others) - wanted).norm() / wanted.norm().clamp(min=1e-30))
+    limit = TOLERANCE[runner.dtype]
+    if not difference <= limit:  # nan is none
+        raise NotCompiled(f"a forward of OpenVINO differs from torch's by {difference:.1e}, more than {limit:g}")
+
+
+def choose_backend(name: str, device: torch.device, dtype: torch.dtype) -> OpenVINO | None:
+    """None is torch alone. auto takes OpenVINO on a CPU where it is installed.
+
+    Raises:
+        SettingsError: OpenVINO is wanted, and cannot be had; with what to do about it.
+    """
+    installed = find_spec("openvino") is not None
+    if name == "openvino":
+        if device.type != "cpu":
+            text = "set DIFFUSION_DEVICE to cpu, or use auto"
+            raise SettingsError(f"DIFFUSION_BACKEND is openvino, which is for a CPU: {text}")
+        if dtype not in PRECISIONS:
+            raise SettingsError("DIFFUSION_BACKEND is openvino: set DIFFUSION_DTYPE to float32, bfloat16 or auto")
+        if not installed:
+            text = "pip install 'stepwise-diffusion[cpu]' (in a checkout: pip install '.[cpu]'), or use auto"
+            raise SettingsError(f"DIFFUSION_BACKEND is openvino, but it is not installed: {text}")
+    wanted = name != "torch" and device.type == "cpu" and installed
+    return OpenVINO(torch.get_num_threads()) if wanted else None
+
+
+@contextmanager
+def traced(checkpoint: Path, architecture: str | None, stop: threading.Event) -> Iterator[Path]:
+    """A folder with the graph of a checkpoint's network, while the block runs.
+
+    Raises:
+        NotCompiled: the process that traces it has failed, or stop was set.
+    """
+    with tempfile.TemporaryDirectory(prefix="stepwise-") as folder:
+        tracer = child.start("service.backend", {"trace": [str(checkpoint), architecture or "", folder]}, [])
+        try:
+            while tracer.process.poll() is None:
+                if stop.wait(POLL_SECONDS):
+                    raise NotCompiled("the service is about to do something else")
+        finally:
+            tracer.kill()
+            tracer.close()
+        if code := tracer.process.returncode:
+            why = Path(folder) / WHY
+            text = why.read_text() if why.is_file() else f"the process has ended with code {code}"
+            raise NotCompiled(f"its network cannot be traced: {text}")
+        yield Path(folder)
+
+
+def main(given: dict[str, Any]) -> None:
+    """In a process of its own. given: trace, which is a checkpoint, its architecture and a folder for the graph."""
+    checkpoint, architecture, folder = given["trace"]
+    os.nice(LEAST_PRIORITY)
+    torch.set_num_threads(1)
+    try:
+        network, config = load_checkpoint(Path(checkpoint), architecture or None)
+        write_graph(trace(network, config), config, Path(folder), architecture or None)
+        shutil.copy(Path(checkpoint) / CONFIG, folder)  # a graph is read together with what it was made of
+    except Exception as error:
+        (Path(folder) / WHY).write_text(reason(error) or type(error).__name__)
+        sys.exit(1)

@@ -1,0 +1,99 @@
+"""A model gets a faster runner of the same weights while it serves: one that takes seconds to make.
+
+A thread makes and measures it, one model at a time. Then it takes over between two steps. Requests that are in keep
+the runner that they have; deterministic ones wait for it at their worker, so no link ever names two kinds of bits.
+"""
+
+import logging
+import threading
+from dataclasses import dataclass, field
+
+from service.engine.core import LEAVING, EngineCore
+from service.engine.runner import ModelRunner
+from service.engine.versions import switch
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Making:
+    """A runner that a thread makes."""
+
+    model: str
+    before: ModelRunner  # that serves meanwhile
+    stop: threading.Event = field(default_factory=threading.Event)
+    thread: threading.Thread | None = None
+    made: ModelRunner | Exception | None = None
+
+
+class Takeovers:
+    """Those of an engine: every runner with a `faster` makes room for what that makes."""
+
+    def __init__(self, core: EngineCore):
+        self._core = core
+        self._making: _Making | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        return self._making is not None or self._next() is not None
+
+    def _next(self) -> str | None:
+        """A model that is still to get a faster runner."""
+        served = ((name, runner) for name, runner in self._core.runners.items() if not name.endswith(LEAVING))
+        return next((name for name, runner in served if runner.faster is not None), None)
+
+    def advance(self) -> None:
+        """Call between two steps while no weights are swapped."""
+        if self._making is None:
+            if (model := self._next()) is not None:
+                self._begin(_Making(model, self._core.runners[model]))
+        elif self._has_ended() and self._making.model + LEAVING not in self._core.runners:
+            self._end(self._making)
+            self._making = None
+
+    def pause(self) -> bool:
+        """Give up what is being made, to begin anew with the next advance; True once nothing runs any more."""
+        if self._making is not None:
+            self._making.stop.set()
+            if self._has_ended():
+                self._making = None
+        return self._making is None
+
+    def end(self) -> None:
+        """All models keep what they have."""
+        for runner in self._core.runners.values():
+            runner.faster = None
+        if self._making is not None:
+            self._making.stop.set()
+            self._making = None
+
+    def _has_ended(self) -> bool:
+        assert self._making is not None
+        assert self._making.thread is not None
+        return not self._making.thread.is_alive()
+
+    def _begin(self, making: _Making) -> None:
+        """The thread is no daemon: one that is cut off inside of a library at the end would abort the process."""
+        make, core = making.before.faster, self._core
+        assert make is not None
+
+        def work() -> None:
+            try:
+                made = make(making.before, making.stop)
+                core.measure(made)
+                making.made = made
+            except Exception as error:
+                making.made = error.with_traceback(None)  # whose frames would keep the weights
+
+        self._making = making
+        making.thread = threading.Thread(target=work, name="takeover")
+        making.thread.start()
+
+    def _end(self, making: _Making) -> None:
+        model, made = making.model, making.made
+        making.before.faster = None
+        if isinstance(made, ModelRunner):
+            switch(self._core, model, made, self._core.versions[model])
+            logger.info("model %s is served by %s from here on", model, made.backend)
+        else:
+            logger.warning("model %s stays on %s: %s", model, making.before.backend, made)

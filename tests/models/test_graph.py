@@ -1,0 +1,256 @@
+"""The graph of a checkpoint: what it computes, what it stores, and what is refused."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from models import graph
+from models.checkpoint import CheckpointError, ModelConfig, load_checkpoint
+from models.files import CONFIG, CONSTANTS, GRAPH, SHIPPED, WEIGHTS
+from tests.checkpoints import CLASS_NAMES, TINY, write_checkpoint
+
+FEW_STEP = {"arguments": TINY["dit"] | {"few_step": True}, "guidance_range": (1.0, 3.0)}
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dit": ("dit", {}),
+    "unet": ("unet", {}),
+    "few-step": ("dit", FEW_STEP),
+    "odd groups": ("unet", {"arguments": TINY["unet"] | {"base_channels": 18, "image_channels": 1}}),
+}
+ROUNDING = 1e-4  # of the largest pixel: both compute in float32 and add in another order
+
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def checkpoint(folder: Path, kind: str) -> tuple[Path, nn.Module, ModelConfig]:
+    architecture, changes = KINDS[kind]
+    network, config = load_checkpoint(write_checkpoint(folder, architecture, **changes))
+    return folder, network, config
+
+
+def exported(folder: Path, kind: str = "dit") -> tuple[Path, nn.Module, ModelConfig]:
+    folder, network, config = checkpoint(folder, kind)
+    graph.write_graph(graph.trace(network, config), config, folder)
+    return folder, network, config
+
+
+def rows(config: ModelConfig, n: int) -> list[Tensor]:
+    """x, t, y and for a few_step network r and w; every class, and the null class, if n allows it."""
+    generator = torch.Generator().manual_seed(n)
+    x, t = torch.randn(n, *config.image_shape, generator=generator), 1000 * torch.rand(n, generator=generator)
+    few = [t / 3, torch.linspace(1, 3, n)] if config.is_few_step else []
+    return [x, t, torch.arange(n) % (config.num_classes + 1), *few]
+
+
+def run(model: Any, inputs: list[Tensor]) -> np.ndarray:
+    """In float32, by names."""
+    compiled = graph.import_openvino().Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    named = dict(zip(graph.INPUTS, (tensor.numpy() for tensor in inputs), strict=False))
+    return compiled(named)[graph.OUTPUT]
+
+
+def distance(model: Any, network: nn.Module, inputs: list[Tensor]) -> float:
+    """The largest difference of a pixel, as a share of the largest pixel."""
+    wanted = network(*inputs).numpy()
+    got = run(model, inputs)
+    assert got.shape == wanted.shape
+    return float(np.abs(got - wanted).max() / np.abs(wanted).max())
+
+
+@each_kind
+@pytest.mark.parametrize("n", [1, 2, 3, 8])
+def test_a_graph_computes_what_the_network_computes_at_any_number_of_rows(
+    kind: str, n: int, tmp_path: Path
+) -> None:
+    _, network, config = checkpoint(tmp_path, kind)
+    assert distance(graph.trace(network, config), network, rows(config, n)) < ROUNDING
+
+
+@each_kind
+def test_weights_are_constants_with_the_names_of_the_parameters(kind: str, tmp_path: Path) -> None:
+    _, network, config = checkpoint(tmp_path, kind)
+    nodes = graph.trace(network, config).get_ops()
+    constants = {node.get_friendly_name(): node for node in nodes if node.get_type_name() == "Constant"}
+    for name, parameter in network.named_parameters():
+        assert np.array_equal(constants[name].data, parameter.numpy()), name
+
+
+def test_group_norms_are_spread(tmp_path: Path) -> None:
+    _, network, config = checkpoint(tmp_path, "unet")
+    assert "GroupNormalization" not in {node.get_type_name() for node in graph.trace(network, config).get_ops()}
+
+
+@each_kind
+def test_a_trace_leaves_the_network_as_it_was(kind: str, tmp_path: Path) -> None:
+    _, network, config = checkpoint(tmp_path, kind)
+    before, inputs = dict(network.named_parameters()), rows(config, 2)
+    image = network(*inputs)
+    graph.trace(network, config)
+    assert all(parameter is before[name] for name, parameter in network.named_parameters())
+    assert torch.equal(network(*inputs), image)
+
+
+@each_kind
+def test_what_was_written_is_read(kind: str, tmp_path: Path) -> None:
+    folder, network, config = exported(tmp_path, kind)
+    model = graph.read_graph(folder, folder / WEIGHTS)
+    assert [port.any_name for port in model.inputs] == list(graph.INPUTS[: len(model.inputs)])
+    assert distance(model, network, rows(config, 3)) < ROUNDING
+
+
+def test_the_weights_are_stored_once(tmp_path: Path) -> None:
+    folder, network, _ = exported(tmp_path)
+    stored = (folder / CONSTANTS).read_bytes() + (folder / GRAPH).read_bytes()
+    for parameter in network.parameters():
+        assert parameter.numpy().tobytes() not in stored
+        assert parameter.half().numpy().tobytes() not in stored
+
+
+def test_a_graph_takes_other_weights_of_its_layout(tmp_path: Path) -> None:
+    folder, network, config = exported(tmp_path)
+    others = {name: 0.5 * tensor for name, tensor in network.state_dict().items()}
+    network.load_state_dict(others)
+    save_file(others, tmp_path / "others.safetensors")
+    assert distance(graph.read_graph(folder, tmp_path / "others.safetensors"), network, rows(config, 3)) < ROUNDING
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_weights_may_be_wrapped_and_of_any_float(dtype: torch.dtype, prefix: str, tmp_path: Path) -> None:
+    folder, network, config = exported(tmp_path)
+    weights = {name: tensor.to(dtype) for name, tensor in network.state_dict().items()}
+    save_file({prefix + name: tensor for name, tensor in weights.items()}, tmp_path / "others.safetensors")
+    network.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    assert distance(graph.read_graph(folder, tmp_path / "others.safetensors"), network, rows(config, 3)) < ROUNDING
+
+
+def reconfigure(folder: Path, **changes: Any) -> None:
+    values = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(values | changes))
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-4])
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    weights = load_file(folder / WEIGHTS)
+    change(weights)
+    save_file(weights, folder / WEIGHTS)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no graph": (lambda folder: (folder / GRAPH).unlink(), "cannot be read"),
+    "no constants": (lambda folder: (folder / CONSTANTS).unlink(), "cannot be read"),
+    "half a graph": (lambda folder: cut(folder / GRAPH), "does not fit"),
+    "half of the constants": (lambda folder: cut(folder / CONSTANTS), "not of this network"),
+    "constants of another": (
+        lambda folder: (folder / CONSTANTS).write_bytes(bytes(len((folder / CONSTANTS).read_bytes()))),
+        "not of this network",
+    ),
+    "other arguments": (
+        lambda folder: reconfigure(folder, arguments=TINY["dit"] | {"num_heads": 2}), "not of this network",
+    ),
+    "another architecture": (lambda folder: reconfigure(folder, architecture="unet"), "not of this network"),
+    "more classes": (lambda folder: reconfigure(folder, class_names=[*CLASS_NAMES, "x"]), "not of this network"),
+    "a weight less": (
+        lambda folder: change_weights(folder, lambda w: w.pop("patch_embed.bias")), "it lacks patch_embed.bias",
+    ),
+    "a weight more": (
+        lambda folder: change_weights(folder, lambda w: w.update(new=torch.zeros(1))), "it has unknown new",
+    ),
+    "another size": (
+        lambda folder: change_weights(folder, lambda w: w.update({"patch_embed.bias": torch.zeros(3)})),
+        r"it has other sizes: patch_embed.bias \[3\], not \[32\]",
+    ),
+    "torn weights": (lambda folder: cut(folder / WEIGHTS), "does not fit"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_does_not_fit_is_refused(damage: str, tmp_path: Path) -> None:
+    folder, _, _ = exported(tmp_path)
+    harm, reason = DAMAGES[damage]
+    harm(folder)
+    with pytest.raises(CheckpointError, match=reason) as caught:
+        graph.read_graph(folder, folder / WEIGHTS)
+    assert f"`run.py export {folder}`" in str(caught.value)
+
+
+def test_the_graph_of_another_class_is_refused(tmp_path: Path) -> None:
+    folder, network, config = exported(tmp_path)
+    with pytest.raises(CheckpointError, match="not of this network"):
+        graph.read_graph(folder, folder / WEIGHTS, "my.module:Net")
+    graph.write_graph(graph.trace(network, config), config, folder, "my.module:Net")
+    graph.read_graph(folder, folder / WEIGHTS, "my.module:Net")
+
+
+class Foreign(nn.Module):
+    """What no network of this project has: BatchNorm's state, a shared layer, another name for each input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 3, 3, padding=1)
+        self.again, self.norm = self.first, nn.BatchNorm2d(3)
+
+    def forward(self, image: Tensor, time: Tensor, label: Tensor) -> Tensor:
+        h = self.norm(self.again(self.first(image)))
+        return h + torch.sin(time + label)[:, None, None, None]
+
+
+class Counting(Foreign):
+    def forward(self, image: Tensor, time: Tensor, label: Tensor) -> Tensor:
+        return super().forward(image, time, label) * (2 if len(image) > 1 else 1)
+
+
+class Failing(Foreign):
+    def forward(self, image: Tensor, time: Tensor, label: Tensor) -> Tensor:
+        raise LookupError("no way")
+
+
+FOREIGN = ModelConfig("mine", {}, class_names=CLASS_NAMES, shape=(3, 8, 8))
+
+
+def test_a_foreign_network_can_be_traced() -> None:
+    network = Foreign().eval().requires_grad_(False)
+    assert distance(graph.trace(network, FOREIGN), network, rows(FOREIGN, 8)) < ROUNDING
+
+
+@pytest.mark.parametrize(("network", "reason"), [(Counting, "other numbers .* at 1 rows"), (Failing, "no way")])
+def test_a_network_that_cannot_be_traced_is_refused(network: type[nn.Module], reason: str) -> None:
+    with pytest.raises(CheckpointError, match=f"(?s)cannot be exported to OpenVINO.*{reason}"):
+        graph.trace(network().eval(), FOREIGN)
+
+
+@pytest.mark.parametrize("name", ["dit", "unet"])
+def test_the_shipped_graphs_compute_what_the_networks_compute(name: str) -> None:
+    folder = SHIPPED / name
+    network, config = load_checkpoint(folder)
+    assert distance(graph.read_graph(folder, folder / WEIGHTS), network, rows(config, 8)) < ROUNDING
+
+
+WATCHED = """
+import sys
+seen = []
+sys.addaudithook(lambda event, args: seen.append(event) if event.startswith("socket.") else None)
+from models.graph import import_openvino
+import_openvino().convert_model
+print(sys.modules["openvino_telemetry"], seen)
+"""
+
+
+def test_openvino_reports_nothing_at_its_import(tmp_path: Path) -> None:
+    """Without the block it makes a folder in the home and sends a report."""
+    command = [sys.executable, "-c", WATCHED]
+    environment = {"HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("None []\n", "")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,58 @@
+"""A checkpoint in the formats of other programs: OpenVINO's, by which a CPU serves it faster, and ONNX."""
+
+import warnings
+from pathlib import Path
+
+import torch
+
+from models.checkpoint import CheckpointError, load_checkpoint
+from models.files import GRAPH, replace_file
+from models.graph import INPUTS, OUTPUT, example, reason, trace, write_graph
+
+OPSET = 20  # the first with Gelu
+
+
+def export_graph(folder: Path, architecture: str | None = None) -> Path:
+    """Write the graph of a checkpoint into its folder, see models/graph.py.
+
+    architecture: `package.module:Class` of a network that is no part of this project.
+
+    Raises:
+        CheckpointError: a checkpoint that cannot be read, or a network that OpenVINO cannot express.
+    """
+    network, config = load_checkpoint(folder, architecture)
+    write_graph(trace(network, config), config, folder, architecture)
+    return folder / GRAPH
+
+
+def export_onnx(folder: Path, file: Path, architecture: str | None = None) -> Path:
+    """Write the network of a checkpoint with its weights in float32.
+
+    Its inputs are x [rows, C, H, W] and t [rows] in float32 and y [rows] in int64, of a network for few steps also
+    r and w [rows] in float32. Its output is image [rows, C, H, W], which models/sampling.py calls the prediction.
+
+    Raises:
+        CheckpointError: a checkpoint that cannot be read, or a network that ONNX cannot express.
+    """
+    network, config = load_checkpoint(folder, architecture)
+    inputs = example(config)
+    rows, names = torch.export.Dim("rows"), INPUTS[: len(inputs)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.onnx.export(
+                network,
+                inputs,
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                input_names=names,
+                output_names=[OUTPUT],
+                dynamic_shapes=tuple({0: rows} for _ in inputs),
+            )
+        except Exception as error:  # whatever a foreign network or the exporter raises
+            raise CheckpointError(f"this network cannot be exported to ONNX: {reason(error)}") from error
+    assert program is not None  # with dynamo there is always one
+    file.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(file, program.model_proto.SerializeToString())
+    return file
