@@ -1,0 +1,101 @@
+"""The ranges of activations by which int8 runs a checkpoint, measured on its training data.
+
+Letters: B batch, C x H x W the image.
+"""
+
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.checkpoint import ModelConfig, load_checkpoint
+from models.graph import import_openvino, trace
+from models.quantization import Range, Ranges, products, write_ranges
+from models.schedule import NUM_TIMESTEPS, NoiseSchedule
+from training.config import TrainConfig
+from training.data import DataError, Split, to_float
+from training.train import load_training_data
+
+if TYPE_CHECKING:
+    import openvino
+
+IMAGES = 512
+BATCH = 16
+SEED = 0
+
+
+def quantize_checkpoint(folder: Path, images: int = IMAGES, data_path: Path | None = None) -> Path:
+    """Measure the ranges of a checkpoint and write them into its folder; returns the file.
+
+    Args:
+        images: of the training data, each at a noise level of its own.
+        data_path: of the training data, where it is no package.
+
+    Raises:
+        CheckpointError: a checkpoint that cannot be read or exported.
+        DataError: its training data is not known or not there.
+        ValueError: fewer than one image.
+    """
+    if images < 1:
+        raise ValueError(f"images must be at least 1, got {images}")
+    network, config = load_checkpoint(folder)
+    split = training_images(config, data_path)
+    ranges = measure(trace(network, config), batches(split, config, images))
+    return write_ranges(folder, ranges, config.sha256)
+
+
+def training_images(config: ModelConfig, data_path: Path | None) -> Split:
+    """What the weights have learnt from. Raises DataError."""
+    recipe = config.training.get("recipe")
+    if not isinstance(recipe, dict) or "data" not in recipe:
+        raise DataError("the checkpoint does not say what it was trained on: its config has no training recipe")
+    known = {field.name for field in fields(TrainConfig)}
+    given = {name: recipe[name] for name in ("data", "subset") if name in recipe and name in known}
+    arguments = {"image_channels": config.image_shape[0], "image_size": config.image_shape[1]}
+    return load_training_data(TrainConfig(arguments=arguments, data_path=data_path, **given)).train
+
+
+def batches(split: Split, config: ModelConfig, images: int) -> Iterator[tuple[Tensor, ...]]:
+    """The inputs x [B, C, H, W], t [B], y [B] and perhaps r and w of forwards over `images` rows.
+
+    Noise levels lie evenly over the whole scale, because activations drift with them. Labels are those of the
+    images, and the null class of guidance in every fourth row.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    order = torch.randperm(images, generator=generator)  # so that batches are alike
+    u = (torch.arange(images) + 0.5)[order] / images  # [images]
+    chosen = torch.randperm(len(split), generator=generator).repeat(-(-images // len(split)))[:images]
+    y = torch.where(torch.arange(images) % 4 == 0, config.num_classes, split.labels[chosen])
+    r = u * torch.rand(images, generator=generator)
+    low, high = config.guidance_range or (1.0, 1.0)
+    w = low + (high - low) * torch.rand(images, generator=generator)
+    for index in torch.arange(images).split(BATCH):
+        alpha, sigma = NoiseSchedule(config.schedule).rows(u[index])
+        x0 = to_float(split.images[chosen[index]])
+        x = alpha * x0 + sigma * torch.randn(x0.shape, generator=generator)
+        others = (NUM_TIMESTEPS * r[index], w[index]) if config.is_few_step else ()
+        yield x, NUM_TIMESTEPS * u[index], y[index], *others
+
+
+def measure(model: "openvino.Model", inputs: Iterator[tuple[Tensor, ...]]) -> Ranges:
+    """The least and the largest value of every activation that an int8 product reads."""
+    openvino = import_openvino()
+    op, known = openvino.opset13, products(model)
+    ends = []
+    for part in (part for product in known for part in product.parts):
+        every_axis = op.constant(np.arange(len(part.get_partial_shape())))
+        ends += [op.result(reduce(part, every_axis)) for reduce in (op.reduce_min, op.reduce_max)]
+    watched = openvino.Model(ends, model.get_parameters(), "ranges")
+    compiled = openvino.Core().compile_model(watched, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    seen = np.array([list(compiled([tensor.numpy() for tensor in batch]).values()) for batch in inputs])
+    rows = iter(zip(seen[:, 0::2].min(0).tolist(), seen[:, 1::2].max(0).tolist(), strict=True))
+    return {product.name: [_with_zero(*next(rows)) for _ in product.parts] for product in known}
+
+
+def _with_zero(low: float, high: float) -> Range:
+    """Zero is a level whatever else was seen; what was always zero gets a range, too."""
+    return min(low, 0.0), max(high, 0.0) or float(low == 0)
