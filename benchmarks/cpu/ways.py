@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ BASE = "torch float32"  # to which all others are compared
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CPU = torch.device("cpu")
 RANGE_ROWS = 16  # of the forward that gives int8 its ranges
+TRACED: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()  # graphs, for tracing a large network takes long
 LEAST_FORWARDS = 2  # that are timed in a turn
 # Root mean square of what a way may differ from BASE, over that of BASE: beyond it something else was measured.
 TOLERANCE = 0.2
@@ -72,7 +74,9 @@ def build(way: str, network: nn.Module, config: ModelConfig) -> Forward:
 
 def openvino(kind: str, network: nn.Module, config: ModelConfig) -> Forward:
     """Compiled as the service compiles it. The ranges of int8 are those of one forward, for they change no time."""
-    graph = trace(network, config)
+    if network not in TRACED:
+        TRACED[network] = trace(network, config)
+    graph = TRACED[network].clone()
     if kind == "int8":
         quantize(graph, measure(graph, iter([inputs(config, RANGE_ROWS)])))
         kind = "bfloat16" if multiplies_bfloat16(CPU) else "float32"  # of what is not int8
