@@ -7,7 +7,7 @@ import torch
 
 from models.checkpoint import CheckpointError, load_checkpoint
 from models.files import GRAPH, replace_file
-from models.graph import INPUTS, OUTPUT, example, reason, trace, write_graph
+from models.graph import INPUTS, OUTPUT, example, reason, write_graph
 
 OPSET = 20  # the first with Gelu
 
@@ -21,7 +21,7 @@ def export_graph(folder: Path, architecture: str | None = None) -> Path:
         CheckpointError: a checkpoint that cannot be read, or a network that OpenVINO cannot express.
     """
     network, config = load_checkpoint(folder, architecture)
-    write_graph(trace(network, config), config, folder, architecture)
+    write_graph(network, config, folder, architecture)
     return folder / GRAPH
 
 

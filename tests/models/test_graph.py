@@ -1,11 +1,12 @@
 """The graph of a checkpoint: what it computes, what it stores, and what is refused."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -27,19 +28,37 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 ROUNDING = 1e-4  # of the largest pixel: both compute in float32 and add in another order
 
-each_kind = pytest.mark.parametrize("kind", KINDS)
+
+class Exported(NamedTuple):
+    """A tiny checkpoint with its graph."""
+
+    folder: Path
+    network: nn.Module
+    config: ModelConfig
 
 
-def checkpoint(folder: Path, kind: str) -> tuple[Path, nn.Module, ModelConfig]:
+def export(folder: Path, kind: str) -> Exported:
     architecture, changes = KINDS[kind]
     network, config = load_checkpoint(write_checkpoint(folder, architecture, **changes))
-    return folder, network, config
+    graph.write_graph(network, config, folder)
+    return Exported(folder, network, config)
 
 
-def exported(folder: Path, kind: str = "dit") -> tuple[Path, nn.Module, ModelConfig]:
-    folder, network, config = checkpoint(folder, kind)
-    graph.write_graph(graph.trace(network, config), config, folder)
-    return folder, network, config
+@pytest.fixture(scope="module", params=KINDS)
+def each(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return export(tmp_path_factory.mktemp("each"), request.param)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return export(tmp_path_factory.mktemp("original"), "dit")
+
+
+@pytest.fixture
+def dit(original: Exported, tmp_path: Path) -> Exported:
+    """A copy to be changed."""
+    shutil.copytree(original.folder, tmp_path / "dit")
+    return Exported(tmp_path / "dit", *load_checkpoint(original.folder))
 
 
 def rows(config: ModelConfig, n: int) -> list[Tensor]:
@@ -65,32 +84,33 @@ def distance(model: Any, network: nn.Module, inputs: list[Tensor]) -> float:
     return float(np.abs(got - wanted).max() / np.abs(wanted).max())
 
 
-@each_kind
-@pytest.mark.parametrize("n", [1, 2, 3, 8])
-def test_a_graph_computes_what_the_network_computes_at_any_number_of_rows(
-    kind: str, n: int, tmp_path: Path
-) -> None:
-    _, network, config = checkpoint(tmp_path, kind)
-    assert distance(graph.trace(network, config), network, rows(config, n)) < ROUNDING
+def test_a_graph_computes_what_the_network_computes_at_any_number_of_rows(each: Exported) -> None:
+    model = graph.trace(each.network, each.config)
+    for n in (1, 2, 3, 8):
+        assert distance(model, each.network, rows(each.config, n)) < ROUNDING
 
 
-@each_kind
-def test_weights_are_constants_with_the_names_of_the_parameters(kind: str, tmp_path: Path) -> None:
-    _, network, config = checkpoint(tmp_path, kind)
-    nodes = graph.trace(network, config).get_ops()
+def test_what_was_written_is_read(each: Exported) -> None:
+    model = graph.read_graph(each.folder, each.folder / WEIGHTS)
+    assert [port.any_name for port in model.inputs] == list(graph.INPUTS[: len(model.inputs)])
+    for n in (1, 8):
+        assert distance(model, each.network, rows(each.config, n)) < ROUNDING
+
+
+def test_weights_are_constants_with_the_names_of_the_parameters(each: Exported) -> None:
+    nodes = graph.read_graph(each.folder, each.folder / WEIGHTS).get_ops()
     constants = {node.get_friendly_name(): node for node in nodes if node.get_type_name() == "Constant"}
-    for name, parameter in network.named_parameters():
+    for name, parameter in each.network.named_parameters():
         assert np.array_equal(constants[name].data, parameter.numpy()), name
 
 
-def test_group_norms_are_spread(tmp_path: Path) -> None:
-    _, network, config = checkpoint(tmp_path, "unet")
-    assert "GroupNormalization" not in {node.get_type_name() for node in graph.trace(network, config).get_ops()}
+def test_group_norms_are_spread(each: Exported) -> None:
+    model = graph.read_graph(each.folder, each.folder / WEIGHTS)
+    assert "GroupNormalization" not in {node.get_type_name() for node in model.get_ops()}
 
 
-@each_kind
-def test_a_trace_leaves_the_network_as_it_was(kind: str, tmp_path: Path) -> None:
-    _, network, config = checkpoint(tmp_path, kind)
+def test_a_trace_leaves_the_network_as_it_was(dit: Exported) -> None:
+    _, network, config = dit
     before, inputs = dict(network.named_parameters()), rows(config, 2)
     image = network(*inputs)
     graph.trace(network, config)
@@ -98,38 +118,31 @@ def test_a_trace_leaves_the_network_as_it_was(kind: str, tmp_path: Path) -> None
     assert torch.equal(network(*inputs), image)
 
 
-@each_kind
-def test_what_was_written_is_read(kind: str, tmp_path: Path) -> None:
-    folder, network, config = exported(tmp_path, kind)
-    model = graph.read_graph(folder, folder / WEIGHTS)
-    assert [port.any_name for port in model.inputs] == list(graph.INPUTS[: len(model.inputs)])
-    assert distance(model, network, rows(config, 3)) < ROUNDING
-
-
-def test_the_weights_are_stored_once(tmp_path: Path) -> None:
-    folder, network, _ = exported(tmp_path)
-    stored = (folder / CONSTANTS).read_bytes() + (folder / GRAPH).read_bytes()
-    for parameter in network.parameters():
+def test_the_weights_are_stored_once(each: Exported) -> None:
+    stored = (each.folder / CONSTANTS).read_bytes() + (each.folder / GRAPH).read_bytes()
+    for parameter in each.network.parameters():
         assert parameter.numpy().tobytes() not in stored
         assert parameter.half().numpy().tobytes() not in stored
 
 
-def test_a_graph_takes_other_weights_of_its_layout(tmp_path: Path) -> None:
-    folder, network, config = exported(tmp_path)
-    others = {name: 0.5 * tensor for name, tensor in network.state_dict().items()}
-    network.load_state_dict(others)
+def test_a_graph_takes_other_weights_of_its_layout(dit: Exported, tmp_path: Path) -> None:
+    others = {name: 0.5 * tensor for name, tensor in dit.network.state_dict().items()}
+    dit.network.load_state_dict(others)
     save_file(others, tmp_path / "others.safetensors")
-    assert distance(graph.read_graph(folder, tmp_path / "others.safetensors"), network, rows(config, 3)) < ROUNDING
+    model = graph.read_graph(dit.folder, tmp_path / "others.safetensors")
+    assert distance(model, dit.network, rows(dit.config, 3)) < ROUNDING
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_weights_may_be_wrapped_and_of_any_float(dtype: torch.dtype, prefix: str, tmp_path: Path) -> None:
-    folder, network, config = exported(tmp_path)
-    weights = {name: tensor.to(dtype) for name, tensor in network.state_dict().items()}
+def test_weights_may_be_wrapped_and_of_any_float(
+    dtype: torch.dtype, prefix: str, dit: Exported, tmp_path: Path
+) -> None:
+    weights = {name: tensor.to(dtype) for name, tensor in dit.network.state_dict().items()}
     save_file({prefix + name: tensor for name, tensor in weights.items()}, tmp_path / "others.safetensors")
-    network.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
-    assert distance(graph.read_graph(folder, tmp_path / "others.safetensors"), network, rows(config, 3)) < ROUNDING
+    dit.network.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    model = graph.read_graph(dit.folder, tmp_path / "others.safetensors")
+    assert distance(model, dit.network, rows(dit.config, 3)) < ROUNDING
 
 
 def reconfigure(folder: Path, **changes: Any) -> None:
@@ -176,34 +189,40 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_what_does_not_fit_is_refused(damage: str, tmp_path: Path) -> None:
-    folder, _, _ = exported(tmp_path)
+def test_what_does_not_fit_is_refused(damage: str, dit: Exported) -> None:
     harm, reason = DAMAGES[damage]
-    harm(folder)
+    harm(dit.folder)
     with pytest.raises(CheckpointError, match=reason) as caught:
-        graph.read_graph(folder, folder / WEIGHTS)
-    assert f"`run.py export {folder}`" in str(caught.value)
+        graph.read_graph(dit.folder, dit.folder / WEIGHTS)
+    assert f"`run.py export {dit.folder}`" in str(caught.value)
 
 
-def test_the_graph_of_another_class_is_refused(tmp_path: Path) -> None:
-    folder, network, config = exported(tmp_path)
+def test_the_graph_of_another_class_is_refused(dit: Exported) -> None:
+    folder, network, config = dit
     with pytest.raises(CheckpointError, match="not of this network"):
         graph.read_graph(folder, folder / WEIGHTS, "my.module:Net")
-    graph.write_graph(graph.trace(network, config), config, folder, "my.module:Net")
+    graph.write_graph(network, config, folder, "my.module:Net")
     graph.read_graph(folder, folder / WEIGHTS, "my.module:Net")
 
 
 class Foreign(nn.Module):
-    """What no network of this project has: BatchNorm's state, a shared layer, another name for each input."""
+    """What no network of this project has: BatchNorm's state, a shared layer, and what is not used."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Conv2d(3, 3, 3, padding=1)
-        self.again, self.norm = self.first, nn.BatchNorm2d(3)
+        self.again, self.norm, self.groups = self.first, nn.BatchNorm2d(3), nn.GroupNorm(3, 3)
+        self.unused = nn.Parameter(torch.ones(2))
 
     def forward(self, image: Tensor, time: Tensor, label: Tensor) -> Tensor:
         h = self.norm(self.again(self.first(image)))
-        return h + torch.sin(time + label)[:, None, None, None]
+        return self.groups(h.flatten(2)).view_as(h) + torch.sin(time)[:, None, None, None]
+
+
+class Clashing(Foreign):
+    def __init__(self) -> None:
+        super().__init__()
+        self.t = nn.Parameter(torch.ones(1))
 
 
 class Counting(Foreign):
@@ -224,7 +243,10 @@ def test_a_foreign_network_can_be_traced() -> None:
     assert distance(graph.trace(network, FOREIGN), network, rows(FOREIGN, 8)) < ROUNDING
 
 
-@pytest.mark.parametrize(("network", "reason"), [(Counting, "other numbers .* at 1 rows"), (Failing, "no way")])
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [(Counting, "other numbers .* at 1 rows"), (Failing, "no way"), (Clashing, "its weight t has the name of")],
+)
 def test_a_network_that_cannot_be_traced_is_refused(network: type[nn.Module], reason: str) -> None:
     with pytest.raises(CheckpointError, match=f"(?s)cannot be exported to OpenVINO.*{reason}"):
         graph.trace(network().eval(), FOREIGN)

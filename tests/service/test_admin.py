@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from safetensors.torch import load_file, save_file
 
 from models.checkpoint import load_checkpoint, save_checkpoint
-from models.files import CONFIG, WEIGHTS
+from models.files import CONFIG, GRAPH, WEIGHTS
 from service import successor
 from service.api_keys import ApiKey
 from service.local import create_app
@@ -179,7 +179,7 @@ def test_an_empty_key_opens_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "path",
     ["", ".", "..", "../outside", "staged/../../outside", "staged/../dit", "/", "link", "linked", "nothing", "a\0b",
-     "circle", 300 * "x", "x/" * 90, "~", "dit/config.json"],
+     "drawn", "circle", 300 * "x", "x/" * 90, "~", "dit/config.json"],
 )  # fmt: skip
 def test_no_path_leads_out_of_the_checkpoints(path: str, folder: Path, live: Running) -> None:
     outside = folder.parent / "outside"
@@ -190,6 +190,8 @@ def test_no_path_leads_out_of_the_checkpoints(path: str, folder: Path, live: Run
         (folder / "linked").mkdir()
         (folder / "linked" / CONFIG).write_bytes((folder / "dit" / CONFIG).read_bytes())
         (folder / "linked" / WEIGHTS).symlink_to(outside / WEIGHTS)
+        shutil.copytree(folder / "dit", folder / "drawn")
+        (folder / "drawn" / GRAPH).symlink_to(outside / CONFIG)
     for given in (path, str(folder / "dit") if path == "/" else path):
         before = card(live)
         answer = put(live, given)
