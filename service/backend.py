@@ -23,9 +23,8 @@ from torch import Tensor, nn
 
 from models.checkpoint import CheckpointError, load_checkpoint
 from models.files import CONFIG, GRAPH, WEIGHTS
-from models.graph import example, import_openvino, read_graph, reason, trace, write_graph
+from models.graph import example, import_openvino, read_graph, reason, write_graph
 from service import child
-from service.engine.row_cap import row_counts
 from service.engine.runner import ModelRunner
 from service.settings import SettingsError
 
@@ -36,7 +35,7 @@ logger = logging.getLogger(__name__)
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 POLL_SECONDS = 0.05  # between two looks at a process that traces
-LEAST_PRIORITY = 19
+NICENESS = 5  # of that process: a quarter of a core beside an engine that keeps all busy. 19 would be 1.5 %
 WHY = "why"  # in the folder of a process that traces: what went wrong
 
 
@@ -60,7 +59,6 @@ class OpenVINO:
         Torch's gets a `faster` where the network is still to be traced. All else that keeps torch is logged.
 
         Args:
-            runner: torch's, of the weights in the folder.
             folder: of the checkpoint; None for fresh weights.
             architecture: that the operator named instead of the checkpoint's own.
         """
@@ -86,7 +84,7 @@ class OpenVINO:
             return self.compile(runner, folder, checkpoint / WEIGHTS, architecture)
 
     def compile(self, runner: ModelRunner, folder: Path, weights: Path, architecture: str | None) -> ModelRunner:
-        """A runner of the graph in a folder that gives what `runner` gives; it has run every row count once.
+        """A runner of the graph in a folder that gives what `runner` gives.
 
         Raises:
             CheckpointError: the graph is of another network.
@@ -96,7 +94,7 @@ class OpenVINO:
         compare(network, runner)
         faster = runner.successor(network, runner.config)
         faster.backend = "openvino"
-        for rows in row_counts(runner.max_rows):  # each first time makes primitives
+        for rows in faster.step_seconds:  # of a model that serves: each first time is slow, for it makes primitives
             faster.execute(faster.rehearsal(rows))
         return faster
 
@@ -149,11 +147,9 @@ def choose_backend(name: str, device: torch.device, dtype: torch.dtype) -> OpenV
     """
     installed = find_spec("openvino") is not None
     if name == "openvino":
-        if device.type != "cpu":
-            text = "set DIFFUSION_DEVICE to cpu, or use auto"
-            raise SettingsError(f"DIFFUSION_BACKEND is openvino, which is for a CPU: {text}")
-        if dtype not in PRECISIONS:
-            raise SettingsError("DIFFUSION_BACKEND is openvino: set DIFFUSION_DTYPE to float32, bfloat16 or auto")
+        if device.type != "cpu" or dtype not in PRECISIONS:
+            text = "set DIFFUSION_DEVICE to cpu and DIFFUSION_DTYPE to float32, bfloat16 or auto"
+            raise SettingsError(f"DIFFUSION_BACKEND is openvino: {text}, or use torch or auto")
         if not installed:
             text = "pip install 'stepwise-diffusion[cpu]' (in a checkout: pip install '.[cpu]'), or use auto"
             raise SettingsError(f"DIFFUSION_BACKEND is openvino, but it is not installed: {text}")
@@ -187,11 +183,11 @@ def traced(checkpoint: Path, architecture: str | None, stop: threading.Event) ->
 def main(given: dict[str, Any]) -> None:
     """In a process of its own. given: trace, which is a checkpoint, its architecture and a folder for the graph."""
     checkpoint, architecture, folder = given["trace"]
-    os.nice(LEAST_PRIORITY)
+    os.nice(NICENESS)
     torch.set_num_threads(1)
     try:
         network, config = load_checkpoint(Path(checkpoint), architecture or None)
-        write_graph(trace(network, config), config, Path(folder), architecture or None)
+        write_graph(network, config, Path(folder), architecture or None)
         shutil.copy(Path(checkpoint) / CONFIG, folder)  # a graph is read together with what it was made of
     except Exception as error:
         (Path(folder) / WHY).write_text(reason(error) or type(error).__name__)

@@ -144,7 +144,6 @@ class EngineLoop:
         self.ready = False
         self._board.state("stopping")
         self._swaps.end("the service is shutting down")
-        self._tell_cards()  # no backend is to come any more
 
     def _refuses(self, client: Client, message: Generate | Swap) -> bool:
         """Answers that it is too early or too late, if it is."""

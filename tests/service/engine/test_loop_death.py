@@ -100,7 +100,7 @@ def test_a_request_that_kills_the_engine_is_answered() -> None:
 
 
 class ColdCore(EngineCore):
-    def warm_up(self, model: str, on_progress: Callable[[], None] = lambda: None) -> None:
+    def warm_up(self, model: str, on_progress: Callable[[], None] = lambda: None) -> int:
         raise MemoryError("no room for the pool")
 
 

@@ -204,10 +204,15 @@ def test_a_stop_ends_the_making_and_whoever_waits_for_it(drain_seconds: float) -
     workshop = Workshop(Painter(-0.5))
 
     async def work(engine: AsyncEngine) -> None:
+        before = asyncio.create_task(shade(engine, **LONG))
         waiting = asyncio.create_task(refusal(shade(engine, deterministic=True)))
-        await until(lambda: workshop.asked == 1)
+        await until(lambda: workshop.asked == 1 and rig.stats().running_slots > 0)
         rig.request_stop(drain_seconds)
         assert isinstance(await waiting, Unavailable)
+        if drain_seconds:
+            assert await before == OLD
+        else:
+            assert isinstance(await refusal(before), Unavailable)
 
     with rigged(core_with(workshop)) as rig:
         run(rig, work)
