@@ -11,6 +11,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from training.options import add_campaign_options, add_option, add_sampling_options, json_object
+
 CHECKPOINT_HELP = "a name in --checkpoints, or the path of a folder with config.json"
 CHECKPOINTS_HELP = "folder of checkpoints (default: ./checkpoints, or else the shipped ones)"
 
@@ -50,7 +52,7 @@ def build_parser(serving: bool = False) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=name, description=__doc__)
     parser.add_argument("--version", action="version", version=f"stepwise {version()}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    others = (add_train, add_sample, add_compare, add_campaign, add_info, add_export)
+    others = (add_train, add_sample, add_compare, add_campaign, add_info, add_export, add_quantize)
     for add in (add_serve, *(() if serving else others)):
         add(commands)
     return parser
@@ -102,7 +104,6 @@ TRAIN_EXAMPLES = """
 
 def add_train(commands: Any) -> None:
     from training.config import TrainConfig
-    from training.options import add_option
 
     text = "train a network; the same command continues a run that was stopped, more --steps a finished one"
     parser = add_command(commands, run_train, text, TRAIN_EXAMPLES)
@@ -140,12 +141,7 @@ def add_sample(commands: Any) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/samples.png"), help="picture to write (default: %(default)s)"
     )
-    parser.add_argument("--columns", type=int, default=8, help="images of each class (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first image (default: %(default)s)")
-    own = "(default: the checkpoint's own)"
-    parser.add_argument("--sampler", help=f"ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, euler, ab2 or consistency {own}")
-    parser.add_argument("--steps", type=int, help=f"evaluations of the network, 1 to 1000 {own}")
-    parser.add_argument("--guidance", type=float, help=f"guidance scale; 1 is off {own}")
+    add_sampling_options(parser)
 
 
 def add_checkpoints(parser: argparse.ArgumentParser, default: list[str]) -> None:
@@ -198,15 +194,7 @@ docs/comparison/digits.toml --only D1 --status
 def add_campaign(commands: Any) -> None:
     text = "train and measure all networks of a list; the same command goes on, and several share the work"
     parser = add_command(commands, run_campaign, text, CAMPAIGN_EXAMPLES)
-    parser.add_argument("list", type=Path, metavar="LIST", help="TOML file, see training/campaign_list.py")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="groups or runs (default: all)")
-    runs = "file to which every result adds a line (default: %(default)s)"
-    parser.add_argument("--runs", type=Path, default=Path("docs/comparison/runs.jsonl"), help=runs)
-    work = Path("runs/campaign")
-    parser.add_argument("--work", type=Path, default=work, help="folder of checkpoints (default: %(default)s)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: what torch chooses)")
-    status = "only say what is done, what is next and how many hours are left (default: work)"
-    parser.add_argument("--status", action="store_true", help=status)
+    add_campaign_options(parser)
 
 
 def run_campaign(arguments: argparse.Namespace) -> int:
@@ -220,8 +208,6 @@ def run_campaign(arguments: argparse.Namespace) -> int:
 
 
 def add_info(commands: Any) -> None:
-    from training.options import json_object
-
     text = "describe a checkpoint, or count parameters and FLOPs of a configuration, part by part"
     examples = "dit\nruns/mine\n--model dit --arguments '{\"hidden_dim\": 384}'"
     parser = add_command(commands, run_info, text, examples)
@@ -269,6 +255,24 @@ def run_export(arguments: argparse.Namespace) -> int:
             print(export_onnx(folder, arguments.onnx, arguments.architecture))
         else:
             print(export_graph(folder, arguments.architecture))
+    return 0
+
+
+def add_quantize(commands: Any) -> None:
+    text = "measure the ranges by which DIFFUSION_DTYPE=int8 runs a checkpoint, on what it was trained on"
+    parser = add_command(commands, run_quantize, text, "\nruns/mine --images 1000 --data-path my_pictures")
+    add_checkpoints(parser, ["dit", "unet"])
+    parser.add_argument("--images", type=int, default=512, help="training images to run (default: %(default)s)")
+    parser.add_argument("--data-path", type=Path, metavar="PATH", help="of the training data (default: none)")
+
+
+def run_quantize(arguments: argparse.Namespace) -> int:
+    from training.checkpoints import find_checkpoints
+    from training.quantize import quantize_checkpoint
+
+    check_extra("quantize", "cpu", ("openvino",))
+    for folder in find_checkpoints(arguments.names, arguments.checkpoints).values():
+        print(quantize_checkpoint(folder, arguments.images, arguments.data_path))
     return 0
 
 

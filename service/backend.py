@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from models.checkpoint import CheckpointError, load_checkpoint
 from models.files import CONFIG, GRAPH, WEIGHTS
 from models.graph import example, import_openvino, read_graph, reason, write_graph
+from models.quantization import int8_model
 from service import child
 from service.engine.runner import ModelRunner
 from service.settings import SettingsError
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 # How far a forward may lie from torch's, by dtype: root mean square of the difference over that of torch's output.
 # The shipped networks are 4e-7 off in float32. In bfloat16 both backends are 3e-3 to 5e-3 off from float32.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+INT8_TOLERANCE = 0.2  # the shipped networks are 0.02 and 0.03 off
 PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 POLL_SECONDS = 0.05  # between two looks at a process that traces
 NICENESS = 5  # of that process: a quarter of a core beside an engine that keeps all busy. 19 would be 1.5 %
@@ -49,9 +51,11 @@ class OpenVINO:
 
     Args:
         threads: of the CPU, for each network.
+        int8: products are int8 ones, which torch has none of: what OpenVINO cannot serve is refused.
     """
 
     threads: int
+    int8: bool = False
 
     def serve(self, name: str, runner: ModelRunner, folder: Path | None, architecture: str | None) -> ModelRunner:
         """The runner that serves a model from now on: a compiled one, or torch's.
@@ -61,7 +65,12 @@ class OpenVINO:
         Args:
             folder: of the checkpoint; None for fresh weights.
             architecture: that the operator named instead of the checkpoint's own.
+
+        Raises:
+            SettingsError, CheckpointError: why the model cannot be int8.
         """
+        if self.int8:
+            return self._serve_int8(name, runner, folder, architecture)
         if folder is None or runner.dtype not in PRECISIONS:
             why = "it has fresh weights" if folder is None else f"OpenVINO has no {runner.dtype} on a CPU"
             logger.info("model %s stays on torch: %s", name, why)
@@ -77,6 +86,22 @@ class OpenVINO:
         runner.faster = partial(self._trace, folder, architecture)
         return runner
 
+    def _serve_int8(
+        self, name: str, runner: ModelRunner, folder: Path | None, architecture: str | None
+    ) -> ModelRunner:
+        if folder is None or architecture is not None:
+            what = "fresh weights" if folder is None else "an architecture of its own"
+            text = f"model {name} has {what}: serve a checkpoint of this project's networks, or another type"
+            raise SettingsError(f"DIFFUSION_DTYPE is int8, and {text}")
+        try:
+            if (folder / GRAPH).is_file():
+                return self.compile(runner, folder, folder / WEIGHTS, None)
+            return self._trace(folder, None, runner, threading.Event())
+        except CheckpointError as error:
+            raise CheckpointError(f"model {name}: {error}") from error
+        except (NotCompiled, RuntimeError) as error:
+            raise CheckpointError(f"model {name}: OpenVINO cannot run it in int8: {reason(error)}") from error
+
     def _trace(
         self, checkpoint: Path, architecture: str | None, runner: ModelRunner, stop: threading.Event
     ) -> ModelRunner:
@@ -87,13 +112,16 @@ class OpenVINO:
         """A runner of the graph in a folder that gives what `runner` gives.
 
         Raises:
-            CheckpointError: the graph is of another network.
+            CheckpointError: the graph is of another network, or there are no ranges for int8.
             NotCompiled, RuntimeError: it gives something else, or cannot be compiled.
         """
-        network = CompiledNetwork(read_graph(folder, weights, architecture), PRECISIONS[runner.dtype], self.threads)
-        compare(network, runner)
+        graph = read_graph(folder, weights, architecture)
+        if self.int8:
+            int8_model(graph, weights.parent, runner.config.sha256)
+        network = CompiledNetwork(graph, PRECISIONS[runner.dtype], self.threads)
+        compare(network, runner, INT8_TOLERANCE if self.int8 else TOLERANCE[runner.dtype])
         faster = runner.successor(network, runner.config)
-        faster.backend = "openvino"
+        faster.backend, faster.is_int8 = "openvino", self.int8
         for rows in faster.step_seconds:  # of a model that serves: each first time is slow, for it makes primitives
             faster.execute(faster.rehearsal(rows))
         return faster
@@ -125,36 +153,43 @@ class CompiledNetwork(nn.Module):
 
 
 @torch.inference_mode()
-def compare(network: CompiledNetwork, runner: ModelRunner) -> None:
+def compare(network: CompiledNetwork, runner: ModelRunner, limit: float) -> None:
     """One forward of both.
 
     Raises:
-        NotCompiled: they differ by more than TOLERANCE.
+        NotCompiled: they differ by more than the limit.
     """
     x, *others = example(runner.config)
     wanted = runner.model(x.to(runner.dtype), *others).float()
     difference = float((network(x.to(runner.dtype), *others) - wanted).norm() / wanted.norm().clamp(min=1e-30))
-    limit = TOLERANCE[runner.dtype]
     if not difference <= limit:  # nan is none
         raise NotCompiled(f"a forward of OpenVINO differs from torch's by {difference:.1e}, more than {limit:g}")
 
 
-def choose_backend(name: str, device: torch.device, dtype: torch.dtype) -> OpenVINO | None:
+def choose_backend(name: str, device: torch.device, dtype: torch.dtype, int8: bool = False) -> OpenVINO | None:
     """None is torch alone. auto takes OpenVINO on a CPU where it is installed.
 
     Raises:
-        SettingsError: OpenVINO is wanted, and cannot be had; with what to do about it.
+        SettingsError: OpenVINO is wanted, or needed for int8, and cannot be had; with what to do about it.
     """
     installed = find_spec("openvino") is not None
+    if int8:
+        if device.type != "cpu":
+            raise SettingsError("DIFFUSION_DTYPE is int8, which is for a CPU: set DIFFUSION_DEVICE to cpu")
+        if name == "torch":
+            text = "set DIFFUSION_BACKEND to openvino or auto"
+            raise SettingsError(f"DIFFUSION_DTYPE is int8, which torch does not run: {text}")
+        name = "openvino"
     if name == "openvino":
         if device.type != "cpu" or dtype not in PRECISIONS:
             text = "set DIFFUSION_DEVICE to cpu and DIFFUSION_DTYPE to float32, bfloat16 or auto"
             raise SettingsError(f"DIFFUSION_BACKEND is openvino: {text}, or use torch or auto")
         if not installed:
             text = "pip install 'stepwise-diffusion[cpu]' (in a checkout: pip install '.[cpu]'), or use auto"
-            raise SettingsError(f"DIFFUSION_BACKEND is openvino, but it is not installed: {text}")
+            what = "DIFFUSION_DTYPE is int8, which needs OpenVINO" if int8 else "DIFFUSION_BACKEND is openvino"
+            raise SettingsError(f"{what}, but it is not installed: {text}")
     wanted = name != "torch" and device.type == "cpu" and installed
-    return OpenVINO(torch.get_num_threads()) if wanted else None
+    return OpenVINO(torch.get_num_threads(), int8) if wanted else None
 
 
 @contextmanager

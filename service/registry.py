@@ -57,7 +57,7 @@ def load_runners(settings: Settings) -> dict[str, ModelRunner]:
     exact_float32()
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
-    backend = choose_backend(settings.backend, device, dtype)
+    backend = choose_backend(settings.backend, device, dtype, settings.dtype == "int8")
     max_rows = settings.max_rows or MAX_ROWS[device.type]
     graph_device = CudaDevice(device) if device.type == "cuda" and settings.cuda_graphs else None
     simulated = SimulatedDevice()
@@ -150,8 +150,11 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """auto is bfloat16 where the hardware multiplies it natively, else float16 on CUDA and float32 on a CPU."""
-    if name != "auto":
+    """auto is bfloat16 where the hardware multiplies it natively, else float16 on CUDA and float32 on a CPU.
+
+    int8 is auto, too: of its products OpenVINO takes care, and all between them is computed as ever.
+    """
+    if name not in ("auto", "int8"):
         return getattr(torch, name)
     if multiplies_bfloat16(device):
         return torch.bfloat16

@@ -73,7 +73,7 @@ class Settings(BaseSettings):
     checkpoints: Path = Field(default_factory=default_checkpoints)  # each folder in it with a config.json is served
     models: dict[str, ModelEntry] = {}  # served instead of checkpoints, by name
     device: Annotated[Literal["auto", "cpu", "cuda"], AnyCase] = "auto"
-    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], AnyCase] = "auto"  # of the weights
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16", "int8"], AnyCase] = "auto"  # of the weights
     backend: Annotated[Literal["auto", "torch", "openvino"], AnyCase] = "auto"  # that runs the networks on a CPU
     cuda_graphs: bool = True  # replay steps as CUDA graphs; false for a network that cannot be captured
     threads: int | None = Field(default=None, ge=1)  # CPU threads of the engine; default: see service/cgroup.py

@@ -25,7 +25,8 @@ def successors(settings: Settings) -> Loader:
     """What makes another runner for a model of these settings. It raises CheckpointError or ServiceError."""
     architectures = {name: entry.architecture for name, entry in model_entries(settings).items()}
     device = choose_device(settings.device)
-    backend = choose_backend(settings.backend, device, choose_dtype(settings.dtype, device))
+    dtype = choose_dtype(settings.dtype, device)
+    backend = choose_backend(settings.backend, device, dtype, settings.dtype == "int8")
 
     def load(name: str, folder: str, runner: ModelRunner) -> ModelRunner:
         check_memory(Path(folder) / WEIGHTS, runner)

@@ -64,7 +64,8 @@ def test_the_wheel_holds_the_product_and_nothing_else(wheel: zipfile.ZipFile) ->
 
 def test_the_wheel_holds_the_shipped_checkpoints_without_their_loss_curves(wheel: zipfile.ZipFile) -> None:
     files = {Path(name) for name in wheel.namelist() if name.startswith("checkpoints/")}
-    assert {file.name for file in files} == {"model.safetensors", "config.json", "graph.xml", "graph.bin"}
+    stored = {"model.safetensors", "config.json", "graph.xml", "graph.bin", "ranges.json"}
+    assert {file.name for file in files} == stored
     assert {file.parent.name for file in files} >= {"dit", "unet"}
 
 

@@ -1,4 +1,4 @@
-"""The options of `run.py train`: one for each field of TrainConfig."""
+"""Options of `run.py`: of train there is one for each field of TrainConfig."""
 
 import argparse
 import json
@@ -15,6 +15,27 @@ def add_option(parser: argparse.ArgumentParser, field: Field[Any]) -> None:
     default = f" (default: {field.metadata['shown'] or field.default})" if field.name != "model" else ""
     help_text, name = field.metadata["help"] + default, "--" + field.name.replace("_", "-")
     parser.add_argument(name, type=kind, required=field.name == "model", help=help_text.replace("%", "%%"), **given)
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--columns", type=int, default=8, help="images of each class (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first image (default: %(default)s)")
+    own = "(default: the checkpoint's own)"
+    parser.add_argument("--sampler", help=f"ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, euler, ab2 or consistency {own}")
+    parser.add_argument("--steps", type=int, help=f"evaluations of the network, 1 to 1000 {own}")
+    parser.add_argument("--guidance", type=float, help=f"guidance scale; 1 is off {own}")
+
+
+def add_campaign_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("list", type=Path, metavar="LIST", help="TOML file, see training/campaign_list.py")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="groups or runs (default: all)")
+    runs = "file to which every result adds a line (default: %(default)s)"
+    parser.add_argument("--runs", type=Path, default=Path("docs/comparison/runs.jsonl"), help=runs)
+    work = Path("runs/campaign")
+    parser.add_argument("--work", type=Path, default=work, help="folder of checkpoints (default: %(default)s)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: what torch chooses)")
+    status = "only say what is done, what is next and how many hours are left (default: work)"
+    parser.add_argument("--status", action="store_true", help=status)
 
 
 def boolean(text: str) -> bool:

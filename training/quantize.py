@@ -48,7 +48,7 @@ def quantize_checkpoint(folder: Path, images: int = IMAGES, data_path: Path | No
     return write_ranges(folder, ranges, config.sha256)
 
 
-def training_images(config: ModelConfig, data_path: Path | None) -> Split:
+def training_images(config: ModelConfig, data_path: Path | None = None) -> Split:
     """What the weights have learnt from. Raises DataError."""
     recipe = config.training.get("recipe")
     if not isinstance(recipe, dict) or "data" not in recipe:

@@ -46,6 +46,7 @@ class ModelRunner:
 
     steps_ahead = 0  # steps that the host may launch before it collects the oldest one
     backend = "torch"  # that runs the network; its name is part of what the bits of an image depend on
+    is_int8 = False  # whether its products are; dtype is that of all between them
     faster: "Faster | None" = None  # what makes another runner of the same weights, which is to take over
     repeats_itself: bool | None = None  # whether the deterministic mode works; None until it was looked at
 
@@ -202,7 +203,7 @@ class ModelRunner:
         return self.step_seconds[counts[min(bisect_left(counts, rows), len(counts) - 1)]]
 
     def describe(self) -> dict[str, Any]:
-        dtype = str(self.dtype).removeprefix("torch.")
+        dtype = "int8" if self.is_int8 else str(self.dtype).removeprefix("torch.")
         return {"device": str(self.device), "dtype": dtype, "backend": self.backend}
 
 

@@ -29,8 +29,8 @@ class Skips(nn.Module):
         self.conv_in, self.large, self.small = (nn.Conv2d(a, 16, 3, padding=1) for a in (3, 16, 16))
         self.join, self.conv_out = nn.Conv2d(32, 16, 3, padding=1), nn.Conv2d(16, 3, 3, padding=1)
         with torch.no_grad():
-            self.large.weight *= ratio
-            self.large.bias *= ratio
+            for parameter in self.large.parameters():
+                parameter *= ratio
             self.join.weight[:, :16] /= ratio
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -91,8 +91,12 @@ def error(model: Any, ranges: Ranges, given: tuple[Tensor, ...]) -> float:
 
 
 def precisions(model: Any) -> Counter[bool]:
-    """How many products read 8 bits and how many do not, in the program that OpenVINO made."""
-    facts = [node.get_rt_info() for node in compiled(model).get_runtime_model().get_ops()]
+    return precisions_of(compiled(model))
+
+
+def precisions_of(program: Any) -> Counter[bool]:
+    """How many products read 8 bits and how many do not, in the program that OpenVINO has made."""
+    facts = [node.get_rt_info() for node in program.get_runtime_model().get_ops()]
     kinds = [(fact["layerType"].astype(str), fact["runtimePrecision"].astype(str)) for fact in facts]
     return Counter(bits in INT8 for layer, bits in kinds if layer in ("Convolution", "FullyConnected", "MatMul"))
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from models.checkpoint import ModelConfig, load_checkpoint, save_checkpoint
 from models.files import GRAPH
 from models.graph import trace, write_graph
-from service.backend import CompiledNetwork, NotCompiled, OpenVINO, choose_backend, compare, traced
+from service.backend import TOLERANCE, CompiledNetwork, NotCompiled, OpenVINO, choose_backend, compare, traced
 from service.engine.cards import describe
 from service.engine.request import Request
 from service.engine.runner import ModelRunner
@@ -181,9 +181,9 @@ def test_other_outputs_than_torchs_are_refused() -> None:
     with torch.no_grad():
         next(other.parameters()).mul_(1.1)
     runner = ModelRunner(tiny_model(), tiny_config(), CPU, torch.float32, 4)
-    compare(compiled("dit"), runner)
+    compare(compiled("dit"), runner, TOLERANCE[torch.float32])
     with pytest.raises(NotCompiled, match="differs from torch's by"):
-        compare(compiled("dit", model=other), runner)
+        compare(compiled("dit", model=other), runner, TOLERANCE[torch.float32])
 
 
 def test_a_graph_that_does_not_fit_is_made_anew_and_says_why_once(

@@ -33,7 +33,7 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ("MAX_ROWS", "1"),
         ("MAX_ROWS", "many"),
         ("DEVICE", "tpu"),
-        ("DTYPE", "int8"),
+        ("DTYPE", "int4"),
         ("DRAIN_SECONDS", "nan"),
         ("MAX_STEPS", "5000"),
         ("MODELS", "{"),

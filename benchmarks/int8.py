@@ -1,0 +1,75 @@
+"""What OpenVINO's bfloat16 and int8 change in images of the shipped checkpoints, against torch in float32.
+
+    python -m benchmarks.int8 --images 1000
+
+Every way draws the same classes from the same seeds, sampled as the checkpoint says. The classifier of
+`run.py compare` grades all of them. It is trained first where its folder does not hold it, which takes a minute.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.checkpoint import load_checkpoint
+from models.files import WEIGHTS
+from models.graph import read_graph
+from models.quantization import int8_model
+from service.backend import CompiledNetwork
+from training.checkpoints import find_checkpoint
+from training.data import Split, load_data
+from training.evaluate import sample_balanced
+from training.judge import Judge, load_judge
+from training.report import sampling_of
+
+MODELS = ("dit", "unet")
+HEAD = "| model | by | right class | same class | mean | 99th percentile |\n|---|---|---|---|---|---|"
+
+
+class Kept(CompiledNetwork):
+    """Its outputs stay, because samplers keep them."""
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, *others: Tensor) -> Tensor:
+        return super().forward(x, t, y, *others).clone()
+
+
+def network(folder: Path, way: str) -> torch.nn.Module:
+    """By torch in float32, or by OpenVINO in bfloat16 or int8 and bfloat16."""
+    model, config = load_checkpoint(folder)
+    if way == "float32":
+        return model
+    graph = read_graph(folder, folder / WEIGHTS)
+    if way == "int8":
+        int8_model(graph, folder, config.sha256)
+    return Kept(graph, "bf16", torch.get_num_threads())
+
+
+def row(name: str, way: str, drawn: Split, exact: Split, judge: Judge) -> str:
+    """Of the table: accuracy as the judge sees it, and the distance of pixels in 0..255."""
+    grades, wanted = judge.grade(drawn.images)[1], judge.grade(exact.images)[1]
+    right, same = ((grades == labels).double().mean().item() for labels in (drawn.labels, wanted))
+    off = (drawn.images.int() - exact.images.int()).abs().double()
+    high = off.flatten().kthvalue(max(1, round(0.99 * off.numel()))).values.item()
+    return f"| {name} | {way} | {100 * right:.1f} % | {100 * same:.1f} % | {off.mean().item():.2f} | {high:.0f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=1000, help="of each model (default: %(default)s)")
+    parser.add_argument("--judge", type=Path, default=Path("runs/judge"), help="folder (default: %(default)s)")
+    arguments = parser.parse_args()
+    judge, _ = load_judge(arguments.judge, load_data("digits"))
+    print(HEAD)
+    for name in MODELS:
+        folder = find_checkpoint(name)
+        config = load_checkpoint(folder)[1]
+        exact = None
+        for way in ("float32", "bfloat16", "int8"):
+            drawn = sample_balanced(network(folder, way), config, arguments.images, sampling_of(config))
+            exact = exact or drawn
+            print(row(name, way, drawn, exact, judge), flush=True)
+
+
+if __name__ == "__main__":
+    main()
