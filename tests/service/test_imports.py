@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from models.files import SHIPPED
+
 ROOT = Path(__file__).parents[2]
 HTTP = {"fastapi", "starlette.applications", "uvicorn", "h11", "PIL", "prometheus_client", "python_multipart"}
 COMPILERS = {"triton", "sympy", "networkx", "torch._dynamo", "torch._inductor", "torch.onnx", "onnx", "onnxruntime"}
-TRAINING = {"training", "benchmarks", "scipy", "mlxtend", "matplotlib", "pandas"}
+TRAINING = {"training.config", "training.train", "benchmarks", "scipy", "mlxtend", "matplotlib", "pandas"}
 OTHERS = {"httpx", "aiohttp", "ray", "opentelemetry.sdk"}
 ENGINES = {"torch", "safetensors", "service.engine", "kernels", "models.checkpoint", "openvino"}
 
@@ -69,8 +71,9 @@ ABSENT = {
 }
 
 
-def modules(process: str, checkpoints: Path) -> set[str]:
-    settings = {"DIFFUSION_CHECKPOINTS": str(checkpoints), "DIFFUSION_DEVICE": "cpu", "DIFFUSION_MAX_ROWS": "2"}
+def modules(process: str, checkpoints: Path, backend: str) -> set[str]:
+    values = {"checkpoints": checkpoints, "backend": backend, "device": "cpu", "max_rows": 2}
+    settings = {f"DIFFUSION_{name.upper()}": str(value) for name, value in values.items()}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("DIFFUSION_")}
     command = [sys.executable, "-c", HEAD + PROCESSES[process]]
     done = subprocess.run(command, cwd=ROOT, env=kept | settings, capture_output=True, text=True, timeout=300)
@@ -82,9 +85,17 @@ def modules(process: str, checkpoints: Path) -> set[str]:
     ("process", "needs"), [("engine", "torch"), ("worker", "fastapi"), ("supervisor", "pydantic")]
 )
 def test_a_process_imports_nothing_that_it_does_not_use(process: str, needs: str, checkpoints: Path) -> None:
-    loaded = modules(process, checkpoints)
+    loaded = modules(process, checkpoints, "torch")
     assert needs in loaded
-    assert sorted(loaded & ABSENT[process]) == []
+    assert sorted(loaded & (ABSENT[process] | {"openvino"})) == []
+
+
+def test_openvino_brings_nothing_else_along() -> None:
+    """The shipped checkpoints have their graphs, so nothing is traced."""
+    pytest.importorskip("openvino")
+    loaded = modules("engine", SHIPPED, "openvino")
+    assert "openvino" in loaded
+    assert sorted(loaded & ABSENT["engine"]) == []
 
 
 def test_a_network_may_import_triton_after_the_kernels() -> None:
