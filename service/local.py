@@ -5,19 +5,16 @@ import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-import torch
 from fastapi import FastAPI
 
-from service.cgroup import cpu_quota, cpu_threads
 from service.engine.clients import Clients
-from service.engine.core import EngineConfig, EngineCore
+from service.engine.core import EngineCore
 from service.engine.loop import EngineLoop
-from service.engine.runner import ModelRunner
 from service.engine.swaps import Loader
 from service.observe import tracing
 from service.observe.board import Board, EngineBoard, Layout
-from service.registry import load_runners
-from service.settings import Settings, model_entries
+from service.registry import load_core
+from service.settings import Settings
 from service.successor import successors
 from service.web.app import assemble
 from service.wire.async_engine import AsyncEngine
@@ -26,7 +23,6 @@ from service.wire.control import CONTROL, STOP
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
-OUTSIDE_SECONDS = 0.003  # HTTP takes 1 to 2 ms, and an answer waits for its step to be seen
 WORKER_ROW = 1  # of the board; the engine has row 0
 JOIN_SECONDS = 10.0  # for the step that is running when the engine is told to end
 
@@ -62,26 +58,6 @@ class LocalEngine:
             self._control.send(CONTROL.pack(STOP, 0.0))
             self._thread.join(JOIN_SECONDS)
         self._control.close()
-
-
-def load_core(settings: Settings) -> EngineCore:
-    """Load every model; nothing is warm yet.
-
-    Raises:
-        SettingsError, CheckpointError: what is wrong, in one sentence.
-    """
-    torch.set_num_threads(cpu_threads(settings.threads, torch.get_num_threads(), cpu_quota()))
-    runners = load_runners(settings)
-    weights = {name: entry.weight for name, entry in model_entries(settings).items()}
-    bounds = (settings.max_rows, settings.max_requests, settings.max_evaluations)
-    return EngineCore(runners, EngineConfig(*bounds, _sheds(settings, runners), OUTSIDE_SECONDS), weights)
-
-
-def _sheds(settings: Settings, runners: dict[str, ModelRunner]) -> bool:
-    """A CPU saturates at a few requests, and those who try the service there prefer to wait."""
-    if settings.shed_load is not None:
-        return settings.shed_load
-    return all(runner.describe()["device"] != "cpu" for runner in runners.values())
 
 
 def create_app(settings: Settings) -> FastAPI:

@@ -1,4 +1,4 @@
-"""From settings to loaded models."""
+"""From settings to loaded models, and to the engine core that has them. Nothing here knows HTTP."""
 
 import logging
 from pathlib import Path
@@ -8,7 +8,9 @@ import torch
 from models.checkpoint import CheckpointError, ModelConfig, build_model, load_checkpoint, load_config
 from models.precision import exact_float32, multiplies_bfloat16
 from service.backend import choose_backend
+from service.cgroup import cpu_quota, cpu_threads
 from service.engine.compiling import compile_ahead
+from service.engine.core import EngineConfig, EngineCore
 from service.engine.graphs import CudaDevice, GraphRunner
 from service.engine.row_cap import row_counts
 from service.engine.runner import ModelRunner
@@ -22,6 +24,27 @@ logger = logging.getLogger(__name__)
 # models reach 85 to 94 % of their best rows per second, with 1 and 2 threads. On an H200 the shipped DiT runs 1.2
 # times as many rows a second with 256 as with 128.
 MAX_ROWS = {"cpu": 8, "cuda": 512}
+OUTSIDE_SECONDS = 0.003  # HTTP takes 1 to 2 ms, and an answer waits for its step to be seen
+
+
+def load_core(settings: Settings) -> EngineCore:
+    """Load every model; nothing is warm yet.
+
+    Raises:
+        SettingsError, CheckpointError: what is wrong, in one sentence.
+    """
+    torch.set_num_threads(cpu_threads(settings.threads, torch.get_num_threads(), cpu_quota()))
+    runners = load_runners(settings)
+    weights = {name: entry.weight for name, entry in model_entries(settings).items()}
+    bounds = (settings.max_rows, settings.max_requests, settings.max_evaluations)
+    return EngineCore(runners, EngineConfig(*bounds, _sheds(settings, runners), OUTSIDE_SECONDS), weights)
+
+
+def _sheds(settings: Settings, runners: dict[str, ModelRunner]) -> bool:
+    """A CPU saturates at a few requests, and those who try the service there prefer to wait."""
+    if settings.shed_load is not None:
+        return settings.shed_load
+    return all(runner.describe()["device"] != "cpu" for runner in runners.values())
 
 
 def load_runners(settings: Settings) -> dict[str, ModelRunner]:

@@ -24,7 +24,7 @@ from service.engine.step_block import BYTES_PER_ROW, StepBlock, StepOutput, outp
 from service.engine.trajectory import copy_states
 
 WARM_UP_RUNS = 2  # before a capture: kernels are compiled and libraries open their handles
-TIMED_ROUNDS, TIMED_REPLAYS = 5, 10
+TIMED_ROUNDS, TIMED_REPLAYS = 10, 10
 
 
 class CudaDevice:

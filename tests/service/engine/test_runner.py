@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from models.samplers import PLAIN
 from service.engine.request import ImageTask
 from service.engine.row_cap import knee, row_counts
-from service.engine.runner import WARM_UP_REPEATS, ModelFailed, ModelRunner
+from service.engine.runner import MIDDLE, REHEARSED, ModelFailed, ModelRunner
 from service.engine.simulated import SimulatedRunner, StepCost
 from tests.service.engine.tiny import (
     CPU,
@@ -186,11 +186,11 @@ def test_a_row_without_numbers_fails_its_image_alone(where: str, position: int) 
 
 
 def test_warm_up_runs_every_row_count() -> None:
-    """Three steps each time: a first one, one in between, a last one."""
+    """The largest also as the first and the last step of a request."""
     model, progress = Watched(tiny_model()), []
     runner = make_runner(model)
     assert runner.warm_up(5, lambda: progress.append(min(runner.step_seconds))) == 5
-    assert sorted(model.rows) == sorted([1, 2, 3, 4, 5] * WARM_UP_REPEATS * 3)
+    assert sorted(model.rows) == sorted([1, 2, 3, 4] * len(MIDDLE) + [5] * len(REHEARSED))
     assert progress == [5, 4, 3, 2, 1]
     assert all(seconds > 0 for seconds in runner.step_seconds.values())
 

@@ -1,0 +1,1 @@
+"""Every way to run the networks on a CPU, side by side."""

@@ -1,0 +1,110 @@
+"""The tables and the picture of docs/cpu.json, for docs/cpu.md."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks import pages
+from benchmarks.cpu.ways import BASE
+
+Results = Mapping[str, Any]  # of docs/cpu.json: measured, rows, served
+
+TITLES = {
+    "dit": "DiT, shipped",
+    "unet": "UNet, shipped",
+    "full-dit": "DiT, full size (`DIT()`)",
+    "full-unet": "UNet, full size (`UNet()`)",
+}
+BACKENDS = {"torch": "torch", "openvino": "OpenVINO"}
+NOTHING = "Nothing has been measured yet."
+PICTURE = "![Rows a second by rows of a forward, for every way and network](cpu.svg)"
+BUSY = 0.1  # cores that other programs used
+
+
+def rows_tables(results: Results) -> str:
+    """One table a network; a cell has rows a second, and in brackets the ratio to BASE."""
+    tables = [rows_table(TITLES[name], ways) for name, ways in results["rows"].items()]
+    return "\n\n".join([*tables, PICTURE]) if tables else NOTHING
+
+
+def rows_table(title: str, ways: Mapping[str, Mapping[str, float]]) -> str:
+    base = ways[BASE]
+    lines = [f"| {title} | {' | '.join(rows_of(count) for count in base)} |", "|---" * (1 + len(base)) + "|"]
+    for way, speeds in ways.items():
+        ratios = {rows: f" ({speed / base[rows]:.1f}x)" * (way != BASE) for rows, speed in speeds.items()}
+        cells = [f"{speed:,.0f}{ratios[rows]}" for rows, speed in speeds.items()]
+        lines.append(f"| {way} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def rows_of(count: str) -> str:
+    return f"{count} row{'s' * (count != '1')}"
+
+
+def served_table(results: Results) -> str:
+    lines = ["| | images/s | mean rows of a step | the service, rows/s | the network alone, rows/s | share |"]
+    lines += ["|---" * 6 + "|"]
+    for model, backends in results["served"].items():
+        for backend, found in backends.items():
+            name = f"{TITLES[model].partition(',')[0]}, {BACKENDS[backend]}"
+            cells = f"{found['images']:.1f} | {found['rows_a_step']:.1f} | {found['served']:,.0f}"
+            lines.append(f"| {name} | {cells} | {found['alone']:,.0f} | {100 * found['share']:.0f} % |")
+    return "\n".join(lines) if len(lines) > 2 else NOTHING
+
+
+def when(results: Results) -> str:
+    """On what, by which versions, and whether the machine was quiet."""
+    facts = results["measured"]
+    if not facts:
+        return NOTHING
+    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    others, warning = facts["elsewhere_cores"], ", so trust ratios only"
+    return (
+        f"Measured on {facts['date']} at commit {facts['commit']}: "
+        f"{facts['threads']} threads, {facts['processor']}.\n"
+        f"Versions: {versions}.\n"
+        f"Other programs used {others:.2f} cores meanwhile{warning * (others > BUSY)}."
+    )
+
+
+def blocks(results: Results) -> dict[str, str]:
+    """What stands between the comments, by name."""
+    return {"rows": rows_tables(results), "served": served_table(results), "when": when(results)}
+
+
+def write(results: Results, folder: Path) -> None:
+    """The picture, and the page if the folder has it."""
+    if results["rows"]:
+        plot(results, folder / "cpu.svg")
+    page = folder / "cpu.md"
+    if page.exists():
+        page.write_text(pages.fill(page.read_text(), "cpu", blocks(results)))
+
+
+def plot(results: Results, path: Path) -> None:
+    """A panel a network: rows a second by rows of a forward."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    networks = results["rows"]
+    ways = list(dict.fromkeys(way for measured in networks.values() for way in measured))
+    with matplotlib.rc_context({"svg.hashsalt": "cpu", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(9.5, 6.4), layout="constrained")
+        panels = figure.subplots(2, 2).flat
+        for axes, (name, measured) in zip(panels, networks.items(), strict=False):
+            for way, speeds in measured.items():
+                colour, line = ("0.4", "--") if way == BASE else (f"C{ways.index(way)}", "-")
+                places = [int(rows) for rows in speeds]
+                axes.plot(places, list(speeds.values()), color=colour, ls=line, marker="o", ms=4, label=way)
+            counts = [int(rows) for rows in measured[BASE]]
+            axes.set(
+                xscale="log", xticks=counts, xlabel="rows of a forward", ylabel="rows a second", ylim=(0, None)
+            )
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.minorticks_off()
+            axes.set_title(TITLES[name].replace("`", ""), loc="left", fontsize=10)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.legend(frameon=False, fontsize=8)
+        for axes in panels:  # of networks that were not measured
+            axes.set_visible(False)
+        figure.savefig(path, metadata={"Date": None})

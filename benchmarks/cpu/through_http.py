@@ -1,0 +1,84 @@
+"""What the service adds to the network itself: eight clients that ask without a pause."""
+
+import asyncio
+import json
+import statistics
+import time
+from typing import Any
+
+import torch
+
+from benchmarks.client import Server, metric, serving
+from benchmarks.cpu.ways import build, inputs, seconds_of
+from benchmarks.serving.client import Client
+from benchmarks.serving.load import repeat
+from benchmarks.serving.servers import http_post
+from benchmarks.serving.workloads import Closed, Kind
+from models.checkpoint import load_checkpoint
+from service.registry import choose_dtype
+from training.checkpoints import find_checkpoint
+
+CLIENTS, STEPS = 8, 20
+BACKENDS = {"torch": "torch", "openvino": "OpenVINO"}  # settings, and what their ways are called
+JOIN_SECONDS = 1.0  # until all clients are in
+TAKE_OVER_SECONDS = 120.0  # for a backend that has to trace the network first
+
+
+async def beside(name: str, backend: str, rounds: int, seconds: float, alone_seconds: float) -> dict[str, float]:
+    """Medians of rounds in which the service and its network alone take turns.
+
+    Args:
+        backend: one of BACKENDS.
+        seconds, alone_seconds: of a turn of the service, and of the network.
+    """
+    network, config = load_checkpoint(find_checkpoint(name))
+    dtype = str(choose_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
+    forward = build(f"{BACKENDS[backend]} {dtype}", network, config)
+    models, turns = json.dumps({name: {"checkpoint": str(find_checkpoint(name))}}), []
+    async with serving(models=models, backend=backend, log_level="error") as server:
+        await wait_for_backend(server, name, backend)
+        for _ in range(rounds):
+            live, mean_rows = await served(server, name, seconds)
+            rows = round(mean_rows)
+            alone = rows / seconds_of(forward, inputs(config, rows), alone_seconds)
+            turns.append((live / STEPS, mean_rows, live, alone, live / alone))
+    columns = ("images", "rows_a_step", "served", "alone", "share")
+    return dict(zip(columns, map(statistics.median, zip(*turns, strict=True)), strict=True))
+
+
+async def wait_for_backend(server: Server, model: str, backend: str) -> None:
+    """Raises TimeoutError: another one still serves the model."""
+    async with asyncio.timeout(TAKE_OVER_SECONDS):
+        while await backend_of(server, model) != backend:
+            await asyncio.sleep(0.1)
+
+
+async def backend_of(server: Server, model: str) -> Any:
+    async with server.session.get("/models") as answer:
+        return next(each for each in (await answer.json())["models"] if each["name"] == model)["backend"]
+
+
+async def served(server: Server, model: str, seconds: float) -> tuple[float, float]:
+    """Rows a second and mean rows of a step, with CLIENTS clients that want STEPS unguided steps."""
+    target = f"/generate?model={model}&class=3&steps={STEPS}&sampler=euler&guidance=1"
+    request = http_post(target, f"127.0.0.1:{server.port}")
+    kind = Kind(model, STEPS, 1.0)
+    client = Client("127.0.0.1", server.port)
+    workload = Closed("cpu", CLIENTS, kind, seconds + 2 * JOIN_SECONDS)
+    clients = asyncio.create_task(repeat(client, workload, lambda _: request))
+    await asyncio.sleep(JOIN_SECONDS)
+    before, started = await counts(server, model), time.monotonic()
+    await asyncio.sleep(seconds)
+    rows, steps = (new - old for new, old in zip(await counts(server, model), before, strict=True))
+    took = time.monotonic() - started
+    await clients
+    client.close()
+    return rows / took, rows / steps
+
+
+async def counts(server: Server, model: str) -> tuple[float, float]:
+    """Rows and steps so far; the engine hands them over ten times a second."""
+    async with server.session.get("/metrics") as answer:
+        text = await answer.text()
+    rows, steps = (metric(text, f"diffusion_step_rows_{part}", model=model) for part in ("sum", "count"))
+    return rows, steps
