@@ -234,10 +234,14 @@ def _insert_weights(model: "openvino.Model", weights: Mapping[str, Tensor]) -> N
         raise ValueError(wrong)
     nodes = {node.get_friendly_name(): node for node in model.get_parameters()}
     for name, tensor in weights.items():
-        array = (tensor.float() if tensor.is_floating_point() else tensor).numpy(force=True)
-        constant = ov.opset13.constant(array, nodes[name].get_element_type())
+        half = tensor.dtype == torch.float16  # OpenVINO keeps what it is given beside what it makes of it
+        array = (tensor.float() if tensor.is_floating_point() and not half else tensor).numpy(force=True)
+        value = constant = ov.opset13.constant(array, ov.Type.f16 if half else nodes[name].get_element_type())
         constant.set_friendly_name(name)
-        ov.utils.replace_node(nodes[name], constant)
+        if half:
+            value = ov.opset13.convert(constant, "f32")
+            value.get_rt_info()["decompression_0"] = ""  # so that it is not carried out in advance
+        ov.utils.replace_node(nodes[name], value)
         model.remove_parameter(nodes[name])
     model.validate_nodes_and_infer_types()
 

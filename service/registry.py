@@ -75,9 +75,9 @@ def load_runners(settings: Settings) -> dict[str, ModelRunner]:
         runners[name] = (
             GraphRunner(*arguments, graph_device=graph_device) if graph_device else ModelRunner(*arguments)
         )
-        try_out(name, runners[name])
         if backend is not None:
             runners[name] = backend.serve(name, runners[name], entry.checkpoint, entry.architecture)
+        try_out(name, runners[name])  # of torch's networks only where they serve: each row count costs them 5 MiB
     return runners
 
 

@@ -45,7 +45,7 @@ class Plan(NamedTuple):
 
     counts: tuple[int, ...] = (1, 2, 4, 8, 16)  # rows
     rounds: int = 3
-    seconds: float = 0.5  # of a turn of a network
+    seconds: float = 0.4  # of a turn of a network
     served_seconds: float = 8.0  # of a turn of the service
 
 

@@ -7,6 +7,7 @@ every request is answered once, or its worker sees the socket close.
 import logging
 import time
 
+from service.child import return_memory
 from service.engine.canvas import check_brought
 from service.engine.cards import describe, signature
 from service.engine.clients import Client, Clients
@@ -77,6 +78,7 @@ class EngineLoop:
         for model, runner in self._core.runners.items():
             cap = self._core.warm_up(model, self._between_warm_ups)
             logger.info("model %s is warm: %d rows a step, by %s", model, cap, runner.backend)
+        return_memory()
         self.ready = True
         self._tell_cards()
         self._board.stats(self._core.stats())
