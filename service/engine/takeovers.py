@@ -96,4 +96,5 @@ class Takeovers:
             switch(self._core, model, made, self._core.versions[model])
             logger.info("model %s is served by %s from here on", model, made.backend)
         else:
-            logger.warning("model %s stays on %s: %s", model, making.before.backend, made)
+            why = " ".join(f"{type(made).__name__}: {made}".split())
+            logger.warning("model %s stays on %s: %s", model, making.before.backend, why)

@@ -126,7 +126,7 @@ def test_deterministic_requests_wait_for_the_backend_that_stays() -> None:
 
 
 def test_what_fails_leaves_the_backend_and_says_why_once(caplog: pytest.LogCaptureFixture) -> None:
-    workshop = Workshop(RuntimeError("no such operation"))
+    workshop = Workshop(RuntimeError("no such\noperation"))
 
     async def work(engine: AsyncEngine) -> None:
         waiting = asyncio.create_task(shade(engine, deterministic=True))
@@ -137,7 +137,7 @@ def test_what_fails_leaves_the_backend_and_says_why_once(caplog: pytest.LogCaptu
     with caplog.at_level(logging.INFO), rigged(core_with(workshop)) as rig:
         run(rig, work)
         assert workshop.asked == 1
-    assert caplog.text.count("model dit stays on torch: no such operation") == 1
+    assert caplog.text.count("model dit stays on torch: RuntimeError: no such operation") == 1
 
 
 def test_a_backend_that_does_not_repeat_itself_refuses_the_mode() -> None:
