@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 IMAGES = 512
 BATCH = 16
 SEED = 0
+# Single images reach twice as far as most, and a range for all of them has coarse levels. With 0.95 a forward of
+# the shipped DiT is 40 % closer to that of float32 than with the outermost ends, and one of the UNet 19 %.
+SHARE = 0.95
 
 
 def quantize_checkpoint(folder: Path, images: int = IMAGES, data_path: Path | None = None) -> Path:
@@ -82,18 +85,19 @@ def batches(split: Split, config: ModelConfig, images: int) -> Iterator[tuple[Te
 
 
 def measure(model: "openvino.Model", inputs: Iterator[tuple[Tensor, ...]]) -> Ranges:
-    """The least and the largest value of every activation that an int8 product reads."""
+    """The ends that SHARE of the images keep to, for every activation that an int8 product reads."""
     openvino = import_openvino()
     op, known = openvino.opset13, products(model)
     ends = []
     for part in (part for product in known for part in product.parts):
-        every_axis = op.constant(np.arange(len(part.get_partial_shape())))
-        ends += [op.result(reduce(part, every_axis)) for reduce in (op.reduce_min, op.reduce_max)]
+        pixels = op.constant(np.arange(1, len(part.get_partial_shape())))
+        ends += [op.result(reduce(part, pixels)) for reduce in (op.reduce_min, op.reduce_max)]
     watched = openvino.Model(ends, model.get_parameters(), "ranges")
     compiled = openvino.Core().compile_model(watched, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    seen = np.array([list(compiled([tensor.numpy() for tensor in batch]).values()) for batch in inputs])
-    rows = iter(zip(seen[:, 0::2].min(0).tolist(), seen[:, 1::2].max(0).tolist(), strict=True))
-    return {product.name: [_with_zero(*next(rows)) for _ in product.parts] for product in known}
+    seen = [np.stack(list(compiled([tensor.numpy() for tensor in batch]).values())) for batch in inputs]
+    lows, highs = (np.concatenate(seen, axis=1)[first::2] for first in (0, 1))  # [parts, images]
+    pairs = iter(zip(np.quantile(lows, 1 - SHARE, axis=1), np.quantile(highs, SHARE, axis=1), strict=True))
+    return {product.name: [_with_zero(*map(float, next(pairs))) for _ in product.parts] for product in known}
 
 
 def _with_zero(low: float, high: float) -> Range:

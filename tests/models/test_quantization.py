@@ -112,7 +112,7 @@ def test_all_but_the_first_the_last_and_the_conditioning_are_int8(network: Any) 
 
 def test_the_image_changes_little(network: Any) -> None:
     model, given = network
-    assert 0 < error(model, measure(model, iter([given])), given) < 0.05
+    assert 0 < error(model, measure(model, iter([given])), given) < 0.1
 
 
 def test_each_side_of_a_concatenation_has_a_scale_of_its_own(skips: Any) -> None:
