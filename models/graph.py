@@ -9,10 +9,12 @@ Where a graph is traced or read, OpenVINO must be installed (extra `cpu`); nothi
 import hashlib
 import importlib
 import json
+import logging
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -189,13 +191,25 @@ def _traced(network: nn.Module, config: ModelConfig) -> tuple["openvino.Model", 
     return stored, model
 
 
+@contextmanager
+def _own_logging() -> Iterator[None]:
+    """A conversion that fails leaves the root logger at ERROR, and later warnings of the program unwritten."""
+    root = logging.getLogger()
+    level, filters, handlers = root.level, root.filters[:], root.handlers[:]
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.filters, root.handlers = filters, handlers
+
+
 def _convert(network: nn.Module, config: ModelConfig) -> "openvino.Model":
     """The graph as OpenVINO makes it of torch's trace. Its inputs are those of the network, then its weights."""
     ov, inputs, weights = import_openvino(), example(config), network.state_dict()
     if taken := weights.keys() & {*INPUTS, OUTPUT}:
         raise ValueError(f"its weight {min(taken)} has the name of an input or output")
     shapes = [[-1, *tensor.shape[1:]] for tensor in inputs] + [list(tensor.shape) for tensor in weights.values()]
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), _own_logging():
         warnings.simplefilter("ignore")  # torch.jit.trace is deprecated, and checks of shapes are not recorded
         given = (*inputs, *weights.values())
         model = ov.convert_model(_Opened(network), example_input=given, input=list(map(ov.PartialShape, shapes)))

@@ -1,6 +1,5 @@
 """What the processes of the service have in common: how one is started, and how it ends with its supervisor."""
 
-import ctypes
 import gc
 import json
 import os
@@ -9,7 +8,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from service.observe.board import Board, Layout
@@ -81,12 +79,6 @@ def spare_collector() -> None:
     """
     gc.collect()
     gc.freeze()
-
-
-def return_memory() -> None:
-    """Give what was freed back to the system, where the C library keeps it (glibc)."""
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def open_board(models: Iterable[str], settings: Settings, rows: int, descriptor: int | None = None) -> Board:

@@ -104,7 +104,8 @@ def plot(results: Results, path: Path) -> None:
             axes.minorticks_off()
             axes.set_title(TITLES[name].replace("`", ""), loc="left", fontsize=10)
             axes.spines[["top", "right"]].set_visible(False)
-            axes.legend(frameon=False, fontsize=8)
+        lines = {str(line.get_label()): line for axes in figure.axes for line in axes.get_lines()}
+        figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
         for axes in panels:  # of networks that were not measured
             axes.set_visible(False)
         figure.savefig(path, metadata={"Date": None})

@@ -4,10 +4,11 @@ Commands come in by local sockets, answers leave by them, one frame a step and w
 every request is answered once, or its worker sees the socket close.
 """
 
+import ctypes
 import logging
 import time
+from contextlib import suppress
 
-from service.child import return_memory
 from service.engine.canvas import check_brought
 from service.engine.cards import describe, signature
 from service.engine.clients import Client, Clients
@@ -78,7 +79,7 @@ class EngineLoop:
         for model, runner in self._core.runners.items():
             cap = self._core.warm_up(model, self._between_warm_ups)
             logger.info("model %s is warm: %d rows a step, by %s", model, cap, runner.backend)
-        return_memory()
+        _return_memory()
         self.ready = True
         self._tell_cards()
         self._board.stats(self._core.stats())
@@ -232,6 +233,12 @@ class EngineLoop:
         if (now := signature(self._core)) != self._told:
             self._told = now
             self._clients.tell(describe(self._core))
+
+
+def _return_memory() -> None:
+    """What a start has freed, where the C library keeps it (glibc)."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _request(core: EngineCore, request_id: str, message: Generate) -> Request:

@@ -1,6 +1,7 @@
 """The graph of a checkpoint: what it computes, what it stores, and what is refused."""
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -248,8 +249,10 @@ def test_a_foreign_network_can_be_traced() -> None:
     [(Counting, "other numbers .* at 1 rows"), (Failing, "no way"), (Clashing, "its weight t has the name of")],
 )
 def test_a_network_that_cannot_be_traced_is_refused(network: type[nn.Module], reason: str) -> None:
+    before = logging.root.level, logging.root.handlers[:], logging.root.filters[:]
     with pytest.raises(CheckpointError, match=f"(?s)cannot be exported to OpenVINO.*{reason}"):
         graph.trace(network().eval(), FOREIGN)
+    assert (logging.root.level, logging.root.handlers, logging.root.filters) == before
 
 
 @pytest.mark.parametrize("name", ["dit", "unet"])
