@@ -15,6 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -44,6 +45,17 @@ def import_openvino() -> Any:
     """
     cast(dict[str, Any], sys.modules).setdefault("openvino_telemetry", None)
     return importlib.import_module("openvino")
+
+
+@cache
+def core() -> Any:
+    """OpenVINO's Core, one for the whole process.
+
+    On processors with AMX each Core gives its thread a stack for signals, and restores the one before when it goes.
+    Of two that go in another order than they came, the second restores a stack that is gone: the next signal would
+    then end the process by SIGSEGV (OpenVINO 2026.4.1).
+    """
+    return import_openvino().Core()
 
 
 class _Opened(nn.Module):
@@ -123,7 +135,7 @@ def read_graph(folder: Path, weights: Path, architecture: str | None = None) -> 
     if not all(f'<{name} value="{value}" />'.encode() in xml for name, value in facts.items()):
         raise CheckpointError(f"{folder / GRAPH} is not of this network: {remedy}")
     try:
-        model = import_openvino().Core().read_model(xml, constants)
+        model = core().read_model(xml, constants)
         _insert_weights(model, load_file(weights))
         _spread_group_norms(model)
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
@@ -223,7 +235,7 @@ def _convert(network: nn.Module, config: ModelConfig) -> "openvino.Model":
 
 def _check_same(model: "openvino.Model", network: nn.Module, config: ModelConfig) -> None:
     """A trace knows one way through the network: a loop or an `if` that depends on numbers may be lost."""
-    compiled = import_openvino().Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for rows in (ROWS, 2, 1):
         inputs = [tensor[:rows] for tensor in example(config)]
         with torch.no_grad():

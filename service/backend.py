@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from models.checkpoint import CheckpointError, load_checkpoint
 from models.files import CONFIG, GRAPH, WEIGHTS
-from models.graph import example, import_openvino, read_graph, reason, write_graph
+from models.graph import core, example, read_graph, reason, write_graph
 from models.quantization import int8_model
 from service import child
 from service.engine.runner import ModelRunner
@@ -132,7 +132,6 @@ class CompiledNetwork(nn.Module):
 
     def __init__(self, graph: Any, precision: str, threads: int):
         super().__init__()
-        openvino = import_openvino()
         config = {
             "INFERENCE_PRECISION_HINT": precision,
             "INFERENCE_NUM_THREADS": threads,
@@ -143,7 +142,7 @@ class CompiledNetwork(nn.Module):
         # bfloat16 before their sines are taken, and a forward of the shipped UNet 1.7e-2 off instead of 3e-3.
         waves = [node.output(0) for node in graph.get_ops() if node.get_type_name() in ("Sin", "Cos")]
         graph.add_outputs(waves)
-        self._request = openvino.Core().compile_model(graph, "CPU", config).create_infer_request()
+        self._request = core().compile_model(graph, "CPU", config).create_infer_request()
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor, *others: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H, W] float32, which the next call overwrites."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from models.checkpoint import ModelConfig, load_checkpoint
-from models.graph import import_openvino, trace
+from models.graph import core, import_openvino, trace
 from models.quantization import Range, Ranges, products, write_ranges
 from models.schedule import NUM_TIMESTEPS, NoiseSchedule
 from training.config import TrainConfig
@@ -93,7 +93,7 @@ def measure(model: "openvino.Model", inputs: Iterator[tuple[Tensor, ...]]) -> Ra
         pixels = op.constant(np.arange(1, len(part.get_partial_shape())))
         ends += [op.result(reduce(part, pixels)) for reduce in (op.reduce_min, op.reduce_max)]
     watched = openvino.Model(ends, model.get_parameters(), "ranges")
-    compiled = openvino.Core().compile_model(watched, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core().compile_model(watched, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     seen = [np.stack(list(compiled([tensor.numpy() for tensor in batch]).values())) for batch in inputs]
     lows, highs = (np.concatenate(seen, axis=1)[first::2] for first in (0, 1))  # [parts, images]
     pairs = iter(zip(np.quantile(lows, 1 - SHARE, axis=1), np.quantile(highs, SHARE, axis=1), strict=True))

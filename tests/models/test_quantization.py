@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.checkpoint import CheckpointError, ModelConfig, build_model
-from models.graph import import_openvino, trace
+from models.graph import core, import_openvino, trace
 from models.quantization import RANGES, Ranges, int8_model, products, quantize, read_ranges, write_ranges
 from tests.checkpoints import TINY
 from tests.models.networks import awake, inputs
@@ -76,7 +76,7 @@ def wanted(model: Any) -> set[str]:
 
 
 def compiled(model: Any) -> Any:
-    return import_openvino().Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
 
 def run(model: Any, given: tuple[Tensor, ...]) -> np.ndarray:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.checkpoint import ModelConfig, load_checkpoint, save_checkpoint
 from models.files import CONSTANTS, GRAPH, SHIPPED, WEIGHTS
-from models.graph import INPUTS, import_openvino, read_graph
+from models.graph import INPUTS, core, read_graph
 from models.sampling import Guidance, sample, to_uint8
 from run import main
 from tests.checkpoints import TINY, write_checkpoint
@@ -35,7 +35,7 @@ def of_onnxruntime(file: Path) -> Network:
 
 
 def of_openvino(file: Path) -> Network:
-    model = import_openvino().Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    model = core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda *tensors: run(lambda named: model(named)["image"], tensors)
 
 
