@@ -78,7 +78,7 @@ clean:
 
 # Stamps, so that a second call installs nothing: they age with the files that say what to install.
 $(VENV)/.runtime: $(VENV)/.created pyproject.toml constraints.txt
-	$(INSTALL) -e .
+	$(INSTALL) -e '.[cpu]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.created pyproject.toml constraints.txt

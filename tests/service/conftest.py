@@ -50,7 +50,8 @@ def running(app: FastAPI) -> Iterator[Running]:
 
 def tiny_settings(checkpoints: Path, **changes: Any) -> Settings:
     values = {"checkpoints": checkpoints, "device": "cpu", "dtype": "float32", "max_rows": 6, "max_steps": 200}
-    return Settings(**(values | {"backend": "torch"} | changes))
+    given: dict[str, Any] = values | {"backend": "torch"} | changes
+    return Settings(**given)
 
 
 @pytest.fixture(scope="module")
