@@ -78,7 +78,6 @@ async def measure(flood: str, rate: float, workload: Open) -> dict[str, float]:
     figures = summarise(workload, answers, None, QUIET)
     return {
         "good": figures["good"],
-        "answers": figures["answers"],
         "engine_cores": engine / seconds,
         "worker_cores": worker / seconds,
         "refusals": sum(statuses.values()) / workload.seconds,

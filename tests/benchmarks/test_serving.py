@@ -257,7 +257,7 @@ def test_a_flood_is_refused_and_the_others_are_answered(kind: str) -> None:
     assert isinstance(workload, Open)
     figures = asyncio.run(flood.measure(kind, 100.0, workload))
     assert figures["refusals"] == 100
-    assert figures["answers"] > 0  # good ones need a machine that has time for them
+    assert figures["good"] > 0
     assert 0 < figures["engine_cores"] < 2
 
 
