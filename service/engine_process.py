@@ -3,6 +3,7 @@
 What imports torch is imported by main, when it is known whether the process may do without Triton.
 """
 
+import importlib
 import logging
 import socket
 import sys
@@ -53,7 +54,7 @@ def import_kernels(device: str) -> None:
     if absent:
         sys.modules["triton"] = None  # pyright: ignore[reportArgumentType]  # its import fails then
     try:
-        import kernels  # noqa: F401
+        importlib.import_module("kernels")
     finally:
         if absent:
             del sys.modules["triton"]
