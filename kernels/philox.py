@@ -39,24 +39,18 @@ def normal(seeds: Tensor, steps: Tensor, elements: int) -> Tensor:
 
 
 def _philox_words(seeds: Tensor, steps: Tensor, elements: int) -> tuple[Tensor, Tensor]:
-    """Words 0 and 1 of the block of every element, [R, E] int64 in 0 .. 2^32 - 1."""
-    c0 = torch.arange(elements, device=seeds.device).expand(len(seeds), elements)  # [R, E]
-    c1 = steps[:, None].expand_as(c0)
-    c2 = c3 = torch.zeros_like(c0)
+    """Words 0 and 1 of the block of every element, [R, E] int64 in 0 .. 2^32 - 1.
+
+    A product of two words has 64 bits, its high word above its low one; int64 keeps them all, whatever their sign.
+    """
+    c0, c1 = torch.arange(elements, device=seeds.device)[None], steps[:, None]  # [1, E], [R, 1]
+    c2 = c3 = torch.zeros_like(c0[:, :1])
     k0, k1 = (seeds & MASK)[:, None], (seeds >> 32)[:, None]  # [R, 1]
     for _ in range(ROUNDS):
-        high_a, low_a = _multiply(c0, MULTIPLIER_A)
-        high_b, low_b = _multiply(c2, MULTIPLIER_B)
-        c0, c1, c2, c3 = high_b ^ c1 ^ k0, low_b, high_a ^ c3 ^ k1, low_a
+        a, b = c0 * MULTIPLIER_A, c2 * MULTIPLIER_B
+        c0, c1, c2, c3 = ((b >> 32) ^ c1 ^ k0) & MASK, b, ((a >> 32) ^ c3 ^ k1) & MASK, a
         k0, k1 = (k0 + WEYL_A) & MASK, (k1 + WEYL_B) & MASK
-    return c0, c1
-
-
-def _multiply(x: Tensor, m: int) -> tuple[Tensor, Tensor]:
-    """High and low word of a 32 x 32 bit product, from two 16-bit halves of x: int64 cannot hold the product."""
-    lower = (x & 0xFFFF) * m  # < 2^48
-    upper = (x >> 16) * m + (lower >> 16)  # < 2^49
-    return upper >> 16, (upper & 0xFFFF) << 16 | lower & 0xFFFF
+    return c0, c1 & MASK
 
 
 def _uniform(word: Tensor) -> Tensor:

@@ -80,13 +80,13 @@ def sampler_step_reference(
     uncond = output[uncond_rows].float()
     latent, previous = x[slots], history[slots]
     denoised = p * latent + q * (uncond + w * (cond - uncond))
-    predicted = denoised.isfinite()  # before the clamp, which turns infinity into 1
+    predicted = denoised.abs().amax((1, 2, 3))  # [n], before the clamp, which turns infinity into 1
     denoised = torch.where(clamp > 0, denoised.clamp(-1, 1), denoised)
     # The history of a slot may hold NaN of the request before, and 0 * NaN is NaN.
     remembered = torch.where(c != 0, c * previous, torch.zeros_like(previous))
     updated = a * latent + b * denoised + remembered + _noise(s, seeds, noise_steps, latent)
     x[slots], history[slots] = updated, denoised
-    torch.all((predicted & updated.isfinite()).flatten(1), dim=1, out=finite)
+    finite.copy_(predicted.isfinite() & updated.abs().amax((1, 2, 3)).isfinite())
     if pictures is not None and len(chosen := (pictures.places >= 0).nonzero().flatten()):
         of_x, of_d = pictures.look[chosen, :, None, None, None].unbind(1)
         picture = of_x * updated[chosen] + of_d * denoised[chosen]

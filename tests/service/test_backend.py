@@ -9,6 +9,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -75,6 +76,22 @@ def test_any_row_count_gives_what_torch_gives(architecture: str) -> None:
     for rows in (5, 1, 2, 3, 4, 8, 7, 16, 1, 33):
         given = inputs(config, rows)
         torch.testing.assert_close(network(*given), model(*given), rtol=1e-4, atol=1e-5)
+
+
+def test_a_count_that_changes_for_a_step_or_two_is_padded() -> None:
+    config, model, network = tiny_config(), tiny_model(), compiled("dit")
+    request, run = network._request, list[int]()
+
+    def infer(arrays: list[Any], **options: bool) -> Any:
+        run.append(len(arrays[0]))
+        return request.infer(arrays, **options)
+
+    network._request = SimpleNamespace(infer=infer)
+    wanted = [8, 7, 8, 6, 8, 7, 7, 7, 6, 3, 4, 1]
+    for rows in wanted:
+        given = inputs(config, rows)
+        torch.testing.assert_close(network(*given), model(*given), rtol=1e-4, atol=1e-5)
+    assert run == [8, 8, 8, 8, 8, 8, 8, 7, 7, 3, 4, 1]
 
 
 def test_inputs_may_be_bfloat16_and_strided() -> None:
