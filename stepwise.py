@@ -42,7 +42,7 @@ def load(checkpoint: str | Path, device: str = "auto", dtype: str = "auto") -> "
     from service.settings import Settings
 
     for name, given in (("device", device), ("dtype", dtype)):
-        allowed = get_args(Settings.model_fields[name].annotation)
+        allowed = [value for value in get_args(Settings.model_fields[name].annotation) if value != "int8"]
         if given not in allowed:
             raise ValueError(f"{name}: must be one of {', '.join(allowed)}, not {given!r}")
     folder = Path(checkpoint)

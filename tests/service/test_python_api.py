@@ -254,6 +254,8 @@ def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     assert stepwise.load("dit").class_names == list("0123456789")  # a shipped one, by its name
     with pytest.raises(ValueError, match="device: must be one of auto, cpu, cuda, not 'tpu'"):
         stepwise.load("dit", device="tpu")
+    with pytest.raises(ValueError, match="dtype: must be one of auto, float32, bfloat16, float16, not 'int8'"):
+        stepwise.load("dit", dtype="int8")  # it would be bfloat16
     with pytest.raises(ValueError, match="dtype: must be one of auto, float32, .*, not 'int3'"):
         stepwise.load("dit", dtype="int3")
 
