@@ -12,7 +12,6 @@ Letters: O output channels, I input channels.
 """
 
 import json
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ if TYPE_CHECKING:  # it is an extra, and slow to import
 
 RANGES = "ranges.json"
 LEVELS, LARGEST = 256, 127  # values of 8 bits; the largest signed one
+LARGEST_RANGE = 1e38  # float32 ends soon behind it
 PRODUCTS = ("Convolution", "MatMul")
 
 Range = tuple[float, float]
@@ -208,4 +208,4 @@ def read_ranges(folder: Path, wanted: dict[str, int], sha256: str) -> Ranges:
 
 def _is_range(part: Any) -> bool:
     numbers = isinstance(part, list) and len(part) == 2 and all(type(end) in (int, float) for end in part)
-    return numbers and all(map(math.isfinite, part)) and part[0] < part[1]
+    return numbers and all(abs(end) < LARGEST_RANGE for end in part) and part[0] < part[1]

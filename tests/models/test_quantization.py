@@ -190,6 +190,7 @@ def with_a(*parts: Any) -> dict[str, Any]:
         (with_a([2, 1]), "a must have finite ranges"),
         (with_a([-1, float("nan")]), "a must have finite ranges"),
         (with_a([-1, float("inf")]), "a must have finite ranges"),
+        (with_a([-1, 10**400]), "a must have finite ranges"),
         (with_a([-1, "1"]), "a must have finite ranges"),
         (with_a([-1, True]), "a must have finite ranges"),
         (with_a([-1, 0, 1]), "a must have finite ranges"),
