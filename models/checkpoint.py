@@ -230,7 +230,7 @@ def load_checkpoint(folder: Path, architecture: str | None = None) -> tuple[nn.M
     path = folder / WEIGHTS
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist")
-    sha256 = _sha256(path)
+    sha256 = sha256_of(path)
     if config.sha256 not in ("", sha256):
         raise CheckpointError(f"{path} is truncated or altered: its SHA-256 is not the one in {CONFIG}")
     try:
@@ -289,7 +289,7 @@ def _import_architecture(path: str) -> type[nn.Module]:
     return cls
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

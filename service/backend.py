@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.checkpoint import CheckpointError, load_checkpoint
+from models.checkpoint import CheckpointError, load_checkpoint, sha256_of
 from models.files import CONFIG, GRAPH, WEIGHTS
 from models.graph import core, example, read_graph, reason, write_graph
-from models.quantization import int8_model
+from models.quantization import RANGES, int8_model
 from service import child
 from service.engine.runner import ModelRunner
 from service.settings import SettingsError
@@ -101,7 +101,7 @@ class OpenVINO:
             return self._trace(folder, None, runner, threading.Event())
         except CheckpointError as error:
             raise CheckpointError(f"model {name}: {error}") from error
-        except (NotCompiled, RuntimeError) as error:
+        except Exception as error:  # also of an OpenVINO that cannot be imported, or without a temporary folder
             raise CheckpointError(f"model {name}: OpenVINO cannot run it in int8: {reason(error)}") from error
 
     def _trace(
@@ -115,15 +115,18 @@ class OpenVINO:
 
         Raises:
             CheckpointError: the graph is of another network, or there are no ranges for int8.
-            NotCompiled, RuntimeError: it gives something else, or cannot be compiled.
+            NotCompiled, RuntimeError: it gives something else, its weights are others, or it cannot be compiled.
         """
         graph = read_graph(folder, weights, architecture)
+        if sha256_of(weights) != runner.config.sha256:  # those of a training that goes on would be close enough
+            raise NotCompiled(f"{weights} has been replaced since it was loaded")
         if self.int8:
             int8_model(graph, weights.parent, runner.config.sha256)
         network = CompiledNetwork(graph, PRECISIONS[runner.dtype], self.threads)
         compare(network, runner, INT8_TOLERANCE if self.int8 else TOLERANCE[runner.dtype])
         faster = runner.successor(network, runner.config)
         faster.backend, faster.is_int8 = "openvino", self.int8
+        faster.ranges = sha256_of(weights.parent / RANGES) if self.int8 else ""
         for rows in faster.step_seconds:  # of a model that serves: each first time is slow, for it makes primitives
             faster.execute(faster.rehearsal(rows))
         return faster
@@ -232,6 +235,7 @@ def main(given: dict[str, Any]) -> None:
     checkpoint, architecture, folder = given["trace"]
     os.nice(NICENESS)
     torch.set_num_threads(1)
+    tempfile.tempdir = folder  # goes with the parent's block, also where this process is killed
     try:
         network, config = load_checkpoint(Path(checkpoint), architecture or None)
         write_graph(network, config, Path(folder), architecture or None)

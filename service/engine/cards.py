@@ -9,6 +9,7 @@ import torch
 from models.checkpoint import ModelConfig
 from models.samplers import SAMPLERS, SPACINGS
 from service.engine.core import LEAVING, EngineCore
+from service.engine.runner import ModelRunner
 from service.engine.simulated import SimulatedRunner
 from service.wire.messages import Cards, ModelCard
 
@@ -44,7 +45,7 @@ def _card(name: str, core: EngineCore) -> ModelCard:
         sha256=config.sha256,
         simulated=isinstance(runner, SimulatedRunner),
         hardware=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        build=_build(config, runner.backend),
+        build=_build(runner),
         weight=core.weights.get(name, 1.0),
         max_rows=share.scheduler.max_rows if share else None,
         fixed_rows=runner.fixed_rows if repeats else None,
@@ -55,12 +56,13 @@ def _card(name: str, core: EngineCore) -> ModelCard:
     )
 
 
-def _build(config: ModelConfig, backend: str) -> str:
+def _build(runner: ModelRunner) -> str:
     """What the bits of an image depend on besides its request and its weights, which may mean another thing."""
-    meaning = replace(config, sampling={}, qualities={}, training={})  # a request brings the first two
+    meaning = replace(runner.config, sampling={}, qualities={}, training={})  # a request brings the first two
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     cpu = (torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
-    runs = (backend, version(backend) if backend == "openvino" else torch.__version__)
+    is_torch = runner.backend != "openvino"
+    runs = (runner.backend, torch.__version__ if is_torch else version("openvino"), runner.ranges)
     return repr((torch.__version__, np.__version__, runs, gpu, cpu, meaning))
 
 

@@ -47,6 +47,7 @@ class ModelRunner:
     steps_ahead = 0  # steps that the host may launch before it collects the oldest one
     backend = "torch"  # that runs the network; its name is part of what the bits of an image depend on
     is_int8 = False  # whether its products are; dtype is that of all between them
+    ranges = ""  # SHA-256 of those by which int8 rounds, a part of what the bits depend on, too
     faster: "Faster | None" = None  # what makes another runner of the same weights, which is to take over
     repeats_itself: bool | None = None  # whether the deterministic mode works; None until it was looked at
 

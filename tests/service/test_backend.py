@@ -1,9 +1,12 @@
 """OpenVINO itself behind the runner, against torch: on small networks, in the engine and over HTTP."""
 
 import logging
+import os
 import random
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +23,7 @@ from pydantic import SecretStr
 from torch import Tensor, nn
 
 from models.checkpoint import ModelConfig, load_checkpoint, save_checkpoint
-from models.files import GRAPH
+from models.files import GRAPH, WEIGHTS
 from models.graph import trace, write_graph
 from service.backend import TOLERANCE, CompiledNetwork, NotCompiled, OpenVINO, choose_backend, compare, traced
 from service.engine.cards import describe
@@ -275,6 +278,41 @@ def test_a_process_that_is_killed_says_so_and_leaves_nothing(
             pass
         killed.result()
     assert list(tmp_path.iterdir()) == []
+
+
+class Killed(Untraceable):
+    """One that ends the process in its trace, behind a temporary folder of its own."""
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        tempfile.mkdtemp()
+        os.kill(os.getpid(), signal.SIGKILL)
+        return x
+
+
+def test_what_a_killed_process_had_begun_to_write_goes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder := tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    path = f"{Killed.__module__}:{Killed.__name__}"
+    with (
+        pytest.raises(NotCompiled, match="the process has ended with code -9"),
+        traced(foreign(tmp_path / "foreign"), path, threading.Event()),
+    ):
+        pass
+    assert list(folder.iterdir()) == []
+
+
+def test_weights_that_were_replaced_meanwhile_do_not_serve(stored: Path) -> None:
+    """They are not those whose SHA-256 the answers name, however close they are."""
+    models = {"dit": ModelEntry(checkpoint=stored / "dit")}
+    (runner,) = load_runners(tiny_settings(stored, backend="torch", dtype="bfloat16", models=models)).values()
+    network, config = load_checkpoint(stored / "dit")
+    for parameter in network.parameters():
+        parameter.mul_(1 + 2**-10)
+    save_checkpoint(stored / "dit", network, config)
+    backend = OpenVINO(1)
+    with pytest.raises(NotCompiled, match="model.safetensors has been replaced"):
+        backend.compile(runner, stored / "dit", stored / "dit" / WEIGHTS, None)
 
 
 def test_a_folder_that_cannot_be_written_is_traced_and_stays_as_it_is(

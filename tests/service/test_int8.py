@@ -138,6 +138,29 @@ def test_a_checkpoint_that_is_not_ready_stops_the_start(folder: Path, spoil: Any
         load_runners(int8_settings(folder))
 
 
+def test_an_openvino_that_cannot_be_imported_stops_the_start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ImportError("libopenvino.so is not there")
+
+    monkeypatch.setattr("models.graph.core", fail)
+    with pytest.raises(CheckpointError, match=r"model dit: OpenVINO cannot run it in int8: libopenvino\.so is not"):
+        load_runners(int8_settings(folder))
+
+
+def test_no_link_names_images_by_other_ranges(folder: Path) -> None:
+    shutil.copytree(folder / "dit", folder / "staged/wider")
+    content = json.loads((folder / "dit" / RANGES).read_text())
+    wider = {name: [[1.5 * low, 1.5 * high] for low, high in parts] for name, parts in content["ranges"].items()}
+    (folder / "staged/wider" / RANGES).write_text(json.dumps(content | {"ranges": wider}))
+    models = {"dit": ModelEntry(checkpoint=folder / "dit")}
+    with running(create_app(int8_settings(folder, models=models, admin_key=SecretStr(ADMIN)))) as live:
+        tags = []
+        for place in ("staged/wider", "dit", "staged/wider"):
+            assert put(live, place).status_code == 200
+            tags.append(live.client.get("/generate", params=LINK | {"model": "dit"}).headers["etag"])
+    assert tags[0] == tags[2] != tags[1]
+
+
 def test_a_swap_needs_ranges(folder: Path) -> None:
     write_other(folder / "staged/bare", folder / "dit")
     add_ranges(write_other(folder / "staged/whole", folder / "dit", seed=3))
