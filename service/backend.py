@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ INT8_TOLERANCE = 0.2  # the shipped networks are 0.02 and 0.03 off
 PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 SPARE_ROWS = 2  # see CompiledNetwork
 POLL_SECONDS = 0.05  # between two looks at a process that traces
+TRACE_SECONDS = 600.0  # at most; deterministic requests wait for it. The shipped UNet takes 10 s of a core
 NICENESS = 5  # of that process: a quarter of a core beside an engine that keeps all busy. 19 would be 1.5 %
 WHY = "why"  # in the folder of a process that traces: what went wrong
 
@@ -212,14 +214,17 @@ def traced(checkpoint: Path, architecture: str | None, stop: threading.Event) ->
     """A folder with the graph of a checkpoint's network, while the block runs.
 
     Raises:
-        NotCompiled: the process that traces it has failed, or stop was set.
+        NotCompiled: the process that traces it has failed or takes too long, or stop was set.
     """
     with tempfile.TemporaryDirectory(prefix="stepwise-") as folder:
         tracer = child.start("service.backend", {"trace": [str(checkpoint), architecture or "", folder]}, [])
+        until = time.monotonic() + TRACE_SECONDS
         try:
             while tracer.process.poll() is None:
                 if stop.wait(POLL_SECONDS):
                     raise NotCompiled("the service is about to do something else")
+                if time.monotonic() > until:
+                    raise NotCompiled(f"tracing its network took more than {TRACE_SECONDS:g} s")
         finally:
             tracer.kill()
             tracer.close()

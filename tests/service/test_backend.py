@@ -280,6 +280,21 @@ def test_a_process_that_is_killed_says_so_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_trace_that_does_not_end_is_given_up(
+    checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("service.backend.TRACE_SECONDS", 0.0)
+    before = set(psutil.Process().children())
+    with (
+        pytest.raises(NotCompiled, match="took more than 0 s"),
+        traced(checkpoints / "dit", None, threading.Event()),
+    ):
+        pass
+    assert set(psutil.Process().children()) <= before
+    assert list(tmp_path.iterdir()) == []
+
+
 class Killed(Untraceable):
     """One that ends the process in its trace, behind a temporary folder of its own."""
 
