@@ -9,6 +9,7 @@ from service.web.uploads import read_known
 from service.wire.messages import ModelCard, SamplingParams
 
 STANDS_FOR = ("steps", "sampler", "spacing", "guidance", "guidance_low", "guidance_high")  # fields, of a quality
+JUMPS, STEPS = 2, 10  # of consistency, and of any other sampler that is not the model's own
 STRENGTH = 0.6  # of a variation: a digit keeps its place and slant, and may change its class
 MAX_PREVIEWS_SHOWN = 256  # of one request, on all its images
 
@@ -40,10 +41,11 @@ def resolve(
     own = card.sampling[fields.quality or "default"]
     images = describe_images(card, fields, limits, labels)
     scale = _guidance(card, fields, images["class_label"], own["guidance"])
+    sampler = _find_name("sampler", own["sampler"] if fields.sampler is None else fields.sampler, card.samplers)
     return SamplingParams(
         model=fields.model or "",
-        num_steps=fields.steps or own["steps"],
-        sampler=_find_name("sampler", own["sampler"] if fields.sampler is None else fields.sampler, card.samplers),
+        num_steps=fields.steps or _usual_steps(sampler, own),
+        sampler=sampler,
         spacing=_find_name("spacing", own["spacing"] if fields.spacing is None else fields.spacing, spacings),
         guidance_scale=scale,
         guidance_interval=_interval(own, fields),
@@ -52,6 +54,13 @@ def resolve(
         **images | ({"seeds": seeds} if seeds else {}),
         **_known(card, fields, transparent, known),
     )
+
+
+def _usual_steps(sampler: str, own: dict[str, Any]) -> int:
+    """The model's own number fits its own sampler: some draw in one jump, where ddim would leave a blur."""
+    if sampler == own["sampler"]:
+        return own["steps"]
+    return JUMPS if sampler == "consistency" else STEPS
 
 
 def _guidance(card: ModelCard, fields: GenerateFields, label: int, own: float) -> float:

@@ -22,6 +22,7 @@ from service.loaded_model import Model
 from service.local import create_app
 from service.python_api import Preview
 from service.remote_model import RemoteModel
+from tests.checkpoints import TINY, write_checkpoint
 from tests.service.conftest import Running, running, tiny_settings
 from tests.service.pictures import difference
 
@@ -322,3 +323,33 @@ def test_the_command_loads_neither_torch_nor_pillow() -> None:
     program = "import sys, stepwise; print(sorted({'torch', 'PIL', 'numpy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("fields", "steps"),
+    [
+        ({}, 1),
+        ({"sampler": "consistency"}, 1),
+        ({"sampler": "ddim"}, 10),
+        ({"sampler": "ddim", "steps": 3}, 3),
+        ({"quality": "best"}, 4),
+    ],
+)
+def test_the_steps_of_the_model_are_those_of_its_own_sampler(
+    tmp_path: Path, fields: dict[str, Any], steps: int
+) -> None:
+    """One jump is enough for a picture, one step of another sampler is not."""
+    sampling = {"sampler": "consistency", "steps": 1}
+    more = {"qualities": {"best": {"sampler": "dpmpp_2m", "steps": 4}}, "guidance_range": (1.0, 3.0)}
+    folder = write_checkpoint(
+        tmp_path / "dit", "dit", arguments=TINY["dit"] | {"few_step": True}, sampling=sampling, **more
+    )
+    [image] = stepwise.load(folder, device="cpu").sample("cat", seed=1, **fields)
+    assert image.info["steps"] == str(steps)
+
+
+def test_jumps_take_two_steps_where_the_model_has_another_sampler(tmp_path: Path) -> None:
+    arguments = TINY["dit"] | {"few_step": True}
+    folder = write_checkpoint(tmp_path / "dit", "dit", arguments=arguments, guidance_range=(1.0, 3.0))
+    [image] = stepwise.load(folder, device="cpu").sample("cat", seed=1, sampler="consistency")
+    assert image.info["steps"] == "2"

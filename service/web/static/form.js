@@ -52,10 +52,14 @@ export function showGroup(index) {
 /** What the group's models do by default, or at the chosen quality, for one setting: "1.5 / 1.4". */
 const defaults = (name) => [...new Set(group().map((model) => model.qualities[chosen.quality ?? "default"][name]))].join(" / ");
 
+/** What the service takes for a setting that was not chosen. */
+const usual = (name) => name === "steps" && chosen.sampler && chosen.sampler !== defaults("sampler")
+  ? `as usual for ${chosen.sampler}` : `${defaults(name)} (${chosen.quality ?? "default"})`;
+
 function show() {
   for (const name of ["steps", "guidance"]) {
     const given = chosen[name];
-    const text = given === undefined ? `${defaults(name)} (${chosen.quality ?? "default"})` : name === "guidance" && given === 1 ? "1 (off)" : `${given}`;
+    const text = given === undefined ? usual(name) : name === "guidance" && given === 1 ? "1 (off)" : `${given}`;
     $(name).value = given ?? group()[0].qualities[chosen.quality ?? "default"][name];
     $(name).setAttribute("aria-valuetext", text);
     $(`${name}-value`).textContent = text;

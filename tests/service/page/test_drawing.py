@@ -136,6 +136,8 @@ def test_each_model_keeps_its_own_defaults_until_one_is_chosen(visit: Visit) -> 
     visit.page.click("#defaults")
     assert "guidance" not in visit.page.url
     assert visit.page.inner_text("#guidance-value") == "1.5 / 1.4 (default)"
+    visit.page.select_option("#sampler", "euler")
+    assert visit.page.inner_text("#steps-value") == "as usual for euler"
 
 
 BAD_LINKS = {
