@@ -97,7 +97,7 @@ TRAIN_EXAMPLES = """
 --model dit --threads 1
 --model dit --data folder --data-path my_pictures --steps 400 --out runs/mine
 --model dit --init-from checkpoints/dit --steps 2000 --lr 2e-4 --out runs/more
---model dit --init-from checkpoints/dit --few-step --steps 2000 --lr 2e-4 --out runs/few
+--model dit --init-from runs/dit --few-step --steps 1200 --batch-size 64 --lr 2e-4 --out runs/few
 --model unet --data cifar10 --data-path cifar-10-python.tar.gz --out runs/cifar
 """
 

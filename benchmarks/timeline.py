@@ -31,15 +31,15 @@ from service.wire.messages import SamplingParams
 ROW_CAP = 8
 ARRIVALS: tuple[
     tuple[int, int, str, int, float], ...
-] = (  # forward before which a request arrives, class, sampler, steps, guidance
-    (0, 3, "ddim", 12, 1.5),
+] = (  # forward before which a request arrives, class, sampler, steps, guidance; beyond 3 it costs a second row
+    (0, 3, "ddim", 12, 3.5),
     (0, 7, "dpmpp_2m", 6, 1.0),
-    (2, 0, "euler", 10, 3.0),
+    (2, 0, "euler", 10, 5.0),
     (3, 5, "ddpm", 9, 1.0),
-    (4, 8, "dpmpp_2m_sde", 5, 2.0),
-    (7, 2, "ab2", 7, 1.5),
+    (4, 8, "dpmpp_2m_sde", 5, 4.0),
+    (7, 2, "ab2", 7, 3.5),
     (8, 4, "dpmpp_2m", 4, 1.0),
-    (9, 9, "ddim", 6, 2.0),
+    (9, 9, "ddim", 6, 4.0),
 )
 COLOURS = ("#c2410c", "#0f766e", "#4338ca", "#a16207", "#be185d", "#15803d", "#0369a1", "#7e22ce")
 CELL, LANE, LEFT, TOP, PICTURE, LEGEND = 30, 46, 236, 48, 38, 78  # pixels
