@@ -30,8 +30,8 @@ HEAD = "| model | by | right class | same class | mean | 99th percentile |\n|---
 class Kept(CompiledNetwork):
     """Its outputs stay, because samplers keep them."""
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, *others: Tensor) -> Tensor:
-        return super().forward(x, t, y, *others).clone()
+    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+        return super().forward(x, *others).clone()
 
 
 def network(folder: Path, way: str) -> torch.nn.Module:
