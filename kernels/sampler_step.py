@@ -20,6 +20,7 @@ Letters: n images of this step, R rows (model evaluations); the image is C x H x
 elements. The lower-case letters w, p, q, a, b, c, s are the coefficients of these equations.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -80,13 +81,14 @@ def sampler_step_reference(
     uncond = output[uncond_rows].float()
     latent, previous = x[slots], history[slots]
     denoised = p * latent + q * (uncond + w * (cond - uncond))
-    predicted = denoised.abs().amax((1, 2, 3))  # [n], before the clamp, which turns infinity into 1
+    size = denoised.abs()  # before the clamp, which turns infinity into 1
     denoised = torch.where(clamp > 0, denoised.clamp(-1, 1), denoised)
     # The history of a slot may hold NaN of the request before, and 0 * NaN is NaN.
     remembered = torch.where(c != 0, c * previous, torch.zeros_like(previous))
     updated = a * latent + b * denoised + remembered + _noise(s, seeds, noise_steps, latent)
     x[slots], history[slots] = updated, denoised
-    finite.copy_(predicted.isfinite() & updated.abs().amax((1, 2, 3)).isfinite())
+    largest = torch.maximum(size, updated.abs()).amax((1, 2, 3))  # [n]; NaN where there is one
+    torch.lt(largest, math.inf, out=finite)
     if pictures is not None and len(chosen := (pictures.places >= 0).nonzero().flatten()):
         of_x, of_d = pictures.look[chosen, :, None, None, None].unbind(1)
         picture = of_x * updated[chosen] + of_d * denoised[chosen]

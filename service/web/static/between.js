@@ -1,6 +1,6 @@
 // Pictures from one class or seed to another, a row a model; or away from a class.
 
-import { $, element } from "./dom.js";
+import { $, counted, element } from "./dom.js";
 import { group, request } from "./form.js";
 import { reason } from "./service.js";
 import { generate, source } from "./stream.js";
@@ -47,7 +47,7 @@ async function drawWay(model, node, signal) {
   try {
     const onEvent = ({ data }) => {
       Object.assign(images[data.image_index], { src: source(data), alt: `picture ${data.image_index + 1} by ${model.name}` });
-      text.textContent = data.step ? `step ${data.step} of ${data.steps}` : `${data.steps} steps`;
+      text.textContent = data.step ? `step ${data.step} of ${data.steps}` : counted(data.steps, "step");
     };
     const asked = { ...request(model), ...chosen(), n: PICTURES, preview: PREVIEWS };
     const took = await generate(asked, { signal, onEvent, onWait: (words) => (text.textContent = words) });

@@ -1,6 +1,6 @@
 // One card a model: its picture while it is drawn.
 
-import { $, element } from "./dom.js";
+import { $, counted, element } from "./dom.js";
 import { ask, reason } from "./service.js";
 import { generate, source } from "./stream.js";
 import { record } from "./strip.js";
@@ -51,7 +51,7 @@ export async function draw(model, request, signal) {
       at("progress").value = (data.step ?? data.steps) / data.steps;
       if (name.endsWith("partial_image")) return state(`step ${data.step} of ${data.steps}`);
       const { queue, denoise } = data.timings;
-      state(`${data.steps} steps · queue ${(queue * 1000).toFixed(0)} ms · denoise ${(denoise * 1000).toFixed(0)} ms`);
+      state(`${counted(data.steps, "step")} · queue ${(queue * 1000).toFixed(0)} ms · denoise ${(denoise * 1000).toFixed(0)} ms`);
       Object.assign(at(".download"), { href: image.src, download: fileName(request) });
       at(".animation").onclick = () => saveAnimation(request).catch((error) => state(reason(error), true));
       at(".saving").hidden = false;

@@ -45,3 +45,6 @@ export function nearest(input, text) {
   const kind = whole ? "a whole number" : "a number";
   return [value, value === given ? "" : `${text.slice(0, 40) || "Nothing"} is not ${kind} from ${input.min} to ${input.max}`];
 }
+
+/** "1 step", "2 steps". */
+export const counted = (number, word) => `${number} ${word}${number === 1 ? "" : "s"}`;

@@ -1,6 +1,6 @@
 // A drawing by hand, which each model of the group finishes.
 
-import { $, element, notice } from "./dom.js";
+import { $, counted, element, notice } from "./dom.js";
 import { group, request } from "./form.js";
 import { count, erase, pictures, place, prepare } from "./pen.js";
 import { reason } from "./service.js";
@@ -60,7 +60,7 @@ async function finishBy(model, node, signal) {
   try {
     const onEvent = ({ data }) => {
       Object.assign(image, { src: source(data), alt: `your drawing, finished by ${model.name}` });
-      text.textContent = data.step ? `step ${data.step} of ${data.steps}` : `${data.steps} steps`;
+      text.textContent = data.step ? `step ${data.step} of ${data.steps}` : counted(data.steps, "step");
     };
     const took = await generate(asked(model), { signal, onEvent, onWait: (words) => (text.textContent = words) });
     record(model.name, took);

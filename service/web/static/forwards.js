@@ -1,6 +1,6 @@
 // The picture of shared steps: a strip a model, a column a forward, a cell for each request that took part in it.
 
-import { $, element } from "./dom.js";
+import { $, counted, element } from "./dom.js";
 import { source } from "./stream.js";
 
 const KEPT = 200; // columns a model
@@ -83,10 +83,9 @@ function nameSampler(sampler) {
   $("samplers").append(element("span", {}, element("i", { className: colour(sampler) }), sampler));
 }
 
-const count = (number, word) => `${number} ${word}${number === 1 ? "" : "s"}`;
 const kinds = (column) => new Set([...column.cells.values()].map((request) => request.sampler)).size;
 
-const inWords = (column) => `${count(column.cells.size, "request")} with ${count(kinds(column), "sampler")}`;
+const inWords = (column) => `${counted(column.cells.size, "request")} with ${counted(kinds(column), "sampler")}`;
 
 /** Keep the forward that most requests shared, and say it. */
 function tell(one, changed) {
@@ -100,7 +99,7 @@ export function sum() {
   for (const one of strips.values()) {
     if (one.columns.length === 0) continue;
     const steps = one.columns.reduce((total, column) => total + column.cells.size, 0), most = one.best;
-    one.text.textContent = `${count(steps, "step")} in ${count(one.columns.length, "forward")} · up to ${inWords(most)} in one`;
+    one.text.textContent = `${counted(steps, "step")} in ${counted(one.columns.length, "forward")} · up to ${inWords(most)} in one`;
     one.film.scrollLeft = most.node.offsetLeft - one.film.offsetLeft - one.film.clientWidth / 2;
   }
 }
