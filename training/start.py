@@ -1,6 +1,5 @@
 """The start of a run: the weights it begins with, and what it tells people about itself."""
 
-import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models.checkpoint import CheckpointError, ModelConfig, load_checkpoint, parameter_count
+from models.checkpoint import CheckpointError, ModelConfig, load_checkpoint, parameter_count, sha256_of
 from models.files import WEIGHTS
 from training.config import TrainConfig
 from training.data import Data
@@ -41,8 +40,7 @@ def initial_sha256(folder: Path) -> str:
         CheckpointError: no weights there.
     """
     try:
-        with (folder / WEIGHTS).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(folder / WEIGHTS)
     except OSError as error:
         raise CheckpointError(f"init_from: {folder / WEIGHTS} cannot be read: {error.strerror}") from error
 
