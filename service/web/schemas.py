@@ -89,7 +89,7 @@ ClassOrMixture = Annotated[
     Any, BeforeValidator(partial(check_shape, several=False)), WithJsonSchema({"anyOf": ONE_CLASS})
 ]
 
-Steps = Annotated[Whole | None, Field(description="Denoising steps. Default: the model's.")]
+Steps = Annotated[Whole | None, Field(description="Default: the model's; of another sampler 10, of consistency 2.")]
 Sampler = Annotated[str | None, Field(description="See /models for those of each model. Default: the model's.")]
 Spacing = Annotated[str | None, Field(description="Of the noise times, one of five. Default: the model's.")]
 Quality = Literal["draft", "default", "best"]
