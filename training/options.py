@@ -27,7 +27,9 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_campaign_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("list", type=Path, metavar="LIST", help="TOML file, see training/campaign_list.py")
+    parser.add_argument(
+        "list", type=Path, metavar="LIST", help="TOML file, see training/comparison/campaign_list.py"
+    )
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="groups or runs (default: all)")
     runs = "file to which every result adds a line (default: %(default)s)"
     parser.add_argument("--runs", type=Path, default=Path("docs/comparison/runs.jsonl"), help=runs)

@@ -22,13 +22,13 @@ from models.checkpoint import load_checkpoint
 from run import main
 from tests.training.conftest import TINY
 from tests.waiting import wait_until
-from training import campaign as module
 from training import judge
-from training.campaign import Campaign
-from training.campaign_list import ListError, choose, read_list
+from training.comparison import campaign as module
+from training.comparison.campaign import Campaign
+from training.comparison.campaign_list import ListError, choose, read_list
+from training.comparison.results import append_result, held, read_results
 from training.data import Data, take_subset
 from training.info import model_info
-from training.results import append_result, held, read_results
 from training.state import STATE
 from training.train import Trainer, train
 

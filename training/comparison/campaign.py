@@ -20,7 +20,8 @@ import torch
 from models.checkpoint import load_checkpoint
 from models.files import replace_file
 from models.sampling import Guidance
-from training.campaign_list import Point, Run
+from training.comparison.campaign_list import Point, Run
+from training.comparison.results import append_result, held, read_results
 from training.config import LATER
 from training.data import Data, fingerprint
 from training.evaluate import SEED, sample_balanced
@@ -29,7 +30,6 @@ from training.judge import Judge, load_judge
 from training.machine import describe_machine, git_commit
 from training.measure import measure_loss, measure_samples
 from training.report import Sampling
-from training.results import append_result, held, read_results
 from training.state import differences
 from training.stop import Signals, Stopped
 from training.train import TrainingDiverged, load_training_data, train
