@@ -161,6 +161,10 @@ def test_a_run_leaves_lines_and_samples(a_campaign: Campaign, tmp_path: Path) ->
     assert (arrays["images"].shape, arrays["images"].dtype) == ((200, 1, 32, 32), np.uint8)
     assert np.bincount(arrays["labels"]).tolist() == [20] * 10
     assert len(set(arrays["seeds"])) == 200
+    assert arrays["trajectories"].shape == (10, 6, 1, 32, 32)
+    first = np.isin(arrays["seeds"], arrays["trajectory_seeds"])
+    assert arrays["labels"][first].tolist() == list(range(10))
+    assert np.abs(arrays["trajectories"][:, -1].astype(int) - arrays["images"][first]).max() <= 1  # rounded batches
 
 
 class Kills:
