@@ -8,11 +8,12 @@ and independent of its class, so a network has to make its two patches agree. Al
 4 or 8 pixels, so that far and near differ in the distance alone.
 
 What the class tells is the hue of the ground and the stripes of the panel: their direction and their period, 2.6 or
-3.6 pixels. The texture rule: the stripes are there in full contrast, and of one piece over the panel. Their offset
-varies from picture to picture, and so do contrast and all colours, by a little: else a picture would have near
-doubles, and pictures that were never trained on would pass for copies.
+3.6 pixels. The texture rule: the stripes are regular and in full contrast in each quarter of the panel.
 
-Letters: N images, H x W pixels (always 32 x 32), P patches, K classes.
+The offset of the stripes varies from picture to picture, and so do contrast and all colours, by a little: else a
+picture would have near doubles, and pictures that were never trained on would pass for copies.
+
+Letters: N images, H x W pixels (always 32 x 32), h x w those of the panel, Q of its quarters, P patches, K classes.
 """
 
 import colorsys
@@ -35,7 +36,7 @@ PALETTE = {
 }
 PATCHES = {"far": ((1, 1), (25, 25)), "near": ((1, 17), (1, 25))}  # row and column of the upper left corner
 PANEL = slice(9, 31), slice(1, 23)
-PERIODS, DIRECTIONS = (2.6, 3.6), 5  # pixels; no multiple of 4, in which one piece would be like the next
+PERIODS, DIRECTIONS = (2.6, 3.6), 5  # pixels; no divisors of 4, or all tokens of the DiT would be alike
 GROUND = 0.5, 0.62  # saturation and value of the hues
 CONTRAST = 44.0  # amplitude of the stripes, of 255
 JITTER = {"ground": 8.0, "panel": 20.0, "patch": 8.0, "contrast": 4.0}  # from picture to picture, at most, of 255
@@ -44,7 +45,7 @@ JITTER = {"ground": 8.0, "panel": 20.0, "patch": 8.0, "contrast": 4.0}  # from p
 PATCH_RADIUS = 50.0  # RGB distance to a colour of the palette: no two of these lie within 100, no ground within 50
 GROUND_RADIUS = 36.0  # to the ground of the class; of ten, it must be the nearest, too
 FULL_CONTRAST = 0.6 * CONTRAST  # a box of 3x3 pixels leaves at most a third
-EXPLAINED = 0.6  # of the variance of a quarter of the panel, by stripes of one piece
+EXPLAINED = 0.6  # of the variance of a quarter of the panel, by its stripes
 
 
 def draw_tiles(labels: Tensor, seed: int) -> Tensor:
@@ -81,7 +82,7 @@ def kept_rules(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """
     pixels = images.double()
     kept = {name: same_colour(pixels, corners) for name, corners in PATCHES.items()}
-    kept["texture"] = whole_stripes(pixels, labels)
+    kept["texture"] = regular_stripes(pixels, labels)
     kept["coherent"] = kept["far"] & kept["near"] & one_ground(pixels, labels)
     return kept
 
@@ -97,24 +98,23 @@ def same_colour(pixels: Tensor, corners: tuple[tuple[int, int], ...]) -> Tensor:
     return (distance < PATCH_RADIUS).all(1) & (index == index[:, :1]).all(1)
 
 
-def whole_stripes(pixels: Tensor, labels: Tensor) -> Tensor:
-    """Whether the stripes of the class, fitted to the panel by least squares, explain it: [N] bool.
+def regular_stripes(pixels: Tensor, labels: Tensor) -> Tensor:
+    """Whether stripes of the class, fitted by least squares, explain each quarter of the panel: [N] bool.
 
-    The contrast is that of the fit. The variance must be explained in each quarter by itself, so that a blurred or
-    shifted part is found.
+    Each quarter has a fit of its own, because the rule is about details: 11 pixels hold three or four periods.
     """
-    panel = pixels[:, :, *PANEL].mean(1)  # [N, h, w]
-    panel = panel - panel.mean((1, 2), keepdim=True)
-    waves = torch.stack([stripes().cos(), stripes().sin()], dim=-1).flatten(1, 2)[labels]  # [N, h w, 2]
-    fit = torch.linalg.lstsq(waves, panel.flatten(1)[:, :, None]).solution  # [N, 2, 1]
-    rest = panel - (waves @ fit).view_as(panel)
-    unexplained = quarters(rest.square()) / quarters(panel.square()).clamp(min=1e-9)
-    return (fit.flatten(1).norm(dim=1) > FULL_CONTRAST) & (unexplained < 1 - EXPLAINED).all(1)
+    panel = quarters(pixels[:, :, *PANEL].mean(1))[..., None]  # [N, 4, Q, 1]
+    phase = quarters(stripes())[labels]  # [N, 4, Q]
+    waves = torch.stack([phase.cos(), phase.sin(), torch.ones_like(phase)], dim=-1)  # [N, 4, Q, 3]
+    fit = torch.linalg.lstsq(waves, panel).solution  # [N, 4, 3, 1]
+    rest, varied = (panel - waves @ fit).square().sum(2), (panel - panel.mean(2, keepdim=True)).square().sum(2)
+    contrast = fit[:, :, :2].norm(dim=2)  # [N, 4, 1], as rest and varied
+    return ((contrast > FULL_CONTRAST) & (rest < (1 - EXPLAINED) * varied)).all(1).flatten()
 
 
 def quarters(panel: Tensor) -> Tensor:
-    """Means over the quarters of [N, h, w]: [N, 4]."""
-    return torch.nn.functional.adaptive_avg_pool2d(panel[:, None], 2).flatten(1)
+    """The quarters of [N, h, w], each in a row: [N, 4, h w / 4]."""
+    return torch.stack([part.flatten(1) for half in panel.chunk(2, 1) for part in half.chunk(2, 2)], dim=1)
 
 
 def one_ground(pixels: Tensor, labels: Tensor) -> Tensor:
