@@ -76,26 +76,29 @@ def rule_shares(images: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def kept_rules(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Which images keep far, near, texture and coherent: [N] bool each.
+    """Which images keep far, near, texture and coherent, and have far_clear and near_clear: [N] bool each.
 
     coherent: every rule between parts of the image: far, near, and one ground, that of the class, on all sides.
+    clear: both patches have a colour of the palette, whether the same or not. A network whose patches are seldom
+    clear has not learnt the colours; one whose clear patches seldom agree has not learnt the rule.
     """
     pixels = images.double()
-    kept = {name: same_colour(pixels, corners) for name, corners in PATCHES.items()}
+    patches = {name: clear_and_equal(pixels, corners) for name, corners in PATCHES.items()}
+    kept = {name: clear & equal for name, (clear, equal) in patches.items()}
     kept["texture"] = regular_stripes(pixels, labels)
     kept["coherent"] = kept["far"] & kept["near"] & one_ground(pixels, labels)
-    return kept
+    return kept | {f"{name}_clear": clear for name, (clear, _) in patches.items()}
 
 
-def same_colour(pixels: Tensor, corners: tuple[tuple[int, int], ...]) -> Tensor:
-    """Whether the means of all patches lie near one colour of the palette: [N] bool. pixels: [N, 3, H, W].
+def clear_and_equal(pixels: Tensor, corners: tuple[tuple[int, int], ...]) -> tuple[Tensor, Tensor]:
+    """Whether all patches are near a colour of the palette, and nearest to the same one: [N] bool each.
 
     Without the outermost pixels of a patch, so that a soft edge is no wrong colour.
     """
     parts = [pixels[:, :, row + 1 : row + PATCH - 1, column + 1 : column + PATCH - 1] for row, column in corners]
     means = torch.stack([part.mean((2, 3)) for part in parts], dim=1)  # [N, P, 3]
     distance, index = torch.cdist(means, palette()).min(2)
-    return (distance < PATCH_RADIUS).all(1) & (index == index[:, :1]).all(1)
+    return (distance < PATCH_RADIUS).all(1), (index == index[:, :1]).all(1)
 
 
 def regular_stripes(pixels: Tensor, labels: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from training.data import Data, DataError, fingerprint, load_data
 from training.measure import copied
 from training.tiles import PANEL, PATCH, PATCHES, draw_tiles, rule_shares
 
-ALL = {"far": 1, "near": 1, "texture": 1, "coherent": 1}
+ALL = dict.fromkeys(("far", "near", "texture", "coherent", "far_clear", "near_clear"), 1)
 LABELS = torch.arange(1000) % 10
 
 
@@ -101,7 +101,7 @@ def test_colours_lie_apart() -> None:
 def test_patches_that_are_missing_do_not_agree(drawn: Tensor, rule: str) -> None:
     for corner in PATCHES[rule]:
         drawn = paint(drawn, corner, drawn[:, :, 0, 0])
-    assert shares(drawn) == ALL | {rule: 0, "coherent": 0}
+    assert shares(drawn) == ALL | {rule: 0, f"{rule}_clear": 0, "coherent": 0}
 
 
 @pytest.mark.parametrize("rule", PATCHES)
@@ -110,7 +110,7 @@ def test_a_mixture_of_two_colours_is_none(drawn: Tensor, rule: str) -> None:
     mixed = (tiles.palette() + tiles.palette().roll(1, 0)) / 2
     for corner in PATCHES[rule]:
         drawn = paint(drawn, corner, mixed[LABELS % 8])
-    assert shares(drawn) == ALL | {rule: 0, "coherent": 0}
+    assert shares(drawn) == ALL | {rule: 0, f"{rule}_clear": 0, "coherent": 0}
 
 
 def without_stripes(images: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 JUDGES = 3  # classifiers that differ by their seed
 PASSES = 3  # FLOPs of a training image, in forwards: the backward costs two
 GALLERY = Sampling("dpmpp_2m", 20, Guidance(1.0))  # no guidance: what the network learnt, not how it is steered
-GALLERY_IMAGES = 200
+GALLERY_IMAGES = {True: 200, False: 50}  # gray or not: a colour picture takes 3 kB, ten times as much as a digit
 SEGMENT = {"steps", "autocast"}  # of a recipe: differ from point to point, and are decided by the machine
 PACKAGES = ("torch", "numpy", "mlxtend")
 
@@ -118,8 +118,8 @@ class Campaign:
     def save_gallery(self, run: Run, folder: Path, data: Data) -> None:
         """Samples from the same noise for all networks: images [N, C, H, W] uint8, C = 1 where training is gray."""
         model, config = load_checkpoint(folder)
-        drawn = sample_balanced(model, config, GALLERY_IMAGES, GALLERY)
         gray = bool((data.train.images == data.train.images[:, :1]).all())
+        drawn = sample_balanced(model, config, GALLERY_IMAGES[gray], GALLERY)
         images = drawn.images.float().mean(1, keepdim=True).round().byte() if gray else drawn.images
         content = io.BytesIO()
         arrays = {"images": images.numpy(), "labels": drawn.labels.numpy().astype(np.uint8)}
