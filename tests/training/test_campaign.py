@@ -370,13 +370,9 @@ def test_a_probe_waits_for_its_run(a_campaign: Campaign, tmp_path: Path, monkeyp
 def test_a_timing_is_one_line_of_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     campaign, few = Campaign(tmp_path / "runs.jsonl", tmp_path), partial(timing.time_network, sides=(16,), rounds=1)
     group = '[[group]]\nname = "A"\ntask = "time"\nthreads = 1\nseed = [1]\nnetworks = ["dit"]\n'
-    (run,) = runs = read_list(written(tmp_path, group))
+    runs = read_list(written(tmp_path, group))
     monkeypatch.setattr(module, "time_network", few)
-    monkeypatch.setattr(timing, "LOAD", -1)
-    with pytest.raises(ValueError, match=r"other processes used \d+% of the cores .* nothing was written"):
-        campaign.work_off(runs)
-    assert not campaign.results.exists()
-    monkeypatch.setattr(timing, "LOAD", 2)
+    monkeypatch.setattr(timing, "LOAD", 2)  # on any machine
     assert campaign.work_off(runs).startswith("A: 1 of 1 runs done")
     (line,) = read_results(campaign.results)
     assert (line["run"], line["settings"]["threads"]) == ("A-dit-seed1", 1)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from tests.training.conftest import TINY
 from training.comparison import timing
-from training.comparison.timing import Load, cpu_seconds, in_turns, measure, settings
+from training.comparison.timing import Load, cpu_seconds, in_turns, measure, settings, time_network
 from training.config import TrainConfig
 
 
@@ -74,6 +75,20 @@ def test_a_timing_ends_with_its_campaign(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(multiprocessing, "parent_process", Dead)
     with pytest.raises(SystemExit, match="the campaign has ended"):
         in_turns({"a": lambda: None}, 1)
+
+
+@pytest.mark.parametrize(("load", "refused"), [(0.12, True), (0.1, False), (0.0, False), (None, False)])
+def test_a_timing_beside_other_work_is_refused(
+    load: float | None, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"timing": {"load": load}}
+    monkeypatch.setattr(timing, "ProcessPoolExecutor", lambda count, _: ThreadPoolExecutor(count))
+    monkeypatch.setattr(timing, "measure", lambda *_: found)
+    if refused:
+        with pytest.raises(ValueError, match=r"used 12% of the cores during the timing, at most 10% is allowed"):
+            time_network(TrainConfig())
+    else:
+        assert time_network(TrainConfig()) is found
 
 
 def reading(*values: Any) -> Callable[[], Any]:
