@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.checkpoint import ModelConfig
+from training.comparison import denoisers
 from training.comparison.denoisers import Denoisers, r2
 from training.comparison.probe import (
     Denoise,
@@ -55,9 +56,9 @@ def test_the_optimal_denoiser_weighs_training_images() -> None:
 
 
 def test_the_optimal_denoiser_at_both_ends() -> None:
-    denoisers = Denoisers(TRAIN)
-    torch.testing.assert_close(denoisers.optimal(0.99 * TRAIN, 0.99, 0.01), TRAIN)
-    torch.testing.assert_close(denoisers.optimal(NOISY, 0.0, 1.0), TRAIN.mean(0).expand(10, -1, -1, -1))
+    known = Denoisers(TRAIN)
+    torch.testing.assert_close(known.optimal(0.99 * TRAIN, 0.99, 0.01), TRAIN)
+    torch.testing.assert_close(known.optimal(NOISY, 0.0, 1.0), TRAIN.mean(0).expand(10, -1, -1, -1))
 
 
 def test_the_wiener_denoiser_is_the_regression_on_the_noisy_image() -> None:
@@ -86,18 +87,23 @@ def local(denoisers: Denoisers, size: int) -> Tensor:
 
 def test_a_patch_as_large_as_the_image_gives_the_optimal_denoiser() -> None:
     for train in (TRAIN, to_float(pictures(0, 50, gray=False).images)):
-        denoisers = Denoisers(train)
-        torch.testing.assert_close(
-            local(denoisers, 15), denoisers.optimal(NOISY, ALPHA, SIGMA), rtol=1e-3, atol=1e-4
-        )
+        known = Denoisers(train)
+        torch.testing.assert_close(local(known, 15), known.optimal(NOISY, ALPHA, SIGMA), rtol=1e-3, atol=1e-4)
+
+
+def test_parts_give_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = local(Denoisers(TRAIN), 3)
+    monkeypatch.setattr(denoisers, "PATCHES", 3 * len(TRAIN))
+    monkeypatch.setattr(denoisers, "CHUNK", 4)
+    torch.testing.assert_close(local(Denoisers(TRAIN), 3), expected)
 
 
 def test_each_image_has_its_own_noise_level() -> None:
     alpha, sigma = torch.tensor([0.9, 0.5] * 5), torch.tensor([0.1, 0.5] * 5)
-    denoisers = Denoisers(TRAIN)
-    both = denoisers.local(NOISY, alpha, sigma, 3)
-    torch.testing.assert_close(both[1::2], denoisers.local(NOISY[1::2], alpha[1::2], sigma[1::2], 3))
-    assert not torch.allclose(both[::2], denoisers.local(NOISY[::2], alpha[1::2], sigma[1::2], 3))
+    known = Denoisers(TRAIN)
+    both = known.local(NOISY, alpha, sigma, 3)
+    torch.testing.assert_close(both[1::2], known.local(NOISY[1::2], alpha[1::2], sigma[1::2], 3))
+    assert not torch.allclose(both[::2], known.local(NOISY[::2], alpha[1::2], sigma[1::2], 3))
 
 
 def test_of_equal_channels_the_mean_says_all() -> None:
