@@ -1,6 +1,6 @@
 """Do two networks draw the same image from the same noise? (Kadkhodaie et al. 2310.02557, Zhang et al. 2310.05264)
 
-A gallery holds images [N, C, H, W] uint8, labels [N] and seeds [N] of their noise; see Campaign.save_gallery.
+A gallery holds images [N, C, H, W] uint8, labels [N] and seeds [N] of their noise; see gallery.py.
 Two images of one class resemble each other from whatever noise. So the correlation of a pair of one noise stands
 beside that of pairs of one class whose noise differs, and only what lies above it is owed to the noise.
 """

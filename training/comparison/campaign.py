@@ -7,7 +7,6 @@ Other tasks, timings and probes, are one line each.
 """
 
 import importlib.metadata
-import io
 import logging
 import platform
 import time
@@ -15,19 +14,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from models.checkpoint import CheckpointError, load_checkpoint
 from models.files import replace_file
 from models.sampling import Guidance
 from training.comparison.campaign_list import Point, Run
+from training.comparison.gallery import draw_gallery, packed
 from training.comparison.probe import probe
 from training.comparison.results import append_result, held, read_results
 from training.comparison.timing import settings, time_network
 from training.config import LATER
 from training.data import Data, fingerprint
-from training.evaluate import SEED, sample_balanced
 from training.info import config_info
 from training.judge import Judge, load_judge
 from training.machine import describe_machine, git_commit
@@ -41,8 +39,6 @@ logger = logging.getLogger(__name__)
 
 JUDGES = 3  # classifiers that differ by their seed
 PASSES = 3  # FLOPs of a training image, in forwards: the backward costs two
-GALLERY = Sampling("dpmpp_2m", 20, Guidance(1.0))  # no guidance: what the network learnt, not how it is steered
-GALLERY_IMAGES = 200
 SEGMENT = {"steps", "autocast"}  # of a recipe: differ from point to point, and are decided by the machine
 PACKAGES = ("torch", "numpy", "mlxtend")
 
@@ -80,7 +76,7 @@ class Campaign:
         if run.of:
             model, config = load_checkpoint(self.work / run.of.name)
             figures, arrays = probe(model, config, pictures_of(run.of))
-            self.save_arrays(run, arrays)
+            self.save(run, packed(arrays))
             result: dict[str, Any] = {"probe": figures, "weights_sha256": config.sha256}
         else:
             result = time_network(run.config)
@@ -138,26 +134,20 @@ class Campaign:
         }
 
     def judges(self, data: Data) -> list[Judge]:
-        """Trained by the first process that needs them."""
+        """Trained by the first process that needs them; none for data with rules of their own."""
+        if data.rules:
+            return []
         folder = self.work / "judges"
         with held(folder / ".lock"):
             known = fingerprint(data.judge)[:8]
             return [load_judge(folder / f"{known}-{seed}", data, seed=seed)[0] for seed in range(JUDGES)]
 
     def save_gallery(self, run: Run, folder: Path, data: Data) -> None:
-        """Samples from the same noise for all networks: images [N, C, H, W] uint8, C = 1 where training is gray."""
-        model, config = load_checkpoint(folder)
-        drawn = sample_balanced(model, config, GALLERY_IMAGES, GALLERY)
-        gray = bool((data.train.images == data.train.images[:, :1]).all())
-        images = drawn.images.float().mean(1, keepdim=True).round().byte() if gray else drawn.images
-        labels, seeds = drawn.labels.numpy().astype(np.uint8), np.arange(len(images)) + SEED
-        self.save_arrays(run, {"images": images.numpy(), "labels": labels, "seeds": seeds})
+        self.save(run, draw_gallery(*load_checkpoint(folder), data))
 
-    def save_arrays(self, run: Run, arrays: dict[str, np.ndarray]) -> None:
-        content = io.BytesIO()
-        np.savez_compressed(content, allow_pickle=False, **arrays)
+    def save(self, run: Run, content: bytes) -> None:
         self.gallery(run).parent.mkdir(parents=True, exist_ok=True)
-        replace_file(self.gallery(run), content.getvalue())
+        replace_file(self.gallery(run), content)
 
     def gallery(self, run: Run) -> Path:
         return self.results.parent / "data" / f"{run.name}.npz"
