@@ -6,6 +6,7 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -123,7 +124,7 @@ def sampling_of(
 ) -> Sampling:
     """What is given, else what the checkpoint says, else the project's defaults. guidance: its scale."""
     given = {"sampler": sampler, "steps": steps, "guidance": guidance}
-    usual = {"steps": config.steps_of(sampler)} if sampler else {}
+    usual: dict[str, Any] = {"steps": config.steps_of(sampler)} if sampler else {}
     own = config.default_sampling | usual | {name: value for name, value in given.items() if value is not None}
     if not math.isfinite(own["guidance"]):
         raise ValueError(f"guidance must be a finite number, got {own['guidance']}")
