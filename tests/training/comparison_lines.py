@@ -85,15 +85,14 @@ def training_lines() -> list[Line]:
     for network in SIZES:
         found += [line("D1", network, s, n, **quality(network, n, s)) for s in range(1, 6) for n in POINTS]
         for lr in (1e-3, 3e-4, 3e-3):
-            name = {"run": f"D1-rates-{network}-lr{lr}-seed0"}
+            name: Line = {"run": f"D1-rates-{network}-lr{lr}-seed0"}
             recipe = line("D1-rates", network, 0)["recipe"] | {"lr": lr}
             for n in POINTS:
                 found.append(line("D1-rates", network, 0, n, **quality(network, n, 0), recipe=recipe, **name))
                 found[-1]["loss"]["test"]["mean"] += abs(lr - 1e-3)
             for scale in (1.0, 2.0, 3.0):
-                judges = [judge(0.8 + scale / 20, 1.2 + abs(scale - 1.5))]
-                judges = {"judges": judges, "guidance": scale}
-                found.append(line("D1-rates", network, 0, loss=None, recipe=recipe, **judges, **name))
+                point: Line = {"judges": [judge(0.8 + scale / 20, 1.2 + abs(scale - 1.5))], "guidance": scale}
+                found.append(line("D1-rates", network, 0, loss=None, recipe=recipe, **point, **name))
     return found
 
 
@@ -105,13 +104,13 @@ def other_lines() -> list[Line]:
             for images in (100, 300, 1000):
                 for n in POINTS:
                     bad = 0.1 + (8 if network == "dit" else 6) / images + 0.001 * seed
-                    name = {"run": f"D3-{network}-seed{seed}-subset{images}", "train_images": images}
+                    name: Line = {"run": f"D3-{network}-seed{seed}-subset{images}", "train_images": images}
                     copies = max(0.0, 0.6 - images / 500) * n / 96000
                     found.append(line("D3", network, seed, n, bad, copies=copies, **name))
             for n in POINTS:
                 share = learnt(network, n, seed)
                 shares = rules(far=0.13 + 0.8 * share, near=share, texture=share**0.5, coherent=share**2)
-                real = {"rules": shares, "rules_real": rules(far=1.0, near=1.0, texture=1.0, coherent=1.0)}
+                real: Line = {"rules": shares, "rules_real": rules(far=1.0, near=1.0, texture=1.0, coherent=1.0)}
                 found.append(line("D6", network, seed, n, judges=[], guidance=1.0, **real))
     return found
 

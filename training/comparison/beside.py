@@ -22,9 +22,9 @@ from training.comparison.effects import (
     mean_rule,
     step_exponent,
 )
-from training.comparison.selection import DIT, PAIR, TITLES, UNET, Line, Lines, Run
+from training.comparison.selection import DIT, MISSING, PAIR, TITLES, UNET, Line, Lines, Run
 from training.comparison.verdicts import Question, interval
-from training.comparison.words import NOT_MEASURED, number, percent, points, span
+from training.comparison.words import number, percent, points, span
 
 Show = Callable[[float], str]
 IMAGES: Figure = lambda line: line["images_seen"]
@@ -40,8 +40,8 @@ def beside(question: Question, lines: Lines, agreement: dict[str, str]) -> list[
 
 def text(name: str, what: str, lines: Lines, agreement: dict[str, str]) -> str:
     if what.startswith("D4"):
-        return agreement.get(what, NOT_MEASURED)
-    return TEXTS[name, what](lines) or NOT_MEASURED if (name, what) in TEXTS else NOT_MEASURED
+        return agreement.get(what, MISSING)
+    return TEXTS[name, what](lines) or MISSING if (name, what) in TEXTS else MISSING
 
 
 def over_seeds(effects: Effects, show: Show = number) -> str:
@@ -121,7 +121,9 @@ def images_until(rule: str, lines: Lines) -> str:
         found = [reached(pair[position], rule) for pair in pairs.values()]
         known = [x for x in found if x is not None]
         if known:
-            shown.append(f"{TITLES[name]} {span(interval(known), lambda x: f'{x:,.0f}')} in {len(known)} of {len(found)}")
+            shown.append(
+                f"{TITLES[name]} {span(interval(known), lambda x: f'{x:,.0f}')} in {len(known)} of {len(found)}"
+            )
         elif found:
             shown.append(f"{TITLES[name]} in none of {len(found)} runs")
     return "; ".join(shown)
@@ -135,7 +137,7 @@ def reached(run: Run, rule: str) -> float | None:
 def neighbours(lines: Lines) -> str:
     pairs = d6(lines)
     ahead = {k: mean_rule(dit, "near") - mean_rule(unet, "near") for k, (dit, unet) in pairs.items()}
-    return f"the DiT's share less the UNet's {over_seeds(ahead, points)}; {each(pairs, near, percent)}" if pairs else ""
+    return f"the DiT less the UNet {over_seeds(ahead, points)}; {each(pairs, near, percent)}" if pairs else ""
 
 
 def near(run: Run) -> float:
@@ -165,7 +167,9 @@ def attention_shares(lines: Lines) -> str:
 
 
 def whole_step(lines: Lines) -> str:
-    found = {k: step_exponent(t) for k, t in s.timings(lines, DIT).items() if {"64", "128"} <= t["step_seconds"].keys()}
+    found = {
+        k: step_exponent(t) for k, t in s.timings(lines, DIT).items() if {"64", "128"} <= t["step_seconds"].keys()
+    }
     return f"from 64 to 128 pixels a side {over_seeds(found, lambda x: f'{x:.2f}')}" if found else ""
 
 
@@ -184,7 +188,9 @@ def break_even(lines: Lines) -> str:
 def other_counts(lines: Lines) -> str:
     """With 3,000 pictures, D1's runs are those of the question where D3 has none."""
     found = {n: few_pictures(lines, n) for n in (100, 1000, 3000)}
-    found[3000] = found[3000] or {k: math.log(min(map(s.loss, a)) / min(map(s.loss, b))) for k, (a, b) in d1(lines).items()}
+    found[3000] = found[3000] or {
+        k: math.log(min(map(s.loss, a)) / min(map(s.loss, b))) for k, (a, b) in d1(lines).items()
+    }
     parts = [f"{n:,}: {over_seeds(v, lambda x: number(math.exp(x)))}" for n, v in found.items() if v]
     return f"the DiT's lowest loss over the UNet's, by pictures: {'; '.join(parts)}" if parts else ""
 

@@ -13,6 +13,8 @@ Runs = dict[int, Run]  # by seed
 DIT, UNET = "dit", "unet"
 PAIR = (DIT, UNET)
 TITLES = {DIT: "DiT", UNET: "UNet"}
+MISSING = "not measured yet"
+PATCH, DEPTH = 4, 2  # pixels a side of a token of the DiT; its layers, where a timing does not say
 
 
 def of(
@@ -108,3 +110,23 @@ def precision(line: Line) -> float:
 
 def recall(line: Line) -> float:
     return mean_of_judges(line, lambda judge: judge["recall"])
+
+
+def mean_steps(lines: Lines, network: str, rows: str) -> dict[int, float]:
+    """Seconds of a step by pixels a side, mean over the processes."""
+    found = [timing["step_seconds"] for timing in timings(lines, network).values()]
+    sides = sorted({int(side) for steps in found for side, by_rows in steps.items() if rows in by_rows})
+    return {side: statistics.fmean(x[str(side)][rows] for x in found if str(side) in x) for side in sides}
+
+
+def attention_share(lines: Lines) -> dict[int, list[float]]:
+    """Of the DiT's step of one row, by pixels a side: a number for each process."""
+    found: dict[int, list[float]] = {}
+    for line in of(lines, "D8", DIT, lambda x: "timing" in x):
+        timing, depth = line["timing"], line.get("settings", {}).get("arguments", {}).get("depth", DEPTH)
+        for side, by_rows in timing["step_seconds"].items():
+            tokens = str((int(side) // PATCH) ** 2)
+            if "1" in by_rows and tokens in timing.get("attention_seconds", {}):
+                share = depth * timing["attention_seconds"][tokens] / by_rows["1"]
+                found.setdefault(int(side), []).append(share)
+    return dict(sorted(found.items()))

@@ -5,6 +5,7 @@ import statistics
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 ALPHA = 0.05  # of Holm over all sentences, and of the 95 % intervals
 REPLICATES = 3  # fewer decide nothing
@@ -77,7 +78,8 @@ def read_question(row: dict, path: Path) -> Question:
         raise ValueError(f"{where}: kind must be one of {', '.join(KINDS)}, got {row['kind']!r}")
     if not isinstance(row["margin"], (int, float)) or not 0 < row["margin"] < math.inf:
         raise ValueError(f"{where}: margin must be positive and finite, got {row['margin']!r}")
-    return Question(**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()})
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+    return Question(**values)
 
 
 def interval(values: list[float]) -> Interval:
@@ -97,7 +99,8 @@ def p_value(values: list[float], bound: float) -> float:
 
     if statistics.stdev(values) == 0:
         return float(values[0] == bound)
-    return float(stats.ttest_1samp(values, bound).pvalue)
+    t = (statistics.fmean(values) - bound) / (statistics.stdev(values) / len(values) ** 0.5)
+    return 2 * float(stats.t.sf(abs(t), len(values) - 1))
 
 
 def bound_of(question: Question, mean: float) -> float:
@@ -149,7 +152,7 @@ def find(question: Question, effects: dict[int, float], level: float, adjusted: 
 
 
 def side_of(values: list[float], margin: float, level: float) -> int | None:
-    """See Finding; both bounds are tested at the level of the sentence, which was reached at one of them already."""
+    """See Finding; both bounds are tested at the level of the sentence, which one of them has reached already."""
     mean = statistics.fmean(values)
     below, above = (p_value(values, bound) <= level for bound in (-margin, margin))
     if mean > margin:

@@ -4,10 +4,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from training.comparison.selection import DIT, PAIR, TITLES, UNET, Line, Lines, of
+from training.comparison.selection import DIT, MISSING, PAIR, TITLES, UNET, Line, Lines, of
 from training.comparison.verdicts import FAILS, HOLDS, UNDECIDED, Finding, Interval, Question
-
-NOT_MEASURED = "not measured yet"
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -22,14 +20,15 @@ def percent(share: float) -> str:
 
 
 def points(share: float) -> str:
-    return f"{100 * share:+.1f} points"
+    return f"{100 * share:.1f} points"
 
 
 def span(known: Interval, show: Callable[[float], str] = number) -> str:
-    """The mean and its interval, whose ends a falling `show` may swap."""
+    """The mean and its interval; a unit after a space is said once."""
     if known.low is None or known.high is None:
         return f"{show(known.mean)} (one seed, so no interval)"
-    return f"{show(known.mean)} ({show(known.low)} to {show(known.high)})"
+    low, high = (show(end).partition(" ")[0] for end in (known.low, known.high))
+    return f"{show(known.mean)} ({low} to {high})"
 
 
 def mirrored(known: Interval) -> Interval:
@@ -47,7 +46,14 @@ def times(what: str) -> Callable[[Interval], str]:
 
 
 def ahead(name: str) -> Callable[[Interval], str]:
-    return lambda known: f"the {name}'s share less the other's: {span(known, points)}"
+    """The share of the network that is ahead, less the other's; name: whose share less the other's is positive."""
+    other = {"DiT": "UNet", "UNet": "DiT"}[name]
+
+    def words(known: Interval) -> str:
+        leader, known = (name, known) if known.mean >= 0 else (other, mirrored(known))
+        return f"the {leader} is ahead by {span(known, points)}"
+
+    return words
 
 
 def power(of_right: float) -> Callable[[Interval], str]:
@@ -70,7 +76,7 @@ WORDS: dict[str, Words] = {
         "the time to train", "the time to train counts", UNET, faster, lambda m: f"{number(2**m)} times as fast"
     ),
     "strong-baseline": Words(
-        "likeness to real pictures", "samples shall be distributed like real pictures", UNET, times("Frechet ratio"),
+        "likeness to real pictures", "samples must resemble real pictures", UNET, times("Frechet ratio"),
         lambda m: f"the UNet's ratio at most {number(math.exp(m))} times the DiT's",
     ),
     "more-scalable": Words(
@@ -82,13 +88,13 @@ WORDS: dict[str, Words] = {
         "parts far apart", "parts that lie far apart must match", DIT, ahead("DiT"), lambda m: f"{100 * m:g} points"
     ),
     "quadratic-attention": Words(
-        "the growth of attention", "", "", power(2), lambda m: f"an exponent within {m:g} of 2"
+        "the cost of attention", "", "", power(2), lambda m: f"an exponent within {m:g} of 2"
     ),
     "linear-convolutions": Words(
-        "the growth of convolutions", "", "", power(1), lambda m: f"an exponent within {m:g} of 1"
+        "the cost of convolutions", "", "", power(1), lambda m: f"an exponent within {m:g} of 1"
     ),
     "inductive-bias": Words(
-        "few pictures", "there are only some hundred pictures", UNET, times("lowest loss"),
+        "learning from few pictures", "there are only some hundred pictures", UNET, times("lowest loss"),
         lambda m: f"{number(math.exp(m))} times the loss",
     ),
     "local-details": Words(
@@ -101,6 +107,10 @@ WORDS: dict[str, Words] = {
 }  # fmt: skip
 
 
+def missing(what: str) -> str:
+    return f"This figure waits for {what}, which is {MISSING}."
+
+
 def speak(question: Question) -> Words:
     """A question that is new here is spoken of in its own words."""
     own = Words(question.name, "", "", lambda known: span(known), lambda m: f"{m:g}")
@@ -110,7 +120,7 @@ def speak(question: Question) -> Words:
 def effect_words(finding: Finding) -> str:
     """With the 95 % interval; the measurement where there is nothing."""
     if finding.interval is None:
-        return f"{NOT_MEASURED} ({finding.question.measurement})"
+        return f"{MISSING} ({finding.question.measurement})"
     return speak(finding.question).effect(finding.interval)
 
 
@@ -124,30 +134,32 @@ def favoured(finding: Finding) -> str:
 
 def summary(findings: list[Finding], lines: Lines) -> list[str]:
     """Sentences of the first paragraph."""
-    said = [scope(lines)]
-    for network in (UNET, DIT):
-        if reasons := [speak(f.question).when for f in findings if favoured(f) == network]:
-            said.append(f"Use the {TITLES[network]} when {listed(reasons, 'or')}.")
-    if not any(favoured(finding) for finding in findings):
+    said: list[str] = []
+    reasons = {n: [speak(f.question).when for f in findings if favoured(f) == n] for n in (UNET, DIT)}
+    said += [f"Use the {TITLES[n]} when {listed(whens, 'or')}." for n, whens in reasons.items() if whens]
+    if not any(reasons.values()):
         said.append("These runs do not tell yet which of the two to use.")
     even = [speak(f.question).topic for f in findings if f.side == 0 and speak(f.question).better]
     if even:
         said.append(f"There is no difference that matters in {listed(even)}.")
-    said += [open_side(f) for f in findings if f.verdict != UNDECIDED and f.side is None]
-    said += [cost(f) for f in findings if f.verdict != UNDECIDED and not speak(f.question).better]
-    said += undecided(findings)
-    said.append("This is about these two networks, this recipe, these data and budgets.")
-    return said
+    decided = [finding for finding in findings if finding.verdict != UNDECIDED]
+    said += [open_side(f) for f in decided if f.side is None and speak(f.question).better]
+    said += [cost(f) for f in decided if not speak(f.question).better]
+    return [*said, *undecided(findings), scope(lines)]
 
 
 def scope(lines: Lines) -> str:
-    sizes = {name: of(lines, "D1", name) or of(lines, "D1-rates", name) for name in PAIR}
-    if not all(sizes.values()):
+    known = {n: sized([*of(lines, "D1", n), *of(lines, "D1-rates", n)]) for n in PAIR}
+    if not all(known.values()):
         return "The two networks have not been trained yet."
-    shown = " and ".join(f"a {TITLES[n]} of {millions(found[0])} parameters" for n, found in sizes.items())
-    first = sizes[DIT][0]
-    images = max(x["images_seen"] for found in sizes.values() for x in found)
-    return f"Here {shown} learn from {first['train_images']:,} digits, and see {images:,} of them in training."
+    shown = " and ".join(f"a {TITLES[n]} of {millions(found[0])} parameters" for n, found in known.items())
+    images = max(line["images_seen"] for found in known.values() for line in found)
+    return f"All of this is about {shown}, and {images:,} images of training; other sizes and data may differ."
+
+
+def sized(lines: Lines) -> Lines:
+    """Those that say how large their network is, which a diverged run does not."""
+    return [line for line in lines if "parameters" in line]
 
 
 def millions(line: Line) -> str:
@@ -162,16 +174,20 @@ def open_side(finding: Finding) -> str:
     """Decided, but not which network is ahead by more than the margin."""
     words = speak(finding.question)
     if finding.verdict == HOLDS:
-        return f"In {words.topic} the UNet is not worse by more than the margin; whether it is better is open."
-    return f"In {words.topic} the table is not right, and it is open whether the other network is better."
+        return f"In {words.topic} the UNet is not worse by more than what matters; whether it is better is open."
+    return (
+        f"In {words.topic} the {TITLES[words.better]} is not ahead by what matters; whether it is behind is open."
+    )
 
 
 def cost(finding: Finding) -> str:
     known = finding.interval
     assert known, "decided"
-    grows = speak(finding.question).topic.removeprefix("the growth of ")
-    names = "" if finding.verdict == HOLDS else "not "
-    return f"The table is {names}right about {grows}: {speak(finding.question).effect(known)}."
+    words = speak(finding.question)
+    if not words.topic.startswith("the cost"):  # a question that is new here
+        return f"{finding.question.sentence}: {finding.verdict}."
+    right = "as the table says" if finding.verdict == HOLDS else "not as the table says"
+    return f"{words.topic.capitalize()} grows {right}: {words.effect(known)}."
 
 
 def undecided(findings: list[Finding]) -> list[str]:
@@ -188,15 +204,16 @@ def networks(lines: Lines, measurement: str) -> str:
 
 
 def network_facts(lines: Lines, measurement: str, name: str) -> str:
-    trained = [x for x in of(lines, measurement, name) if "parameters" in x]
-    known = trained or [x for x in [*of(lines, "D1", name), *of(lines, "D1-rates", name)] if "parameters" in x]
+    trained = [line for line in sized(of(lines, measurement, name)) if "recipe" in line and "guidance" in line]
+    known = trained or sized([*of(lines, "D1", name), *of(lines, "D1-rates", name)])
     if not known:
-        return f"{TITLES[name]}: {NOT_MEASURED}"
+        return f"{TITLES[name]}: {MISSING}"
     last = max(known, key=lambda x: x["images_seen"])
     facts = f"{TITLES[name]}: {millions(last)} parameters, {last['flop_per_row'] / 1e6:.0f} MFLOP a row"
     if not trained:
         return facts
-    return facts + f", {last['images_seen']:,} images, {last['train_flop'] / 1e12:.0f} TFLOP of training"
+    facts += f", {last['images_seen']:,} images, {last['train_flop'] / 1e12:.0f} TFLOP of training"
+    return facts + f", learning rate {last['recipe']['lr']:g}, guidance {last['guidance']:g}"
 
 
 def marks(finding: Finding) -> str:
