@@ -122,7 +122,7 @@ def write_docs(docs: Path, lines: list[Line], galleries: bool = True) -> Path:
     questions = Path(__file__).resolve().parents[2] / "docs/comparison/questions.toml"
     (folder / "questions.toml").write_text(questions.read_text())
     (folder / "runs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    for name in sorted({line["run"] for line in lines if line["group"] in ("D1", "D4")} if galleries else ()):
+    for name in sorted({line["run"] for line in lines if line["group"] in ("D1", "D4", "D6")} if galleries else ()):
         write_gallery(folder / "data" / f"{name}.npz", name)
     return docs
 

@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from training.comparison import selection as s
-from training.comparison.drawing import COLOURS, MARKS, Picture, figure, plain_logarithm, plain_values, source
+from training.comparison.drawing import (
+    COLOURS,
+    MARKS,
+    PAPER,
+    Picture,
+    figure,
+    plain_logarithm,
+    plain_values,
+    source,
+)
 from training.comparison.rates import Table
 from training.comparison.selection import DIT, PAIR, TITLES, Line, Lines
 from training.comparison.verdicts import Interval, interval
@@ -39,7 +48,8 @@ def steps(lines: Lines) -> Picture | str:
     used = s.of(lines, "D8", keep=lambda x: "timing" in x)
     caption = (
         "Left: a forward of one row. Middle: a forward of 32 pixels a side, by rows. Right: what the attention "
-        f"alone takes of the DiT's step. Each process thin, their mean thick. {source(used)}"
+        "alone takes of the DiT's step. Each process thin, their mean thick. Other programs used up to "
+        f"{percent(max(line['timing'].get('load') or 0 for line in used))} of the cores meanwhile. {source(used)}"
     )
     return Picture(drawn, "Step times of both networks, and the attention's share.", caption, "steps.svg")
 
@@ -136,7 +146,7 @@ def serving(found: list[Way], tuned: Lines, cpu: Line) -> Picture | str:
         axes = grid[0, 0]
         for model, _, _, accuracy, ratio, ms in found:
             ends = [ratio.mean if end is None else end for end in (ratio.low, ratio.high)]
-            fill = COLOURS[model] if accuracy.mean >= SHOWN else "white"
+            fill = COLOURS[model] if accuracy.mean >= SHOWN else PAPER
             axes.plot([ms, ms], ends, color=COLOURS[model], lw=1.2)
             axes.plot(ms, ratio.mean, MARKS[model], color=COLOURS[model], mfc=fill, ms=6)
         for name in PAIR:

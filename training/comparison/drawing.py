@@ -17,7 +17,7 @@ from training.comparison.selection import DIT, MISSING, TITLES, UNET, Line, Line
 
 COLOURS = {DIT: "#0072b2", UNET: "#d55e00"}  # of Okabe and Ito
 INK, GRID, PAPER, SOFT = "#1b1f24", "#d8dde3", "#ffffff", "#7a828c"
-THEME = {INK: "currentColor", GRID: "var(--grid)", PAPER: "none", SOFT: "var(--soft)"}
+THEME = {INK: "currentColor", GRID: "var(--grid)", PAPER: "var(--paper)", SOFT: "var(--soft)"}
 THEME |= {COLOURS[DIT]: "var(--dit)", COLOURS[UNET]: "var(--unet)"}
 STYLE: dict[Any, Any] = {
     "xtick.minor.size": 0, "ytick.minor.size": 0, "svg.hashsalt": "comparison",
@@ -25,7 +25,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": GRID,
     "grid.linewidth": 0.6,
     "axes.edgecolor": SOFT, "axes.labelcolor": INK, "axes.titlecolor": INK, "text.color": INK, "xtick.color": INK,
-    "ytick.color": INK, "legend.frameon": False, "figure.facecolor": PAPER, "axes.facecolor": PAPER,
+    "ytick.color": INK, "legend.framealpha": 0.75, "legend.edgecolor": "none", "legend.facecolor": PAPER, "figure.facecolor": PAPER, "axes.facecolor": PAPER,
     "savefig.facecolor": PAPER, "axes.axisbelow": True, "lines.solid_capstyle": "round", "path.simplify": False,
 }  # fmt: skip
 
@@ -62,9 +62,10 @@ def figure(
     left: float = 0.6,
     apart: float = 0.5,
     top: float = 0.29,
+    between: float = 0.35,
     **options: Any,
 ) -> Iterator[tuple[Any, Callable[[], str]]]:
-    """Axes [rows, columns], and a function that turns them into SVG. left, apart, top: inches around them.
+    """Axes [rows, columns], and a function that turns them into SVG. left .. between: inches around them.
 
     Margins are given, because working them out takes as long as drawing.
     """
@@ -76,9 +77,9 @@ def figure(
     with matplotlib.rc_context(STYLE):
         drawn, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False, **options)
         width = (size[0] - left - 0.12 - apart * (columns - 1)) / columns
-        height = (size[1] - 0.46 - top - 0.35 * (rows - 1)) / rows
+        height = (size[1] - 0.46 - top - between * (rows - 1)) / rows
         drawn.subplots_adjust(
-            left / size[0], 0.46 / size[1], 1 - 0.12 / size[0], 1 - top / size[1], apart / width, 0.35 / height
+            left / size[0], 0.46 / size[1], 1 - 0.12 / size[0], 1 - top / size[1], apart / width, between / height
         )
         try:
             yield axes, lambda: svg_of(drawn)
@@ -139,10 +140,17 @@ def nothing(axes: Any) -> None:
 def source(lines: Lines) -> str:
     """Runs, seeds, commits and machines behind a figure, and the command that makes it again."""
     names = sorted({line["run"] for line in lines})
-    families: dict[str, list[str]] = {}
+    families: dict[str, list[int]] = {}
     for name in names:
-        families.setdefault(re.sub(r"-seed\d+", "", name), []).extend(re.findall(r"-seed(\d+)", name))
-    shown = [f"{stem} (seed{'s' * (len(s) > 1)} {', '.join(s)})" if s else stem for stem, s in families.items()]
+        families.setdefault(re.sub(r"-seed\d+", "", name), []).extend(map(int, re.findall(r"-seed(\d+)", name)))
+    shown = [f"{stem} ({seeds(numbers)})" if numbers else stem for stem, numbers in families.items()]
     commits = ", ".join(sorted({line["commit"][:7] for line in lines}))
     machines = "; ".join(sorted({line["machine"] for line in lines}))
     return f"Runs: {'; '.join(shown)}. Commits: {commits}. Machines: {machines}. Made by `python run.py compare`."
+
+
+def seeds(numbers: list[int]) -> str:
+    numbers = sorted(numbers)
+    if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return f"seeds {numbers[0]}-{numbers[-1]}"
+    return f"seed{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"

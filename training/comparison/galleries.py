@@ -12,7 +12,7 @@ from PIL import Image
 from training.comparison.agreement import Gallery, agreement, pair_correlations, standard_rows
 from training.comparison.drawing import COLOURS, source
 from training.comparison.rates import Table
-from training.comparison.selection import DIT, PAIR, TITLES, UNET, Line, Lines, of, seed_of
+from training.comparison.selection import DIT, PAIR, UNET, Line, Lines, of, seed_of
 from training.comparison.verdicts import interval
 from training.comparison.words import percent, span
 
@@ -124,30 +124,25 @@ def signed(value: float) -> str:
     return f"{value:+.3f}"
 
 
-def sheets(found: Galleries, lines: Lines, group: str = "D1") -> list[Sheet]:
-    """Nothing without samples of both networks from one seed."""
-    seeds = [seed for name, seed in found if name == DIT and (UNET, seed) in found]
-    if not seeds:
+def sheets(found: Galleries, lines: Lines, group: str, file: str, compared: bool = True) -> list[Sheet]:
+    """Of a group; nothing without samples of both networks from one seed. compared: also the pairs and failures."""
+    both = [seed for name, seed in found if name == DIT and (UNET, seed) in found]
+    if not both:
         return []
-    used = [
-        x
-        for x in of(lines, group)
-        if x["network"] in PAIR and "judges" in x and (x["network"], seed_of(x)) in found
-    ]
-    made = [class_grid(found, seeds[0]), one_noise(found)]
-    made += [pairs_sheet(found, seeds, worst=True), pairs_sheet(found, seeds, worst=False), oddest(found)]
+    used = [x for x in of(lines, group) if "judges" in x and (x["network"], seed_of(x)) in found]
+    made = [class_grid(found, both[0], file), one_noise(found)]
+    if compared:
+        made += [pairs_sheet(found, both, worst=True), pairs_sheet(found, both, worst=False), oddest(found)]
     return [Sheet(x.png, x.alt, f"{x.caption} {source(used)}", x.file) for x in made]
 
 
-def class_grid(found: Galleries, seed: int) -> Sheet:
+def class_grid(found: Galleries, seed: int, file: str) -> Sheet:
     blocks = [(name, grid_rows(found[name, seed])) for name in PAIR]
     caption = (
         f"Seed {seed}, a row for each class: left the DiT, right the UNet, each pair of places from one noise. "
         "Drawn with 20 evaluations and no guidance, which shows what a network has learnt."
     )
-    return Sheet(
-        draw(blocks), "A row of samples for each class, by the DiT and by the UNet.", caption, "samples.png"
-    )
+    return Sheet(draw(blocks), "A row of samples for each class, by the DiT and by the UNet.", caption, file)
 
 
 def grid_rows(gallery: Gallery) -> Rows:
@@ -237,24 +232,3 @@ def bar(pixels: np.ndarray, name: str, left: bool) -> np.ndarray:
     colour = np.array([int(COLOURS[name][i : i + 2], 16) for i in (1, 3, 5)], np.uint8)
     shape = (len(pixels), HEADER, 3) if left else (HEADER, pixels.shape[1], 3)
     return np.concatenate([np.broadcast_to(colour, shape), pixels], 1 if left else 0)
-
-
-def sensitivity(folder: Path, lines: Lines) -> list[Sheet]:
-    """D5: how much the middle pixel depends on each input pixel, a column a noise level, mean over the runs."""
-    blocks, used = [], of(lines, "D5", keep=lambda x: "probe" in x)
-    for name in PAIR:
-        paths = sorted({folder / f"{line['run']}.npz" for line in used if line["network"] == name})
-        fields = [
-            np.load(path, allow_pickle=False)["sensitivity"].astype(np.float64) for path in paths if path.exists()
-        ]
-        if not fields:
-            return []
-        mean = np.mean(fields, axis=0)  # [L, H, W]
-        shades = 255 * (mean / mean.max(axis=(1, 2), keepdims=True)) ** 0.5
-        blocks.append((name, [[field.round().astype(np.uint8)[..., None].repeat(3, 2) for field in shades]]))
-    caption = (
-        "Sensitivity of the denoised middle pixel to each input pixel, square root, the largest white. From "
-        f"little noise (left) to much (right); above the DiT, below the UNet. {source(used)}"
-    )
-    titles = " and ".join(TITLES[name] for name in PAIR)
-    return [Sheet(draw(blocks, stacked=True), f"Sensitivity fields of {titles} by noise level.", caption)]

@@ -11,6 +11,7 @@ from training.comparison.drawing import (
     GRID,
     INK,
     MARKS,
+    PAPER,
     SOFT,
     Picture,
     curves,
@@ -66,7 +67,7 @@ def glance(findings: list[Finding]) -> Picture | str:
         "difference matters. Circle: holds. Cross: does not hold. Square: no difference that matters. Hollow: "
         "undecided. Made by `python run.py compare`; the runs stand with the figures below."
     )
-    return Picture(drawn, "; ".join(f"{f.question.sentence}: {f.verdict}" for f in shown), caption, "verdicts.svg")
+    return Picture(drawn, ". ".join(f"{f.question.sentence}: {f.verdict}" for f in shown), caption, "verdicts.svg")
 
 
 def ends(finding: Finding) -> list[float]:
@@ -80,10 +81,9 @@ def mark(axes: Any, row: int, finding: Finding) -> None:
     known = finding.interval
     assert known
     axes.plot(ends(finding), [row, row], color=INK, lw=2)
-    fill = "white" if finding.verdict == UNDECIDED else INK
-    axes.plot(
-        known.mean / finding.question.margin, row, SHAPES.get(finding.verdict, "s"), color=INK, mfc=fill, ms=7
-    )
+    fill = PAPER if finding.verdict == UNDECIDED else INK
+    shape, x = SHAPES.get(finding.verdict, "s"), known.mean / finding.question.margin
+    axes.plot(x, row, shape, color=INK, mfc=fill, ms=7, zorder=3)
 
 
 def quality(lines: Lines, rows: tuple[Panel, ...], name: str, file: str = "") -> Picture | str:
@@ -102,6 +102,7 @@ def quality(lines: Lines, rows: tuple[Panel, ...], name: str, file: str = "") ->
                 plain_values(grid[i, 0].yaxis)
         grid[0, 0].legend()
         drawn = svg()
+    used += s.of(lines, "D8", keep=lambda x: "timing" in x)
     caption = (
         f"{name}: each seed thin, the mean thick. Real images have a Frechet ratio of 1 and a KID of 0; the table "
         f"of real images has their other figures. {source(used)}"

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from training.comparison import selection as s
 from training.comparison.drawing import (
     COLOURS,
+    INK,
     MARKS,
     SOFT,
     Picture,
@@ -113,17 +115,22 @@ PANELS: dict[str, Callable[[Line], list[float]]] = {
 }
 
 
-def denoisers(lines: Lines) -> Picture | str:
+def denoisers(folder: Path, lines: Lines) -> Picture | str:
     """r2 against the denoisers that follow from the data, and what a shift of the input changes."""
     used = s.of(lines, "D5", keep=lambda x: "probe" in x)
     if not used:
         return missing("D5")
-    with figure(5, 1, (9.6, 2.6), apart=0.42) as (grid, svg):
-        for axes, (title, value) in zip(grid[0], PANELS.items(), strict=True):
+    with figure(3, 2, (8.6, 4.9), apart=0.42, between=0.5) as (grid, svg):
+        for axes, (title, value) in zip(grid.flat, PANELS.items(), strict=False):
             for name in PAIR:
                 found = [line["probe"] for line in used if line["network"] == name]
                 by_u(axes, [(probe["u"], value(probe)) for probe in found], name)
-            axes.set(title=title, xlabel="noise time u")
+            axes.set_title(title)
+        for row in likenesses(folder, used):
+            grid[1, 2].plot(used[0]["probe"]["u"], row, color=INK, lw=1)
+        grid[1, 2].set_title("r2, UNet and DiT of one seed")
+        for axes in grid[1]:
+            axes.set_xlabel("noise time u")
         grid[0, 0].legend()
         drawn = svg()
     caption = (
@@ -132,6 +139,24 @@ def denoisers(lines: Lines) -> Picture | str:
         f"pixels that one output pixel depends on. {source(used)}"
     )
     return Picture(drawn, "r2 of both networks against three denoisers, by noise level.", caption, "denoisers.svg")
+
+
+def likenesses(folder: Path, used: Lines) -> list[np.ndarray]:
+    """r2 of the denoised images of both networks of one seed, [L] each: mean of either as what is explained."""
+    outputs: dict[int, dict[str, np.ndarray]] = {}
+    for line in used:
+        path = folder / f"{line['run']}.npz"
+        if path.exists() and line["network"] in PAIR:
+            with np.load(path, allow_pickle=False) as arrays:
+                outputs.setdefault(s.seed_of(line), {})[line["network"]] = arrays["outputs"].astype(np.float64)
+    return [explained(*both.values()) for _, both in sorted(outputs.items()) if len(both) == len(PAIR)]
+
+
+def explained(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """[L, B, C, H, W] both -> [L]."""
+    spread = [((x - x.mean(1, keepdims=True)) ** 2).sum((1, 2, 3, 4)) for x in (a, b)]
+    gap = ((a - b) ** 2).sum((1, 2, 3, 4))
+    return 1 - gap * (1 / spread[0] + 1 / spread[1]) / 2
 
 
 def by_u(axes: Any, rows: list[tuple[list[float], list[float]]], name: str) -> None:

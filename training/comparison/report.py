@@ -6,7 +6,7 @@ Nothing is trained and nothing is sampled. The same inputs make the same bytes, 
 from pathlib import Path
 
 from models.files import replace_file
-from training.comparison import costs, galleries, learning, memory, rates
+from training.comparison import costs, fields, galleries, learning, memory, rates
 from training.comparison.beside import beside
 from training.comparison.drawing import Picture
 from training.comparison.effects import effects_of
@@ -57,7 +57,7 @@ def build(docs: Path) -> Report:
             choices(lines),
             real_images(lines),
             qualities(lines),
-            Section("Samples from the same noise", galleries.sheets(found, lines)),
+            Section("Samples from the same noise", galleries.sheets(found, lines, "D1", "samples.png")),
             agreements(agreed),
             rule_section(folder / "data", lines),
             Section("Few pictures", [memory.few_pictures(lines)]),
@@ -129,15 +129,13 @@ def agreements(found: galleries.Agreements) -> Section:
 def rule_section(folder: Path, lines: Lines) -> Section:
     found = galleries.load(folder, lines, "D6")
     text = "Synthetic pictures whose rules a program checks in every sample, so no classifier judges them."
-    return Section(
-        "Rules between the parts of a picture",
-        [text, memory.rules(lines), *galleries.sheets(found, lines, "D6")[:2]],
-    )
+    samples = galleries.sheets(found, lines, "D6", "tiles.png", compared=False)
+    return Section("Rules between the parts of a picture", [text, memory.rules(lines), *samples])
 
 
 def mechanism(folder: Path, lines: Lines) -> Section:
-    sheets = galleries.sensitivity(folder, lines)
-    return Section("Which denoiser a network has become", [memory.denoisers(lines), *sheets])
+    pictures = [memory.denoisers(folder, lines), *fields.sheets(folder, lines)]
+    return Section("Which denoiser a network has become", pictures)
 
 
 def serving(docs: Path) -> Section:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from training.comparison.selection import DIT, MISSING, PAIR, TITLES, UNET, Line, Lines, of
+from training.comparison.selection import DIT, MISSING, PAIR, TITLES, UNET, Line, Lines, image_seconds, of
 from training.comparison.verdicts import FAILS, HOLDS, UNDECIDED, Finding, Interval, Question
 
 
@@ -85,7 +85,7 @@ WORDS: dict[str, Words] = {
         lambda m: f"an exponent larger by {m:g}",
     ),
     "long-range": Words(
-        "parts far apart", "parts that lie far apart must match", DIT, ahead("DiT"), lambda m: f"{100 * m:g} points"
+        "parts far apart", "parts far apart must match", DIT, ahead("DiT"), lambda m: f"{100 * m:g} points"
     ),
     "quadratic-attention": Words(
         "the cost of attention", "", "", power(2), lambda m: f"an exponent within {m:g} of 2"
@@ -94,14 +94,14 @@ WORDS: dict[str, Words] = {
         "the cost of convolutions", "", "", power(1), lambda m: f"an exponent within {m:g} of 1"
     ),
     "inductive-bias": Words(
-        "learning from few pictures", "there are only some hundred pictures", UNET, times("lowest loss"),
+        "learning from few pictures", "there are few pictures", UNET, times("lowest loss"),
         lambda m: f"{number(math.exp(m))} times the loss",
     ),
     "local-details": Words(
         "fine texture", "fine texture must be right", UNET, ahead("UNet"), lambda m: f"{100 * m:g} points"
     ),
     "global-coherence": Words(
-        "parts that fit together", "all parts of a picture must fit together", DIT, ahead("DiT"),
+        "parts that fit together", "all parts must fit together", DIT, ahead("DiT"),
         lambda m: f"{100 * m:g} points",
     ),
 }  # fmt: skip
@@ -195,7 +195,7 @@ def undecided(findings: list[Finding]) -> list[str]:
     tried = [speak(f.question).topic for f in left if f.interval]
     missing = [speak(f.question).topic for f in left if not f.interval]
     said = [f"Measured and still undecided: {listed(tried)}."] if tried else []
-    return said + ([f"Undecided because not measured yet: {listed(missing)}."] if missing else [])
+    return said + ([f"Undecided, not measured yet: {listed(missing)}."] if missing else [])
 
 
 def networks(lines: Lines, measurement: str) -> str:
@@ -212,6 +212,8 @@ def network_facts(lines: Lines, measurement: str, name: str) -> str:
     facts = f"{TITLES[name]}: {millions(last)} parameters, {last['flop_per_row'] / 1e6:.0f} MFLOP a row"
     if not trained:
         return facts
+    seconds = image_seconds(lines)
+    facts += f", {1000 * seconds[name]:.1f} ms a training image" if name in seconds else ""
     facts += f", {last['images_seen']:,} images, {last['train_flop'] / 1e12:.0f} TFLOP of training"
     return facts + f", learning rate {last['recipe']['lr']:g}, guidance {last['guidance']:g}"
 
