@@ -262,7 +262,7 @@ def test_images_until_nine_in_ten_are_right() -> None:
         for images, share in shares.items()
     ]
     found = text_of("long-range", "images until", some)
-    assert found.startswith("DiT in none of 1 runs; UNet 13,938 (one seed")  # 6,016 x 4^(ln 4 / ln 10)
+    assert found.startswith("DiT in none of 1 runs; UNet 13,861 (one seed")  # 6,016 x 4^(ln 4 / ln 10)
 
 
 def test_the_size_at_which_both_steps_cost_as_much() -> None:

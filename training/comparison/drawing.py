@@ -20,13 +20,13 @@ INK, GRID, PAPER, SOFT = "#1b1f24", "#d8dde3", "#ffffff", "#7a828c"
 THEME = {INK: "currentColor", GRID: "var(--grid)", PAPER: "var(--paper)", SOFT: "var(--soft)"}
 THEME |= {COLOURS[DIT]: "var(--dit)", COLOURS[UNET]: "var(--unet)"}
 STYLE: dict[Any, Any] = {
-    "xtick.minor.size": 0, "ytick.minor.size": 0, "svg.hashsalt": "comparison",
-    "svg.fonttype": "none", "font.size": 9, "axes.titlesize": 10,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "axes.edgecolor": SOFT, "axes.labelcolor": INK, "axes.titlecolor": INK, "text.color": INK, "xtick.color": INK,
-    "ytick.color": INK, "legend.framealpha": 0.75, "legend.edgecolor": "none", "legend.facecolor": PAPER, "figure.facecolor": PAPER, "axes.facecolor": PAPER,
-    "savefig.facecolor": PAPER, "axes.axisbelow": True, "lines.solid_capstyle": "round", "path.simplify": False,
+    "svg.hashsalt": "comparison", "svg.fonttype": "none", "path.simplify": False, "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False, "axes.spines.right": False, "xtick.minor.size": 0, "ytick.minor.size": 0,
+    "axes.grid": True, "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.6, "axes.edgecolor": SOFT,
+    "axes.labelcolor": INK, "axes.titlecolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK,
+    "figure.facecolor": PAPER, "axes.facecolor": PAPER, "savefig.facecolor": PAPER, "legend.facecolor": PAPER,
+    "legend.edgecolor": "none", "legend.framealpha": 0.75,
 }  # fmt: skip
 
 

@@ -92,7 +92,10 @@ def quality(lines: Lines, rows: tuple[Panel, ...], name: str, file: str = "") ->
     used = [line for runs in both.values() for run in runs.values() for line in run]
     if not used:
         return missing("D1")
-    with figure(len(costs), len(rows), (8.6, 2.2 * len(rows)), apart=0.2, top=0.08, sharey="row") as (grid, svg):
+    with figure(len(costs), len(rows), (8.6, 2.2 * len(rows)), left=0.75, apart=0.2, top=0.08, sharey="row") as (
+        grid,
+        svg,
+    ):
         for i, (title, value, scale) in enumerate(rows):
             for axes, (what, cost) in zip(grid[i], costs.items(), strict=True):
                 panel(axes, both, cost, value)
