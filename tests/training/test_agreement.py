@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from training.comparison.agreement import agreement, class_means, correlations, pair_correlations
+from training.comparison.agreement import (
+    agreement,
+    class_means,
+    correlations,
+    output_agreement,
+    pair_correlations,
+)
 
 
 def gallery(images: np.ndarray, classes: int = 2) -> dict[str, np.ndarray]:
@@ -66,3 +72,10 @@ def test_a_class_of_one_image_has_no_baseline() -> None:
     alone = gallery(noise(0, 3))
     with pytest.raises(ValueError, match="at least two images of every class"):
         agreement(alone, alone)
+
+
+def test_outputs_of_two_networks_agree_by_hand() -> None:
+    """First outputs 0 and 4 against 0 and 8: squares 16, spreads 8 and 32. At the second level they are equal."""
+    a = np.array([[0, 4], [1, 2]], np.uint8).reshape(2, 2, 1, 1, 1)
+    b = np.array([[0, 8], [1, 2]], np.uint8).reshape(2, 2, 1, 1, 1)
+    assert output_agreement(a, b) == output_agreement(b, a) == [pytest.approx(1 - 16 / 20), 1]

@@ -22,6 +22,7 @@ from tests.training.comparison_lines import (
 )
 from training.comparison import rates
 from training.comparison.beside import TEXTS, beside
+from training.comparison.drawing import COLOURS, Picture, figure, plain_values, source
 from training.comparison.effects import effects_of
 from training.comparison.galleries import HALVES, WHOLE, agreement_texts, agreements, kinds, likeness, load
 from training.comparison.page import markdown, page
@@ -59,7 +60,11 @@ def docs(lines: Lines, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def probe(network: str, seed: int) -> dict:
     found = {"u": [0.1, 0.9], "r2": {"optimal": [0.1, 0.5], "wiener": [0.6, 0.9], "local": [0.8, 0.9]}}
-    found |= {"shift_error": [0.1, 0.2], "reach": [2.0, 9.0]}
+    found |= {
+        "shift_error": [0.1, 0.2],
+        "reach": [2.0, 9.0],
+        "shift_errors_wiener": {"1": [0.1, 0.1], "2": [0.2, 0.2]},
+    }
     place = {key: value for key, value in timing(network, seed).items() if key in ("commit", "machine", "versions")}
     return {"group": "D5", "run": f"D5-D1-{network}-seed{seed}", "network": network, "probe": found, **place}
 
@@ -321,3 +326,41 @@ def test_the_committed_lines_can_be_read() -> None:
     report = build(ROOT / "docs")
     assert len(report.findings) == len(QUESTIONS)
     assert set(effects_of([])) == {question.name for question in QUESTIONS}
+
+
+# How figures are drawn
+
+
+def test_a_drawing_takes_the_colours_of_the_page() -> None:
+    with figure(1, 1, (3, 2)) as (grid, svg):
+        grid[0, 0].plot([1, 2], [1, 2], color=COLOURS["dit"])
+        picture = Picture(svg(), "alt", "caption")
+    assert COLOURS["dit"] in picture.svg
+    text = picture.inline()
+    assert text.startswith("<svg ")
+    assert "var(--dit)" in text
+    assert not set(COLOURS.values()) & set(re.findall(r"#[0-9a-f]{6}", text))
+    assert "DejaVu" not in text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0.1, 0.2, ["0.1", "0.12", "0.14", "0.16", "0.18", "0.2"]),
+        (1.3, 40, ["2", "5", "10", "20"]),
+        (0.001, 1000, ["0.001", "0.01", "0.1", "1", "10", "100", "1000"]),
+    ],
+)
+def test_logarithmic_axes_have_numbers_that_are_said(low: float, high: float, ticks: list[str]) -> None:
+    with figure(1, 1, (3, 2)) as (grid, _):
+        axis = grid[0, 0].yaxis
+        grid[0, 0].set(yscale="log", ylim=(low, high))
+        plain_values(axis)
+        assert [label.get_text() for label in axis.get_ticklabels()] == ticks
+
+
+def test_a_caption_names_runs_briefly() -> None:
+    some = [line("D1", n, s) for n in ("dit", "unet") for s in ((1, 2, 3) if n == "dit" else (2, 4))]
+    assert source(some).startswith(
+        "Runs: D1-dit (seeds 1-3); D1-unet (seeds 2, 4). Commits: c0ffeec. Machines: Made-up"
+    )

@@ -48,10 +48,17 @@ def steps(lines: Lines) -> Picture | str:
     used = s.of(lines, "D8", keep=lambda x: "timing" in x)
     caption = (
         "Left: a forward of one row. Middle: a forward of 32 pixels a side, by rows. Right: what the attention "
-        "alone takes of the DiT's step. Each process thin, their mean thick. Other programs used up to "
-        f"{percent(max(line['timing'].get('load') or 0 for line in used))} of the cores meanwhile. {source(used)}"
+        f"alone takes of the DiT's step. Each process thin, their mean thick. {quiet(used)} {source(used)}"
     )
     return Picture(drawn, "Step times of both networks, and the attention's share.", caption, "steps.svg")
+
+
+def quiet(lines: Lines) -> str:
+    """Whether others used the machine meanwhile, which some systems do not tell."""
+    loads = [line["timing"].get("load") for line in lines]
+    if None in loads:
+        return "What other programs used of the machine meanwhile is not known."
+    return f"Other programs used up to {percent(max(loads))} of the cores meanwhile."
 
 
 def by_pixels(seconds: dict[str, dict[str, float]]) -> dict[str, float]:

@@ -48,6 +48,7 @@ class Picture:
         for colour, ours in THEME.items():
             text = text.replace(colour, ours)
         text = re.sub(r"font: (\S+) [^;\"]+", r"font-size: \1", text)
+        text = re.sub(r" font-family: [^;\"]+;?", "", text)
         size = re.search(r'viewBox="0 0 (\S+) \S+"', text)
         wide = f'style="min-width:{min(float(size[1]) * 0.95, 640):.0f}px"' if size else ""
         return re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf"<svg {wide} \1>", text, count=1).strip()

@@ -47,7 +47,7 @@ def glance(findings: list[Finding]) -> Picture | str:
     """All effects in units of their margins."""
     shown = [finding for finding in findings if finding.interval]
     if not shown:
-        return missing("any sentence")
+        return missing("the first effect")
     reach = 1.4 * max(2.0, *(abs(end) for finding in shown for end in ends(finding)))
     with figure(1, 1, (8.6, 0.6 + 0.34 * len(shown)), left=3.4, top=0.08) as (grid, svg):
         axes = grid[0, 0]

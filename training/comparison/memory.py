@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from training.comparison import selection as s
+from training.comparison.agreement import output_agreement
 from training.comparison.drawing import (
     COLOURS,
     INK,
@@ -126,7 +127,12 @@ def denoisers(folder: Path, lines: Lines) -> Picture | str:
                 found = [line["probe"] for line in used if line["network"] == name]
                 by_u(axes, [(probe["u"], value(probe)) for probe in found], name)
             axes.set_title(title)
-        for row in likenesses(folder, used):
+            if title[:2] == "r2":
+                axes.set_ylim(bottom=max(-1, axes.get_ylim()[0]))
+        if (wiener := used[0]["probe"].get("shift_errors_wiener")) is not None:
+            asked = np.mean([wiener["1"], wiener["2"]], axis=0)
+            grid[1, 0].plot(used[0]["probe"]["u"], asked, color=SOFT, lw=1, ls="--")
+        for row in both_networks(folder, used):
             grid[1, 2].plot(used[0]["probe"]["u"], row, color=INK, lw=1)
         grid[1, 2].set_title("r2, UNet and DiT of one seed")
         for axes in grid[1]:
@@ -135,28 +141,22 @@ def denoisers(folder: Path, lines: Lines) -> Picture | str:
         drawn = svg()
     caption = (
         "How much of a network's denoised images three denoisers explain that follow from the training pictures "
-        "alone, and how much of its answer changes when its input is shifted. Reach: mean distance of the input "
-        f"pixels that one output pixel depends on. {source(used)}"
+        "alone; below -1 is cut off. Error of a shift: how much of an answer changes when its input is shifted by 1 "
+        "or 2 pixels. Dashed: of the Wiener denoiser, which is what the data ask for. Reach: mean distance of the "
+        f"input pixels that one output pixel depends on. {source(used)}"
     )
     return Picture(drawn, "r2 of both networks against three denoisers, by noise level.", caption, "denoisers.svg")
 
 
-def likenesses(folder: Path, used: Lines) -> list[np.ndarray]:
-    """r2 of the denoised images of both networks of one seed, [L] each: mean of either as what is explained."""
+def both_networks(folder: Path, used: Lines) -> list[list[float]]:
+    """output_agreement of both networks of one seed, L numbers for each seed."""
     outputs: dict[int, dict[str, np.ndarray]] = {}
     for line in used:
         path = folder / f"{line['run']}.npz"
         if path.exists() and line["network"] in PAIR:
             with np.load(path, allow_pickle=False) as arrays:
-                outputs.setdefault(s.seed_of(line), {})[line["network"]] = arrays["outputs"].astype(np.float64)
-    return [explained(*both.values()) for _, both in sorted(outputs.items()) if len(both) == len(PAIR)]
-
-
-def explained(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """[L, B, C, H, W] both -> [L]."""
-    spread = [((x - x.mean(1, keepdims=True)) ** 2).sum((1, 2, 3, 4)) for x in (a, b)]
-    gap = ((a - b) ** 2).sum((1, 2, 3, 4))
-    return 1 - gap * (1 / spread[0] + 1 / spread[1]) / 2
+                outputs.setdefault(s.seed_of(line), {})[line["network"]] = arrays["outputs"]
+    return [output_agreement(*both.values()) for _, both in sorted(outputs.items()) if len(both) == len(PAIR)]
 
 
 def by_u(axes: Any, rows: list[tuple[list[float], list[float]]], name: str) -> None:

@@ -69,11 +69,13 @@ class Words:
     better: str
     effect: Callable[[Interval], str]
     bar: Callable[[float], str]  # what the verdict takes, from the margin
+    needs: str = ""  # measurements, where the question's own is not all
 
 
 WORDS: dict[str, Words] = {
     "faster-to-train": Words(
-        "the time to train", "the time to train counts", UNET, faster, lambda m: f"{number(2**m)} times as fast"
+        "the time to train", "the time to train counts", UNET, faster, lambda m: f"{number(2**m)} times as fast",
+        "D1 and D8",
     ),
     "strong-baseline": Words(
         "likeness to real pictures", "samples must resemble real pictures", UNET, times("Frechet ratio"),
@@ -120,7 +122,7 @@ def speak(question: Question) -> Words:
 def effect_words(finding: Finding) -> str:
     """With the 95 % interval; the measurement where there is nothing."""
     if finding.interval is None:
-        return f"{MISSING} ({finding.question.measurement})"
+        return f"{MISSING} ({speak(finding.question).needs or finding.question.measurement})"
     return speak(finding.question).effect(finding.interval)
 
 
