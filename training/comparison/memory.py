@@ -141,9 +141,9 @@ def denoisers(folder: Path, lines: Lines) -> Picture | str:
         drawn = svg()
     caption = (
         "How much of a network's denoised images three denoisers explain that follow from the training pictures "
-        "alone; below -1 is cut off. Error of a shift: how much of an answer changes when its input is shifted by "
-        "1 or 2 pixels. Dashed: of the Wiener denoiser, which is what the data ask for. Reach: mean distance of the "
-        f"input pixels that one output pixel depends on. {source(used)}"
+        "alone; below -1 is cut off. Error of a shift: how much of an answer changes when its input is shifted "
+        "by 1 or 2 pixels. Dashed: of the Wiener denoiser, which is what the data ask for. "
+        f"Reach: mean distance of the input pixels that one output pixel depends on. {source(used)}"
     )
     return Picture(drawn, "r2 of both networks against three denoisers, by noise level.", caption, "denoisers.svg")
 
