@@ -74,21 +74,6 @@ def test_serve_takes_every_port(given: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert asked == [("127.0.0.1", int(given))]
 
 
-@pytest.mark.parametrize(("misses", "code"), [([], 0), (["DiT: class accuracy 97.00 % (the bar is 98.5 %)"], 1)])
-def test_compare_fails_where_the_bar_is_missed(
-    misses: list[str],
-    code: int,
-    checkpoints: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr("training.compare.compare", lambda *_: misses)
-    assert main(["compare", "--checkpoints", str(checkpoints), "dit", "--out", "page.md"]) == code
-    said = capsys.readouterr()
-    assert said.out == "page.md\n"
-    assert said.err.splitlines() == [f"bar missed: {miss}" for miss in misses]
-
-
 @pytest.mark.parametrize("module", ["matplotlib", "mlxtend", "scipy", "tqdm"])
 @pytest.mark.parametrize("command", ["train --model dit --steps 1", "compare"])
 def test_a_missing_extra_is_named_before_anything_is_done(
@@ -125,7 +110,10 @@ def test_another_model_does_not_continue_a_run(tmp_path: Path, capsys: pytest.Ca
         ("sample dit --checkpoints CHECKPOINTS --sampler heun", "error: unknown sampler 'heun'"),
         ("sample dit --checkpoints CHECKPOINTS --guidance nan", "error: guidance must be a finite number"),
         ("sample dit --checkpoints CHECKPOINTS --columns 0", "error: columns must be at least 1, got 0"),
-        ("compare --checkpoints nowhere", "error: no checkpoint 'dit': looked for config.json in "),
+        (
+            "compare --docs nowhere",
+            "error: [Errno 2] No such file or directory: 'nowhere/comparison/questions.toml'",
+        ),
         ("info --model dit --arguments {}x", "argument --arguments: not JSON: "),
         ("info --model dit --arguments [1]", "argument --arguments: a JSON object"),
         ("train --model dit --threads -1", "error: threads must be at least 1, got -1"),
@@ -142,8 +130,6 @@ def test_another_model_does_not_continue_a_run(tmp_path: Path, capsys: pytest.Ca
         ("train --model dit --init-from nowhere", "error: nowhere/config.json does not exist"),
         ("train --model dit --out CHECKPOINTS/dit", "holds a checkpoint that this run did not make"),
         (f"sample dit --checkpoints CHECKPOINTS --seed {2**70}", "error: seed must lie in 0..2^62, got"),
-        ("compare dit --checkpoints CHECKPOINTS", "error: compare needs at least two checkpoints, got dit"),
-        ("compare dit CHECKPOINTS/dit --checkpoints CHECKPOINTS", "and CHECKPOINTS/dit have the same name"),
         ("info", "error: info needs either a checkpoint or --model"),
         ("info dit --model dit", "error: info needs either a checkpoint or --model"),
         ("info nowhere", "error: no checkpoint 'nowhere': looked for config.json in "),
@@ -247,7 +233,7 @@ def test_a_fine_tuned_run_takes_the_arguments_of_its_checkpoint(checkpoints: Pat
     assert config.training["init_sha256"] == load_checkpoint(checkpoints / "dit")[1].sha256
 
 
-@pytest.mark.parametrize("command", ["sample", "compare"])
+@pytest.mark.parametrize("command", ["sample"])
 def test_nothing_is_written_into_the_docs_unless_asked(command: str) -> None:
     arguments = build_parser().parse_args([command])
     assert arguments.out.parts[0] == "runs"

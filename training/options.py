@@ -41,6 +41,13 @@ def add_campaign_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--status", action="store_true", help=status)
 
 
+def add_compare_options(parser: argparse.ArgumentParser) -> None:
+    docs = "folder with comparison/questions.toml, comparison/runs.jsonl and comparison/data (default: %(default)s)"
+    parser.add_argument("--docs", type=Path, default=Path("docs"), help=docs)
+    out = "folder to write comparison.html, comparison.md and comparison/ into (default: that of --docs)"
+    parser.add_argument("--out", type=Path, help=out)
+
+
 def boolean(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"true or false, not {text!r}")
