@@ -1,5 +1,6 @@
 """The report: what it says for which lines, and the same bytes from the same lines."""
 
+import io
 import re
 import subprocess
 import sys
@@ -24,7 +25,16 @@ from training.comparison import rates
 from training.comparison.beside import TEXTS, beside
 from training.comparison.drawing import COLOURS, Picture, figure, plain_values, source
 from training.comparison.effects import effects_of
-from training.comparison.galleries import HALVES, WHOLE, agreement_texts, agreements, kinds, likeness, load
+from training.comparison.galleries import (
+    HALVES,
+    WHOLE,
+    agreement_texts,
+    agreements,
+    kinds,
+    likeness,
+    load,
+    trajectories,
+)
 from training.comparison.page import markdown, page
 from training.comparison.report import build, write_report
 from training.comparison.selection import Lines
@@ -312,6 +322,25 @@ def test_agreement_beside_the_verdict(docs: Path, lines: Lines) -> None:
     texts = agreement_texts(agreements(pairs))
     assert texts[HALVES].endswith("DiT 1.000")
     assert "over 10 pairs" in texts[WHOLE]
+
+
+def test_trajectories_of_one_seed_stand_side_by_side(tmp_path: Path) -> None:
+    for name in ("dit", "unet"):
+        write_gallery(tmp_path / f"{name}.npz", name)
+    found = {}
+    for name in ("dit", "unet"):
+        with np.load(tmp_path / f"{name}.npz") as arrays:
+            found[name, 1], found[name, 2] = dict(arrays), dict(arrays)
+    for key in (("dit", 1), ("dit", 2)):
+        del found[key]["trajectories"]
+    assert trajectories(found, [1, 2]) == []
+    found["dit", 2]["trajectories"] = found["unet", 2]["trajectories"]
+    (sheet,) = trajectories(found, [1, 2])
+    assert sheet.caption.startswith(
+        "Seed 2: what the networks take an image for after steps 1, 3, 6, 10, 15, 20 of"
+    )
+    with Image.open(io.BytesIO(sheet.png)) as picture:
+        assert picture.size == (2 * (2 * 6 * 32 + 6), 2 * (5 * 32 + 5))
 
 
 def test_the_oddest_sample_is_the_least_like_its_class(tmp_path: Path) -> None:

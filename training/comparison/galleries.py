@@ -130,7 +130,7 @@ def sheets(found: Galleries, lines: Lines, group: str, file: str, compared: bool
     if not both:
         return []
     used = [x for x in of(lines, group) if "judges" in x and (x["network"], seed_of(x)) in found]
-    made = [class_grid(found, both[0], file), one_noise(found)]
+    made = [class_grid(found, both[0], file), one_noise(found), *trajectories(found, both)]
     if compared:
         made += [pairs_sheet(found, both, worst=True), pairs_sheet(found, both, worst=False), oddest(found)]
     return [Sheet(x.png, x.alt, f"{x.caption} {source(used)}", x.file) for x in made]
@@ -161,6 +161,20 @@ def one_noise(found: Galleries) -> Sheet:
         blocks.append((name, [[picture(gallery, i) for gallery in mine] for i in firsts]))
     caption = "Every row is one noise, drawn by all seeds: left the DiT's, right the UNet's."
     return Sheet(draw(blocks), "One noise a row, drawn by each training of both networks.", caption)
+
+
+def trajectories(found: Galleries, seeds: list[int]) -> list[Sheet]:
+    """On the way from one noise; nothing of runs that kept none."""
+    kept = [seed for seed in seeds if all("trajectories" in found[name, seed] for name in PAIR)]
+    if not kept:
+        return []
+    steps = found[DIT, kept[0]]["trajectory_steps"] + 1
+    blocks = [(name, [list(map(as_picture, row)) for row in found[name, kept[0]]["trajectories"]]) for name in PAIR]
+    caption = (
+        f"Seed {kept[0]}: what the networks take an image for after steps {', '.join(map(str, steps))} of 20. Every "
+        "row is one noise: left the DiT, right the UNet."
+    )
+    return [Sheet(draw(blocks), "Images on their way from noise, by the DiT and by the UNet.", caption)]
 
 
 def pairs_sheet(found: Galleries, seeds: list[int], worst: bool) -> Sheet:
@@ -210,8 +224,12 @@ def likeness(found: Galleries) -> dict[tuple[str, int], np.ndarray]:
 
 def picture(gallery: Gallery, index: int) -> np.ndarray:
     """[H, W, 3] uint8."""
-    image = gallery["images"][index].transpose(1, 2, 0)
-    return image.repeat(3 // image.shape[2], axis=2)
+    return as_picture(gallery["images"][index])
+
+
+def as_picture(image: np.ndarray) -> np.ndarray:
+    """[C, H, W] uint8 to [H, W, 3]."""
+    return image.transpose(1, 2, 0).repeat(3 // len(image), axis=2)
 
 
 def draw(blocks: list[Block], stacked: bool = False) -> bytes:
