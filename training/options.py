@@ -40,6 +40,7 @@ def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
     images = "samples that each model draws (default: %(default)s)"
     parser.add_argument("--images", type=int, default=500, metavar="N", help=images)
     add_way_options(parser)
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: what torch chooses)")
     judges = "folder in which the classifiers that grade are kept (default: %(default)s)"
     parser.add_argument("--judge", type=Path, default=Path("runs/judges"), dest="judges", help=judges)
     out = "page to write; its figures stand beside it as JSON (default: %(default)s)"

@@ -42,6 +42,7 @@ class Request:
     steps: int | None = None
     guidance: float | None = None
     judges: Path = Path("runs/judges")
+    threads: int | None = None
 
 
 def evaluate_checkpoints(folders: dict[str, Path], out: Path, request: Request) -> list[str]:
@@ -54,6 +55,10 @@ def evaluate_checkpoints(folders: dict[str, Path], out: Path, request: Request) 
         DataError: data that cannot be read, or too few held-out pictures.
         ValueError: too few images, or sampling options that do not exist.
     """
+    if request.threads is not None:
+        if not 1 <= request.threads <= 1024:
+            raise ValueError(f"threads must lie in 1..1024, got {request.threads}")
+        torch.set_num_threads(request.threads)
     loaded = {name: load_checkpoint(folder) for name, folder in folders.items()}
     cases = {}
     for name, (_, config) in loaded.items():  # all of it is checked before minutes are spent on judges
@@ -92,21 +97,27 @@ def data_of(name: str, config: ModelConfig, request: Request) -> Data:
 
     Where too few pictures are held out to train a judge, `judge` holds the training pictures.
     """
-    recipe = config.training.get("recipe", {})
+    recipe = recipe_of(config)
     own = recipe.get("data", "digits")
     chosen, (channels, height, width) = request.data or own, config.image_shape
     if height != width:
         raise CheckpointError(f"{name} draws images of {width}x{height} pixels, and data are square")
-    known = LATER | (recipe if chosen == own else {})
+    known = LATER | (recipe if chosen == own else {"hold_out": HOLD_OUT})  # load_data reads it of a folder only
     data = load_data(chosen, request.data_path, height, channels, known["hold_out"])
     if data.class_names != config.class_names:
         raise CheckpointError(f"{name} has the classes {config.class_names}, the data {data.class_names}")
-    if len(data.test) == 0 and chosen == "folder":
+    if not len(data.test):
         raise DataError(f"nothing is held out of {request.data_path}: train {name} with --hold-out {HOLD_OUT}")
     if min(least := counts(data.test)) < LEAST or len(least) < len(data.class_names):
         raise DataError(f"{LEAST} held-out pictures of every class are needed, there are {least}")
     data = replace(data, train=take_subset(data.train, known["subset"]))
     return data if len(data.judge) else replace(data, judge=data.train)
+
+
+def recipe_of(config: ModelConfig) -> dict[str, Any]:
+    """Of a checkpoint that a run of this project wrote; empty elsewhere."""
+    recipe = config.training.get("recipe")
+    return recipe if isinstance(recipe, dict) else {}
 
 
 def facts_of(config: ModelConfig, data: Data, request: Request) -> dict[str, Any]:
@@ -117,7 +128,7 @@ def facts_of(config: ModelConfig, data: Data, request: Request) -> dict[str, Any
         "parameters": info["parameters"],
         "flop_per_row": info["flops"],
         "training": config.training,
-        "data": request.data or config.training.get("recipe", {}).get("data", "digits"),
+        "data": request.data or recipe_of(config).get("data", "digits"),
         "data_path": str(request.data_path) if request.data_path else None,
         "class_names": data.class_names,
         "train_images": len(data.train),
@@ -132,14 +143,16 @@ def measure(
     model: nn.Module, config: ModelConfig, data: Data, how: Sampling, request: Request, picture: Path
 ) -> dict[str, Any]:
     """Quality of one checkpoint; draws the samples that lie nearest to training pictures."""
-    judges = load_judges(request.judges, data, JUDGES)
+    pairs = load_judges(request.judges, data, JUDGES)
+    judges = [judge for judge, _ in pairs]
     generated = sample_balanced(model, config, request.images, how)
     save_neighbours_picture(picture, generated.images, data.train.images)
     return {
         "samples": len(generated),
         "sampling": asdict(how),
-        "judges": [card for _, card in judges],
-        **grade_samples(generated, data, [judge for judge, _ in judges]),
+        "judges": [card for _, card in pairs],
+        "accuracy_train": statistics.fmean(judge.accuracy(data.train) for judge in judges),
+        **grade_samples(generated, data, judges),
         "neighbours": asdict(compare_neighbours(generated.images, data.test.images, data.train.images)),
         "loss": losses(model, config, data),
     }

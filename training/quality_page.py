@@ -106,7 +106,7 @@ def words(name: str, facts: Facts) -> str:
     if facts["judge_saw_training"]:
         sentences.append(
             "Too few pictures are held out to train the classifier, so it learnt from the training pictures. It "
-            "favours copies, and only the count of copies finds them."
+            f"recognises {facts['accuracy_train']:.1%} of those, and favours samples that are copies of them."
         )
     if facts["same_data"] is False:
         sentences.append(

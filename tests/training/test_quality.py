@@ -169,7 +169,8 @@ def facts() -> dict[str, Any]:
     figures = {"accuracy": figure(0.97, 0.01, 0.98), "below_real": figure(0.01, 0.02), "ratio": figure(1.5, 0.3)}
     figures["copies"] = {"value": 0.0, "low": 0.0, "high": 0.012, "real": 0.0}
     loss = {part: {"mean": figure(value, 0.01)} for part, value in (("train", 0.1), ("held_out", 0.104))}
-    return {"figures": figures, "samples": 300, "loss": loss, "judge_saw_training": False, "same_data": True}
+    judge = {"judge_saw_training": False, "accuracy_train": 0.991}
+    return {"figures": figures, "samples": 300, "loss": loss, "same_data": True} | judge
 
 
 CLASSES, SET, COPIES = "it often draws another class", "its pictures as a whole differ", "it repeats pictures"
@@ -200,7 +201,8 @@ def test_the_paragraph_is_in_words(facts: dict[str, Any]) -> None:
     assert "a loss 4% above that of training ones" in text
     assert "other pictures than these" in words("a", facts | {"same_data": False})
     assert "other pictures than these" not in words("a", facts | {"same_data": None})
-    assert "it learnt from the training pictures" in words("a", facts | {"judge_saw_training": True})
+    text = words("a", facts | {"judge_saw_training": True})
+    assert "it learnt from the training pictures. It recognises 99.1% of those, and favours" in text
     unsure = facts | {"figures": facts["figures"] | {"ratio": figure(2.4, 0.5)}}
     assert "is perhaps good. There are too few pictures to rule out that its pictures as a whole" in words(
         "a", unsure
@@ -219,6 +221,19 @@ def test_the_subset_of_the_run_counts_as_trained_on(checkpoints: Path) -> None:
     config = load_checkpoint(checkpoints / "dit")[1]
     known = replace(config, training={"recipe": {"data": "digits", "subset": "100"}})
     assert len(data_of("dit", known, Request()).train) == 100
+    unknown = replace(config, training={"recipe": "my own"})
+    assert len(data_of("dit", unknown, Request()).train) == 3000
+
+
+def test_a_model_of_the_digits_is_measured_with_a_folder(checkpoints: Path, tmp_path: Path) -> None:
+    config = load_checkpoint(checkpoints / "dit")[1]
+    own = replace(config, training={"recipe": {"data": "digits", "subset": "100"}, "train_sha256": "0" * 64})
+    written = write_pictures(tmp_path / "digits", {str(digit): 20 for digit in range(10)})
+    request = Request("folder", written)
+    data = data_of("dit", own, request)
+    assert [len(part) for part in (data.train, data.judge, data.test)] == [160, 160, 40]
+    facts = module.facts_of(own, data, request)
+    assert (facts["same_data"], facts["data"], facts["data_path"]) == (False, "folder", str(written))
 
 
 @pytest.mark.parametrize(
@@ -230,8 +245,9 @@ def test_the_subset_of_the_run_counts_as_trained_on(checkpoints: Path) -> None:
         ({}, {"images": 19}, ValueError, "images must be at least 20, two a class, got 19"),
         ({}, {"sampler": "heun"}, ValueError, "unknown sampler 'heun'"),
         ({}, {"steps": 0}, ValueError, "steps must lie in 1..1000, got 0"),
+        ({}, {"threads": 0}, ValueError, "threads must lie in 1..1024, got 0"),
     ],
-    ids=["classes", "shape", "path", "images", "sampler", "steps"],
+    ids=["classes", "shape", "path", "images", "sampler", "steps", "threads"],
 )
 def test_what_cannot_be_evaluated_is_refused_at_once(
     changes: dict, request_: dict, error: type, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
