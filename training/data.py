@@ -24,7 +24,7 @@ from torch import Tensor
 from training.image_folder import DataError, read_image_folder
 
 SPLIT_SEED = 0
-SHARE = 0.2  # share of the digits for each of judge and test
+SHARE = 0.2  # for each of judge and test, of data that has no split of its own
 JUDGE_LEAST = 50  # pictures of every class; judges of 100 digits a class recognise 98.8 % of new ones
 
 
@@ -122,9 +122,7 @@ def load_digits(image_size: int = 32, channels: int = 3) -> Data:
     before = (image_size - 28) // 2
     after = image_size - 28 - before
     images = torch.nn.functional.pad(images, (before, after, before, after)).repeat(1, channels, 1, 1)
-    split = Split(images, torch.from_numpy(labels))
-    held = [round(SHARE * n) for n in counts(split)]
-    return split_by_class(split, [str(i) for i in range(10)], list(zip(held, held, strict=True)))
+    return split_by_class(Split(images, torch.from_numpy(labels)), [str(i) for i in range(10)])
 
 
 @cache
@@ -141,8 +139,9 @@ def counts(split: Split) -> list[int]:
     return split.labels.bincount().tolist()
 
 
-def split_by_class(data: Split, class_names: list[str], held: Sequence[tuple[int, int]]) -> Data:
-    """By a fixed shuffle; held: how many pictures of each class go to judge and test."""
+def split_by_class(data: Split, class_names: list[str], held: Sequence[tuple[int, int]] | None = None) -> Data:
+    """By a fixed shuffle; held: how many pictures of each class go to judge and test, where it is not SHARE."""
+    held = held or [(round(SHARE * n), round(SHARE * n)) for n in counts(data)]
     generator = torch.Generator().manual_seed(SPLIT_SEED)
     parts: tuple[list[Tensor], ...] = ([], [], [])
     for label, (judge, test) in enumerate(held):

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from html import escape
 from typing import Any
 
-# fmt: off
 # What is called good. Shares are of 1.
-BELOW_REAL = 0.05     # real pictures may be recognised more often by so much
+BELOW_REAL = 0.05  # real pictures may be recognised more often by so much
 FRECHET_RATIO = 2.5
 COPIES = 0.05
-# fmt: on
+# A classifier that recognises fewer real pictures tells good samples from bad ones no better than these.
+CLASSIFIER = 0.8
 Facts = dict[str, Any]  # of one checkpoint, as training/quality.py makes them
 
 STYLE = """
@@ -32,9 +32,11 @@ figure { margin: 1.5rem 0; }
 
 
 def verdict(facts: Facts) -> tuple[str, list[str]]:
-    """good, not good or perhaps good, and why not. An interval decides only where it lies on one side of a bar."""
+    """good, not good or unclear, and why. An interval decides only where it lies on one side of a bar."""
     figures = facts["figures"]
     missed, unsure = [], []
+    if not figures["accuracy"]["real"] >= CLASSIFIER:
+        unsure.append("the classifier recognises too few real pictures itself")
     bars = (
         ("below_real", BELOW_REAL, "it often draws another class than it was asked for"),
         ("ratio", FRECHET_RATIO, "its pictures as a whole differ from real ones"),
@@ -44,20 +46,18 @@ def verdict(facts: Facts) -> tuple[str, list[str]]:
         if not figures[name]["low"] <= most:  # a figure that is no number passes nothing
             missed.append(sentence)
         elif not figures[name]["high"] <= most:
-            unsure.append(sentence)
+            unsure.append(f"there are too few pictures to rule out that {sentence}")
     if missed:
         return "not good", missed
-    return ("perhaps good", unsure) if unsure else ("good", [])
+    return ("unclear", unsure) if unsure else ("good", [])
 
 
 def page(figures: dict[str, Any], pictures: dict[str, bytes]) -> str:
     """figures: the JSON; pictures: PNG files, `samples` and `pairs NAME`."""
     checkpoints = figures["checkpoints"]
     names = ", ".join(map(escape, checkpoints))
-    pairs = "".join(
-        figure(pictures[f"pairs {name}"], f"{name}: above, the samples nearest to a training picture; below, it.")
-        for name in checkpoints
-    )
+    caption = "the samples nearest to a training picture, each above that picture."
+    pairs = "".join(figure(pictures[f"pairs {name}"], f"{name}: {caption}") for name in checkpoints)
     parts = [
         f"<h1>How good {'is' if len(checkpoints) == 1 else 'are'} {names}?</h1>",
         *(f"<p>{words(name, facts)}</p>" for name, facts in checkpoints.items()),
@@ -90,12 +90,10 @@ def words(name: str, facts: Facts) -> str:
     """The paragraph about one checkpoint."""
     figures, (word, why) = facts["figures"], verdict(facts)
     accuracy, ratio, copies = (figures[key] for key in ("accuracy", "ratio", "copies"))
-    reason = f": {', and '.join(why)}" if word == "not good" else ""
-    if word == "perhaps good":
-        reason = f". There are too few pictures to rule out that {', or that '.join(why)}"
+    answer = f"It is unclear whether {escape(name)} is good" if word == "unclear" else f"{escape(name)} is {word}"
     held_out, train = (facts["loss"][part]["mean"]["value"] for part in ("held_out", "train"))
     sentences = [
-        f"<strong>{escape(name)} is {word}{reason}.</strong>",
+        f"<strong>{answer}{': ' if why else ''}{'; '.join(why)}.</strong>",
         f"Of {facts['samples']:,} samples, {percent(accuracy)} are recognised as the class asked for, and of real "
         f"pictures that are new to the classifier {accuracy['real']:.1%}.",
         f"As a whole they lie {span(ratio, '.2f')} times as far from real pictures as other real pictures do: "
@@ -224,6 +222,6 @@ def notes(figures: dict[str, Any]) -> str:
         f"{matched} others, classes balanced, 20 draws. Features are those of the classifiers, so compare them "
         "within one set of pictures only. A sample is a copy if its nearest training picture is less than a third "
         f"as far as the second nearest. Losses are of {images} pictures each.</p>"
-        f"<footer>Weights (SHA-256): {hashes}. Times: {escape(figures['machine'])}, float32. Code: "
-        f"{escape(figures['commit'])}.</footer>"
+        f"<footer>Weights (SHA-256): {hashes}. Code: {escape(figures['commit'])}. Times: "
+        f"{escape(figures['machine'])}, float32, longer beside other work.</footer>"
     )

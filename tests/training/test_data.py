@@ -136,7 +136,7 @@ def test_digits_smaller_than_they_are_are_refused() -> None:
 def test_a_split_keeps_the_shares_of_every_class() -> None:
     labels = torch.tensor([0] * 50 + [1] * 10)
     images = torch.arange(60, dtype=torch.uint8).view(60, 1, 1, 1)
-    data = split_by_class(Split(images, labels), ["a", "b"], [(10, 10), (2, 2)])
+    data = split_by_class(Split(images, labels), ["a", "b"])
     assert [s.labels.bincount().tolist() for s in (data.train, data.judge, data.test)] == [
         [30, 6],
         [10, 2],

@@ -135,7 +135,8 @@ def test_a_folder_of_ones_own_gets_one_page(trained: Path, tmp_path: Path, capsy
     said = capsys.readouterr()
     assert said.out.splitlines()[-1] == str(out)
     word, _ = verdict(facts)
-    assert (code, f"mine is {word}" in text) == (int(word == "not good"), True)
+    assert code == int(word == "not good")
+    assert ("It is unclear whether mine is good" if word == "unclear" else f"mine is {word}") in text
     assert ("mine is not good: " in said.err) is bool(code)
 
 
@@ -173,6 +174,7 @@ def facts() -> dict[str, Any]:
     return {"figures": figures, "samples": 300, "loss": loss, "same_data": True} | judge
 
 
+FEW = "there are too few pictures to rule out that "
 CLASSES, SET, COPIES = "it often draws another class", "its pictures as a whole differ", "it repeats pictures"
 
 
@@ -180,9 +182,11 @@ CLASSES, SET, COPIES = "it often draws another class", "its pictures as a whole 
     ("changes", "word", "reasons"),
     [
         ({}, "good", []),
-        ({"below_real": figure(0.05, 0.02)}, "perhaps good", [CLASSES]),
+        ({"below_real": figure(0.05, 0.02)}, "unclear", [FEW + CLASSES]),
+        ({"accuracy": figure(0.5, 0.1, 0.6)}, "unclear", ["the classifier recognises too few"]),
+        ({"accuracy": figure(0.5, 0.1, 0.6), "ratio": figure(5.0, 0.1)}, "not good", [SET]),
         ({"below_real": figure(0.2, 0.02)}, "not good", [CLASSES]),
-        ({"ratio": figure(2.4, 0.5)}, "perhaps good", [SET]),
+        ({"ratio": figure(2.4, 0.5)}, "unclear", [FEW + SET]),
         ({"ratio": figure(3.1, 0.5), "copies": figure(0.5, 0.1)}, "not good", [SET, COPIES]),
         ({"ratio": figure(2.4, 0.5), "copies": figure(0.5, 0.1)}, "not good", [COPIES]),
         ({"ratio": figure(math.nan, 0)}, "not good", [SET]),
@@ -204,9 +208,9 @@ def test_the_paragraph_is_in_words(facts: dict[str, Any]) -> None:
     text = words("a", facts | {"judge_saw_training": True})
     assert "it learnt from the training pictures. It recognises 99.1% of those, and favours" in text
     unsure = facts | {"figures": facts["figures"] | {"ratio": figure(2.4, 0.5)}}
-    assert "is perhaps good. There are too few pictures to rule out that its pictures as a whole" in words(
-        "a", unsure
-    )
+    assert "<strong>It is unclear whether a is good: there are too few pictures to rule out" in words("a", unsure)
+    bad = facts | {"figures": facts["figures"] | {"copies": figure(0.5, 0.1)}}
+    assert words("a", bad).startswith("<strong>a is not good: it repeats pictures that it was trained on.</strong>")
 
 
 def test_other_pictures_are_noticed(trained: Path, tmp_path: Path) -> None:
