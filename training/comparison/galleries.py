@@ -171,8 +171,8 @@ def trajectories(found: Galleries, seeds: list[int]) -> list[Sheet]:
     steps = found[DIT, kept[0]]["trajectory_steps"] + 1
     blocks = [(name, [list(map(as_picture, row)) for row in found[name, kept[0]]["trajectories"]]) for name in PAIR]
     caption = (
-        f"Seed {kept[0]}: what the networks take an image for after steps {', '.join(map(str, steps))} of 20. Every "
-        "row is one noise: left the DiT, right the UNet."
+        f"Seed {kept[0]}: what the networks take an image for after steps {', '.join(map(str, steps))} of 20, "
+        "every row from one noise: left the DiT, right the UNet."
     )
     return [Sheet(draw(blocks), "Images on their way from noise, by the DiT and by the UNet.", caption)]
 
