@@ -168,8 +168,7 @@ def run_compare(arguments: argparse.Namespace) -> int:
     from training.comparison.report import write_report
 
     check_train_extra("compare")
-    for path in write_report(arguments.docs, arguments.out or arguments.docs):
-        print(path)
+    print(*write_report(arguments.docs, arguments.out or arguments.docs), sep="\n")
     return 0
 
 

@@ -102,7 +102,8 @@ def data_of(name: str, config: ModelConfig, request: Request) -> Data:
     chosen, (channels, height, width) = request.data or own, config.image_shape
     if height != width:
         raise CheckpointError(f"{name} draws images of {width}x{height} pixels, and data are square")
-    known = LATER | (recipe if chosen == own else {"hold_out": HOLD_OUT})  # load_data reads it of a folder only
+    # load_data reads hold_out of a folder only
+    known: dict[str, Any] = LATER | (recipe if chosen == own else {"hold_out": HOLD_OUT})
     data = load_data(chosen, request.data_path, height, channels, known["hold_out"])
     if data.class_names != config.class_names:
         raise CheckpointError(f"{name} has the classes {config.class_names}, the data {data.class_names}")
