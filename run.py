@@ -198,8 +198,8 @@ def add_campaign(commands: Any) -> None:
 
 
 def run_campaign(arguments: argparse.Namespace) -> int:
-    from training.campaign import Campaign
-    from training.campaign_list import choose, read_list
+    from training.comparison.campaign import Campaign
+    from training.comparison.campaign_list import choose, read_list
 
     check_train_extra("campaign")
     runs = choose(read_list(arguments.list), arguments.only)

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from models.dit_model import DIT
-from models.files import CONFIG, WEIGHTS, replace_file
+from models.files import CONFIG, WEIGHTS, replace_file, sha256_of
 from models.names import check_class_names
-from models.samplers import SamplerTable, build_table
+from models.samplers import FEW, JUMPING, USUAL, SamplerTable, build_table
 from models.schedule import NoiseSchedule, Prediction
 from models.unet import UNet
 
@@ -135,6 +135,11 @@ class ModelConfig:
     def default_sampling(self) -> dict[str, Any]:
         """How the service and the evaluation sample where nobody says otherwise."""
         return DEFAULT_SAMPLING | self.sampling
+
+    def steps_of(self, sampler: str) -> int:
+        """Where nobody says how many: its own number fits its own sampler, and one step of ddim would be a blur."""
+        own = self.default_sampling
+        return own["steps"] if sampler == own["sampler"] else FEW if sampler in JUMPING else USUAL
 
     @property
     def named_sampling(self) -> dict[str, dict[str, Any]]:
@@ -287,11 +292,6 @@ def _import_architecture(path: str) -> type[nn.Module]:
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise CheckpointError(f"architecture {path!r} is not a torch.nn.Module class")
     return cls
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -1,5 +1,6 @@
 """The files of a checkpoint, and files that are written whole or not at all. Imports no torch."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -42,3 +43,8 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -217,4 +217,5 @@ SAMPLERS: dict[str, Coefficients] = {
 }
 JUMPING = ("consistency",)  # d is the image to which the path leads, of a network that was tuned for few steps
 PLAIN = tuple(name for name in SAMPLERS if name not in JUMPING)  # for networks that were not tuned for few steps
+FEW, USUAL = 2, 10  # steps where nobody says how many: of JUMPING, and of the others
 STOCHASTIC = {"ddim": 0.0, "ddpm": 1.0, "dpmpp_2m_sde": 1.0}  # default eta

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.checkpoint import CheckpointError, load_checkpoint, sha256_of
-from models.files import CONFIG, GRAPH, WEIGHTS
+from models.checkpoint import CheckpointError, load_checkpoint
+from models.files import CONFIG, GRAPH, WEIGHTS, sha256_of
 from models.graph import core, example, read_graph, reason, write_graph
 from models.quantization import RANGES, int8_model
 from service import child

@@ -38,11 +38,12 @@ class Model(Sampler):
     def __init__(self, name: str, network: nn.Module, config: ModelConfig, device: torch.device, version: str):
         self.name, self.network, self.config, self.device = name, network, config, device
         self.class_names, self.image_shape = config.class_names, config.image_shape
-        self.samplers, self.qualities = samplers_of(config), config.named_sampling
+        samplers, self.qualities = samplers_of(config), config.named_sampling
+        self.samplers = list(samplers)
         self._software = f"Stepwise {version}"
         self._card = ModelCard(
             name=name, architecture=config.architecture, parameters=parameter_count(network),
-            image_shape=config.image_shape, class_names=config.class_names, samplers=self.samplers,
+            image_shape=config.image_shape, class_names=config.class_names, samplers=samplers,
             sampling=self.qualities, sha256=config.sha256, device=str(device), dtype="", hardware="",
             simulated=False, build="", guidance_range=config.guidance_range,
         )  # fmt: skip

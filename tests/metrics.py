@@ -12,8 +12,8 @@ from service.wire.messages import ModelCard
 def registry(keys: Iterable[str] = ()) -> CollectorRegistry:
     """Of one model, dit, and of keys with these names."""
     card = ModelCard(
-        name="dit", architecture="dit", parameters=1, image_shape=(1, 8, 8), class_names=["a"], samplers=["euler"],
-        sampling={"default": {}}, sha256="", device="cpu", dtype="float32", hardware="cpu", simulated=False,
-        build="",
+        name="dit", architecture="dit", parameters=1, image_shape=(1, 8, 8), class_names=["a"],
+        samplers={"euler": 10}, sampling={"default": {}}, sha256="", device="cpu", dtype="float32",
+        hardware="cpu", simulated=False, build="",
     )  # fmt: skip
     return Metrics(Board(Layout(["dit"], keys), rows=2), 1, lambda: [card]).registry

@@ -21,13 +21,16 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--columns", type=int, default=8, help="images of each class (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first image (default: %(default)s)")
     own = "(default: the checkpoint's own)"
+    steps = "(default: the checkpoint's own; 10 with a sampler that is not its own, 2 with consistency)"
     parser.add_argument("--sampler", help=f"ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, euler, ab2 or consistency {own}")
-    parser.add_argument("--steps", type=int, help=f"evaluations of the network, 1 to 1000 {own}")
+    parser.add_argument("--steps", type=int, help=f"evaluations of the network, 1 to 1000 {steps}")
     parser.add_argument("--guidance", type=float, help=f"guidance scale; 1 is off {own}")
 
 
 def add_campaign_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("list", type=Path, metavar="LIST", help="TOML file, see training/campaign_list.py")
+    parser.add_argument(
+        "list", type=Path, metavar="LIST", help="TOML file, see training/comparison/campaign_list.py"
+    )
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="groups or runs (default: all)")
     runs = "file to which every result adds a line (default: %(default)s)"
     parser.add_argument("--runs", type=Path, default=Path("docs/comparison/runs.jsonl"), help=runs)

@@ -123,7 +123,8 @@ def sampling_of(
 ) -> Sampling:
     """What is given, else what the checkpoint says, else the project's defaults. guidance: its scale."""
     given = {"sampler": sampler, "steps": steps, "guidance": guidance}
-    own = config.default_sampling | {name: value for name, value in given.items() if value is not None}
+    usual = {"steps": config.steps_of(sampler)} if sampler else {}
+    own = config.default_sampling | usual | {name: value for name, value in given.items() if value is not None}
     if not math.isfinite(own["guidance"]):
         raise ValueError(f"guidance must be a finite number, got {own['guidance']}")
     guided = Guidance(own["guidance"], *own["guidance_interval"], trained=config.guidance_range)

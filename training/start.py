@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models.checkpoint import CheckpointError, ModelConfig, load_checkpoint, parameter_count, sha256_of
-from models.files import WEIGHTS
+from models.checkpoint import CheckpointError, ModelConfig, load_checkpoint, parameter_count
+from models.files import WEIGHTS, sha256_of
 from training.config import TrainConfig
 from training.data import Data
 from training.processes import Processes

@@ -66,9 +66,9 @@ def _build(runner: ModelRunner) -> str:
     return repr((torch.__version__, np.__version__, runs, gpu, cpu, meaning))
 
 
-def samplers_of(config: ModelConfig) -> list[str]:
-    """Those that the model can do."""
-    return [sampler for sampler in SAMPLERS if _compiles(config, sampler)]
+def samplers_of(config: ModelConfig) -> dict[str, int]:
+    """Those that the model can do, with their usual steps."""
+    return {sampler: config.steps_of(sampler) for sampler in SAMPLERS if _compiles(config, sampler)}
 
 
 def _compiles(config: ModelConfig, sampler: str) -> bool:

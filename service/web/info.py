@@ -44,5 +44,6 @@ def describe_model(card: ModelCard) -> ModelInfo:
         "qualities": card.sampling,
         "deterministic": card.repeats_itself,
         "weights_sha256": card.sha256,
+        "samplers": list(card.samplers),
     }
     return ModelInfo.model_validate(asdict(card) | others)

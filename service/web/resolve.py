@@ -1,5 +1,6 @@
 """From the fields of a request to SamplingParams."""
 
+from collections.abc import Collection
 from typing import Any
 
 from service.errors import FieldError, InvalidRequest, echo
@@ -9,7 +10,6 @@ from service.web.uploads import read_known
 from service.wire.messages import ModelCard, SamplingParams
 
 STANDS_FOR = ("steps", "sampler", "spacing", "guidance", "guidance_low", "guidance_high")  # fields, of a quality
-JUMPS, STEPS = 2, 10  # of consistency, and of any other sampler that is not the model's own
 STRENGTH = 0.6  # of a variation: a digit keeps its place and slant, and may change its class
 MAX_PREVIEWS_SHOWN = 256  # of one request, on all its images
 
@@ -44,7 +44,7 @@ def resolve(
     sampler = _find_name("sampler", own["sampler"] if fields.sampler is None else fields.sampler, card.samplers)
     return SamplingParams(
         model=fields.model or "",
-        num_steps=fields.steps or _usual_steps(sampler, own),
+        num_steps=fields.steps or (own["steps"] if fields.sampler is None else card.samplers[sampler]),
         sampler=sampler,
         spacing=_find_name("spacing", own["spacing"] if fields.spacing is None else fields.spacing, spacings),
         guidance_scale=scale,
@@ -54,13 +54,6 @@ def resolve(
         **images | ({"seeds": seeds} if seeds else {}),
         **_known(card, fields, transparent, known),
     )
-
-
-def _usual_steps(sampler: str, own: dict[str, Any]) -> int:
-    """The model's own number fits its own sampler: some draw in one jump, where ddim would leave a blur."""
-    if sampler == own["sampler"]:
-        return own["steps"]
-    return JUMPS if sampler == "consistency" else STEPS
 
 
 def _guidance(card: ModelCard, fields: GenerateFields, label: int, own: float) -> float:
@@ -104,7 +97,7 @@ def _check_quality(fields: GenerateFields) -> None:
         raise InvalidRequest.of([FieldError(field="quality", message="send it or what it stands for"), *beside])
 
 
-def _find_name(field: str, name: str, names: list[str]) -> str:
+def _find_name(field: str, name: str, names: Collection[str]) -> str:
     if name not in names:
         raise InvalidRequest.field(field, f"must be one of {', '.join(names)}, not {echo(name)}")
     return name

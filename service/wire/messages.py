@@ -68,7 +68,7 @@ class ModelCard(msgspec.Struct, frozen=True):
     parameters: int
     image_shape: tuple[int, int, int]  # C, H, W
     class_names: list[str]
-    samplers: list[str]  # those that the model can do
+    samplers: dict[str, int]  # those that the model can do, with the steps that they take where nobody says
     sampling: dict[str, dict[str, Any]]  # by quality: steps, sampler, spacing, guidance, guidance_interval
     sha256: str  # of the weights
     device: str

@@ -21,7 +21,7 @@ WHITE = GRAYS >= 128
 
 def card(channels: int = 3) -> ModelCard:
     return ModelCard(
-        name="dit", architecture="dit", parameters=1, image_shape=(channels, H, W), class_names=["a"], samplers=[],
+        name="dit", architecture="dit", parameters=1, image_shape=(channels, H, W), class_names=["a"], samplers={},
         sampling={}, sha256="", device="cpu", dtype="float32", hardware="cpu", simulated=False, build="",
     )  # fmt: skip
 

@@ -22,13 +22,13 @@ from models.checkpoint import load_checkpoint
 from run import main
 from tests.training.conftest import TINY
 from tests.waiting import wait_until
-from training import campaign as module
 from training import judge
-from training.campaign import Campaign
-from training.campaign_list import ListError, choose, read_list
+from training.comparison import campaign as module
+from training.comparison.campaign import Campaign
+from training.comparison.campaign_list import ListError, choose, read_list
+from training.comparison.results import append_result, held, read_results
 from training.data import Data, take_subset
 from training.info import model_info
-from training.results import append_result, held, read_results
 from training.state import STATE
 from training.train import Trainer, train
 
@@ -161,6 +161,10 @@ def test_a_run_leaves_lines_and_samples(a_campaign: Campaign, tmp_path: Path) ->
     assert (arrays["images"].shape, arrays["images"].dtype) == ((200, 1, 32, 32), np.uint8)
     assert np.bincount(arrays["labels"]).tolist() == [20] * 10
     assert len(set(arrays["seeds"])) == 200
+    assert arrays["trajectories"].shape == (10, 6, 1, 32, 32)
+    first = np.isin(arrays["seeds"], arrays["trajectory_seeds"])
+    assert arrays["labels"][first].tolist() == list(range(10))
+    assert np.abs(arrays["trajectories"][:, -1].astype(int) - arrays["images"][first]).max() <= 1  # rounded batches
 
 
 class Kills:

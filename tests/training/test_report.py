@@ -79,8 +79,11 @@ def test_a_sample_grid_shows_what_generate_returns(checkpoints: Path, tmp_path: 
             ("dpmpp_2m", 7, Guidance(3.0, 0.1, 0.9)),
         ),
         ({"steps": 7}, {"steps": 3, "sampler": "euler"}, ("euler", 3, Guidance(1.5))),
+        ({"steps": 1}, {"sampler": "ddim"}, ("ddim", 10, Guidance(1.5))),
+        ({"steps": 1}, {"sampler": "consistency"}, ("consistency", 2, Guidance(1.5))),
+        ({"steps": 1, "sampler": "ddim"}, {"sampler": "ddim"}, ("ddim", 1, Guidance(1.5))),
     ],
-    ids=["project", "checkpoint", "interval", "given"],
+    ids=["project", "checkpoint", "interval", "given", "another sampler", "jumps", "its own sampler"],
 )
 def test_sampling_takes_what_is_given_then_what_the_checkpoint_says(
     stored: dict, given: dict, expected: tuple

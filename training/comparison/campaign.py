@@ -6,7 +6,6 @@ this process, the same command goes on: training continues at its last state, an
 """
 
 import importlib.metadata
-import io
 import logging
 import platform
 import time
@@ -14,22 +13,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from models.checkpoint import load_checkpoint
 from models.files import replace_file
 from models.sampling import Guidance
-from training.campaign_list import Point, Run
+from training.comparison.campaign_list import Point, Run
+from training.comparison.gallery import draw_gallery
+from training.comparison.results import append_result, held, read_results
 from training.config import LATER
 from training.data import Data, fingerprint
-from training.evaluate import SEED, sample_balanced
 from training.info import config_info
 from training.judge import Judge, load_judge
 from training.machine import describe_machine, git_commit
 from training.measure import measure_loss, measure_samples
 from training.report import Sampling
-from training.results import append_result, held, read_results
 from training.state import differences
 from training.stop import Signals, Stopped
 from training.train import TrainingDiverged, load_training_data, train
@@ -38,8 +36,6 @@ logger = logging.getLogger(__name__)
 
 JUDGES = 3  # classifiers that differ by their seed
 PASSES = 3  # FLOPs of a training image, in forwards: the backward costs two
-GALLERY = Sampling("dpmpp_2m", 20, Guidance(1.0))  # no guidance: what the network learnt, not how it is steered
-GALLERY_IMAGES = 200
 SEGMENT = {"steps", "autocast"}  # of a recipe: differ from point to point, and are decided by the machine
 PACKAGES = ("torch", "numpy", "mlxtend")
 
@@ -114,16 +110,9 @@ class Campaign:
             return [load_judge(folder / f"{known}-{seed}", data, seed=seed)[0] for seed in range(JUDGES)]
 
     def save_gallery(self, run: Run, folder: Path, data: Data) -> None:
-        """Samples from the same noise for all networks: images [N, C, H, W] uint8, C = 1 where training is gray."""
-        model, config = load_checkpoint(folder)
-        drawn = sample_balanced(model, config, GALLERY_IMAGES, GALLERY)
-        gray = bool((data.train.images == data.train.images[:, :1]).all())
-        images = drawn.images.float().mean(1, keepdim=True).round().byte() if gray else drawn.images
-        content = io.BytesIO()
-        arrays = {"images": images.numpy(), "labels": drawn.labels.numpy().astype(np.uint8)}
-        np.savez_compressed(content, allow_pickle=False, **arrays, seeds=np.arange(len(images)) + SEED)
+        content = draw_gallery(*load_checkpoint(folder), data)
         self.gallery(run).parent.mkdir(parents=True, exist_ok=True)
-        replace_file(self.gallery(run), content.getvalue())
+        replace_file(self.gallery(run), content)
 
     def gallery(self, run: Run) -> Path:
         return self.results.parent / "data" / f"{run.name}.npz"
