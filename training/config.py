@@ -9,7 +9,7 @@ from typing import Any
 from models.checkpoint import ARCHITECTURES, load_config
 from models.schedule import ALPHAS, NoiseSchedule, Prediction
 
-DATA = ("digits", "cifar10", "folder")
+DATA = ("digits", "tiles", "cifar10", "folder")
 CIRCUMSTANCES = {"out", "data_path", "init_from", "threads", "checkpoint_every", "sample_every"}
 AT_LEAST = {"steps": 1, "batch_size": 1, "warmup": 0, "weight_decay": 0, "seed": 0, "threads": 1}
 AT_LEAST |= {"checkpoint_every": 1, "sample_every": 1, "decay": 0}
@@ -32,8 +32,8 @@ class TrainConfig:
     model: str = option("dit", "network: a transformer (dit) or a convolutional UNet (unet)", tuple(ARCHITECTURES))
     data: str = option(
         "digits",
-        "what to learn: 3,000 MNIST digits, the CIFAR-10 archive, or a folder of your own with a sub-folder of "
-        "pictures for every class",
+        "what to learn: 3,000 MNIST digits, 3,000 tiles (patterns drawn by rules), the CIFAR-10 archive, or a "
+        "folder of your own with a sub-folder of pictures for every class",
         DATA,
     )
     data_path: Path | None = option(

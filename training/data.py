@@ -1,8 +1,8 @@
 """Image data, split once and for all into what generators learn from and what they never see.
 
 Three splits: `train` for the generators, `judge` for the classifier that grades them, `test` for the figures.
-No digit stands in two of them; CIFAR-10 keeps the halves that its authors made. A folder of one's own is all
-`train`, because nothing grades models of it: holding pictures back would only cost the generator.
+No digit and no tile stands in two of them; CIFAR-10 keeps the halves that its authors made. A folder of one's own
+is all `train`, because nothing grades models of it: holding pictures back would only cost the generator.
 """
 
 import hashlib
@@ -10,8 +10,8 @@ import io
 import pickle
 import tarfile
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training import tiles
 from training.image_folder import DataError, read_image_folder
 
 SPLIT_SEED = 0
@@ -45,10 +46,11 @@ class Data:
     test: Split
     class_names: list[str]
     left_out: str = ""  # of a folder: the files that were not read, in words
+    rules: Callable[[Tensor, Tensor], dict[str, float]] | None = None  # grades images and labels without a judge
 
 
 def load_data(name: str, path: Path | None = None, image_size: int = 32, channels: int = 3) -> Data:
-    """Load `digits`, `cifar10` or `folder` at one size.
+    """Load `digits`, `tiles`, `cifar10` or `folder` at one size.
 
     Raises:
         DataError: unknown name, missing path, unreadable content, or a size that no image has.
@@ -59,18 +61,22 @@ def load_data(name: str, path: Path | None = None, image_size: int = 32, channel
         raise DataError(f"image_channels must be 1 or 3, got {channels!r}")
     if name == "digits":
         return load_digits(image_size, channels)
-    if name not in ("cifar10", "folder"):
-        raise DataError(f"unknown data {name!r}: use digits, cifar10 or folder")
-    if path is None:
-        raise DataError(f"data {name} needs a path: --data-path")
-    if not path.exists():
-        raise DataError(f"{path} does not exist")
-    data = load_cifar10(path) if name == "cifar10" else load_folder(path, image_size, channels)
+    if name not in ("tiles", "cifar10", "folder"):
+        raise DataError(f"unknown data {name!r}: use digits, tiles, cifar10 or folder")
+    data = load_tiles() if name == "tiles" else load_files(name, path, image_size, channels)
     if data.train.images.shape[1:] != (channels, image_size, image_size):
         raise DataError(
             f"{name} images are {tuple(data.train.images.shape[1:])}, not {channels}x{image_size}x{image_size}"
         )
     return data
+
+
+def load_files(name: str, path: Path | None, image_size: int, channels: int) -> Data:
+    if path is None:
+        raise DataError(f"data {name} needs a path: --data-path")
+    if not path.exists():
+        raise DataError(f"{path} does not exist")
+    return load_cifar10(path) if name == "cifar10" else load_folder(path, image_size, channels)
 
 
 def take_subset(split: Split, which: str) -> Split:
@@ -119,6 +125,13 @@ def load_digits(image_size: int = 32, channels: int = 3) -> Data:
     after = image_size - 28 - before
     images = torch.nn.functional.pad(images, (before, after, before, after)).repeat(1, channels, 1, 1)
     return split_by_class(Split(images, torch.from_numpy(labels)), [str(i) for i in range(10)])
+
+
+def load_tiles() -> Data:
+    """As many as there are digits, so that networks can learn them by heart as easily: 3,000 + 1,000 + 1,000."""
+    labels = torch.arange(5000) % len(tiles.CLASSES)
+    data = split_by_class(Split(tiles.draw_tiles(labels, SPLIT_SEED), labels), tiles.CLASSES)
+    return replace(data, rules=tiles.rule_shares)
 
 
 @cache

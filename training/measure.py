@@ -75,16 +75,20 @@ def measure_samples(
 ) -> dict[str, Any]:
     """All figures of one set of samples, classes balanced, seeds fixed; judges: by their seeds.
 
+    Of data with rules, also the shares of samples and of held-out images that keep each.
+
     Raises:
         ValueError: fewer than two images a class.
     """
     generated = sample_balanced(model, config, images, sampling)
+    graded = {"rules": generated, "rules_real": data.test} if data.rules else {}
     return {
         "sampling": asdict(sampling),
         "samples": len(generated),
         "copies": copied(generated.images, data.train.images),
         "copies_held_out": copied(data.test.images, data.train.images),
         "judges": [judged(generated, data.test, judge) for judge in judges],
+        **{name: data.rules(split.images, split.labels) for name, split in graded.items() if data.rules},
     }
 
 

@@ -122,7 +122,7 @@ def test_the_product_of_a_list(tmp_path: Path) -> None:
         ('name = "A"\nsamples = [20]', "samples must be 2 numbers from 20"),
         ('name = "A"\nsamples = "many"', "samples cannot be 'many'"),
         ('name = "A"\ndecay = 1.0', "decay must be 0 with several measure_at"),
-        ('name = "A"\ndata = "folder"', "data must be one of digits, cifar10"),
+        ('name = "A"\ndata = "folder"', "data must be one of digits, tiles, cifar10"),
         ('name = "A"\nmodel = "gan"', "model must be one of dit, unet"),
         ('name = "A"\nguidance = nan', "guidance and guidance_grid must be finite"),
         ('name = "A"\nsampler = "heun"', "unknown sampler 'heun'"),
@@ -161,10 +161,9 @@ def test_a_run_leaves_lines_and_samples(a_campaign: Campaign, tmp_path: Path) ->
     assert (arrays["images"].shape, arrays["images"].dtype) == ((200, 1, 32, 32), np.uint8)
     assert np.bincount(arrays["labels"]).tolist() == [20] * 10
     assert len(set(arrays["seeds"])) == 200
-    assert arrays["trajectories"].shape == (10, 6, 1, 32, 32)
-    first = np.isin(arrays["seeds"], arrays["trajectory_seeds"])
-    assert arrays["labels"][first].tolist() == list(range(10))
-    assert np.abs(arrays["trajectories"][:, -1].astype(int) - arrays["images"][first]).max() <= 1  # rounded batches
+    assert arrays["trajectories"].shape == (5, 6, 1, 32, 32)
+    ends = arrays["trajectories"][:, -1].astype(int)
+    assert np.abs(ends - arrays["images"][:5]).max() <= 1  # of 255: another batch rounds otherwise
 
 
 class Kills:
@@ -330,6 +329,35 @@ def test_the_list_of_the_digits_compares_equal_networks(tmp_path: Path) -> None:
     assert {run.config.steps * run.config.batch_size for run in runs} == {96_000}
     seeds = {(run.config.decay, run.config.data, run.measure.measure_at, run.measure.samples) for run in runs}
     assert len(seeds) == 1
+
+
+def test_the_list_of_the_tiles_differs_from_that_of_the_digits_in_the_pictures() -> None:
+    folder = ROOT / "docs" / "comparison"
+    runs, digits = read_list(folder / "tiles.toml"), read_list(folder / "digits.toml")
+    assert Counter((run.network, run.config.seed) for run in runs) == {
+        (network, seed): 1 for network in ("dit", "unet") for seed in (1, 2, 3)
+    }
+    others = {run.network: run for run in digits}
+    for run in runs:
+        same = others[run.network]
+        assert run.config == replace(same.config, data="tiles", seed=run.config.seed, lr=run.config.lr)
+        assert run.measure.measure_at == same.measure.measure_at
+
+
+def test_tiles_are_graded_by_their_rules(tmp_path: Path) -> None:
+    (run,) = read_list(written(tmp_path, ONE + 'data = "tiles"\n'))
+    campaign = Campaign(tmp_path / "runs.jsonl", tmp_path / "work")
+    assert "A: 1 of 1 runs done" in campaign.work_off([run])
+    lines = read_results(campaign.results)
+    assert keys(lines) == [("A-dit", 16, 1.5), ("A-dit", 32, 1.5), ("A-dit", 32, 2.0)]
+    for line in lines:
+        assert line["judges"] == []
+        rules = ("far", "near", "texture", "coherent", "far_clear", "near_clear")
+        assert line["rules"] == {"samples": 20} | dict.fromkeys(rules, 0)  # of noise
+        assert line["rules_real"] == {"samples": 1000} | dict.fromkeys(rules, 1)
+        assert line["copies"] == 0
+    assert not (campaign.work / "judges").exists()
+    assert np.load(tmp_path / "data" / "A-dit.npz")["images"].shape == (50, 3, 32, 32)
 
 
 def test_every_question_can_be_decided() -> None:

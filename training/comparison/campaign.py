@@ -103,7 +103,9 @@ class Campaign:
         }
 
     def judges(self, data: Data) -> list[Judge]:
-        """Trained by the first process that needs them."""
+        """Trained by the first process that needs them; none for data with rules of their own."""
+        if data.rules:
+            return []
         folder = self.work / "judges"
         with held(folder / ".lock"):
             known = fingerprint(data.judge)[:8]

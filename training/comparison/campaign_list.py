@@ -34,7 +34,7 @@ from models.samplers import build_table
 from models.schedule import NoiseSchedule, Prediction
 from training.config import TrainConfig
 
-MEASURED = ("digits", "cifar10")  # data with held-out pictures
+MEASURED = ("digits", "tiles", "cifar10")  # data with held-out pictures
 KINDS: dict[Any, Any] = {float: (int, float), Path | None: str, dict[str, Any]: dict}  # as TOML writes them
 KINDS |= dict.fromkeys((tuple[int, ...], tuple[float, ...]), list)
 

@@ -1,6 +1,7 @@
 """Samples that every trained network of a campaign draws from the same noise, kept as a small file for the report.
 
-Letters: N images, K classes, S shown steps, C x H x W the image; C = 1 where the training images are gray.
+Letters: N images, n of them with a trajectory, S shown steps, C x H x W the image; C = 1 where the training images
+are gray.
 """
 
 import io
@@ -16,28 +17,27 @@ from training.evaluate import SEED, sample_balanced
 from training.report import Sampling
 
 SAMPLING = Sampling("dpmpp_2m", 20, Guidance(1.0))  # no guidance: what the network learnt, not how it is steered
-IMAGES = 200
+IMAGES = {True: 200, False: 50}  # gray or not: a colour picture takes 3 kB, ten times as much as a digit
+SHOWN_CLASSES = 5  # of the trajectories
 SHOWN = (0, 2, 5, 9, 14, 19)  # steps of the trajectories
 
 
 def draw_gallery(model: nn.Module, config: ModelConfig, data: Data) -> bytes:
-    """An npz file: images [N, C, H, W] uint8, labels and seeds [N], and the trajectories of one image a class.
+    """An npz file: images [N, C, H, W] uint8, labels and seeds [N], and the trajectories of the first images.
 
-    trajectories [K, S, C, H, W] uint8 are what the network takes the image for at the SHOWN steps; trajectory_seeds
-    [K] are those of the first image of each class.
+    trajectories [n, S, C, H, W] uint8 are what the network takes these images for at the SHOWN steps, one image of
+    each of the first classes.
     """
-    drawn = sample_balanced(model, config, IMAGES, SAMPLING)
-    seeds = torch.arange(len(drawn)) + SEED
-    first = torch.arange(config.num_classes)  # classes take turns
-    shown = trajectories(model, config, drawn.labels[first], seeds[first])
     gray = bool((data.train.images == data.train.images[:, :1]).all())
+    drawn = sample_balanced(model, config, IMAGES[gray], SAMPLING)
+    seeds = torch.arange(len(drawn)) + SEED
+    shown = trajectories(model, config, drawn.labels[:SHOWN_CLASSES], seeds[:SHOWN_CLASSES])  # classes take turns
     arrays = {
         "images": channels(drawn.images, gray),
         "labels": drawn.labels.to(torch.uint8),
         "seeds": seeds,
         "trajectories": channels(shown, gray),
         "trajectory_steps": torch.tensor(SHOWN),
-        "trajectory_seeds": seeds[first],
     }
     content = io.BytesIO()
     np.savez_compressed(content, allow_pickle=False, **{name: array.numpy() for name, array in arrays.items()})
@@ -45,7 +45,7 @@ def draw_gallery(model: nn.Module, config: ModelConfig, data: Data) -> bytes:
 
 
 def trajectories(model: nn.Module, config: ModelConfig, labels: Tensor, seeds: Tensor) -> Tensor:
-    """The denoised images at the SHOWN steps: [K, S, C, H, W] uint8. labels, seeds: [K]."""
+    """The denoised images at the SHOWN steps: [n, S, C, H, W] uint8. labels, seeds: [n]."""
     table = config.table(SAMPLING.sampler, SAMPLING.steps, SAMPLING.spacing)
     shown: list[Tensor] = []
 
