@@ -15,7 +15,7 @@ FAST := tests/models $(filter-out %_interpreted.py,$(wildcard tests/kernels/test
     $(patsubst %,tests/service/test_%.py,dialects generate images negotiation openai settings)
 
 # What a search for secrets must not take for one: SHA-256 of files, and keys that are said to be examples.
-HASHES := ^(docker/locks/.*|checkpoints/.*\.(json|xml)|docs/comparison\.json|docs/gpu\.jsonl|docs/evaluations\.jsonl|docs/comparison/runs\.jsonl)$$
+HASHES := ^(docker/locks/.*|checkpoints/.*\.(json|xml)|docs/comparison\.html|docs/gpu\.jsonl|docs/evaluations\.jsonl|docs/comparison/runs\.jsonl)$$
 EXAMPLES := .weights_sha256.: |"image/png": "iVBOR|api_key="none"|^TRACE, PARENT|one-key-of-16-characters-or-more|"secretKeyRef": "Secret"|a-key-that-probes-lack|secretName: "?stepwise-tls
 
 .PHONY: help serve test test-fast test-gpu load check lint security format clean

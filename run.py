@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from training.options import add_campaign_options, add_option, add_sampling_options, json_object
+from training import options
 
 CHECKPOINT_HELP = "a name in --checkpoints, or the path of a folder with config.json"
 CHECKPOINTS_HELP = "folder of checkpoints (default: ./checkpoints, or else the shipped ones)"
@@ -52,7 +52,7 @@ def build_parser(serving: bool = False) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=name, description=__doc__)
     parser.add_argument("--version", action="version", version=f"stepwise {version()}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    others = (add_train, add_sample, add_compare, add_campaign, add_info, add_export, add_quantize)
+    others = add_train, add_sample, add_evaluate, add_campaign, add_compare, add_info, add_export, add_quantize
     for add in (add_serve, *(() if serving else others)):
         add(commands)
     return parser
@@ -84,7 +84,7 @@ def add_serve(commands: Any) -> None:
     text = "serve checkpoints over HTTP; all other settings are environment variables, see docs/configuration.md"
     parser = add_command(commands, run_serve, text, "--port 8080\n--host 0.0.0.0")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=port, default=8000, help="0 takes a free one (default: %(default)s)")
+    parser.add_argument("--port", type=options.port, default=8000, help="0 takes a free one (default: %(default)s)")
 
 
 def run_serve(arguments: argparse.Namespace) -> int:
@@ -108,7 +108,7 @@ def add_train(commands: Any) -> None:
     text = "train a network; the same command continues a run that was stopped, more --steps a finished one"
     parser = add_command(commands, run_train, text, TRAIN_EXAMPLES)
     for field in fields(TrainConfig):
-        add_option(parser, field)
+        options.add_option(parser, field)
 
 
 def run_train(arguments: argparse.Namespace) -> int:
@@ -141,7 +141,7 @@ def add_sample(commands: Any) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/samples.png"), help="picture to write (default: %(default)s)"
     )
-    add_sampling_options(parser)
+    options.add_sampling_options(parser)
 
 
 def add_checkpoints(parser: argparse.ArgumentParser, default: list[str]) -> None:
@@ -154,35 +154,43 @@ def run_sample(arguments: argparse.Namespace) -> int:
     from training.checkpoints import find_checkpoints
     from training.samples import draw_samples
 
-    options = {name: getattr(arguments, name) for name in ("columns", "seed", "sampler", "steps", "guidance")}
-    print(draw_samples(find_checkpoints(arguments.names, arguments.checkpoints), arguments.out, **options))
+    how = {name: getattr(arguments, name) for name in ("columns", "seed", "sampler", "steps", "guidance")}
+    print(draw_samples(find_checkpoints(arguments.names, arguments.checkpoints), arguments.out, **how))
     return 0
 
 
 def add_compare(commands: Any) -> None:
-    text = "measure checkpoints and write a page about them; quality is graded for models of the digits only"
-    parser = add_command(commands, run_compare, text, "\nruns/mine runs/more\ndit unet --out docs/comparison.md")
-    add_checkpoints(parser, ["dit", "unet"])
-    out = Path("runs/comparison/comparison.md")
-    parser.add_argument("--out", type=Path, default=out, help="page to write (default: %(default)s)")
-    parser.add_argument(
-        "--images", type=int, default=1000, help="images drawn by each model (default: %(default)s)"
-    )
-    judge = "folder in which the classifier is kept that grades (default: %(default)s)"
-    parser.add_argument("--judge", type=Path, default=Path("runs/judge"), help=judge)
+    text = "write the report on the trainings of the campaign; it trains and samples nothing"
+    options.add_compare_options(add_command(commands, run_compare, text, "\n--out runs/report"))
 
 
 def run_compare(arguments: argparse.Namespace) -> int:
-    from training.checkpoints import find_checkpoints
-    from training.compare import compare
+    from training.comparison.report import write_report
 
     check_train_extra("compare")
+    print(*write_report(arguments.docs, arguments.out or arguments.docs), sep="\n")
+    return 0
+
+
+def add_evaluate(commands: Any) -> None:
+    text = "measure how good checkpoints are, with intervals, and write one page that says so"
+    parser = add_command(commands, run_evaluate, text, "\nruns/mine --data-path my_pictures\ndit --steps 10")
+    add_checkpoints(parser, ["dit", "unet"])
+    options.add_evaluation_options(parser)
+
+
+def run_evaluate(arguments: argparse.Namespace) -> int:
+    from training.checkpoints import find_checkpoints
+    from training.quality import Request, evaluate_checkpoints
+
+    check_train_extra("evaluate")
     folders = find_checkpoints(arguments.names, arguments.checkpoints)
-    misses = compare(folders, arguments.out, arguments.images, arguments.judge)
+    request = Request(**{field.name: getattr(arguments, field.name) for field in fields(Request)})
+    sentences = evaluate_checkpoints(folders, arguments.out, request)
     print(arguments.out)
-    for miss in misses:
-        print(f"bar missed: {miss}", file=sys.stderr)
-    return 1 if misses else 0
+    for sentence in sentences:
+        print(sentence, file=sys.stderr)
+    return 1 if sentences else 0
 
 
 CAMPAIGN_EXAMPLES = """
@@ -194,7 +202,7 @@ docs/comparison/digits.toml --only D1 --status
 def add_campaign(commands: Any) -> None:
     text = "train and measure all networks of a list; the same command goes on, and several share the work"
     parser = add_command(commands, run_campaign, text, CAMPAIGN_EXAMPLES)
-    add_campaign_options(parser)
+    options.add_campaign_options(parser)
 
 
 def run_campaign(arguments: argparse.Namespace) -> int:
@@ -216,7 +224,7 @@ def add_info(commands: Any) -> None:
     parser.add_argument("--architecture", help="package.module:Class of a checkpoint whose network is your own")
     parser.add_argument("--model", choices=("dit", "unet"), help="network of a configuration without a checkpoint")
     parser.add_argument(
-        "--arguments", type=json_object, help="arguments of its constructor as JSON (default: its own)"
+        "--arguments", type=options.json_object, help="arguments of its constructor as JSON (default: its own)"
     )
 
 
@@ -285,12 +293,6 @@ def check_extra(command: str, extra: str, packages: tuple[str, ...]) -> None:
     for name in packages:
         if importlib.util.find_spec(name) is None:
             raise ValueError(f"{command} needs {name}: pip install -c constraints.txt -e '.[{extra}]'")
-
-
-def port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"a port lies in 0..65535, not {text!r}")
-    return int(text)
 
 
 if __name__ == "__main__":

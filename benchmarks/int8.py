@@ -3,7 +3,7 @@
     python -m benchmarks.int8 --images 1000
 
 Every way draws the same classes from the same seeds, sampled as the checkpoint says. The classifier of
-`run.py compare` grades all of them. It is trained first where its folder does not hold it, which takes a minute.
+`run.py evaluate` grades all of them. It is trained first where its folder does not hold it, which takes a minute.
 """
 
 import argparse

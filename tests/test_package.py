@@ -58,7 +58,7 @@ def test_the_wheel_holds_the_product_and_nothing_else(wheel: zipfile.ZipFile) ->
     code = {"kernels", "models", "service", "training", "run.py", "stepwise.py"}
     assert tops == code | {"checkpoints"}
     kinds = {Path(name).suffix for name in wheel.namelist() if Path(name).parts[0] in code - {"service"}}
-    assert kinds == {".py"}
+    assert kinds == {".py", ".css"}  # of the comparison's report
     assert "service/web/static/index.html" in wheel.namelist()
 
 

@@ -15,6 +15,7 @@ import torch
 from models.checkpoint import ModelConfig, build_model, load_checkpoint, save_checkpoint
 from run import build_parser, main
 from training.config import PRESETS, TrainConfig
+from training.quality import Request
 
 TINY = ["--arguments", '{"hidden_dim": 32, "depth": 1, "num_heads": 2}']
 
@@ -44,7 +45,7 @@ def test_train_writes_a_checkpoint_a_curve_and_samples(tmp_path: Path, capsys: p
     names = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
     assert names == {
         "model.safetensors", "config.json", "state.safetensors", "loss.csv", "loss.png", "samples/000003.png",
-        ".lock",
+        ".lock", "measures.csv", "best/model.safetensors", "best/config.json",
     }  # fmt: skip
     assert len((out / "loss.csv").read_text().splitlines()) == 1 + 3
     config = load_checkpoint(out)[1]
@@ -74,23 +75,27 @@ def test_serve_takes_every_port(given: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert asked == [("127.0.0.1", int(given))]
 
 
-@pytest.mark.parametrize(("misses", "code"), [([], 0), (["DiT: class accuracy 97.00 % (the bar is 98.5 %)"], 1)])
-def test_compare_fails_where_the_bar_is_missed(
-    misses: list[str],
+@pytest.mark.parametrize(("sentences", "code"), [([], 0), (["dit is not good: it repeats pictures"], 1)])
+def test_evaluate_fails_where_a_checkpoint_is_not_good(
+    sentences: list[str],
     code: int,
     checkpoints: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("training.compare.compare", lambda *_: misses)
-    assert main(["compare", "--checkpoints", str(checkpoints), "dit", "--out", "page.md"]) == code
+    monkeypatch.setattr("training.quality.evaluate_checkpoints", lambda *given: asked.append(given) or sentences)
+    asked: list[tuple] = []
+    command = ["evaluate", "--checkpoints", str(checkpoints), "dit", "--out", "page.html", "--data-path", "pets"]
+    assert main([*command, "--guidance", "2", "--judge", "judges"]) == code
+    request = Request(data_path=Path("pets"), guidance=2.0, judges=Path("judges"))
+    assert asked == [({"dit": checkpoints / "dit"}, Path("page.html"), request)]
     said = capsys.readouterr()
-    assert said.out == "page.md\n"
-    assert said.err.splitlines() == [f"bar missed: {miss}" for miss in misses]
+    assert said.out == "page.html\n"
+    assert said.err.splitlines() == sentences
 
 
 @pytest.mark.parametrize("module", ["matplotlib", "mlxtend", "scipy", "tqdm"])
-@pytest.mark.parametrize("command", ["train --model dit --steps 1", "compare"])
+@pytest.mark.parametrize("command", ["train --model dit --steps 1", "evaluate"])
 def test_a_missing_extra_is_named_before_anything_is_done(
     command: str, module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -125,7 +130,11 @@ def test_another_model_does_not_continue_a_run(tmp_path: Path, capsys: pytest.Ca
         ("sample dit --checkpoints CHECKPOINTS --sampler heun", "error: unknown sampler 'heun'"),
         ("sample dit --checkpoints CHECKPOINTS --guidance nan", "error: guidance must be a finite number"),
         ("sample dit --checkpoints CHECKPOINTS --columns 0", "error: columns must be at least 1, got 0"),
-        ("compare --checkpoints nowhere", "error: no checkpoint 'dit': looked for config.json in "),
+        (
+            "compare --docs nowhere",
+            "error: [Errno 2] No such file or directory: 'nowhere/comparison/questions.toml'",
+        ),
+        ("evaluate --checkpoints nowhere", "error: no checkpoint 'dit': looked for config.json in "),
         ("info --model dit --arguments {}x", "argument --arguments: not JSON: "),
         ("info --model dit --arguments [1]", "argument --arguments: a JSON object"),
         ("train --model dit --threads -1", "error: threads must be at least 1, got -1"),
@@ -142,8 +151,16 @@ def test_another_model_does_not_continue_a_run(tmp_path: Path, capsys: pytest.Ca
         ("train --model dit --init-from nowhere", "error: nowhere/config.json does not exist"),
         ("train --model dit --out CHECKPOINTS/dit", "holds a checkpoint that this run did not make"),
         (f"sample dit --checkpoints CHECKPOINTS --seed {2**70}", "error: seed must lie in 0..2^62, got"),
-        ("compare dit --checkpoints CHECKPOINTS", "error: compare needs at least two checkpoints, got dit"),
-        ("compare dit CHECKPOINTS/dit --checkpoints CHECKPOINTS", "and CHECKPOINTS/dit have the same name"),
+        (
+            "evaluate dit --checkpoints CHECKPOINTS --images 19",
+            "images must be at least 20, two a class, got 19",
+        ),
+        ("evaluate dit --checkpoints CHECKPOINTS --data folder", "error: data folder needs a path: --data-path"),
+        ("evaluate dit CHECKPOINTS/dit --checkpoints CHECKPOINTS", "and CHECKPOINTS/dit have the same name"),
+        ("train --model dit --hold-out 0.5", "error: hold_out is for data folder: digits has held-out pictures"),
+        ("train --model dit --data folder --hold-out 1", "error: hold_out must be at most 0.9, got 1.0"),
+        ("train --model dit --shift -1", "error: shift must be at least 0, got -1"),
+        ("train --model dit --measure-every -1", "error: measure_every must be at least 0, got -1"),
         ("info", "error: info needs either a checkpoint or --model"),
         ("info dit --model dit", "error: info needs either a checkpoint or --model"),
         ("info nowhere", "error: no checkpoint 'nowhere': looked for config.json in "),
@@ -187,7 +204,7 @@ def test_info_describes_a_checkpoint(checkpoints: Path, capsys: pytest.CaptureFi
     assert lines["total"].split()[0] == f"{sum(p.numel() for p in model.parameters()):,}"
 
 
-@pytest.mark.parametrize("command", ["serve", "train", "sample", "compare", "campaign", "info"])
+@pytest.mark.parametrize("command", ["serve", "train", "sample", "evaluate", "campaign", "info"])
 def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
@@ -213,7 +230,7 @@ def test_the_training_options_are_those_of_the_config() -> None:
 
 
 def test_examples_in_the_help_can_be_parsed(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("serve", "train", "sample", "compare", "campaign", "info"):
+    for command in ("serve", "train", "sample", "evaluate", "campaign", "info"):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         examples = capsys.readouterr().out.partition("examples:\n")[2]
@@ -247,7 +264,7 @@ def test_a_fine_tuned_run_takes_the_arguments_of_its_checkpoint(checkpoints: Pat
     assert config.training["init_sha256"] == load_checkpoint(checkpoints / "dit")[1].sha256
 
 
-@pytest.mark.parametrize("command", ["sample", "compare"])
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
 def test_nothing_is_written_into_the_docs_unless_asked(command: str) -> None:
     arguments = build_parser().parse_args([command])
     assert arguments.out.parts[0] == "runs"

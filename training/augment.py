@@ -1,4 +1,4 @@
-"""Random distortions that turn a thousand images into as many as a classifier needs.
+"""Random distortions that turn a thousand images into as many as a classifier needs, and small ones for generators.
 
 Letters: B batch, C x H x W the image.
 """
@@ -36,3 +36,20 @@ def random_affine(count: int, width: int) -> Tensor:
     ]
     shift = (torch.rand(count, 2, 1) * 2 - 1) * (2 * SHIFT / width)
     return torch.cat([torch.stack(rows, dim=1), shift], dim=2)
+
+
+def moved(images: Tensor, shift: int, flip: bool, seed: int) -> Tensor:
+    """Each image moved by up to `shift` pixels along both axes, and mirrored or not. images, result: [B, C, H, W].
+
+    What comes in from outside repeats the border. Only the seed decides, and nothing is drawn without need.
+    """
+    if not shift and not flip:
+        return images
+    B, _, H, W = images.shape
+    generator = torch.Generator().manual_seed(seed)
+    down, right = torch.randint(-shift, shift + 1, (2, B, 1), generator=generator)  # [B, 1] each
+    mirrored = torch.rand(B, 1, generator=generator) < 0.5 * flip
+    rows = (torch.arange(H) - down).clamp(0, H - 1)  # [B, H], from where each row comes
+    columns = (torch.arange(W) - right).clamp(0, W - 1)  # [B, W]
+    columns = torch.where(mirrored, columns.flip(1), columns)
+    return images[torch.arange(B)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

@@ -152,10 +152,13 @@ def compare_features(
 def matched_draws(labels: Tensor, real_labels: Tensor, seed: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """DRAWS times: indices of generated images, of held-out ones, and of other held-out ones, each [K, n].
 
+    Images of label -1 are left out; the draws of the others stay nearly the same.
+
     Raises:
         ValueError: a class without two held-out images and a generated one.
     """
-    per_class = int(min(labels.bincount().min(), real_labels.bincount().min() // 2))
+    least, real_least = (part[part >= 0].bincount().min() for part in (labels, real_labels))
+    per_class = int(min(least, real_least // 2))
     if per_class < 1:
         raise ValueError("an evaluation needs at least two held-out images and a generated one of every class")
     generator = torch.Generator().manual_seed(seed)

@@ -108,6 +108,12 @@ def load_judge(folder: Path, data: Data, *, seed: int = 0) -> tuple[Judge, dict[
     return judge, card
 
 
+def load_judges(folder: Path, data: Data, count: int) -> list[tuple[Judge, dict[str, Any]]]:
+    """Judges that differ by their seed, and their cards, each in a sub-folder named by its pictures and seed."""
+    known = fingerprint(data.judge)[:8]
+    return [load_judge(folder / f"{known}-{seed}", data, seed=seed) for seed in range(count)]
+
+
 def read_card(folder: Path) -> dict[str, Any] | None:
     """The card of whole weights; None where either file is missing or damaged, for both are only a cache."""
     try:

@@ -100,14 +100,21 @@ def judged(generated: Split, held_out: Split, judge: Judge) -> dict[str, Any]:
     """
     features, predicted = judge.grade(generated.images)
     real, real_predicted = judge.grade(held_out.images)
-    draws = [[index.flatten() for index in draw] for draw in matched_draws(generated.labels, held_out.labels)]
+    return {
+        "accuracy": (predicted == generated.labels).double().mean().item(),
+        "accuracy_real": (real_predicted == held_out.labels).double().mean().item(),
+        **graded(features, generated.labels, real, held_out.labels),
+    }
+
+
+def graded(features: Tensor, labels: Tensor, real: Tensor, real_labels: Tensor) -> dict[str, Any]:
+    """Distances between sets of features, [N, F] and [M, F]. Images of label -1 are left out."""
+    draws = [[index.flatten() for index in draw] for draw in matched_draws(labels, real_labels)]
     scale = real.square().mean().sqrt()  # else the unit of a judge's features would weigh the powers in the kernel
     ours = mean_figures([(features[drawn] / scale, real[half] / scale) for drawn, half, _ in draws])
     floor = mean_figures([(real[other] / scale, real[half] / scale) for _, half, other in draws])
     return {
-        "accuracy": (predicted == generated.labels).double().mean().item(),
-        "accuracy_real": (real_predicted == held_out.labels).double().mean().item(),
-        "frechet": asdict(compare_features(features, generated.labels, real, held_out.labels)),
+        "frechet": asdict(compare_features(features, labels, real, real_labels)),
         "matched": len(draws[0][0]),
         **ours,
         **{f"{name}_real": value for name, value in floor.items()},

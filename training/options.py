@@ -20,11 +20,32 @@ def add_option(parser: argparse.ArgumentParser, field: Field[Any]) -> None:
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--columns", type=int, default=8, help="images of each class (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first image (default: %(default)s)")
+    add_way_options(parser)
+
+
+def add_way_options(parser: argparse.ArgumentParser) -> None:
     own = "(default: the checkpoint's own)"
     steps = "(default: the checkpoint's own; 10 with a sampler that is not its own, 2 with consistency)"
     parser.add_argument("--sampler", help=f"ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, euler, ab2 or consistency {own}")
     parser.add_argument("--steps", type=int, help=f"evaluations of the network, 1 to 1000 {steps}")
     parser.add_argument("--guidance", type=float, help=f"guidance scale; 1 is off {own}")
+
+
+def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
+    from training.config import DATA  # which imports torch
+
+    own = "(default: what the checkpoint was trained on)"
+    parser.add_argument("--data", choices=DATA, help=f"what to measure with {own}")
+    path = "path of the CIFAR-10 archive or of the folder of pictures (default: none)"
+    parser.add_argument("--data-path", type=Path, metavar="PATH", help=path)
+    images = "samples that each model draws (default: %(default)s)"
+    parser.add_argument("--images", type=int, default=500, metavar="N", help=images)
+    add_way_options(parser)
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: what torch chooses)")
+    judges = "folder in which the classifiers that grade are kept (default: %(default)s)"
+    parser.add_argument("--judge", type=Path, default=Path("runs/judges"), dest="judges", help=judges)
+    out = "page to write; its figures stand beside it as JSON (default: %(default)s)"
+    parser.add_argument("--out", type=Path, default=Path("runs/evaluation.html"), help=out)
 
 
 def add_campaign_options(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +60,19 @@ def add_campaign_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="CPU threads (default: what torch chooses)")
     status = "only say what is done, what is next and how many hours are left (default: work)"
     parser.add_argument("--status", action="store_true", help=status)
+
+
+def add_compare_options(parser: argparse.ArgumentParser) -> None:
+    docs = "folder with comparison/questions.toml, comparison/runs.jsonl and comparison/data (default: %(default)s)"
+    parser.add_argument("--docs", type=Path, default=Path("docs"), help=docs)
+    out = "folder to write comparison.html, comparison.md and comparison/ into (default: that of --docs)"
+    parser.add_argument("--out", type=Path, help=out)
+
+
+def port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"a port lies in 0..65535, not {text!r}")
+    return int(text)
 
 
 def boolean(text: str) -> bool:
@@ -60,7 +94,7 @@ def json_object(text: str) -> dict[str, Any]:
 KINDS: dict[Any, Any] = {  # by the type of a field: how an option is read, and what the help calls its value
     **dict.fromkeys((int, int | None), (int, "N")),
     **dict.fromkeys((Path, Path | None), (Path, "PATH")),
-    float: (float, "X"),
+    **dict.fromkeys((float, float | None), (float, "X")),
     str: (str, "NAME"),
     **dict.fromkeys((bool, bool | None), (boolean, "{true,false}")),
     dict[str, Any]: (json_object, "JSON"),

@@ -4,7 +4,6 @@ Letters: B batch, C x H x W the image.
 """
 
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from models.checkpoint import ModelConfig, load_checkpoint
 from models.graph import core, import_openvino, trace
 from models.quantization import Range, Ranges, products, write_ranges
 from models.schedule import NUM_TIMESTEPS, NoiseSchedule
-from training.config import TrainConfig
+from training.config import LATER, TrainConfig
 from training.data import DataError, Split, to_float
 from training.train import load_training_data
 
@@ -56,8 +55,7 @@ def training_images(config: ModelConfig, data_path: Path | None = None) -> Split
     recipe = config.training.get("recipe")
     if not isinstance(recipe, dict) or "data" not in recipe:
         raise DataError("the checkpoint does not say what it was trained on: its config has no training recipe")
-    known = {field.name for field in fields(TrainConfig)}
-    given = {name: recipe[name] for name in ("data", "subset") if name in recipe and name in known}
+    given = {name: value for name, value in (LATER | recipe).items() if name in ("data", "subset", "hold_out")}
     arguments = {"image_channels": config.image_shape[0], "image_size": config.image_shape[1]}
     return load_training_data(TrainConfig(arguments=arguments, data_path=data_path, **given)).train
 

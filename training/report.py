@@ -6,6 +6,7 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,10 +30,7 @@ class LossLog:
 
     def __init__(self, path: Path, step: int):
         self.path, self.smoothed = path, float("nan")
-        rows = read_losses(path) if path.exists() else []
-        text = io.StringIO()
-        csv.writer(text).writerows([self.FIELDS, *(row for row in rows if int(row[0]) <= step)])
-        replace_file(path, text.getvalue().encode())
+        keep_rows(path, self.FIELDS, step)
 
     def add(self, step: int, loss: Tensor, lr: float, seconds: float) -> None:
         value = loss.item()
@@ -46,15 +44,29 @@ class LossLog:
         return plot_losses({title: self.path}, self.path.with_suffix(".png"))
 
 
+def keep_rows(path: Path, fields: tuple[str, ...], step: int) -> list[list[str]]:
+    """Write the file anew with its rows up to a step, and return those."""
+    rows = [row for row in read_rows(path, fields) if int(row[0]) <= step] if path.exists() else []
+    text = io.StringIO()
+    csv.writer(text).writerows([fields, *rows])
+    replace_file(path, text.getvalue().encode())
+    return rows
+
+
 def read_losses(path: Path) -> list[list[str]]:
-    """The rows of a loss.csv under rising steps. Lines that a power cut or an editor damaged are dropped aloud."""
+    """Of a loss.csv."""
+    return read_rows(path, LossLog.FIELDS)
+
+
+def read_rows(path: Path, fields: tuple[str, ...]) -> list[list[str]]:
+    """Rows of numbers under rising steps. Lines that a power cut or an editor damaged are dropped aloud."""
     rows, damaged, step = [], 0, 0
     lines = path.read_text("utf-8-sig", errors="replace").splitlines()
     for line in lines:
         row = line.split(",")
-        if row == list(LossLog.FIELDS):
+        if row == list(fields):
             continue
-        if not is_loss_row(row) or int(row[0]) <= step:
+        if not is_row(row, fields) or int(row[0]) <= step:
             damaged += 1
             continue
         step = int(row[0])
@@ -64,10 +76,10 @@ def read_losses(path: Path) -> list[list[str]]:
     return rows
 
 
-def is_loss_row(row: list[str]) -> bool:
+def is_row(row: list[str], fields: tuple[str, ...]) -> bool:
     """Whether it holds a number for every field, the step a whole one."""
     try:
-        return len(row) == len(LossLog.FIELDS) and int(row[0]) > 0 and all(math.isfinite(float(x)) for x in row)
+        return len(row) == len(fields) and int(row[0]) > 0 and all(math.isfinite(float(x)) for x in row)
     except ValueError:
         return False
 
@@ -123,7 +135,7 @@ def sampling_of(
 ) -> Sampling:
     """What is given, else what the checkpoint says, else the project's defaults. guidance: its scale."""
     given = {"sampler": sampler, "steps": steps, "guidance": guidance}
-    usual = {"steps": config.steps_of(sampler)} if sampler else {}
+    usual: dict[str, Any] = {"steps": config.steps_of(sampler)} if sampler else {}
     own = config.default_sampling | usual | {name: value for name, value in given.items() if value is not None}
     if not math.isfinite(own["guidance"]):
         raise ValueError(f"guidance must be a finite number, got {own['guidance']}")

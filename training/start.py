@@ -66,6 +66,5 @@ def describe_start(config: TrainConfig, model: nn.Module, data: Data, world: Pro
 
 
 def held_out(data: Data) -> str:
-    if not len(data.judge) + len(data.test):
-        return ""
-    return f"{len(data.judge):,} pictures for the classifier of `compare`, {len(data.test):,} to measure with"
+    parts = {"to train the classifier of `evaluate`": len(data.judge), "to measure with": len(data.test)}
+    return ", ".join(f"{count:,} pictures {what}" for what, count in parts.items() if count)

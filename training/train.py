@@ -26,17 +26,21 @@ from models.checkpoint import (
 )
 from models.precision import multiplies_bfloat16
 from models.schedule import NUM_TIMESTEPS, NoiseSchedule, Prediction, sample_noise_times, training_loss
+from training.augment import moved
 from training.config import TrainConfig
 from training.data import Data, fingerprint, load_data, take_subset, to_float
 from training.ema import EMA
 from training.few_step import KINDS, Draws, Tuning, draw, few_step_config
 from training.machine import describe_machine, git_commit
+from training.meter import Meter
 from training.processes import Processes
+from training.randomness import batch_indices, mix
 from training.report import LossLog, save_sample_grid
 from training.run_folder import check_own, locked
 from training.start import describe_start, initial_sha256, load_initial_weights
 from training.state import Progress, load_state, save_state
 from training.stop import Signals, Stopped, deferred_signals
+from training.watch import BEST, Watch, start_watch
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +82,7 @@ def train(config: TrainConfig, signals: Signals | None = None) -> Path:
 def load_training_data(config: TrainConfig) -> Data:
     """What a run learns from and is measured on. Raises DataError."""
     channels, size = config.arguments.get("image_channels", 3), config.arguments.get("image_size", 32)
-    data = load_data(config.data, config.data_path, size, channels)
+    data = load_data(config.data, config.data_path, size, channels, config.hold_out or 0.0)
     return replace(data, train=take_subset(data.train, config.subset))
 
 
@@ -136,19 +140,16 @@ class Trainer:
 
     def loop(self, log: LossLog | None, signals: Signals) -> None:
         """Until the last step or a signal. log: of process 0."""
-        from tqdm import tqdm
-
         started = time.monotonic() - self.seconds
-        progress = tqdm(total=self.config.steps, initial=self.step, disable=not log, unit="step", mininterval=5)
-        with progress:
+        watch = start_watch(self.config, self.data, self.model_config, self.step) if log else None
+        with Meter(self.config.steps, self.step, bool(log)) as meter:
             while self.step < self.config.steps:
                 loss = self.train_step()
                 self.seconds = time.monotonic() - started
-                progress.update()
                 if log:
                     log.add(self.step, loss, self.learning_rate(self.step - 1), self.seconds)
-                    progress.set_postfix(loss=f"{log.smoothed:.4f}", refresh=False)
-                    self.save_if_due()
+                    meter.update(log.smoothed)
+                    self.save_if_due(watch)
                 number = self.world.largest(signals.received)  # else processes would stop at different steps
                 if number and self.step < self.config.steps:
                     self.stop(number)
@@ -189,7 +190,7 @@ class Trainer:
 
     def few_step_loss(self, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         size, generator = self.config.batch_size, torch.Generator()
-        draws = draw(Size((size, *batch[0].shape[1:])), generator.manual_seed(_mix(self.config.seed, self.step, 2)))
+        draws = draw(Size((size, *batch[0].shape[1:])), generator.manual_seed(mix(self.config.seed, self.step, 2)))
         with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=self.autocast):
             return self.network(batch, Draws(*(value[self.world.share(size)] for value in draws)))
 
@@ -200,14 +201,15 @@ class Trainer:
         """
         size = self.config.batch_size
         batch = self.data.train[batch_indices(self.config.seed, step, size, len(self.data.train))]
-        generator = torch.Generator().manual_seed(_mix(self.config.seed, step))
+        generator = torch.Generator().manual_seed(mix(self.config.seed, step))
         u = sample_noise_times(size, generator)
         u = u[torch.randperm(size, generator=generator)]  # else process 0 would get the cleanest images
         eps = torch.randn(batch.images.shape, generator=generator)
         dropped = torch.rand(size, generator=generator) < self.config.label_dropout
         labels = torch.where(dropped, self.null_label, batch.labels)
         part = self.world.share(size)
-        whole = (to_float(batch.images), labels, u, eps)
+        images = moved(batch.images, self.config.shift, self.config.flip, mix(self.config.seed, step, 3))
+        whole = (to_float(images), labels, u, eps)
         x0, labels, u, eps = (tensor[part].to(self.world.device) for tensor in whole)
         return x0, labels, u, eps
 
@@ -219,9 +221,12 @@ class Trainer:
         progress = max(0, step - start) / max(1, config.steps - start)
         return config.lr * (FINAL_LR + (1 - FINAL_LR) * (1 + math.cos(math.pi * progress)) / 2)
 
-    def save_if_due(self) -> None:
-        """Resumable state, exported checkpoint and sample grid; called by process 0 only."""
+    def save_if_due(self, watch: Watch | None) -> None:
+        """Measurement, state and checkpoint, sample grid: no state lacks its measurement. Of process 0 only."""
         config, last = self.config, self.step == self.config.steps
+        due = watch and (last or self.step % config.measure_every == 0)
+        if watch and due and watch.measure(self.ema.model, self.step):
+            self.export(config.out / BEST)
         if last or self.step % config.checkpoint_every == 0:
             self.save()
         if last or self.step % config.sample_every == 0:
@@ -243,8 +248,10 @@ class Trainer:
         self.export()
         self.saved_step = self.step
 
-    def export(self) -> None:
-        save_checkpoint(self.config.out, self.ema.model, replace(self.model_config, training=self.facts()))
+    def export(self, folder: Path | None = None) -> None:
+        save_checkpoint(
+            folder or self.config.out, self.ema.model, replace(self.model_config, training=self.facts())
+        )
 
     def exported(self) -> bool:
         """Whether the checkpoint of this step lies in config.out, whole."""
@@ -276,19 +283,3 @@ class Trainer:
             "git_commit": git_commit(),
         }
         return facts | ({"finished_at": self.resumed.finished_at} if self.resumed.finished_at else {})
-
-
-def batch_indices(seed: int, step: int, batch_size: int, length: int) -> Tensor:
-    """Images of a step: an endless row of shuffled epochs, cut into batches. Returns [batch_size] int64."""
-    positions = torch.arange(step * batch_size, (step + 1) * batch_size)
-    epochs = {int(epoch) for epoch in positions // length}
-    orders = {e: torch.randperm(length, generator=torch.Generator().manual_seed(_mix(seed, e, 1))) for e in epochs}
-    return torch.stack([orders[p // length][p % length] for p in positions.tolist()])
-
-
-def _mix(*numbers: int) -> int:
-    """One seed from several, stable over processes and Python versions."""
-    mixed = 0
-    for number in numbers:
-        mixed = (mixed * 6364136223846793005 + number + 1442695040888963407) & (2**63 - 1)
-    return mixed

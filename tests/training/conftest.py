@@ -23,6 +23,7 @@ def tiny_config(tmp_path: Path) -> Callable[..., TrainConfig]:
 
     def build(model: str = "dit", **changes: Any) -> TrainConfig:
         recipe = {"out": tmp_path / "run", "steps": 6, "batch_size": 8, "warmup": 2, "checkpoint_every": 3}
+        recipe |= {"measure_every": 0}
         return TrainConfig(**({"model": model, "arguments": TINY[model], "autocast": False} | recipe | changes))
 
     return build

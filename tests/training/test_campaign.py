@@ -11,6 +11,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tests.training.conftest import TINY
 from tests.waiting import wait_until
 from training import judge
 from training.comparison import campaign as module
+from training.comparison import probe, timing
 from training.comparison.campaign import Campaign
 from training.comparison.campaign_list import ListError, choose, read_list
 from training.comparison.results import append_result, held, read_results
@@ -126,6 +128,11 @@ def test_the_product_of_a_list(tmp_path: Path) -> None:
         ('name = "A"\nmodel = "gan"', "model must be one of dit, unet"),
         ('name = "A"\nguidance = nan', "guidance and guidance_grid must be finite"),
         ('name = "A"\nsampler = "heun"', "unknown sampler 'heun'"),
+        ('name = "A"\ntask = "sing"', "task of group A must be one of train, time, probe, got 'sing'"),
+        ('name = "A"\nthreads = 1', "group A has no field threads"),
+        ('name = "A"\ntask = "time"\nthreads = 0', "run A-dit: threads must be at least 1, got 0"),
+        ('name = "A"\ntask = "probe"\nof = "B"', "of in group A must name a group of trainings above it, got 'B'"),
+        ('name = "A"\ntask = "probe"\nseed = [1]', "group A has no field seed"),
         ('name = "A"\n[[group]]\nname = "A"', "more than one run is called A-dit, A-unet"),
         ("name = A", "Invalid value"),
     ],
@@ -318,11 +325,13 @@ def test_a_line_cut_short_does_not_count(tmp_path: Path) -> None:
 
 def test_the_list_of_the_digits_compares_equal_networks(tmp_path: Path) -> None:
     path = ROOT / "docs" / "comparison" / "digits.toml"
-    declared = re.sub(r"^# (?=\[\[group|(name|seed|subset|dit|unet) = )", "", path.read_text(), flags=re.MULTILINE)
+    waiting = re.compile(r"^# (?=\[\[group|(name|networks|seed|subset|lr|guidance|dit|unet) = )", re.M)
+    declared = waiting.sub("", path.read_text())
     (tmp_path / "list.toml").write_text(declared.replace("= ...", "= 1"))
     runs = read_list(tmp_path / "list.toml")  # with the groups that wait for their learning rate
-    assert Counter(run.group for run in runs) == {"D1-rates": 6, "D1": 10, "D4": 4}
-    assert read_list(path) == runs[: len(read_list(path))]
+    assert Counter(run.group for run in runs) == {"D1-rates": 6, "D1": 10, "D4": 4, "D8": 10, "D5": 10}
+    today = read_list(path)
+    assert today == [run for run in runs if run in today]
     info = {run.network: model_info(run.config.model, run.config.arguments) for run in runs}
     for quantity in ("parameters", "flops"):
         assert max(i[quantity] for i in info.values()) < 1.15 * min(i[quantity] for i in info.values())
@@ -331,13 +340,59 @@ def test_the_list_of_the_digits_compares_equal_networks(tmp_path: Path) -> None:
     assert len(seeds) == 1
 
 
+def test_tasks_of_a_list(tmp_path: Path) -> None:
+    groups = TWO + '[[group]]\nname = "B"\ntask = "probe"\nof = "A"\n'
+    groups += '[[group]]\nname = "C"\ntask = "time"\nthreads = 1\nseed = [1]\n'
+    *trained, first, second, dit, unet = read_list(written(tmp_path, groups))
+    assert [(run.name, run.of) for run in (first, second)] == [(f"B-{run.name}", run) for run in trained]
+    assert [run.name for run in (dit, unet)] == ["C-dit-seed1", "C-unet-seed1"]
+    assert [run.task for run in (trained[0], first, dit)] == ["train", "probe", "time"]
+    assert [run.config.threads for run in (trained[0], dit)] == [None, 1]
+
+
+def test_a_probe_waits_for_its_run(a_campaign: Campaign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, *_ = runs = read_list(written(tmp_path, ONE + '[[group]]\nname = "B"\ntask = "probe"\nof = "A"\n'))
+    monkeypatch.setattr(probe, "PATCHES", (1,))
+    monkeypatch.setattr(probe, "IMAGES", 20)
+    assert not a_campaign.take(runs[1])
+    told = "A: 0 of 1 runs done\nB: 0 of 1 runs done, 1 wait: A-dit is not finished\nnext: A-dit\n"
+    assert a_campaign.status(runs).startswith(told)
+    assert a_campaign.work_off(runs).startswith("A: 1 of 1 runs done\nB: 1 of 1 runs done\nnext: nothing")
+    *_, line = read_results(a_campaign.results)
+    assert (line["run"], line["network"], "recipe" in line) == ("B-A-dit", "dit", False)
+    assert line["weights_sha256"] == load_checkpoint(a_campaign.work / run.name)[1].sha256
+    assert set(line["probe"]["r2"]) == {"optimal", "wiener", "local"}
+    arrays = np.load(tmp_path / "data" / "B-A-dit.npz")
+    assert (arrays["sensitivity"].shape, arrays["outputs"].shape) == ((8, 32, 32), (8, 10, 1, 32, 32))
+    assert not a_campaign.take(runs[1])
+    a_campaign.results.write_text("".join(a_campaign.results.read_text().splitlines(True)[:-1]))
+    shutil.rmtree(a_campaign.work / run.name)
+    assert "B: 0 of 1 runs done, 1 wait: " in a_campaign.work_off(runs)
+
+
+def test_a_timing_is_one_line_of_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    campaign, few = Campaign(tmp_path / "runs.jsonl", tmp_path), partial(timing.time_network, sides=(16,), rounds=1)
+    group = '[[group]]\nname = "A"\ntask = "time"\nthreads = 1\nseed = [1]\nnetworks = ["dit"]\n'
+    runs = read_list(written(tmp_path, group))
+    monkeypatch.setattr(module, "time_network", few)
+    monkeypatch.setattr(timing, "LOAD", 2)  # on any machine
+    assert campaign.work_off(runs).startswith("A: 1 of 1 runs done")
+    (line,) = read_results(campaign.results)
+    assert (line["run"], line["settings"]["threads"]) == ("A-dit-seed1", 1)
+    assert "1 torch threads" in line["machine"]
+    assert set(line["timing"]["step_seconds"]["16"]) == {"1", "2", "4", "8", "16", "32"}
+    (other,) = read_list(written(tmp_path, group.replace("threads = 1", "threads = 2")))
+    with pytest.raises(ValueError, match=r"another recipe: threads was 1, now 2\. Rename its group"):
+        campaign.take(other)
+
+
 def test_the_list_of_the_tiles_differs_from_that_of_the_digits_in_the_pictures() -> None:
     folder = ROOT / "docs" / "comparison"
     runs, digits = read_list(folder / "tiles.toml"), read_list(folder / "digits.toml")
     assert Counter((run.network, run.config.seed) for run in runs) == {
         (network, seed): 1 for network in ("dit", "unet") for seed in (1, 2, 3)
     }
-    others = {run.network: run for run in digits}
+    others = {run.network: run for run in digits if run.group == "D1"}
     for run in runs:
         same = others[run.network]
         assert run.config == replace(same.config, data="tiles", seed=run.config.seed, lr=run.config.lr)

@@ -12,11 +12,13 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from models.checkpoint import ModelConfig
+from models.checkpoint import ModelConfig, load_checkpoint
 from models.names import class_key
 from tests.training.pictures import write_pictures
-from training.data import DataError, load_data
+from training.config import LATER, TrainConfig
+from training.data import DataError, Split, hold_back, load_data
 from training.image_folder import LITTER, SUFFIXES, natural_key, read_image, read_image_folder
+from training.train import train
 
 
 def test_every_sub_folder_is_a_class(tmp_path: Path) -> None:
@@ -27,9 +29,47 @@ def test_every_sub_folder_is_a_class(tmp_path: Path) -> None:
     assert data.left_out == ""
 
 
-def test_nothing_is_held_out_where_nothing_grades(tmp_path: Path) -> None:
-    data = load_data("folder", write_pictures(tmp_path / "pets", {"cat": 1, "dog": 2}))
-    assert (len(data.train), len(data.judge), len(data.test)) == (3, 0, 0)
+@pytest.mark.parametrize(
+    ("cats", "dogs", "share", "train", "judge", "test"),
+    [
+        (3, 5, 0.0, [3, 5], [], []),
+        (1, 2, 0.9, [1, 1], [], [0, 1]),
+        (150, 100, 0.2, [120, 80], [], [30, 20]),
+        (100, 121, 0.9, [10, 12], [], [90, 109]),
+        (112, 130, 0.9, [11, 13], [50, 58], [51, 59]),
+    ],
+    ids=["none", "one-is-left", "few", "one-class-has-few", "enough-for-a-judge"],
+)
+def test_a_share_of_every_class_is_held_back(
+    cats: int, dogs: int, share: float, train: list[int], judge: list[int], test: list[int]
+) -> None:
+    images = torch.arange(cats + dogs).view(-1, 1, 1, 1)
+    data = hold_back(Split(images, torch.tensor([0] * cats + [1] * dogs)), ["cat", "dog"], share)
+    parts = data.train, data.judge, data.test
+    assert [part.labels.bincount().tolist() for part in parts] == [train, judge, test]
+    assert sorted(torch.cat([part.images for part in parts]).flatten().tolist()) == list(range(cats + dogs))
+
+
+def test_the_same_pictures_are_held_back_again(tmp_path: Path) -> None:
+    root = write_pictures(tmp_path / "pets", {"cat": 10, "dog": 5})
+    first, again = (load_data("folder", root, hold_out=0.2) for _ in range(2))
+    assert first.test.labels.tolist() == [0, 0, 1]
+    assert torch.equal(first.test.images, again.test.images)
+
+
+def test_what_a_run_holds_back_is_part_of_its_recipe(
+    tmp_path: Path, tiny_config: Callable[..., TrainConfig]
+) -> None:
+    pets = write_pictures(tmp_path / "pets", {"cat": 10, "dog": 10})
+    folder = train(tiny_config(data="folder", data_path=pets, steps=1))
+    facts = load_checkpoint(folder)[1].training
+    assert (facts["recipe"]["hold_out"], facts["train_images"]) == (0.2, 16)
+    with pytest.raises(ValueError, match=r"hold_out was 0.2, now 0.0; train_sha256"):
+        train(tiny_config(data="folder", data_path=pets, steps=1, hold_out=0.0))
+    assert LATER["hold_out"] == 0.0
+    assert tiny_config().hold_out == 0.0
+    with pytest.raises(ValueError, match="hold_out is for data folder: digits has held-out pictures of its own"):
+        tiny_config(hold_out=0.1)
 
 
 def test_the_middle_square_is_kept(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_every_field_of_the_config_is_explained() -> None:
 
 def test_every_fact_of_the_training_is_explained(tiny_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
     train(tiny_config(steps=1))
-    source = train(tiny_config(steps=2))
+    source = train(tiny_config(steps=2, measure_every=1))
     more = train(tiny_config(steps=1, init_from=source, out=tmp_path / "more"))
     written = [load_checkpoint(folder)[1].training.keys() for folder in (source, more)]
     assert names([row[0] for row in table("fact")]) == set().union(*written)

@@ -3,6 +3,7 @@
 A run is trained to its first point, measured there, then given more steps to the next one. To the bit that is the
 same as training straight on, because the random numbers of a step follow from the seed and the step. Whatever ends
 this process, the same command goes on: training continues at its last state, and no line is measured twice.
+Other tasks, timings and probes, are one line each.
 """
 
 import importlib.metadata
@@ -15,12 +16,14 @@ from typing import Any
 
 import torch
 
-from models.checkpoint import load_checkpoint
+from models.checkpoint import CheckpointError, load_checkpoint
 from models.files import replace_file
 from models.sampling import Guidance
 from training.comparison.campaign_list import Point, Run
-from training.comparison.gallery import draw_gallery
+from training.comparison.gallery import draw_gallery, packed
+from training.comparison.probe import probe
 from training.comparison.results import append_result, held, read_results
+from training.comparison.timing import settings, time_network
 from training.config import LATER
 from training.data import Data, fingerprint
 from training.info import config_info
@@ -58,11 +61,39 @@ class Campaign:
     def take(self, run: Run) -> bool:
         """Whether it was there to be done."""
         with held(self.work / "locks" / run.name, wait=False) as mine:
-            if not mine or self.is_done(run):
+            if not mine or self.is_done(run) or self.waits(run):
                 return False
             logger.info("%s begins or goes on", run.name)
-            self.perform(run)
+            if run.task == "train":
+                self.perform(run)
+            else:
+                self.perform_task(run)
             return True
+
+    def perform_task(self, run: Run) -> None:
+        """Raises ValueError: a timing on a machine that others used."""
+        started = time.monotonic()
+        if run.of:
+            model, config = load_checkpoint(self.work / run.of.name)
+            figures, arrays = probe(model, config, pictures_of(run.of))
+            self.save(run, packed(arrays))
+            result: dict[str, Any] = {"probe": figures, "weights_sha256": config.sha256}
+        else:
+            result = time_network(run.config)
+        self.append(run, result | {"measure_seconds": round(time.monotonic() - started, 1)})
+
+    def waits(self, run: Run) -> str:
+        """Why a probe cannot be made yet; empty where it can, and for other tasks."""
+        if run.of is None:
+            return ""
+        if not self.is_done(run.of):
+            return f"{run.of.name} is not finished"
+        try:
+            _, config = load_checkpoint(self.work / run.of.name)
+        except CheckpointError as error:
+            return str(error)
+        whole = config.training.get("images_seen") == run.of.points[-1].images_seen
+        return "" if whole else f"{run.of.name} ended before its last image"
 
     def perform(self, run: Run) -> None:
         """Raises what train raises, among it Stopped; but TrainingDiverged is a result."""
@@ -70,7 +101,7 @@ class Campaign:
         for point in self.points_left(run):
             steps, signals = point.images_seen // run.config.batch_size, Signals()
             try:
-                train(replace(run.config, steps=steps, out=folder, threads=self.threads), signals)
+                train(replace(run.config, steps=steps, out=folder, threads=self.threads, measure_every=0), signals)
             except TrainingDiverged as error:
                 failed = {"images_seen": point.images_seen, "guidance": point.guidance, "diverged": str(error)}
                 return self.append(run, failed | {"recipe": run.config.recipe()})
@@ -112,7 +143,9 @@ class Campaign:
             return [load_judge(folder / f"{known}-{seed}", data, seed=seed)[0] for seed in range(JUDGES)]
 
     def save_gallery(self, run: Run, folder: Path, data: Data) -> None:
-        content = draw_gallery(*load_checkpoint(folder), data)
+        self.save(run, draw_gallery(*load_checkpoint(folder), data))
+
+    def save(self, run: Run, content: bytes) -> None:
         self.gallery(run).parent.mkdir(parents=True, exist_ok=True)
         replace_file(self.gallery(run), content)
 
@@ -122,17 +155,22 @@ class Campaign:
     def append(self, run: Run, result: dict[str, Any]) -> None:
         versions = {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES}
         place = {"commit": self.commit, "machine": describe_machine(), "versions": versions}
+        place |= {name: result[name] for name in place.keys() & result.keys()}  # of the process that measured
         append_result(self.results, {"group": run.group, "run": run.name, "network": run.network} | result | place)
-        logger.info("%s: line of %d images, guidance %g", run.name, result["images_seen"], result["guidance"])
+        what = "{images_seen} images, guidance {guidance:g}" if run.task == "train" else run.task
+        logger.info("%s: line of %s", run.name, what.format(**result))
 
     def lines(self, run: Run) -> list[dict[str, Any]]:
         """Raises ValueError: they belong to another recipe, so the list has changed."""
         lines = [line for line in read_results(self.results) if line["run"] == run.name]
-        for line in lines:
-            known, now = (
-                {name: value for name, value in recipe.items() if name not in SEGMENT}
-                for recipe in (LATER | line["recipe"], run.config.recipe())
-            )
+        for line in lines if run.of is None else []:
+            if run.task == "time":
+                known, now = line["settings"], settings(run.config)
+            else:
+                known, now = (
+                    {name: value for name, value in recipe.items() if name not in SEGMENT}
+                    for recipe in (LATER | line["recipe"], run.config.recipe())
+                )
             if found := differences(known, now):
                 raise ValueError(
                     f"{self.results} has run {run.name} with another recipe: {found}. Rename its group"
@@ -147,6 +185,8 @@ class Campaign:
         return [point for point in run.points if point.key not in measured and not diverged]
 
     def is_done(self, run: Run) -> bool:
+        if run.task != "train":
+            return bool(self.lines(run))
         diverged = any("diverged" in line for line in self.lines(run))
         return not self.points_left(run) and (diverged or self.gallery(run).exists())
 
@@ -156,17 +196,23 @@ class Campaign:
         rows = []
         for group in dict.fromkeys(run.group for run in runs):
             of_group = [run.group == group for run in runs]
-            undone = sum(run.group == group for run in left)
-            rows.append(f"{group}: {sum(of_group) - undone} of {sum(of_group)} runs done")
+            undone = [run for run in left if run.group == group]
+            reasons = [reason for run in undone if (reason := self.waits(run))]
+            waiting = f", {len(reasons)} wait: {reasons[0]}" if reasons else ""
+            rows.append(f"{group}: {sum(of_group) - len(undone)} of {sum(of_group)} runs done{waiting}")
         seconds = {run.name: self.seconds_left(run) for run in left}
         hours = sum(value or 0 for value in seconds.values()) / 3600
         unknown = sum(value is None for value in seconds.values())
-        rows.append(f"next: {left[0].name if left else 'nothing'}")
+        rows.append(f"next: {next((run.name for run in left if not self.waits(run)), 'nothing')}")
         rows.append(f"left: {hours:.1f} hours" + (f", and {unknown} runs of unknown speed" if unknown else ""))
         return "\n".join(rows)
 
     def seconds_left(self, run: Run) -> float | None:
-        """None where the network has no line yet."""
+        """None where the network has no line yet, of this group for other tasks."""
+        if run.task != "train":
+            mine = {"group": run.group, "network": run.network}
+            spent = [line["measure_seconds"] for line in read_results(self.results) if mine.items() <= line.items()]
+            return sum(spent) / len(spent) if spent else None
         lines = [line for line in read_results(self.results) if line["network"] == run.network and "loss" in line]
         if not lines:
             return None

@@ -16,6 +16,17 @@ A list is TOML, and its groups stand in order of value:
     seed = [1, 2, 3]          # a field of TrainConfig with a list of values: one run for each
     dit.lr = 1e-3             # for this network alone; networks = ["dit"] would leave out the others
 
+    [[group]]
+    name = "D8"
+    task = "time"             # measure seconds instead of training; a seed is a process of its own
+    threads = 1
+    seed = [1, 2, 3]
+
+    [[group]]
+    name = "D5"
+    task = "probe"            # look into what the runs of a group above have learnt, when they are finished
+    of = "D1"
+
 Later tables win: defaults, network, group, the network's own part of the group. Two groups may have one name, as
 long as their runs do not. The number of steps follows from measure_at.
 """
@@ -35,6 +46,7 @@ from models.schedule import NoiseSchedule, Prediction
 from training.config import TrainConfig
 
 MEASURED = ("digits", "tiles", "cifar10")  # data with held-out pictures
+TASKS = ("train", "time", "probe")
 KINDS: dict[Any, Any] = {float: (int, float), Path | None: str, dict[str, Any]: dict}  # as TOML writes them
 KINDS |= dict.fromkeys((tuple[int, ...], tuple[float, ...]), list)
 
@@ -86,13 +98,15 @@ class Point:
 
 @dataclass(frozen=True)
 class Run:
-    """One training with its measurements."""
+    """One training with its measurements, or another task."""
 
     name: str
     group: str
     network: str
     config: TrainConfig  # with the steps of the whole run
     measure: Measure
+    task: str = "train"
+    of: "Run | None" = None  # the training that a probe looks into
 
     @property
     def points(self) -> list[Point]:
@@ -105,9 +119,10 @@ class Run:
         return points + [Point(points[-1].images_seen, points[-1].samples, scale, False) for scale in others]
 
 
-TRAIN = {f.name: f.type for f in fields(TrainConfig) if f.name not in ("out", "steps", "threads")}
+TRAIN = {f.name: f.type for f in fields(TrainConfig) if f.name not in ("out", "steps")}
 MEASURE = {f.name: f.type for f in fields(Measure)}
-FIELDS = TRAIN | MEASURE
+TYPES = TRAIN | MEASURE
+FIELDS = TYPES.keys() - {"threads"}  # which the command line tells, except for timings
 
 
 def read_list(path: Path) -> list[Run]:
@@ -121,10 +136,15 @@ def read_list(path: Path) -> list[Run]:
         table = tomllib.loads(path.read_text("utf-8"))
         check_names(table, {"defaults", "network", "group"}, "the list")
         networks, defaults = table.get("network", {}), table.get("defaults", {})
-        check_names(defaults, {*FIELDS}, "defaults")
+        check_names(defaults, FIELDS, "defaults")
         for name, network in networks.items():
-            check_names(network, {*FIELDS}, f"network {name}")
-        runs = [run for group in table.get("group", []) for run in runs_of_group(group, networks, defaults)]
+            check_names(network, FIELDS, f"network {name}")
+        runs: list[Run] = []
+        for group in table.get("group", []):
+            if group.get("task") == "probe":
+                runs.extend(probes(group, list(runs)))
+            else:
+                runs.extend(runs_of_group(group, networks, defaults))
         if not runs:
             raise ValueError("group: the list has none")
         names = [run.name for run in runs]
@@ -151,19 +171,37 @@ def check_names(table: Any, known: set[str], where: str) -> None:
 
 def runs_of_group(group: dict[str, Any], networks: dict[str, Any], defaults: dict[str, Any]) -> Iterator[Run]:
     """Networks take turns, so that a list that is cut short has all of them."""
-    name = group.get("name")
-    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
-        raise ValueError(f"name of a group must be letters, digits, dots and dashes, got {name!r}")
-    check_names(group, {"name", "networks", *FIELDS, *networks}, f"group {name}")
+    name, task = name_of_group(group), group.get("task", "train")
+    if task not in TASKS:
+        raise ValueError(f"task of group {name} must be one of {', '.join(TASKS)}, got {task!r}")
+    own = FIELDS | {"threads"} if task == "time" else FIELDS
+    check_names(group, {"name", "task", "networks", *own, *networks}, f"group {name}")
     chosen = group.get("networks", list(networks))
     if not isinstance(chosen, list) or not chosen or not networks.keys() >= set(chosen):
         raise ValueError(f"networks of group {name} must be a list from {', '.join(networks)}, got {chosen!r}")
     for network in chosen:
-        check_names(group.get(network, {}), {*FIELDS}, f"{network} of group {name}")
-    shared = {key: value for key, value in group.items() if key in FIELDS}
+        check_names(group.get(network, {}), FIELDS, f"{network} of group {name}")
+    shared = {key: value for key, value in group.items() if key in own}
     merged = {key: defaults | networks[key] | shared | group.get(key, {}) for key in chosen}
     rows = zip_longest(*(runs_of_network(name, key, values) for key, values in merged.items()))
-    yield from (run for row in rows for run in row if run)
+    yield from (replace(run, task=task) for row in rows for run in row if run)
+
+
+def name_of_group(group: dict[str, Any]) -> str:
+    name = group.get("name")
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
+        raise ValueError(f"name of a group must be letters, digits, dots and dashes, got {name!r}")
+    return name
+
+
+def probes(group: dict[str, Any], runs: list[Run]) -> Iterator[Run]:
+    """runs: those of the groups above."""
+    name, of = name_of_group(group), group.get("of")
+    check_names(group, {"name", "task", "of"}, f"group {name}")
+    probed = [run for run in runs if run.task == "train" and run.group == of]
+    if not probed:
+        raise ValueError(f"of in group {name} must name a group of trainings above it, got {of!r}")
+    yield from (replace(run, name=f"{name}-{run.name}", group=name, task="probe", of=run) for run in probed)
 
 
 def runs_of_network(group: str, network: str, values: dict[str, Any]) -> Iterator[Run]:
@@ -207,7 +245,7 @@ def check_together(config: TrainConfig, measure: Measure) -> None:
 
 def typed(name: str, value: Any) -> Any:
     """As the fields have it: tuples for lists, paths for strings."""
-    kind = FIELDS[name]
+    kind = TYPES[name]
     wanted = KINDS.get(kind, kind)
     if not isinstance(value, wanted) or (wanted is list and not all(isinstance(v, (int, float)) for v in value)):
         raise ValueError(f"{name} cannot be {value!r}")

@@ -39,8 +39,13 @@ def draw_gallery(model: nn.Module, config: ModelConfig, data: Data) -> bytes:
         "trajectories": channels(shown, gray),
         "trajectory_steps": torch.tensor(SHOWN),
     }
+    return packed({name: array.numpy() for name, array in arrays.items()})
+
+
+def packed(arrays: dict[str, np.ndarray]) -> bytes:
+    """An npz file."""
     content = io.BytesIO()
-    np.savez_compressed(content, allow_pickle=False, **{name: array.numpy() for name, array in arrays.items()})
+    np.savez_compressed(content, allow_pickle=False, **arrays)
     return content.getvalue()
 
 

@@ -1,0 +1,297 @@
+"""`run.py evaluate`: figures, verdict and page."""
+
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from models.checkpoint import CheckpointError, load_checkpoint
+from run import main
+from tests.checkpoints import write_checkpoint
+from tests.training.pictures import write_pictures
+from training import judge as judge_module
+from training import quality as module
+from training.config import TrainConfig
+from training.data import Data, DataError, Split, take_subset
+from training.graded import grade_samples, losses
+from training.judge import Judge, train_judge
+from training.machine import describe_machine
+from training.quality import Request, data_of, evaluate_checkpoints, step_times
+from training.quality_page import page, verdict, words
+from training.train import train
+
+PETS = {"cat": 30, "dog": 30, "emu": 30}
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge_module, "EPOCHS", 1)
+    monkeypatch.setattr(module, "REPEATS", 1)
+
+
+def bright(count: int, seed: int) -> Split:
+    """Two classes that differ by their brightness."""
+    labels = torch.arange(count) % 2
+    noise = torch.randint(0, 60, (count, 3, 32, 32), generator=torch.Generator().manual_seed(seed))
+    return Split((noise + 150 * labels[:, None, None, None]).byte(), labels)
+
+
+@pytest.fixture(scope="module")
+def judges() -> list[Judge]:
+    return [train_judge(bright(60, 1), 2, seed=seed, epochs=3) for seed in range(2)]
+
+
+@pytest.fixture(scope="module")
+def brightness() -> Data:
+    return Data(bright(60, 0), bright(60, 1), bright(80, 2), ["dark", "bright"])
+
+
+def test_real_pictures_as_samples_get_the_figures_of_real_pictures(judges: list[Judge], brightness: Data) -> None:
+    found = grade_samples(bright(100, 3), brightness, judges)
+    figures = found["figures"]
+    assert found["matched"] == 40
+    for name in ("accuracy", "precision", "recall", "kid", "copies"):
+        assert figures[name].low <= figures[name].real <= figures[name].high, name
+    assert figures["ratio"].low < 1 < figures["ratio"].high
+    assert figures["below_real"].low < 0 < figures["below_real"].high < 0.1
+    assert found["accuracy_by_class"] == {"dark": 1, "bright": 1}
+    assert all(figure.low <= figure.value <= figure.high for figure in figures.values())
+    assert (figures["accuracy"].value, figures["accuracy"].high) == (1, 1)
+    assert figures["accuracy"].low == pytest.approx(0.963, abs=1e-3)  # of 100, by Wilson
+
+
+def test_wrong_classes_and_copies_are_told(judges: list[Judge], brightness: Data) -> None:
+    swapped = bright(100, 3)
+    figures = grade_samples(Split(swapped.images, 1 - swapped.labels), brightness, judges)["figures"]
+    assert figures["accuracy"].high < 0.05
+    assert figures["below_real"].low > 0.9
+    figures = grade_samples(brightness.train, brightness, judges)["figures"]
+    assert (figures["copies"].value, figures["copies"].real) == (1, 0)
+
+
+def test_more_samples_give_narrower_intervals(judges: list[Judge]) -> None:
+    widths = []
+    for count in (40, 400):
+        data = Data(bright(count, 4), bright(count, 5), bright(count, 6), ["a", "b"])
+        figures = grade_samples(bright(count, 3), data, judges)
+        kid = figures["figures"]["kid"]
+        widths.append(kid.high - kid.low)
+    assert widths[1] < widths[0] / 2
+
+
+def test_losses_have_intervals(checkpoints: Path, digits: Data) -> None:
+    few = Data(take_subset(digits.train, "60"), digits.judge, take_subset(digits.test, "80"), digits.class_names)
+    model, config = load_checkpoint(checkpoints / "unet")
+    found = losses(model, config, few)
+    assert found["images"] == 60
+    for part in ("held_out", "train"):
+        assert len(found[part]["levels"]) == len(found["u"]) == 8
+        assert 0 < found[part]["mean"].low < found[part]["mean"].value < found[part]["mean"].high
+
+
+def test_step_times_count_rows_not_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([9.0] * 4 + [0.001, 0.008, 0.003, 0.010, 0.002, 0.009])
+    monkeypatch.setattr(module, "REPEATS", 3)
+    monkeypatch.setattr(module, "time_forward", lambda model, shape, rows: next(seconds))
+    assert step_times({"dit": (nn.Identity(), (3, 8, 8))}) == {"dit": {"1": 2.0, "8": 9.0}}
+
+
+def test_the_machine_is_described() -> None:
+    assert f"{torch.get_num_threads()} torch threads" in describe_machine()
+    assert f"torch {torch.__version__}" in describe_machine()
+
+
+@pytest.fixture
+def trained(tmp_path: Path, tiny_config: Callable[..., TrainConfig]) -> Path:
+    """A run on a folder of 90 pictures, of which 18 are held out."""
+    pets = write_pictures(tmp_path / "pets", PETS)
+    return train(tiny_config(data="folder", data_path=pets, steps=1, out=tmp_path / "mine"))
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_folder_of_ones_own_gets_one_page(trained: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "new" / "page.html"
+    command = ["evaluate", str(trained), "--data-path", str(tmp_path / "pets"), "--images", "30", "--steps", "2"]
+    code = main([*command, "--judge", str(tmp_path / "judges"), "--out", str(out)])
+    assert {path.name for path in out.parent.iterdir()} == {"page.html", "page.json"}
+    assert len(list((tmp_path / "judges").iterdir())) == 3
+    raw = json.loads(out.with_suffix(".json").read_text())
+    facts = raw["checkpoints"]["mine"]
+    assert (facts["train_images"], facts["held_out"], facts["judge_images"]) == (72, 18, 72)
+    assert facts["same_data"] is facts["judge_saw_training"] is True
+    assert (facts["samples"], facts["matched"], facts["sampling"]["steps"]) == (30, 9, 2)
+    assert set(facts["step_ms"]) == {"1", "8"}
+    text = out.read_text()
+    assert text.count('src="data:image/png;base64,') == 2
+    assert not re.search(r'(?:src|href)="(?!data:)', text)
+    assert "it learnt from the training pictures" in text
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1] == str(out)
+    word, _ = verdict(facts)
+    assert code == int(word == "not good")
+    assert ("It is unclear whether mine is good" if word == "unclear" else f"mine is {word}") in text
+    assert ("mine is not good: " in said.err) is bool(code)
+
+
+@pytest.mark.usefixtures("quick")
+def test_several_checkpoints_of_the_digits(
+    checkpoints: Path, tmp_path: Path, digits: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = replace(digits, judge=take_subset(digits.judge, "80"), test=take_subset(digits.test, "80"))
+    monkeypatch.setattr(module, "load_data", lambda *_: few)
+    folders = {name: checkpoints / name for name in ("dit", "unet")}
+    sentences = evaluate_checkpoints(
+        folders, tmp_path / "page.html", Request(images=40, judges=tmp_path / "judges")
+    )
+    raw = json.loads((tmp_path / "page.json").read_text())
+    answers = {name: verdict(facts) for name, facts in raw["checkpoints"].items()}
+    bad = {name: why for name, (word, why) in answers.items() if word == "not good"}
+    assert sentences == [f"{name} is not good: {'; '.join(why)}" for name, why in bad.items()]
+    assert "unet" in bad
+    assert {facts["judge_saw_training"] for facts in raw["checkpoints"].values()} == {False}
+    assert raw["checkpoints"]["unet"]["same_data"] is None
+    assert raw["checkpoints"]["dit"]["figures"]["accuracy"]["value"] < 0.6
+
+
+def figure(value: float, margin: float, real: float = 1.0) -> dict[str, float]:
+    return {"value": value, "low": value - margin, "high": value + margin, "real": real}
+
+
+@pytest.fixture
+def facts() -> dict[str, Any]:
+    """Of a model that is good beyond doubt."""
+    figures = {"accuracy": figure(0.97, 0.01, 0.98), "below_real": figure(0.01, 0.02), "ratio": figure(1.5, 0.3)}
+    figures["copies"] = {"value": 0.0, "low": 0.0, "high": 0.012, "real": 0.0}
+    loss = {part: {"mean": figure(value, 0.01)} for part, value in (("train", 0.1), ("held_out", 0.104))}
+    judge = {"judge_saw_training": False, "accuracy_train": 0.991}
+    return {"figures": figures, "samples": 300, "loss": loss, "same_data": True} | judge
+
+
+FEW = "there are too few pictures to rule out that "
+CLASSES, SET, COPIES = "it often draws another class", "its pictures as a whole differ", "it repeats pictures"
+
+
+@pytest.mark.parametrize(
+    ("changes", "word", "reasons"),
+    [
+        ({}, "good", []),
+        ({"below_real": figure(0.05, 0.02)}, "unclear", [FEW + CLASSES]),
+        ({"accuracy": figure(0.5, 0.1, 0.6)}, "unclear", ["the classifier recognises too few"]),
+        ({"accuracy": figure(0.5, 0.1, 0.6), "ratio": figure(5.0, 0.1)}, "not good", [SET]),
+        ({"below_real": figure(0.2, 0.02)}, "not good", [CLASSES]),
+        ({"ratio": figure(2.4, 0.5)}, "unclear", [FEW + SET]),
+        ({"ratio": figure(3.1, 0.5), "copies": figure(0.5, 0.1)}, "not good", [SET, COPIES]),
+        ({"ratio": figure(2.4, 0.5), "copies": figure(0.5, 0.1)}, "not good", [COPIES]),
+        ({"ratio": figure(math.nan, 0)}, "not good", [SET]),
+    ],
+)
+def test_the_interval_decides(changes: dict, word: str, reasons: list[str], facts: dict[str, Any]) -> None:
+    found, why = verdict(facts | {"figures": facts["figures"] | changes})
+    assert found == word
+    assert [reason[: len(start)] for reason, start in zip(why, reasons, strict=True)] == reasons
+
+
+def test_the_paragraph_is_in_words(facts: dict[str, Any]) -> None:
+    text = words("my <model>", facts)
+    assert text.startswith("<strong>my &lt;model&gt; is good.</strong> Of 300 samples, 97.0% (96.0 to 98.0%) are")
+    assert "0.0% (0.0 to 1.2%) are copies of a training picture." in text
+    assert "a loss 4% above that of training ones" in text
+    assert "other pictures than these" in words("a", facts | {"same_data": False})
+    assert "other pictures than these" not in words("a", facts | {"same_data": None})
+    text = words("a", facts | {"judge_saw_training": True})
+    assert "it learnt from the training pictures. It recognises 99.1% of those, and favours" in text
+    unsure = facts | {"figures": facts["figures"] | {"ratio": figure(2.4, 0.5)}}
+    assert "<strong>It is unclear whether a is good: there are too few pictures to rule out" in words("a", unsure)
+    bad = facts | {"figures": facts["figures"] | {"copies": figure(0.5, 0.1)}}
+    assert words("a", bad).startswith("<strong>a is not good: it repeats pictures that it was trained on.</strong>")
+
+
+def test_other_pictures_are_noticed(trained: Path, tmp_path: Path) -> None:
+    config, request = load_checkpoint(trained)[1], Request(data_path=tmp_path / "pets")
+    facts = module.facts_of(config, data_of("mine", config, request), request)
+    assert facts["same_data"] is True
+    (tmp_path / "pets" / "cat" / "0.png").unlink()
+    assert module.facts_of(config, data_of("mine", config, request), request)["same_data"] is False
+
+
+def test_the_subset_of_the_run_counts_as_trained_on(checkpoints: Path) -> None:
+    config = load_checkpoint(checkpoints / "dit")[1]
+    known = replace(config, training={"recipe": {"data": "digits", "subset": "100"}})
+    assert len(data_of("dit", known, Request()).train) == 100
+    unknown = replace(config, training={"recipe": "my own"})
+    assert len(data_of("dit", unknown, Request()).train) == 3000
+
+
+def test_a_model_of_the_digits_is_measured_with_a_folder(checkpoints: Path, tmp_path: Path) -> None:
+    config = load_checkpoint(checkpoints / "dit")[1]
+    own = replace(config, training={"recipe": {"data": "digits", "subset": "100"}, "train_sha256": "0" * 64})
+    written = write_pictures(tmp_path / "digits", {str(digit): 20 for digit in range(10)})
+    request = Request("folder", written)
+    data = data_of("dit", own, request)
+    assert [len(part) for part in (data.train, data.judge, data.test)] == [160, 160, 40]
+    facts = module.facts_of(own, data, request)
+    assert (facts["same_data"], facts["data"], facts["data_path"]) == (False, "folder", str(written))
+
+
+@pytest.mark.parametrize(
+    ("changes", "request_", "error", "message"),
+    [
+        ({"class_names": ["cat", "dog"]}, {}, CheckpointError, "mine has the classes .*'cat', 'dog'.*, the data"),
+        ({"shape": (3, 8, 16)}, {}, CheckpointError, "mine draws images of 16x8 pixels, and data are square"),
+        ({}, {"data": "folder"}, DataError, "data folder needs a path"),
+        ({}, {"images": 19}, ValueError, "images must be at least 20, two a class, got 19"),
+        ({}, {"sampler": "heun"}, ValueError, "unknown sampler 'heun'"),
+        ({}, {"steps": 0}, ValueError, "steps must lie in 1..1000, got 0"),
+        ({}, {"threads": 0}, ValueError, "threads must lie in 1..1024, got 0"),
+    ],
+    ids=["classes", "shape", "path", "images", "sampler", "steps", "threads"],
+)
+def test_what_cannot_be_evaluated_is_refused_at_once(
+    changes: dict, request_: dict, error: type, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "load_judges", lambda *_: pytest.fail("too late"))
+    values = {
+        "arguments": {"hidden_dim": 32, "depth": 1, "num_heads": 2},
+        "class_names": [str(i) for i in range(10)],
+    }
+    folder = write_checkpoint(tmp_path / "mine", "dit", **(values | changes))
+    with pytest.raises(error, match=message):
+        evaluate_checkpoints({"mine": folder}, tmp_path / "page.html", Request(**request_))
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_folder_needs_held_out_pictures(tmp_path: Path, tiny_config: Callable[..., TrainConfig]) -> None:
+    pets = write_pictures(tmp_path / "pets", {"cat": 10, "dog": 20})
+    run: dict[str, Any] = {"data": "folder", "data_path": pets, "steps": 1}
+    for share, message in ((0.0, "nothing is held out of .*pets: train mine with --hold-out 0.2"), (0.2, r"2, 4")):
+        config = load_checkpoint(train(tiny_config(**run, hold_out=share, out=tmp_path / f"{share}")))[1]
+        with pytest.raises(DataError, match=message):
+            data_of("mine", config, Request(data_path=pets))
+
+
+def test_the_page_escapes_names(facts: dict[str, Any]) -> None:
+    more = {"kid": figure(0, 0.1), "precision": figure(0.9, 0.1), "recall": figure(0.9, 0.1)}
+    level = [figure(0.1, 0.01)] * 8
+    facts |= {
+        "figures": facts["figures"] | more,
+        "loss": {"images": 9, "u": [0.5] * 8} | {k: mean | {"levels": level} for k, mean in facts["loss"].items()},
+        "accuracy_by_class": {"<b>": 0.5},
+        "neighbours": {"generated_mean": 10.0, "held_out_mean": 9.9},
+        "sampling": {"sampler": "ddim", "steps": 3, "guidance": {"scale": 1.5}},
+        "parameters": 1000, "flop_per_row": 1e9, "step_ms": {"1": 1.0, "8": 2.0}, "training": {},
+        "train_images": 5, "held_out": 4, "matched": 3, "judges": [1, 2, 3], "sha256": "0" * 64,
+    }  # fmt: skip
+    figures = {"checkpoints": {"<i>": facts}, "machine": "two cores", "commit": "abc"}
+    text = page(figures, {"samples": b"", "pairs <i>": b""})
+    assert "<i>" not in text
+    assert "<b>" not in text
+    assert "two cores" in text
+    assert "training" in text
+    assert "not recorded" in text

@@ -1,0 +1,237 @@
+"""What stands beside a verdict and never decides it: a text for each `beside` of docs/comparison/questions.toml."""
+
+import math
+import statistics
+from collections.abc import Callable
+from functools import partial
+
+from training.comparison import selection as s
+from training.comparison.effects import (
+    Effects,
+    Figure,
+    attention_exponent,
+    by_seconds,
+    d1,
+    d2,
+    d6,
+    exponent,
+    fall,
+    few_pictures,
+    first_reached,
+    head_start,
+    mean_rule,
+    step_exponent,
+)
+from training.comparison.selection import DIT, MISSING, PAIR, TITLES, UNET, Line, Lines, Run
+from training.comparison.verdicts import Question, interval
+from training.comparison.words import number, percent, points, span
+
+Show = Callable[[float], str]
+IMAGES: Figure = lambda line: line["images_seen"]
+FLOP: Figure = lambda line: line["train_flop"]
+MOST = 0.9  # of the samples
+ABOUT = {"loss": s.loss, "Frechet ratio": s.ratio, "share of wrong classes": s.wrong}
+
+
+def beside(question: Question, lines: Lines, agreement: dict[str, str]) -> list[tuple[str, str]]:
+    """Pairs of what it is and what was measured. agreement: texts of D4, by the beginning of their names."""
+    return [(what, text(question.name, what, lines, agreement)) for what in question.beside]
+
+
+def text(name: str, what: str, lines: Lines, agreement: dict[str, str]) -> str:
+    if what.startswith("D4"):
+        return agreement.get(what, MISSING)
+    return TEXTS[name, what](lines) or MISSING if (name, what) in TEXTS else MISSING
+
+
+def over_seeds(effects: Effects, show: Show = number) -> str:
+    return span(interval(list(effects.values())), show) if effects else ""
+
+
+def each(pairs: dict[int, tuple[Run, Run]], figure: Callable[[Run], float], show: Show = number) -> str:
+    """Both networks over their paired seeds."""
+    if not pairs:
+        return ""
+    values = zip(*((figure(dit), figure(unet)) for dit, unet in pairs.values()), strict=True)
+    return "; ".join(f"{TITLES[n]} {span(interval(list(v)), show)}" for n, v in zip(PAIR, values, strict=True))
+
+
+def at_end(figure: Figure, show: Show, lines: Lines) -> str:
+    return each(d1(lines), lambda run: figure(run[-1]), show)
+
+
+def started(lines: Lines, what: str, axes: dict[str, Figure | None]) -> str:
+    """How many times as fast the UNet is, by what is paid."""
+    pairs = d1(lines)
+    parts = [
+        f"{name} {over_seeds({k: head_start(*pair, cost, ABOUT[what]) for k, pair in pairs.items()}, doubled)}"
+        for name, cost in axes.items()
+        if cost and pairs
+    ]
+    return f"by {what}, the UNet's speed over the DiT's: {', '.join(parts)}" if parts else ""
+
+
+def doubled(value: float) -> str:
+    return number(2**value)
+
+
+def other_axes(lines: Lines) -> str:
+    return started(lines, "loss", {"images": IMAGES, "FLOP": FLOP})
+
+
+def other_figures(lines: Lines) -> str:
+    axes = {"images": IMAGES, "FLOP": FLOP, "seconds": by_seconds(lines)}
+    return ". ".join(filter(None, (started(lines, what, axes) for what in list(ABOUT)[1:])))
+
+
+def equal_cost(lines: Lines) -> str:
+    """ln of the ratios where the cheaper network ends, straight in logarithms between points."""
+    parts = []
+    for name, cost in (("FLOP", FLOP), ("seconds", by_seconds(lines))):
+        if cost and (pairs := d1(lines)):
+            logs = {k: at_common_cost(dit, unet, cost) for k, (dit, unet) in pairs.items()}
+            parts.append(f"at equal {name} {over_seeds(logs, lambda x: number(math.exp(x)))}")
+    return f"the DiT's Frechet ratio over the UNet's: {', '.join(parts)}" if parts else ""
+
+
+def at_common_cost(dit: Run, unet: Run, cost: Figure) -> float:
+    common = min(cost(dit[-1]), cost(unet[-1]))
+    values = [interpolate([cost(x) for x in run], [s.ratio(x) for x in run], common) for run in (dit, unet)]
+    return math.log(values[0] / values[1])
+
+
+def interpolate(xs: list[float], ys: list[float], x: float) -> float:
+    """Straight in logarithms; beyond the ends, the end."""
+    import numpy as np
+
+    return float(np.exp(np.interp(math.log(x), np.log(xs), np.log(ys))))
+
+
+def slopes(figure: Figure, lines: Lines) -> str:
+    found = {name: {k: fall(x, figure) for k, x in d2(lines, name).items()} for name in PAIR}
+    parts = [f"{TITLES[n]} {over_seeds(v, lambda x: f'{x:.3f}')}" for n, v in found.items() if v]
+    return "exponents: " + "; ".join(parts) if parts else ""
+
+
+def images_until(rule: str, lines: Lines) -> str:
+    """Straight in the logarithm of the images and of the share that fails."""
+    pairs = d6(lines)
+    shown = []
+    for position, name in enumerate(PAIR):
+        found = [reached(pair[position], rule) for pair in pairs.values()]
+        known = [x for x in found if x is not None]
+        if known:
+            shown.append(
+                f"{TITLES[name]} {span(interval(known), lambda x: f'{x:,.0f}')} in {len(known)} of {len(found)}"
+            )
+        elif found:
+            shown.append(f"{TITLES[name]} in none of {len(found)} runs")
+    return "; ".join(shown)
+
+
+def reached(run: Run, rule: str) -> float | None:
+    failing = [max(1 - x["rules"][rule], 0.5 / x["rules"]["samples"]) for x in run]
+    return first_reached([IMAGES(x) for x in run], failing, 1 - MOST)
+
+
+def neighbours(lines: Lines) -> str:
+    pairs = d6(lines)
+    ahead = {k: mean_rule(dit, "near") - mean_rule(unet, "near") for k, (dit, unet) in pairs.items()}
+    return f"the DiT less the UNet {over_seeds(ahead, points)}; {each(pairs, near, percent)}" if pairs else ""
+
+
+def near(run: Run) -> float:
+    return mean_rule(run, "near")
+
+
+def sizes_fit(timing: Line, name: str, sizes: set[str]) -> bool:
+    return sizes <= timing.get(name, {}).keys()
+
+
+def attention_flop(lines: Lines) -> str:
+    found = [t["attention_flop"] for t in s.timings(lines, DIT).values()]
+    known = [attention_exponent(x) for x in found if {"256", "1024"} <= x.keys()]
+    return f"exponent {known[0]:.2f}" if known else ""
+
+
+def step_flop(lines: Lines) -> str:
+    found = [t["step_flop"] for t in s.timings(lines, UNET).values()]
+    known = [exponent(x["64"], x["128"], 4) for x in found if {"64", "128"} <= x.keys()]
+    return f"exponent {known[0]:.2f}" if known else ""
+
+
+def attention_shares(lines: Lines) -> str:
+    found = s.attention_share(lines)
+    shown = (f"{side} pixels {span(interval(values), percent)}" for side, values in found.items())
+    return ", ".join(shown)
+
+
+def whole_step(lines: Lines) -> str:
+    found = {
+        k: step_exponent(t) for k, t in s.timings(lines, DIT).items() if {"64", "128"} <= t["step_seconds"].keys()
+    }
+    return f"from 64 to 128 pixels a side {over_seeds(found, lambda x: f'{x:.2f}')}" if found else ""
+
+
+def break_even(lines: Lines) -> str:
+    """Where the difference of the logarithms of both steps changes its sign; means over the processes, one row."""
+    both = {name: s.mean_steps(lines, name, "1") for name in PAIR}
+    sides = sorted(both[DIT].keys() & both[UNET].keys())
+    gaps = [math.log(both[DIT][side] / both[UNET][side]) for side in sides]
+    for (a, b), (x, y) in zip(zip(gaps, gaps[1:], strict=False), zip(sides, sides[1:], strict=False), strict=True):
+        if a * b <= 0 and a != b:
+            return f"about {x * (y / x) ** (a / (a - b)):.0f} pixels a side"
+    cheaper = "DiT" if gaps and gaps[0] < 0 else "UNet"
+    return f"none of {sides[0]} to {sides[-1]} pixels a side: the {cheaper} is cheaper at all" if gaps else ""
+
+
+def other_counts(lines: Lines) -> str:
+    """With 3,000 pictures, D1's runs are those of the question where D3 has none."""
+    found = {n: few_pictures(lines, n) for n in (100, 1000, 3000)}
+    found[3000] = found[3000] or {
+        k: math.log(min(map(s.loss, a)) / min(map(s.loss, b))) for k, (a, b) in d1(lines).items()
+    }
+    parts = [f"{n:,}: {over_seeds(v, lambda x: number(math.exp(x)))}" for n, v in found.items() if v]
+    return f"the DiT's lowest loss over the UNet's, by pictures: {'; '.join(parts)}" if parts else ""
+
+
+def denoisers(lines: Lines) -> str:
+    """r2 against each reference, mean over noise levels and runs."""
+    parts = []
+    for name in PAIR:
+        found = [x["probe"]["r2"] for x in s.of(lines, "D5", name, lambda x: "probe" in x)]
+        means = [f"{k} {statistics.fmean(statistics.fmean(r[k]) for r in found):.2f}" for k in (found or [{}])[0]]
+        parts += [f"{TITLES[name]}: {', '.join(means)}"] if means else []
+    return f"r2, mean over noise levels: {'; '.join(parts)}" if parts else ""
+
+
+def level(position: int, lines: Lines) -> str:
+    """Held-out error of the denoised image at one noise level of D1's last point."""
+    return at_end(lambda line: line["loss"]["test"]["x0"][position], number, lines)
+
+
+TEXTS: dict[tuple[str, str], Callable[[Lines], str]] = {
+    ("faster-to-train", "the same against images and FLOP"): other_axes,
+    ("faster-to-train", "the same with the Frechet ratio and accuracy instead of the loss"): other_figures,
+    ("strong-baseline", "accuracy"): partial(at_end, s.accuracy, percent),
+    ("strong-baseline", "KID less its floor"): partial(at_end, s.kid, number),
+    ("strong-baseline", "precision"): partial(at_end, s.precision, percent),
+    ("strong-baseline", "recall"): partial(at_end, s.recall, percent),
+    ("strong-baseline", "loss"): partial(at_end, s.loss, number),
+    ("strong-baseline", "the same at equal FLOP and seconds"): equal_cost,
+    ("more-scalable", "the lines themselves"): partial(slopes, s.loss),
+    ("more-scalable", "Frechet ratio instead of the loss"): partial(slopes, s.ratio),
+    ("long-range", "images until 90 % match"): partial(images_until, "far"),
+    ("long-range", "the same for two neighbouring patches"): neighbours,
+    ("quadratic-attention", "FLOP, which is exact"): attention_flop,
+    ("quadratic-attention", "share of the attention in a step by size"): attention_shares,
+    ("quadratic-attention", "exponent of the whole step"): whole_step,
+    ("linear-convolutions", "FLOP, which is exact"): step_flop,
+    ("linear-convolutions", "the size at which a step of the DiT costs as much"): break_even,
+    ("inductive-bias", "the same for 100, 1,000 and 3,000 pictures"): other_counts,
+    ("inductive-bias", "D5: sensitivity fields and r2 against the local, Wiener and optimal denoisers"): denoisers,
+    ("local-details", "D1: loss at the lowest noise level"): partial(level, 0),
+    ("local-details", "images until 90 % are right"): partial(images_until, "texture"),
+    ("global-coherence", "D1: accuracy of the judges"): partial(at_end, s.accuracy, percent),
+    ("global-coherence", "D1: loss at the highest noise level"): partial(level, -1),
+}

@@ -1,0 +1,175 @@
+"""Figures of costs: steps against rows and pixels (D8), and what quality costs where networks are served (D9)."""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from training.comparison import selection as s
+from training.comparison.drawing import (
+    COLOURS,
+    MARKS,
+    PAPER,
+    Picture,
+    figure,
+    plain_logarithm,
+    plain_values,
+    source,
+)
+from training.comparison.rates import Table
+from training.comparison.selection import DIT, PAIR, TITLES, Line, Lines
+from training.comparison.verdicts import Interval, interval
+from training.comparison.words import missing, number, percent, span
+
+WAY, ROWS = "OpenVINO bfloat16", "8"  # of docs/cpu.json: what the service takes on a CPU that has it
+SHOWN = 0.975  # accuracy from which a way to sample is a candidate
+Row = dict[int, float]  # a value by size
+
+
+def steps(lines: Lines) -> Picture | str:
+    """Step time against pixels and rows, and the attention's share of a step."""
+    timed = {name: list(s.timings(lines, name).values()) for name in PAIR}
+    if not any(timed.values()):
+        return missing("D8")
+    with figure(3, 1, (8.6, 3.0)) as (grid, svg):
+        pixels, rows, share = grid[0]
+        for name, found in timed.items():
+            draw(pixels, [milliseconds(by_pixels(timing["step_seconds"])) for timing in found], name)
+            draw(rows, [milliseconds(timing["step_seconds"].get("32", {})) for timing in found], name)
+        draw(share, attention_percent(lines), DIT)
+        pixels.set(xlabel="pixels a side, one row", title="milliseconds of a step", yscale="log")
+        rows.set(xlabel="rows, 32 pixels a side", title="milliseconds of a step", yscale="log")
+        share.set(xlabel="pixels a side, one row", title="attention's share of it, %")
+        share.set_ylim(0)
+        for axes in (pixels, rows):
+            plain_values(axes.yaxis)
+        pixels.legend()
+        drawn = svg()
+    used = s.of(lines, "D8", keep=lambda x: "timing" in x)
+    caption = (
+        "Left: a forward of one row. Middle: a forward of 32 pixels a side, by rows. Right: what the attention "
+        f"alone takes of the DiT's step. Each process thin, their mean thick. {quiet(used)} {source(used)}"
+    )
+    return Picture(drawn, "Step times of both networks, and the attention's share.", caption, "steps.svg")
+
+
+def quiet(lines: Lines) -> str:
+    """Whether others used the machine meanwhile, which some systems do not tell."""
+    loads = [line["timing"].get("load") for line in lines]
+    if None in loads:
+        return "What other programs used of the machine meanwhile is not known."
+    return f"Other programs used up to {percent(max(loads))} of the cores meanwhile."
+
+
+def by_pixels(seconds: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Of one row."""
+    return {side: by_rows["1"] for side, by_rows in seconds.items() if "1" in by_rows}
+
+
+def milliseconds(seconds: dict[str, float]) -> Row:
+    return {int(size): 1000 * value for size, value in seconds.items()}
+
+
+def attention_percent(lines: Lines) -> list[Row]:
+    """A row for each process."""
+    shares = s.attention_share(lines)
+    return [
+        {side: 100 * share for side, share in zip(shares, values, strict=True)}
+        for values in zip(*shares.values(), strict=False)
+    ]
+
+
+def draw(axes: Any, rows: list[Row], name: str) -> None:
+    """Each process thin, their mean thick, over a logarithmic axis with a tick at every size."""
+    sizes = sorted({x for row in rows for x in row})
+    if not sizes:
+        return
+    for row in rows:
+        axes.plot(sorted(row), [row[x] for x in sorted(row)], color=COLOURS[name], lw=0.8, alpha=0.4)
+    mean = [statistics.fmean(row[x] for row in rows if x in row) for x in sizes]
+    axes.plot(sizes, mean, color=COLOURS[name], lw=2.2, marker=MARKS[name], ms=4, label=TITLES[name])
+    axes.set_xscale("log")
+    plain_logarithm(axes.xaxis, sizes, "{:g}".format)
+
+
+def read_serving(docs: Path) -> tuple[Lines, Line]:
+    """Reports of evaluations.jsonl on networks tuned for few steps, and cpu.json; nothing where they lack."""
+    path, cpu = docs / "evaluations.jsonl", docs / "cpu.json"
+    text = path.read_text("utf-8") if path.exists() else ""
+    lines = [json.loads(line) for line in text.splitlines()]
+    tuned = [line for line in lines if line["stage"] == "report" and line.get("tuned")]
+    return tuned, json.loads(cpu.read_text("utf-8")) if cpu.exists() else {}
+
+
+Way = tuple[str, str, float, Interval, Interval, float]  # model, how, rows, accuracy, ratio, milliseconds an image
+
+
+def ways(tuned: Lines, cpu: Line) -> list[Way]:
+    """Every reported way to sample: intervals over trainings, milliseconds by the rows that it takes."""
+    found = []
+    for model in PAIR:
+        speed = cpu.get("rows", {}).get(model, {}).get(WAY, {}).get(ROWS)
+        mine = [line for line in tuned if line["model"] == model]
+        for how in sorted({json.dumps(line["point"], sort_keys=True) for line in mine}) if speed else ():
+            lines = [line for line in mine if json.dumps(line["point"], sort_keys=True) == how]
+            rows = lines[0]["rows"]
+            accuracy, ratio = (over_trainings(lines, figure) for figure in ("accuracy", "ratio"))
+            found.append((model, named(json.loads(how)), rows, accuracy, ratio, 1000 * rows / speed))
+    return sorted(found, key=lambda way: (way[0], way[5], way[4].mean))
+
+
+def over_trainings(lines: Lines, name: str) -> Interval:
+    trainings = sorted({line["trained"] for line in lines})
+    return interval([statistics.fmean(x[name] for x in lines if x["trained"] == k) for k in trainings])
+
+
+def named(point: Line) -> str:
+    guidance = f"guidance {point['guidance']:g}"
+    return f"{point['sampler']}, {point['steps']} step{'s' * (point['steps'] != 1)}, {point['spacing']}, {guidance}"
+
+
+def serving_table(found: list[Way]) -> Table:
+    """Without ways that another one of the network beats in everything."""
+    head = ["network", "way to sample", "rows an image", "accuracy", "Frechet ratio", "ms an image"]
+    rows = [
+        [TITLES[way[0]], way[1], f"{way[2]:g}", span(way[3], percent), span(way[4]), number(way[5])]
+        for way in found
+        if way[3].mean >= SHOWN and not any(beats(other, way) for other in found)
+    ]
+    return head, rows
+
+
+def beats(a: Way, b: Way) -> bool:
+    """Whether a is of the same network, as cheap, and as good in both figures."""
+    better = a[3].mean >= b[3].mean and a[4].mean <= b[4].mean and a[5] <= b[5]
+    return a[0] == b[0] and better and a != b
+
+
+def serving(found: list[Way], tuned: Lines, cpu: Line) -> Picture | str:
+    """Frechet ratio against milliseconds an image."""
+    if not found:
+        return missing("docs/evaluations.jsonl and docs/cpu.json")
+    with figure(1, 1, (7.2, 3.6), top=0.08) as (grid, svg):
+        axes = grid[0, 0]
+        for model, _, _, accuracy, ratio, ms in found:
+            ends = [ratio.mean if end is None else end for end in (ratio.low, ratio.high)]
+            fill = COLOURS[model] if accuracy.mean >= SHOWN else PAPER
+            axes.plot([ms, ms], ends, color=COLOURS[model], lw=1.2)
+            axes.plot(ms, ratio.mean, MARKS[model], color=COLOURS[model], mfc=fill, ms=6)
+        for name in PAIR:
+            axes.plot([], [], MARKS[name], color=COLOURS[name], label=TITLES[name])
+        axes.set(
+            xscale="log", yscale="log", xlabel="milliseconds of the processor an image", ylabel="Frechet ratio"
+        )
+        plain_values(axes.xaxis)
+        plain_values(axes.yaxis)
+        axes.legend()
+        drawn = svg()
+    commits, where = ", ".join(sorted({line["commit"][:7] for line in tuned})), cpu["measured"]
+    caption = (
+        "Every reported way to sample the shipped networks, which are larger than the two above and tuned for "
+        f"few steps. Intervals are over three trainings. Hollow: accuracy under {percent(SHOWN)}. Quality: "
+        f"docs/evaluations.jsonl, commits {commits}. Cost: docs/cpu.json, {WAY}, {ROWS} rows, "
+        f"{where['processor']}, commit {where['commit'][:7]}. Made by `python run.py compare`."
+    )
+    return Picture(drawn, "Frechet ratio against milliseconds an image for both shipped networks.", caption)

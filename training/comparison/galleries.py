@@ -1,0 +1,252 @@
+"""Samples of all networks from the same noise: how much they agree, as numbers and as sheets of pictures (D4)."""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from training.comparison.agreement import Gallery, agreement, pair_correlations, standard_rows
+from training.comparison.drawing import COLOURS, source
+from training.comparison.rates import Table
+from training.comparison.selection import DIT, PAIR, UNET, Line, Lines, of, seed_of
+from training.comparison.verdicts import interval
+from training.comparison.words import percent, span
+
+Galleries = dict[tuple[str, int], Gallery]  # by network and seed
+Pairs = dict[str, list[tuple[Gallery, Gallery]]]  # by what differs between the two
+Agreements = dict[str, list[dict[str, float]]]  # for each of these pairs
+GAP, HEADER = 6, 5  # pixels between blocks, and of the bar that tells the network
+SHOWN = 12  # pictures of a row of the best, the worst and the oddest
+COLUMNS = 8  # pictures of each class in a grid
+Rows = list[list[np.ndarray]]  # of pictures [H, W, 3]
+Block = tuple[str, Rows]  # a network and its pictures
+
+HALVES = (
+    "D4: correlation of the pixels that two networks trained on disjoint halves draw from one noise, "
+    "UNet's less DiT's"
+)
+WHOLE = "D4: the same between UNet and DiT, and between two seeds of each, trained on all pictures"
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A picture of samples with its words. file: its name where the Markdown page shows it, too."""
+
+    png: bytes
+    alt: str
+    caption: str
+    file: str = ""
+
+
+def load(folder: Path, lines: Lines, group: str, keep: Callable[[Line], bool] = lambda _: True) -> Galleries:
+    """Those that exist, of the runs of a group."""
+    found = {}
+    for line in of(lines, group, keep=lambda x: x["network"] in PAIR and "recipe" in x and keep(x)):
+        path = folder / f"{line['run']}.npz"
+        if path.exists() and (line["network"], seed_of(line)) not in found:
+            with np.load(path, allow_pickle=False) as arrays:
+                found[line["network"], seed_of(line)] = {name: arrays[name] for name in arrays.files}
+    return dict(sorted(found.items()))
+
+
+def halves(folder: Path, lines: Lines) -> dict[str, list[tuple[Gallery, Gallery]]]:
+    """By network: both halves of one seed."""
+    first, second = (
+        load(folder, lines, "D4", lambda x, part=part: x["recipe"]["subset"] == part) for part in ("1/2", "2/2")
+    )
+    return {n: [(a, second[key]) for key, a in first.items() if key[0] == n and key in second] for n in PAIR}
+
+
+def kinds(
+    found: Galleries, parts: dict[str, list[tuple[Gallery, Gallery]]]
+) -> dict[str, list[tuple[Gallery, Gallery]]]:
+    """Pairs of galleries by what differs between them."""
+    mine = {name: [gallery for (network, _), gallery in found.items() if network == name] for name in PAIR}
+    across = [
+        (gallery, found[UNET, seed])
+        for (name, seed), gallery in found.items()
+        if name == DIT and (UNET, seed) in found
+    ]
+    return {
+        "DiT and UNet of one seed": across,
+        "two seeds of the DiT": list(combinations(mine[DIT], 2)),
+        "two seeds of the UNet": list(combinations(mine[UNET], 2)),
+        "two DiTs, trained on disjoint halves": parts[DIT],
+        "two UNets, trained on disjoint halves": parts[UNET],
+    }
+
+
+def agreements(pairs: Pairs) -> Agreements:
+    return {kind: [agreement(a, b) for a, b in found] for kind, found in pairs.items()}
+
+
+def agreement_table(found: Agreements) -> Table:
+    head = [
+        "pair",
+        "pairs",
+        "one noise",
+        "other noise, same class",
+        "difference",
+        "partner found",
+        "found by chance",
+    ]
+    rows = []
+    for kind, figures in found.items():
+        if figures:
+            mean = {name: float(np.mean([figure[name] for figure in figures])) for name in figures[0]}
+            shown = [f"{mean[name]:.3f}" for name in ("same_noise", "same_class", "beyond_class")]
+            rows.append([kind, f"{len(figures)}", *shown, percent(mean["found"]), percent(mean["found_by_chance"])])
+    return head, rows
+
+
+def agreement_texts(found: Agreements) -> dict[str, str]:
+    """For the `beside` of the questions. Pairs of seeds share networks, so they have a range and no interval."""
+    across, dits, unets, half_dits, half_unets = ([x["same_noise"] for x in figures] for figures in found.values())
+    texts = {}
+    if half_dits and half_unets and len(half_dits) == len(half_unets):
+        less = interval([u - d for u, d in zip(half_unets, half_dits, strict=True)])
+        means = f"UNet {np.mean(half_unets):.3f}, DiT {np.mean(half_dits):.3f}"
+        texts[HALVES] = f"{span(less, signed)}; {means}"
+    if across:
+        texts[WHOLE] = f"UNet and DiT {span(interval(across), lambda x: f'{x:.3f}')}"
+        for name, values in (("DiT", dits), ("UNet", unets)):
+            if values:
+                ends = f"{min(values):.3f} to {max(values):.3f} over {len(values)} pairs"
+                texts[WHOLE] += f"; two seeds of the {name} {np.mean(values):.3f} ({ends})"
+    return texts
+
+
+def signed(value: float) -> str:
+    return f"{value:+.3f}"
+
+
+def sheets(found: Galleries, lines: Lines, group: str, file: str, compared: bool = True) -> list[Sheet]:
+    """Of a group; nothing without samples of both networks from one seed. compared: also the pairs and failures."""
+    both = [seed for name, seed in found if name == DIT and (UNET, seed) in found]
+    if not both:
+        return []
+    used = [x for x in of(lines, group) if "judges" in x and (x["network"], seed_of(x)) in found]
+    made = [class_grid(found, both[0], file), one_noise(found), *trajectories(found, both)]
+    if compared:
+        made += [pairs_sheet(found, both, worst=True), pairs_sheet(found, both, worst=False), oddest(found)]
+    return [Sheet(x.png, x.alt, f"{x.caption} {source(used)}", x.file) for x in made]
+
+
+def class_grid(found: Galleries, seed: int, file: str) -> Sheet:
+    blocks = [(name, grid_rows(found[name, seed])) for name in PAIR]
+    caption = (
+        f"Seed {seed}, a row for each class: left the DiT, right the UNet, each pair of places from one noise. "
+        "Drawn with 20 evaluations and no guidance, which shows what a network has learnt."
+    )
+    return Sheet(draw(blocks), "A row of samples for each class, by the DiT and by the UNet.", caption, file)
+
+
+def grid_rows(gallery: Gallery) -> Rows:
+    return [
+        [picture(gallery, i) for i in np.flatnonzero(gallery["labels"] == label)[:COLUMNS]]
+        for label in np.unique(gallery["labels"])
+    ]
+
+
+def one_noise(found: Galleries) -> Sheet:
+    """A row a class, a column a seed."""
+    blocks = []
+    for name in PAIR:
+        mine = [gallery for (network, _), gallery in found.items() if network == name]
+        firsts = [np.flatnonzero(mine[0]["labels"] == label)[0] for label in np.unique(mine[0]["labels"])]
+        blocks.append((name, [[picture(gallery, i) for gallery in mine] for i in firsts]))
+    caption = "Every row is one noise, drawn by all seeds: left the DiT's, right the UNet's."
+    return Sheet(draw(blocks), "One noise a row, drawn by each training of both networks.", caption)
+
+
+def trajectories(found: Galleries, seeds: list[int]) -> list[Sheet]:
+    """On the way from one noise; nothing of runs that kept none."""
+    kept = [seed for seed in seeds if all("trajectories" in found[name, seed] for name in PAIR)]
+    if not kept:
+        return []
+    steps = found[DIT, kept[0]]["trajectory_steps"] + 1
+    blocks = [(name, [list(map(as_picture, row)) for row in found[name, kept[0]]["trajectories"]]) for name in PAIR]
+    caption = (
+        f"Seed {kept[0]}: what the networks take an image for after steps {', '.join(map(str, steps))} of 20, "
+        "every row from one noise: left the DiT, right the UNet."
+    )
+    return [Sheet(draw(blocks), "Images on their way from noise, by the DiT and by the UNet.", caption)]
+
+
+def pairs_sheet(found: Galleries, seeds: list[int], worst: bool) -> Sheet:
+    """Above the DiT's, below the UNet's picture of one noise, over all seeds."""
+    scores = [
+        (score, seed, i)
+        for seed in seeds
+        for i, score in enumerate(pair_correlations(found[DIT, seed], found[UNET, seed]))
+    ]
+    chosen = sorted(scores, reverse=not worst)[:SHOWN]
+    blocks = [(name, [[picture(found[name, seed], i) for _, seed, i in chosen]]) for name in PAIR]
+    ends = f"{chosen[0][0]:.2f} to {chosen[-1][0]:.2f}"
+    which = "least" if worst else "most"
+    caption = (
+        f"The {SHOWN} pairs of one noise that agree {which}: above the DiT, below the UNet; correlations {ends}."
+    )
+    return Sheet(draw(blocks, stacked=True), f"Pairs of samples that agree {which}.", caption)
+
+
+def oddest(found: Galleries) -> Sheet:
+    """Failures, found without a judge: samples whose nearest of all samples of their class is the farthest."""
+    blocks, alike = [], likeness(found)
+    for name in PAIR:
+        mine = {seed: scores for (network, seed), scores in alike.items() if network == name}
+        scores = [(score, seed, i) for seed, of_seed in mine.items() for i, score in enumerate(of_seed)]
+        blocks.append((name, [[picture(found[name, seed], i) for _, seed, i in sorted(scores)[:SHOWN]]]))
+    caption = (
+        f"Failures: the {SHOWN} samples of each network that are least like any sample of their class from other "
+        "noise, by the correlation of pixels. Above the DiT's, below the UNet's."
+    )
+    return Sheet(draw(blocks, stacked=True), "The oddest samples of both networks.", caption)
+
+
+def likeness(found: Galleries) -> dict[tuple[str, int], np.ndarray]:
+    """Highest correlation of each sample with any of its class from other noise, by any network: [N] each."""
+    labels = next(iter(found.values()))["labels"]
+    best = {key: np.zeros(len(labels)) for key in found}
+    for label in np.unique(labels):
+        places = np.flatnonzero(labels == label)
+        rows = np.concatenate([standard_rows(gallery["images"][places]) for gallery in found.values()])
+        table, place = rows @ rows.T, np.tile(places, len(found))
+        highest = np.where(place[:, None] == place, -1, table).max(1)
+        for key, scores in zip(found, highest.reshape(len(found), -1), strict=True):
+            best[key][places] = scores
+    return best
+
+
+def picture(gallery: Gallery, index: int) -> np.ndarray:
+    """[H, W, 3] uint8."""
+    return as_picture(gallery["images"][index])
+
+
+def as_picture(image: np.ndarray) -> np.ndarray:
+    """[C, H, W] uint8 to [H, W, 3]."""
+    return image.transpose(1, 2, 0).repeat(3 // len(image), axis=2)
+
+
+def draw(blocks: list[Block], stacked: bool = False) -> bytes:
+    """PNG; the blocks side by side or stacked, a bar in the network's colour at the top or the left of each."""
+    parts = [
+        bar(np.concatenate([np.concatenate(row, 1) for row in rows], 0), name, stacked) for name, rows in blocks
+    ]
+    axis = 0 if stacked else 1
+    shape = list(parts[0].shape)
+    shape[axis] = GAP
+    whole = np.concatenate([parts[0], np.full(shape, 255, np.uint8), parts[1]], axis)
+    content = io.BytesIO()
+    Image.fromarray(whole.repeat(2, 0).repeat(2, 1)).save(content, format="PNG", optimize=True)
+    return content.getvalue()
+
+
+def bar(pixels: np.ndarray, name: str, left: bool) -> np.ndarray:
+    colour = np.array([int(COLOURS[name][i : i + 2], 16) for i in (1, 3, 5)], np.uint8)
+    shape = (len(pixels), HEADER, 3) if left else (HEADER, pixels.shape[1], 3)
+    return np.concatenate([np.broadcast_to(colour, shape), pixels], 1 if left else 0)

@@ -1,0 +1,157 @@
+"""The report of the comparison: docs/comparison.html and docs/comparison.md from the lines and arrays of the runs.
+
+Nothing is trained and nothing is sampled. The same inputs make the same bytes, with the pinned versions.
+"""
+
+from pathlib import Path
+
+from models.files import replace_file
+from training.comparison import costs, fields, galleries, learning, memory, rates
+from training.comparison.beside import beside
+from training.comparison.drawing import Picture
+from training.comparison.effects import effects_of
+from training.comparison.galleries import Sheet
+from training.comparison.page import Beside, Report, Section, markdown, page
+from training.comparison.rates import Table
+from training.comparison.results import read_results
+from training.comparison.selection import Lines, diverged, of
+from training.comparison.verdicts import interval, judge, read_questions
+from training.comparison.words import networks, number, percent, span, summary
+
+
+def write_report(docs: Path, out: Path) -> list[Path]:
+    """Both pages, and the pictures that the Markdown page shows, in out/comparison.
+
+    docs: the folder with comparison/questions.toml, comparison/runs.jsonl, comparison/data, evaluations.jsonl and
+    cpu.json. Only the first must exist.
+
+    Raises:
+        OSError: no questions, or nothing can be written.
+        ValueError: questions or lines that cannot be read.
+    """
+    report = build(docs)
+    files = {out / "comparison.html": page(report).encode(), out / "comparison.md": markdown(report).encode()}
+    for block in [report.glance, *(block for section in report.sections for block in section.blocks)]:
+        if isinstance(block, Picture | Sheet) and block.file:
+            content = block.svg.encode() if isinstance(block, Picture) else block.png
+            files[out / "comparison" / block.file] = content
+    for path, content in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, content)
+    return list(files)
+
+
+def build(docs: Path) -> Report:
+    folder = docs / "comparison"
+    questions, lines = read_questions(folder / "questions.toml"), read_results(folder / "runs.jsonl")
+    findings = judge(questions, effects_of(lines))
+    found = galleries.load(folder / "data", lines, "D1")
+    agreed = galleries.agreements(galleries.kinds(found, galleries.halves(folder / "data", lines)))
+    texts = galleries.agreement_texts(agreed)
+    return Report(
+        summary(findings, lines),
+        findings,
+        learning.glance(findings),
+        {q.name: Beside(beside(q, lines, texts), networks(lines, q.measurement)) for q in questions},
+        [
+            choices(lines),
+            real_images(lines),
+            qualities(lines),
+            Section("Samples from the same noise", galleries.sheets(found, lines, "D1", "samples.png")),
+            agreements(agreed),
+            rule_section(folder / "data", lines),
+            Section("Few pictures", [memory.few_pictures(lines)]),
+            mechanism(folder / "data", lines),
+            Section("Step time", [costs.steps(lines)]),
+            serving(docs),
+            gaps(lines),
+        ],
+    )
+
+
+def choices(lines: Lines) -> Section:
+    chosen = rates.choose(lines)
+    text = (
+        "The learning rate with the lowest held-out loss after the last image, then the guidance with the lowest "
+        "Frechet ratio at this rate. Both are chosen on seed 0 and on pictures and classifiers that no verdict "
+        "uses."
+    )
+    wrong = [f"**The runs do not follow the rule.** {text}" for text in rates.disagreements(lines, chosen)]
+    pictures = [learning.rates(lines), learning.guidance(chosen)]
+    return Section("Learning rate and guidance", [text, *wrong, rates.table(lines, chosen), *pictures], short=True)
+
+
+REAL = {"accuracy_real": "accuracy", "kid_real": "KID", "precision_real": "precision", "recall_real": "recall"}
+
+
+def real_images(lines: Lines) -> Section:
+    """The floor: what held-out images get in the place of samples."""
+    text = (
+        "What held-out images get in the place of the samples: the best that a network can reach. Each judge's "
+        "figure is a mean of 20 draws of two disjoint sets of real images. The interval covers the training of "
+        "the judges, by three seeds. It does not cover another choice of the held-out images, which are the same "
+        "for both networks."
+    )
+    judged = [line["judges"] for line in of(lines, "D1", keep=lambda x: bool(x.get("judges")))]
+    return Section("Real images against real images", [text, floor(judged)] if judged else [text], short=True)
+
+
+def floor(judged: list[Lines]) -> Table:
+    """A figure a row; of each judge the mean over all lines, which differ only where the sizes of samples do."""
+    rows = []
+    for name, title in {"matched_real": "Frechet distance", **REAL}.items():
+        by_judge = zip(
+            *([j["frechet"][name] if name == "matched_real" else j[name] for j in js] for js in judged), strict=True
+        )
+        known = interval([sum(values) / len(values) for values in by_judge])
+        rows.append([title, span(known, percent if name not in ("matched_real", "kid_real") else number)])
+    return ["figure", "real images, three judges"], rows
+
+
+def qualities(lines: Lines) -> Section:
+    pictures = [
+        learning.quality(lines, learning.MAIN, "Loss, Frechet ratio and accuracy", "quality.svg"),
+        learning.quality(lines, learning.MORE, "KID, precision and recall"),
+        learning.levels(lines),
+    ]
+    return Section("Quality against what it costs", pictures)
+
+
+def agreements(found: galleries.Agreements) -> Section:
+    text = (
+        "Correlation of the pixels of two networks' samples. Two samples of one class are alike from any noise, "
+        "so only the difference is owed to the noise. A partner is found where it correlates more than all other "
+        "samples of its class."
+    )
+    return Section("Agreement as a number", [text, galleries.agreement_table(found)], short=True)
+
+
+def rule_section(folder: Path, lines: Lines) -> Section:
+    found = galleries.load(folder, lines, "D6")
+    text = "Synthetic pictures whose rules a program checks in every sample, so no classifier judges them."
+    samples = galleries.sheets(found, lines, "D6", "tiles.png", compared=False)
+    return Section("Rules between the parts of a picture", [text, memory.rules(lines), *samples])
+
+
+def mechanism(folder: Path, lines: Lines) -> Section:
+    pictures = [memory.denoisers(folder, lines), *fields.sheets(folder, lines)]
+    return Section("Which denoiser a network has become", pictures)
+
+
+def serving(docs: Path) -> Section:
+    tuned, cpu = costs.read_serving(docs)
+    found = costs.ways(tuned, cpu)
+    text = (
+        "What an image costs where the service runs on a CPU. This is no verdict: the shipped networks are "
+        "larger than the two above, differ in size from each other, and are tuned for few steps."
+    )
+    table = costs.serving_table(found)
+    return Section("Cost to serve", [text, table, costs.serving(found, tuned, cpu)], short=bool(table[1]))
+
+
+def gaps(lines: Lines) -> Section:
+    """What a reader must know is missing."""
+    lost = diverged(lines)
+    said = [f"Diverged, and left out of all figures: {', '.join(lost)}."] if lost else ["No run has diverged."]
+    said.append("D7 (predictions and patch sizes) and D10 (parts of the networks) are not measured.")
+    return Section("What is missing", said, short=True)

@@ -1,0 +1,225 @@
+"""Findings in plain words, and the paragraph for a reader in a hurry; never stronger than the verdicts."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from training.comparison.selection import DIT, MISSING, PAIR, TITLES, UNET, Line, Lines, image_seconds, of
+from training.comparison.verdicts import FAILS, HOLDS, UNDECIDED, Finding, Interval, Question
+
+
+def number(value: float, digits: int = 3) -> str:
+    """Rounded to so many significant digits, without an exponent."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    return f"{value:,.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def points(share: float) -> str:
+    return f"{100 * share:.1f} points"
+
+
+def span(known: Interval, show: Callable[[float], str] = number) -> str:
+    """The mean and its interval; a unit after a space is said once."""
+    if known.low is None or known.high is None:
+        return f"{show(known.mean)} (one seed, so no interval)"
+    low, high = (show(end).partition(" ")[0] for end in (known.low, known.high))
+    return f"{show(known.mean)} ({low} to {high})"
+
+
+def mirrored(known: Interval) -> Interval:
+    low, high = (None if end is None else -end for end in (known.high, known.low))
+    return Interval(-known.mean, low, high, known.n)
+
+
+def faster(known: Interval) -> str:
+    name, known = ("UNet", known) if known.mean >= 0 else ("DiT", mirrored(known))
+    return f"the {name} is {span(known, lambda x: number(2**x))} times as fast to the loss that the other ends with"
+
+
+def times(what: str) -> Callable[[Interval], str]:
+    return lambda known: f"the DiT's {what} is {span(known, lambda x: number(math.exp(x)))} times the UNet's"
+
+
+def ahead(name: str) -> Callable[[Interval], str]:
+    """The share of the network that is ahead, less the other's; name: whose share less the other's is positive."""
+    other = {"DiT": "UNet", "UNet": "DiT"}[name]
+
+    def words(known: Interval) -> str:
+        leader, known = (name, known) if known.mean >= 0 else (other, mirrored(known))
+        return f"the {leader} is ahead by {span(known, points)}"
+
+    return words
+
+
+def power(of_right: float) -> Callable[[Interval], str]:
+    return lambda known: f"exponent {span(known, lambda x: f'{of_right + x:.2f}')}"
+
+
+@dataclass(frozen=True)
+class Words:
+    """How one question is spoken of. better: the network that the sentence favours, "" where it is about costs."""
+
+    topic: str  # names it in a list
+    when: str  # continues "use the ... when"
+    better: str
+    effect: Callable[[Interval], str]
+    bar: Callable[[float], str]  # what the verdict takes, from the margin
+    needs: str = ""  # measurements, where the question's own is not all
+
+
+WORDS: dict[str, Words] = {
+    "faster-to-train": Words(
+        "the time to train", "the time to train counts", UNET, faster, lambda m: f"{number(2**m)} times as fast",
+        "D1 and D8",
+    ),
+    "strong-baseline": Words(
+        "likeness to real pictures", "samples must resemble real pictures", UNET, times("Frechet ratio"),
+        lambda m: f"the UNet's ratio at most {number(math.exp(m))} times the DiT's",
+    ),
+    "more-scalable": Words(
+        "the gain by more compute", "much more compute is at hand", DIT,
+        lambda known: f"the DiT's exponent less the UNet's: {span(known, lambda x: f'{x:+.3f}')}",
+        lambda m: f"an exponent larger by {m:g}",
+    ),
+    "long-range": Words(
+        "parts far apart", "parts far apart must match", DIT, ahead("DiT"), lambda m: f"{100 * m:g} points"
+    ),
+    "quadratic-attention": Words(
+        "the cost of attention", "", "", power(2), lambda m: f"an exponent within {m:g} of 2"
+    ),
+    "linear-convolutions": Words(
+        "the cost of convolutions", "", "", power(1), lambda m: f"an exponent within {m:g} of 1"
+    ),
+    "inductive-bias": Words(
+        "learning from few pictures", "there are few pictures", UNET, times("lowest loss"),
+        lambda m: f"{number(math.exp(m))} times the loss",
+    ),
+    "local-details": Words(
+        "fine texture", "fine texture must be right", UNET, ahead("UNet"), lambda m: f"{100 * m:g} points"
+    ),
+    "global-coherence": Words(
+        "parts that fit together", "all parts must fit together", DIT, ahead("DiT"),
+        lambda m: f"{100 * m:g} points",
+    ),
+}  # fmt: skip
+
+
+def missing(what: str) -> str:
+    return f"This figure waits for {what}, which is {MISSING}."
+
+
+def speak(question: Question) -> Words:
+    """A question that is new here is spoken of in its own words."""
+    own = Words(question.name, "", "", lambda known: span(known), lambda m: f"{m:g}")
+    return WORDS.get(question.name, own)
+
+
+def effect_words(finding: Finding) -> str:
+    """With the 95 % interval; the measurement where there is nothing."""
+    if finding.interval is None:
+        return f"{MISSING} ({speak(finding.question).needs or finding.question.measurement})"
+    return speak(finding.question).effect(finding.interval)
+
+
+def favoured(finding: Finding) -> str:
+    """The network that the verdict lets one recommend, or ""."""
+    better = speak(finding.question).better
+    if not better or not finding.side:
+        return ""
+    return better if finding.side > 0 else next(name for name in PAIR if name != better)
+
+
+def summary(findings: list[Finding], lines: Lines) -> list[str]:
+    """Sentences of the first paragraph."""
+    said: list[str] = []
+    reasons = {n: [speak(f.question).when for f in findings if favoured(f) == n] for n in (UNET, DIT)}
+    said += [f"Use the {TITLES[n]} when {listed(whens, 'or')}." for n, whens in reasons.items() if whens]
+    if not any(reasons.values()):
+        said.append("These runs do not tell yet which of the two to use.")
+    even = [speak(f.question).topic for f in findings if f.side == 0 and speak(f.question).better]
+    if even:
+        said.append(f"There is no difference that matters in {listed(even)}.")
+    decided = [finding for finding in findings if finding.verdict != UNDECIDED]
+    said += [open_side(f) for f in decided if f.side is None and speak(f.question).better]
+    said += [cost(f) for f in decided if not speak(f.question).better]
+    return [*said, *undecided(findings), scope(lines)]
+
+
+def scope(lines: Lines) -> str:
+    known = {n: sized([*of(lines, "D1", n), *of(lines, "D1-rates", n)]) for n in PAIR}
+    if not all(known.values()):
+        return "The two networks have not been trained yet."
+    shown = " and ".join(f"a {TITLES[n]} of {millions(found[0])} parameters" for n, found in known.items())
+    images = max(line["images_seen"] for found in known.values() for line in found)
+    return f"All of this is about {shown}, and {images:,} images of training; other sizes and data may differ."
+
+
+def sized(lines: Lines) -> Lines:
+    """Those that say how large their network is, which a diverged run does not."""
+    return [line for line in lines if "parameters" in line]
+
+
+def millions(line: Line) -> str:
+    return f"{line['parameters'] / 1e6:.2f} M"
+
+
+def listed(parts: list[str], last: str = "and") -> str:
+    return f" {last} ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
+
+
+def open_side(finding: Finding) -> str:
+    """Decided, but not which network is ahead by more than the margin."""
+    words = speak(finding.question)
+    if finding.verdict == HOLDS:
+        return f"In {words.topic} the UNet is not worse by more than what matters; whether it is better is open."
+    return (
+        f"In {words.topic} the {TITLES[words.better]} is not ahead by what matters; whether it is behind is open."
+    )
+
+
+def cost(finding: Finding) -> str:
+    known = finding.interval
+    assert known, "decided"
+    words = speak(finding.question)
+    if not words.topic.startswith("the cost"):  # a question that is new here
+        return f"{finding.question.sentence}: {finding.verdict}."
+    right = "as the table says" if finding.verdict == HOLDS else "not as the table says"
+    return f"{words.topic.capitalize()} grows {right}: {words.effect(known)}."
+
+
+def undecided(findings: list[Finding]) -> list[str]:
+    left = [finding for finding in findings if finding.verdict == UNDECIDED]
+    tried = [speak(f.question).topic for f in left if f.interval]
+    missing = [speak(f.question).topic for f in left if not f.interval]
+    said = [f"Measured and still undecided: {listed(tried)}."] if tried else []
+    return said + ([f"Undecided, not measured yet: {listed(missing)}."] if missing else [])
+
+
+def networks(lines: Lines, measurement: str) -> str:
+    """Parameters, FLOP and budget of both networks, as they stand beside a verdict."""
+    return "; ".join(network_facts(lines, measurement, name) for name in PAIR)
+
+
+def network_facts(lines: Lines, measurement: str, name: str) -> str:
+    trained = [line for line in sized(of(lines, measurement, name)) if "recipe" in line and "guidance" in line]
+    known = trained or sized([*of(lines, "D1", name), *of(lines, "D1-rates", name)])
+    if not known:
+        return f"{TITLES[name]}: {MISSING}"
+    last = max(known, key=lambda x: x["images_seen"])
+    facts = f"{TITLES[name]}: {millions(last)} parameters, {last['flop_per_row'] / 1e6:.0f} MFLOP a row"
+    if not trained:
+        return facts
+    seconds = image_seconds(lines)
+    facts += f", {1000 * seconds[name]:.1f} ms a training image" if name in seconds else ""
+    facts += f", {last['images_seen']:,} images, {last['train_flop'] / 1e12:.0f} TFLOP of training"
+    return facts + f", learning rate {last['recipe']['lr']:g}, guidance {last['guidance']:g}"
+
+
+def marks(finding: Finding) -> str:
+    """A sign beside the verdict for those who do not see colours."""
+    return {HOLDS: "✓", FAILS: "✗", UNDECIDED: "?"}.get(finding.verdict, "=")

@@ -1,0 +1,39 @@
+"""How far a run is: a bar in a terminal, a line a minute in a log."""
+
+import logging
+import sys
+import time
+
+logger = logging.getLogger(__name__)
+
+EVERY = 60.0  # seconds between two lines
+
+
+class Meter:
+    """steps: of the whole run; done: before this process began; shown: by one of several processes only."""
+
+    def __init__(self, steps: int, done: int, shown: bool):
+        from tqdm import tqdm
+
+        self.steps, self.begun_at, self.step = steps, done, done
+        self.in_log = shown and not sys.stderr.isatty()
+        self.bar = tqdm(total=steps, initial=done, disable=not shown or self.in_log, unit="step", mininterval=5)
+        self.started = self.said = time.monotonic()
+
+    def __enter__(self) -> "Meter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def update(self, loss: float) -> None:
+        """After every step; loss: smoothed."""
+        self.step += 1
+        self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        self.bar.update()
+        now = time.monotonic()
+        if self.in_log and now - self.said >= EVERY:
+            self.said = now
+            left = (self.steps - self.step) * (now - self.started) / (self.step - self.begun_at)
+            minutes = "less than a minute" if left < 60 else f"{left / 60:.0f} min"
+            logger.info("step %d of %d, loss %.4f, %s left", self.step, self.steps, loss, minutes)

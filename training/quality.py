@@ -1,0 +1,183 @@
+"""How good checkpoints are: every figure with its interval, as JSON and as one page."""
+
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from models.checkpoint import CheckpointError, ModelConfig, load_checkpoint
+from models.files import replace_file
+from models.schedule import NUM_TIMESTEPS
+from training.config import HOLD_OUT, LATER
+from training.data import Data, DataError, counts, fingerprint, load_data, take_subset
+from training.evaluate import compare_neighbours, images_per_class, sample_balanced, save_neighbours_picture
+from training.graded import grade_samples, losses
+from training.info import config_info
+from training.judge import load_judges
+from training.machine import describe_machine, git_commit
+from training.quality_page import page, verdict
+from training.report import Sampling, sampling_of
+from training.samples import draw_samples
+
+JUDGES = 3
+LEAST = 4  # held-out images of every class: two halves of two
+ROWS = (1, 8)  # of the forwards that are timed
+REPEATS = 20
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure with. What is None is the checkpoint's own."""
+
+    data: str | None = None
+    data_path: Path | None = None
+    images: int = 500
+    sampler: str | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    judges: Path = Path("runs/judges")
+    threads: int | None = None
+
+
+def evaluate_checkpoints(folders: dict[str, Path], out: Path, request: Request) -> list[str]:
+    """Measure the checkpoints `folders`, by name, and write the page `out`, and its figures as JSON beside it.
+
+    Returns a sentence for every checkpoint that is not good.
+
+    Raises:
+        CheckpointError: a checkpoint that cannot be read, or of other classes or images than the data.
+        DataError: data that cannot be read, or too few held-out pictures.
+        ValueError: too few images, or sampling options that do not exist.
+    """
+    if request.threads is not None:
+        if not 1 <= request.threads <= 1024:
+            raise ValueError(f"threads must lie in 1..1024, got {request.threads}")
+        torch.set_num_threads(request.threads)
+    loaded = {name: load_checkpoint(folder) for name, folder in folders.items()}
+    cases = {}
+    for name, (_, config) in loaded.items():  # all of it is checked before minutes are spent on judges
+        images_per_class(request.images, config.num_classes)
+        options = {"sampler": request.sampler, "steps": request.steps, "guidance": request.guidance}
+        how = sampling_of(config, **options)
+        config.table(how.sampler, how.steps, how.spacing)
+        cases[name] = data_of(name, config, request), how
+    times = step_times({name: (model, config.image_shape) for name, (model, config) in loaded.items()})
+    figures: dict[str, Any] = {"machine": describe_machine(), "commit": git_commit(), "checkpoints": {}}
+    with tempfile.TemporaryDirectory() as place:
+        pictures: dict[str, bytes] = {}
+        for name, (model, config) in loaded.items():
+            data, how = cases[name]
+            picture = Path(place) / "pairs.png"
+            found = measure(model, config, data, how, request, picture)
+            facts = {"folder": str(folders[name]), "step_ms": times[name], **facts_of(config, data, request)}
+            figures["checkpoints"][name] = facts | found
+            pictures[f"pairs {name}"] = picture.read_bytes()
+        drawn = {"sampler": request.sampler, "steps": request.steps, "guidance": request.guidance}
+        pictures["samples"] = draw_samples(folders, Path(place) / "samples.png", **drawn).read_bytes()
+    figures = json.loads(json.dumps(figures, default=asdict))
+    write(out, figures, pictures)
+    judged = {name: verdict(facts) for name, facts in figures["checkpoints"].items()}
+    return [f"{name} is {word}: {'; '.join(why)}" for name, (word, why) in judged.items() if word == "not good"]
+
+
+def write(out: Path, figures: dict[str, Any], pictures: dict[str, bytes]) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(out.with_suffix(".json"), (json.dumps(figures, indent=2) + "\n").encode())
+    replace_file(out, page(figures, pictures).encode())
+
+
+def data_of(name: str, config: ModelConfig, request: Request) -> Data:
+    """The data to measure with; `train` is what the checkpoint learnt from where that is known.
+
+    Where too few pictures are held out to train a judge, `judge` holds the training pictures.
+    """
+    recipe = recipe_of(config)
+    own = recipe.get("data", "digits")
+    chosen, (channels, height, width) = request.data or own, config.image_shape
+    if height != width:
+        raise CheckpointError(f"{name} draws images of {width}x{height} pixels, and data are square")
+    # load_data reads hold_out of a folder only
+    known: dict[str, Any] = LATER | (recipe if chosen == own else {"hold_out": HOLD_OUT})
+    data = load_data(chosen, request.data_path, height, channels, known["hold_out"])
+    if data.class_names != config.class_names:
+        raise CheckpointError(f"{name} has the classes {config.class_names}, the data {data.class_names}")
+    if not len(data.test):
+        raise DataError(f"nothing is held out of {request.data_path}: train {name} with --hold-out {HOLD_OUT}")
+    if min(least := counts(data.test)) < LEAST or len(least) < len(data.class_names):
+        raise DataError(f"{LEAST} held-out pictures of every class are needed, there are {least}")
+    data = replace(data, train=take_subset(data.train, known["subset"]))
+    return data if len(data.judge) else replace(data, judge=data.train)
+
+
+def recipe_of(config: ModelConfig) -> dict[str, Any]:
+    """Of a checkpoint that a run of this project wrote; empty elsewhere."""
+    recipe = config.training.get("recipe")
+    return recipe if isinstance(recipe, dict) else {}
+
+
+def facts_of(config: ModelConfig, data: Data, request: Request) -> dict[str, Any]:
+    """What needs no measurement."""
+    info, trained_on = config_info(config), config.training.get("train_sha256")
+    return {
+        "sha256": config.sha256,
+        "parameters": info["parameters"],
+        "flop_per_row": info["flops"],
+        "training": config.training,
+        "data": request.data or recipe_of(config).get("data", "digits"),
+        "data_path": str(request.data_path) if request.data_path else None,
+        "class_names": data.class_names,
+        "train_images": len(data.train),
+        "same_data": trained_on == fingerprint(data.train) if trained_on else None,
+        "held_out": len(data.test),
+        "judge_images": len(data.judge),
+        "judge_saw_training": data.judge is data.train,
+    }
+
+
+def measure(
+    model: nn.Module, config: ModelConfig, data: Data, how: Sampling, request: Request, picture: Path
+) -> dict[str, Any]:
+    """Quality of one checkpoint; draws the samples that lie nearest to training pictures."""
+    pairs = load_judges(request.judges, data, JUDGES)
+    judges = [judge for judge, _ in pairs]
+    generated = sample_balanced(model, config, request.images, how)
+    save_neighbours_picture(picture, generated.images, data.train.images)
+    return {
+        "samples": len(generated),
+        "sampling": asdict(how),
+        "judges": [card for _, card in pairs],
+        "accuracy_train": statistics.fmean(judge.accuracy(data.train) for judge in judges),
+        **grade_samples(generated, data, judges),
+        "neighbours": asdict(compare_neighbours(generated.images, data.test.images, data.train.images)),
+        "loss": losses(model, config, data),
+    }
+
+
+@torch.no_grad()
+def step_times(models: dict[str, tuple[nn.Module, tuple[int, int, int]]]) -> dict[str, dict[str, float]]:
+    """Median milliseconds of one forward, by model and number of rows. models: network and image shape.
+
+    Models and sizes take turns, so that a disturbance of the machine meets all of them.
+    """
+    cases = [(name, rows) for name in models for rows in ROWS]
+    times: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
+    for repeat in range(REPEATS + 2):
+        for name, rows in cases:
+            seconds = time_forward(*models[name], rows)
+            if repeat >= 2:  # the warm-up rounds do not count
+                times[name, rows].append(1000 * seconds)
+    return {name: {str(rows): statistics.median(times[name, rows]) for rows in ROWS} for name in models}
+
+
+def time_forward(model: nn.Module, image_shape: tuple[int, int, int], rows: int) -> float:
+    """Seconds of one forward on the CPU."""
+    x, t, y = torch.zeros(rows, *image_shape), torch.full((rows,), NUM_TIMESTEPS / 2), torch.zeros(rows).long()
+    started = time.perf_counter()
+    model(x, t, y)
+    return time.perf_counter() - started
