@@ -334,7 +334,7 @@ def test_trajectories_of_one_seed_stand_side_by_side(tmp_path: Path) -> None:
     for key in (("dit", 1), ("dit", 2)):
         del found[key]["trajectories"]
     assert trajectories(found, [1, 2]) == []
-    found["dit", 2]["trajectories"] = found["unet", 2]["trajectories"]
+    found["dit", 2]["trajectories"] = found["unet", 2]["trajectories"].repeat(2, 0)  # of a run that kept more
     (sheet,) = trajectories(found, [1, 2])
     assert sheet.caption.startswith(
         "Seed 2: what the networks take an image for after steps 1, 3, 6, 10, 15, 20 of"

@@ -169,7 +169,11 @@ def trajectories(found: Galleries, seeds: list[int]) -> list[Sheet]:
     if not kept:
         return []
     steps = found[DIT, kept[0]]["trajectory_steps"] + 1
-    blocks = [(name, [list(map(as_picture, row)) for row in found[name, kept[0]]["trajectories"]]) for name in PAIR]
+    shared = min(len(found[name, kept[0]]["trajectories"]) for name in PAIR)
+    columns = [found[name, kept[0]]["trajectories"][:shared] for name in PAIR]
+    blocks = [
+        (name, [list(map(as_picture, row)) for row in ways]) for name, ways in zip(PAIR, columns, strict=True)
+    ]
     caption = (
         f"Seed {kept[0]}: what the networks take an image for after steps {', '.join(map(str, steps))} of 20, "
         "every row from one noise: left the DiT, right the UNet."
