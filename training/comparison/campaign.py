@@ -25,9 +25,9 @@ from training.comparison.probe import probe
 from training.comparison.results import append_result, held, read_results
 from training.comparison.timing import settings, time_network
 from training.config import LATER
-from training.data import Data, fingerprint
+from training.data import Data
 from training.info import config_info
-from training.judge import Judge, load_judge
+from training.judge import Judge, load_judges
 from training.machine import describe_machine, git_commit
 from training.measure import measure_loss, measure_samples
 from training.report import Sampling
@@ -139,8 +139,7 @@ class Campaign:
             return []
         folder = self.work / "judges"
         with held(folder / ".lock"):
-            known = fingerprint(data.judge)[:8]
-            return [load_judge(folder / f"{known}-{seed}", data, seed=seed)[0] for seed in range(JUDGES)]
+            return [judge for judge, _ in load_judges(folder, data, JUDGES)]
 
     def save_gallery(self, run: Run, folder: Path, data: Data) -> None:
         self.save(run, draw_gallery(*load_checkpoint(folder), data))
