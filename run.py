@@ -194,8 +194,8 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
 
 CAMPAIGN_EXAMPLES = """
-docs/comparison/digits.toml --threads 1
-docs/comparison/digits.toml --only D1 --status
+--threads 1
+--list tiles --only D6 --status
 """
 
 

@@ -6,6 +6,8 @@ from dataclasses import Field
 from pathlib import Path
 from typing import Any
 
+COMPARISON = Path("docs/comparison")
+
 
 def add_option(parser: argparse.ArgumentParser, field: Field[Any]) -> None:
     """An option for a field of TrainConfig, explained by its metadata."""
@@ -49,17 +51,20 @@ def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_campaign_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "list", type=Path, metavar="LIST", help="TOML file, see training/comparison/campaign_list.py"
-    )
+    what = "NAME of docs/comparison/NAME.toml, or a TOML file; see training/comparison/campaign_list.py"
+    parser.add_argument("--list", type=campaign_list, default="digits", help=f"{what} (default: %(default)s)")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="groups or runs (default: all)")
     runs = "file to which every result adds a line (default: %(default)s)"
-    parser.add_argument("--runs", type=Path, default=Path("docs/comparison/runs.jsonl"), help=runs)
+    parser.add_argument("--runs", type=Path, default=COMPARISON / "runs.jsonl", help=runs)
     work = Path("runs/campaign")
     parser.add_argument("--work", type=Path, default=work, help="folder of checkpoints (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: what torch chooses)")
     status = "only say what is done, what is next and how many hours are left (default: work)"
     parser.add_argument("--status", action="store_true", help=status)
+
+
+def campaign_list(text: str) -> Path:
+    return Path(text) if text.endswith(".toml") else COMPARISON / f"{text}.toml"
 
 
 def add_compare_options(parser: argparse.ArgumentParser) -> None:

@@ -20,14 +20,15 @@ import pytest
 from safetensors.torch import load_file
 
 from models.checkpoint import load_checkpoint
-from run import main
+from run import build_parser, main
 from tests.training.conftest import TINY
 from tests.waiting import wait_until
 from training import judge
 from training.comparison import campaign as module
 from training.comparison import probe, timing
-from training.comparison.campaign import Campaign
+from training.comparison.campaign import PASSES, Campaign
 from training.comparison.campaign_list import ListError, choose, read_list
+from training.comparison.effects import d2
 from training.comparison.results import append_result, held, read_results
 from training.data import Data, take_subset
 from training.info import model_info
@@ -235,7 +236,7 @@ def test_a_run_that_another_process_holds_is_left_to_it(a_campaign: Campaign, tm
 
 
 def start(folder: Path, path: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "run.py", "campaign", str(path), "--runs", str(folder / "runs.jsonl")]
+    command = [sys.executable, "run.py", "campaign", "--list", str(path), "--runs", str(folder / "runs.jsonl")]
     command += ["--work", str(folder / "work"), "--threads", "1"]
     hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(command, cwd=ROOT, env=hidden, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -273,7 +274,7 @@ def test_sigterm_stops_in_any_step(
             os.kill(os.getpid(), signal.SIGTERM)
         return step(self)
 
-    command = ["campaign", str(written(tmp_path, ONE)), "--runs", str(a_campaign.results)]
+    command = ["campaign", "--list", str(written(tmp_path, ONE)), "--runs", str(a_campaign.results)]
     command += ["--work", str(a_campaign.work), "--threads", "1"]
     monkeypatch.setattr(Trainer, "train_step", signalled)
     assert main(command) == 128 + signal.SIGTERM
@@ -323,21 +324,36 @@ def test_a_line_cut_short_does_not_count(tmp_path: Path) -> None:
         read_results(path)
 
 
-def test_the_list_of_the_digits_compares_equal_networks(tmp_path: Path) -> None:
-    path = ROOT / "docs" / "comparison" / "digits.toml"
-    waiting = re.compile(r"^# (?=\[\[group|(name|networks|seed|subset|lr|guidance|dit|unet) = )", re.M)
-    declared = waiting.sub("", path.read_text())
-    (tmp_path / "list.toml").write_text(declared.replace("= ...", "= 1"))
-    runs = read_list(tmp_path / "list.toml")  # with the groups that wait for their learning rate
-    assert Counter(run.group for run in runs) == {"D1-rates": 6, "D1": 10, "D4": 4, "D8": 10, "D5": 10}
-    today = read_list(path)
-    assert today == [run for run in runs if run in today]
+def test_the_list_of_the_digits_compares_equal_networks() -> None:
+    runs = read_list(ROOT / "docs" / "comparison" / "digits.toml")
+    counts = {"D1-rates": 6, "D1": 10, "D4": 4, "D8": 10, "D5": 10, "D3": 18}
+    assert Counter(run.group for run in runs) == counts
     info = {run.network: model_info(run.config.model, run.config.arguments) for run in runs}
     for quantity in ("parameters", "flops"):
         assert max(i[quantity] for i in info.values()) < 1.15 * min(i[quantity] for i in info.values())
-    assert {run.config.steps * run.config.batch_size for run in runs} == {96_000}
-    seeds = {(run.config.decay, run.config.data, run.measure.measure_at, run.measure.samples) for run in runs}
-    assert len(seeds) == 1
+    for few, images in ((False, 96_000), (True, 48_000)):
+        of_kind = [run for run in runs if (run.group == "D3") == few]
+        assert {run.config.steps * run.config.batch_size for run in of_kind} == {images}
+        assert len({(run.config.decay, run.config.data, run.measure.measure_at) for run in of_kind}) == 1
+
+
+def test_the_list_for_a_gpu_gives_every_width_the_same_budgets() -> None:
+    (path,) = {
+        build_parser().parse_args(["campaign", "--list", name]).list for name in ("gpu", "docs/comparison/gpu.toml")
+    }
+    runs = read_list(ROOT / path)
+    flop = {run.network: model_info(run.config.model, run.config.arguments)["flops"] for run in runs}
+    lines = [
+        {"group": "D2", "run": run.name, "network": run.network, "loss": {}, "recipe": run.config.recipe()}
+        | {"train_flop": PASSES * flop[run.network] * point.images_seen, "flop_per_row": flop[run.network]}
+        for run in runs
+        for point in run.points
+    ]
+    for network in ("dit", "unet"):
+        found = d2(lines, network)
+        assert list(found) == [1, 2, 3]
+        for budget in (budget for budgets in found.values() for budget in budgets):
+            assert max(x["train_flop"] for x in budget) < 1.02 * min(x["train_flop"] for x in budget)
 
 
 def test_tasks_of_a_list(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ class Campaign:
         for point in self.points_left(run):
             steps, signals = point.images_seen // run.config.batch_size, Signals()
             try:
-                train(replace(run.config, steps=steps, out=folder, threads=self.threads, measure_every=0), signals)
+                train(replace(run.config, steps=steps, out=folder, threads=self.threads), signals)
             except TrainingDiverged as error:
                 failed = {"images_seen": point.images_seen, "guidance": point.guidance, "diverged": str(error)}
                 return self.append(run, failed | {"recipe": run.config.recipe()})
