@@ -44,12 +44,29 @@ def rows_of(count: str) -> str:
 def served_table(results: Results) -> str:
     lines = ["| | images/s | mean rows of a step | the service, rows/s | the network alone, rows/s | share |"]
     lines += ["|---" * 6 + "|"]
-    for model, backends in results["served"].items():
-        for backend, found in backends.items():
-            name = f"{TITLES[model].partition(',')[0]}, {BACKENDS[backend]}"
-            cells = f"{found['images']:.1f} | {found['rows_a_step']:.1f} | {found['served']:,.0f}"
-            lines.append(f"| {name} | {cells} | {found['alone']:,.0f} | {100 * found['share']:.0f} % |")
+    for name, found in served(results).items():
+        cells = f"{found['images']:.1f} | {found['rows_a_step']:.1f} | {found['served']:,.0f}"
+        lines.append(f"| {name} | {cells} | {found['alone']:,.0f} | {100 * found['share']:.0f} % |")
     return "\n".join(lines) if len(lines) > 2 else NOTHING
+
+
+def quality_table(results: Results) -> str:
+    lines = ["| | draft | default | best | one draft | one default | one best |", "|---" * 7 + "|"]
+    for name, found in served(results).items():
+        if "images_of" in found:
+            cells = [f"{rate:.0f}/s" for rate in found["images_of"].values()]
+            cells += [f"{1000 * seconds:.1f} ms" for seconds in found["seconds_of"].values()]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) if len(lines) > 2 else NOTHING
+
+
+def served(results: Results) -> dict[str, Mapping[str, Any]]:
+    """By network and backend."""
+    return {
+        f"{TITLES[model].partition(',')[0]}, {BACKENDS[backend]}": found
+        for model, backends in results["served"].items()
+        for backend, found in backends.items()
+    }
 
 
 def when(results: Results) -> str:
@@ -69,7 +86,8 @@ def when(results: Results) -> str:
 
 def blocks(results: Results) -> dict[str, str]:
     """What stands between the comments, by name."""
-    return {"rows": rows_tables(results), "served": served_table(results), "when": when(results)}
+    tables = {"rows": rows_tables(results), "served": served_table(results), "qualities": quality_table(results)}
+    return tables | {"when": when(results)}
 
 
 def write(results: Results, folder: Path) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import statistics
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from benchmarks.client import Server, metric, serving
 from benchmarks.cpu.ways import build, inputs, seconds_of
 from benchmarks.serving.client import Client
-from benchmarks.serving.load import repeat
+from benchmarks.serving.load import OK, Answer, repeat
 from benchmarks.serving.servers import http_post
 from benchmarks.serving.workloads import Closed, Kind
 from models.checkpoint import load_checkpoint
@@ -20,12 +21,16 @@ from training.checkpoints import find_checkpoint
 
 CLIENTS, STEPS = 8, 20
 BACKENDS = {"torch": "torch", "openvino": "OpenVINO"}  # settings, and what their ways are called
+QUALITIES = ("draft", "default", "best")
 JOIN_SECONDS = 1.0  # until all clients are in
+QUALITY_PART = 0.25  # of a turn, for each quality and number of clients
 TAKE_OVER_SECONDS = 120.0  # for a backend that has to trace the network first
 
 
-async def beside(name: str, backend: str, rounds: int, seconds: float, alone_seconds: float) -> dict[str, float]:
+async def beside(name: str, backend: str, rounds: int, seconds: float, alone_seconds: float) -> dict[str, Any]:
     """Medians of rounds in which the service and its network alone take turns.
+
+    images_of, seconds_of: by quality, images a second for all clients and seconds of an image for one.
 
     Args:
         backend: one of BACKENDS.
@@ -34,7 +39,7 @@ async def beside(name: str, backend: str, rounds: int, seconds: float, alone_sec
     network, config = load_checkpoint(find_checkpoint(name))
     dtype = str(choose_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
     forward = build(f"{BACKENDS[backend]} {dtype}", network, config)
-    models, turns = json.dumps({name: {"checkpoint": str(find_checkpoint(name))}}), []
+    models, turns, asked = json.dumps({name: {"checkpoint": str(find_checkpoint(name))}}), [], []
     async with serving(models=models, backend=backend, log_level="error") as server:
         await wait_for_backend(server, name, backend)
         for _ in range(rounds):
@@ -42,8 +47,38 @@ async def beside(name: str, backend: str, rounds: int, seconds: float, alone_sec
             rows = round(mean_rows)
             alone = rows / seconds_of(forward, inputs(config, rows), alone_seconds)
             turns.append((live / STEPS, mean_rows, live, alone, live / alone))
+            asked.append(await by_quality(server, name, QUALITY_PART * seconds))
     columns = ("images", "rows_a_step", "served", "alone", "share")
-    return dict(zip(columns, map(statistics.median, zip(*turns, strict=True)), strict=True))
+    found: dict[str, Any] = dict(zip(columns, medians(turns), strict=True))
+    for column, of_rounds in zip(("images_of", "seconds_of"), zip(*asked, strict=True), strict=True):
+        found[column] = dict(zip(QUALITIES, medians(of_rounds), strict=True))
+    return found
+
+
+def medians(rounds: Iterable[Iterable[float]]) -> Iterable[float]:
+    return map(statistics.median, zip(*rounds, strict=True))
+
+
+async def by_quality(server: Server, model: str, seconds: float) -> tuple[list[float], list[float]]:
+    """Images a second for CLIENTS clients, and the median seconds of an image for one; QUALITIES each."""
+    rates, latencies = [], []
+    for quality in QUALITIES:
+        target = f"/generate?model={model}&class=3&quality={quality}"
+        for clients, found in ((CLIENTS, rates), (1, latencies)):
+            answers = [a for a in await closed_loop(server, target, clients, seconds) if a.outcome == OK]
+            rate = len(answers) / max(answer.due + answer.latency for answer in answers)
+            found.append(statistics.median(answer.latency for answer in answers) if clients == 1 else rate)
+    return rates, latencies
+
+
+async def closed_loop(server: Server, target: str, clients: int, seconds: float) -> list[Answer]:
+    """Clients that ask for `target` without a pause."""
+    request, client = http_post(target, f"127.0.0.1:{server.port}"), Client("127.0.0.1", server.port)
+    workload = Closed("cpu", clients, Kind("", STEPS), seconds)
+    try:
+        return await repeat(client, workload, lambda _: request)
+    finally:
+        client.close()
 
 
 async def wait_for_backend(server: Server, model: str, backend: str) -> None:
@@ -61,18 +96,13 @@ async def backend_of(server: Server, model: str) -> Any:
 async def served(server: Server, model: str, seconds: float) -> tuple[float, float]:
     """Rows a second and mean rows of a step, with CLIENTS clients that want STEPS unguided steps."""
     target = f"/generate?model={model}&class=3&steps={STEPS}&sampler=euler&guidance=1"
-    request = http_post(target, f"127.0.0.1:{server.port}")
-    kind = Kind(model, STEPS, 1.0)
-    client = Client("127.0.0.1", server.port)
-    workload = Closed("cpu", CLIENTS, kind, seconds + 2 * JOIN_SECONDS)
-    clients = asyncio.create_task(repeat(client, workload, lambda _: request))
+    clients = asyncio.create_task(closed_loop(server, target, CLIENTS, seconds + 2 * JOIN_SECONDS))
     await asyncio.sleep(JOIN_SECONDS)
     before, started = await counts(server, model), time.monotonic()
     await asyncio.sleep(seconds)
     rows, steps = (new - old for new, old in zip(await counts(server, model), before, strict=True))
     took = time.monotonic() - started
     await clients
-    client.close()
     return rows / took, rows / steps
 
 

@@ -20,6 +20,8 @@ MEASURED = {
     "elsewhere_cores": 0.02,
 }  # fmt: skip
 SERVED = {"images": 40.0, "rows_a_step": 7.7, "served": 800.0, "alone": 1000.0, "share": 0.8}
+ASKED = {"images_of": {"draft": 300.0, "default": 80.2, "best": 60.0}}
+ASKED |= {"seconds_of": {"draft": 0.004, "default": 0.0153, "best": 0.02}}
 RESULTS: dict[str, Any] = {
     "measured": MEASURED,
     "rows": {
@@ -39,6 +41,10 @@ def test_a_table_has_the_ratios_to_the_first_way() -> None:
         "| OpenVINO bfloat16 | 250 (2.5x) | 1,000 (5.0x) |",
     ]
     assert report.served_table(RESULTS).splitlines()[-1] == "| DiT, OpenVINO | 40.0 | 7.7 | 800 | 1,000 | 80 % |"
+    asked = RESULTS | {"served": {"dit": {"openvino": SERVED | ASKED, "torch": SERVED}}}
+    row = "| DiT, OpenVINO | 300/s | 80/s | 60/s | 4.0 ms | 15.3 ms | 20.0 ms |"
+    assert report.quality_table(asked).splitlines()[2:] == [row]
+    assert report.quality_table(RESULTS) == report.NOTHING
 
 
 def test_a_busy_machine_is_told() -> None:
@@ -114,3 +120,6 @@ def test_the_service_is_measured_beside_its_network() -> None:
     assert found["images"] > 0
     assert 1 <= found["rows_a_step"] <= 8
     assert found["share"] == pytest.approx(found["served"] / found["alone"])
+    for by_quality in (found["images_of"], found["seconds_of"]):
+        assert list(by_quality) == ["draft", "default", "best"]
+        assert min(by_quality.values()) > 0

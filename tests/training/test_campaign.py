@@ -129,11 +129,13 @@ def test_the_product_of_a_list(tmp_path: Path) -> None:
         ('name = "A"\nmodel = "gan"', "model must be one of dit, unet"),
         ('name = "A"\nguidance = nan', "guidance and guidance_grid must be finite"),
         ('name = "A"\nsampler = "heun"', "unknown sampler 'heun'"),
-        ('name = "A"\ntask = "sing"', "task of group A must be one of train, time, probe, got 'sing'"),
+        ('name = "A"\ntask = "sing"', "task of group A must be one of train, time, probe, sample, got 'sing'"),
         ('name = "A"\nthreads = 1', "group A has no field threads"),
         ('name = "A"\ntask = "time"\nthreads = 0', "run A-dit: threads must be at least 1, got 0"),
         ('name = "A"\ntask = "probe"\nof = "B"', "of in group A must name a group of trainings above it, got 'B'"),
         ('name = "A"\ntask = "probe"\nseed = [1]', "group A has no field seed"),
+        ('name = "A"\ntask = "probe"\nevaluations = [1]', "group A has no field evaluations"),
+        ('name = "A"\ntask = "sample"\nof = "B"', "evaluations of group A must be a list of whole numbers"),
         ('name = "A"\n[[group]]\nname = "A"', "more than one run is called A-dit, A-unet"),
         ("name = A", "Invalid value"),
     ],
@@ -326,7 +328,7 @@ def test_a_line_cut_short_does_not_count(tmp_path: Path) -> None:
 
 def test_the_list_of_the_digits_compares_equal_networks() -> None:
     runs = read_list(ROOT / "docs" / "comparison" / "digits.toml")
-    counts = {"D1-rates": 6, "D1": 10, "D4": 4, "D8": 10, "D5": 10, "D3": 18}
+    counts = {"D1-rates": 6, "D1": 10, "D4": 4, "D8": 10, "D5": 10, "D1-evaluations": 10, "D3": 18}
     assert Counter(run.group for run in runs) == counts
     info = {run.network: model_info(run.config.model, run.config.arguments) for run in runs}
     for quantity in ("parameters", "flops"):
@@ -384,6 +386,20 @@ def test_a_probe_waits_for_its_run(a_campaign: Campaign, tmp_path: Path, monkeyp
     a_campaign.results.write_text("".join(a_campaign.results.read_text().splitlines(True)[:-1]))
     shutil.rmtree(a_campaign.work / run.name)
     assert "B: 0 of 1 runs done, 1 wait: " in a_campaign.work_off(runs)
+
+
+def test_samples_of_a_finished_run_by_evaluations(a_campaign: Campaign, tmp_path: Path) -> None:
+    group = '[[group]]\nname = "B"\ntask = "sample"\nof = "A"\nevaluations = '
+    assert "B: 1 of 1 runs done" in a_campaign.work_off(read_list(written(tmp_path, ONE + group + "[1, 3]\n")))
+    *trained, line = read_results(a_campaign.results)
+    assert (line["run"], line["guidance"], list(line["by_evaluations"])) == ("B-A-dit", 1.5, ["1", "3"])
+    once, thrice = line["by_evaluations"].values()
+    known = next(x for x in trained if (x["images_seen"], x["guidance"]) == (32, 1.5))  # by one evaluation
+    assert once == {name: known[name] for name in once}
+    assert thrice["sampling"]["steps"] == 3
+    assert thrice["judges"] != once["judges"]
+    with pytest.raises(ListError, match=r"steps must lie in 1\.\.1000, got 0"):
+        read_list(written(tmp_path, ONE + group + "[0]\n"))
 
 
 def test_a_timing_is_one_line_of_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,8 @@ def docs(lines: Lines, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for half in ("1/2", "2/2")
     ]
     probes = [probe(n, s) for n in ("dit", "unet") for s in (1, 2)]
-    docs = write_docs(tmp_path_factory.mktemp("campaign") / "docs", lines + halves + probes)
+    graded = [by_evaluations(n, s) for n in ("dit", "unet") for s in (1, 2)]
+    docs = write_docs(tmp_path_factory.mktemp("campaign") / "docs", lines + halves + probes + graded)
     for name in ("evaluations.jsonl", "cpu.json"):
         (docs / name).write_bytes((ROOT / "docs" / name).read_bytes())
     for one in probes:
@@ -77,6 +78,13 @@ def probe(network: str, seed: int) -> dict:
     }
     place = {key: value for key, value in timing(network, seed).items() if key in ("commit", "machine", "versions")}
     return {"group": "D5", "run": f"D5-D1-{network}-seed{seed}", "network": network, "probe": found, **place}
+
+
+def by_evaluations(network: str, seed: int) -> dict:
+    figures = {count: {"judges": line("D1", network, seed)["judges"]} for count in ("10", "2")}
+    place = {key: value for key, value in timing(network, seed).items() if key in ("commit", "machine", "versions")}
+    found = {"run": f"D1-evaluations-D1-{network}-seed{seed}", "network": network, "by_evaluations": figures}
+    return {"group": "D1-evaluations", "guidance": 1.5 if network == "dit" else 1.0, **found, **place}
 
 
 def probe_arrays() -> dict[str, np.ndarray]:
@@ -146,6 +154,12 @@ def test_every_figure_names_its_runs_and_its_command(pages: tuple[str, str]) -> 
     for caption in captions:
         assert "<code>python run.py compare</code>" in caption
         assert re.search(r"Runs: |the runs stand with|docs/evaluations.jsonl", caption)
+
+
+def test_quality_by_evaluations(pages: tuple[str, str]) -> None:
+    (caption,) = (x for x in re.findall(r"<figcaption>(.*?)</figcaption>", pages[0]) if "By evaluations" in x)
+    assert "with the guidance of the verdicts: DiT 1.5, UNet 1." in caption
+    assert "Runs: D1-evaluations-D1-dit (seeds 1, 2); D1-evaluations-D1-unet (seeds 1, 2)." in caption
 
 
 def test_the_markdown_page_shows_the_files_that_are_written(docs: Path, tmp_path: Path) -> None:

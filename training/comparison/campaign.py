@@ -3,7 +3,7 @@
 A run is trained to its first point, measured there, then given more steps to the next one. To the bit that is the
 same as training straight on, because the random numbers of a step follow from the seed and the step. Whatever ends
 this process, the same command goes on: training continues at its last state, and no line is measured twice.
-Other tasks, timings and probes, are one line each.
+Other tasks, as timings and probes, are one line each.
 """
 
 import importlib.metadata
@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from models.checkpoint import CheckpointError, load_checkpoint
+from models.checkpoint import CheckpointError, ModelConfig, load_checkpoint
 from models.files import replace_file
 from models.sampling import Guidance
 from training.comparison.campaign_list import Point, Run
@@ -75,15 +76,26 @@ class Campaign:
         started = time.monotonic()
         if run.of:
             model, config = load_checkpoint(self.work / run.of.name)
-            figures, arrays = probe(model, config, pictures_of(run.of))
-            self.save(run, packed(arrays))
-            result: dict[str, Any] = {"probe": figures, "weights_sha256": config.sha256}
+            result = {"weights_sha256": config.sha256} | self.look_into(run, run.of, model, config)
         else:
             result = time_network(run.config)
         self.append(run, result | {"measure_seconds": round(time.monotonic() - started, 1)})
 
+    def look_into(self, run: Run, of: Run, model: nn.Module, config: ModelConfig) -> dict[str, Any]:
+        """The figures of a probe, or of samples with other numbers of evaluations; of: the finished training."""
+        data, how = pictures_of(of), of.measure
+        if run.task == "probe":
+            figures, arrays = probe(model, config, data)
+            self.save(run, packed(arrays))
+            return {"probe": figures}
+        judges, found = self.judges(data), {}
+        for count in run.evaluations:
+            sampling = Sampling(how.sampler, count, Guidance(how.guidance))
+            found[str(count)] = measure_samples(model, config, data, judges, how.samples[-1], sampling)
+        return {"guidance": how.guidance, "by_evaluations": found}
+
     def waits(self, run: Run) -> str:
-        """Why a probe cannot be made yet; empty where it can, and for other tasks."""
+        """Why a task must wait for a training; empty where it need not."""
         if run.of is None:
             return ""
         if not self.is_done(run.of):

@@ -27,6 +27,12 @@ A list is TOML, and its groups stand in order of value:
     task = "probe"            # look into what the runs of a group above have learnt, when they are finished
     of = "D1"
 
+    [[group]]
+    name = "D1-evaluations"
+    task = "sample"           # grade them by so many evaluations a sample; all else is as after their last image
+    of = "D1"
+    evaluations = [5, 10, 20]
+
 Later tables win: defaults, network, group, the network's own part of the group. Two groups may have one name, as
 long as their runs do not. The number of steps follows from measure_at.
 """
@@ -46,7 +52,7 @@ from models.schedule import NoiseSchedule, Prediction
 from training.config import TrainConfig
 
 MEASURED = ("digits", "tiles", "cifar10")  # data with held-out pictures
-TASKS = ("train", "time", "probe")
+TASKS = ("train", "time", "probe", "sample")
 KINDS: dict[Any, Any] = {float: (int, float), Path | None: str, dict[str, Any]: dict}  # as TOML writes them
 KINDS |= dict.fromkeys((tuple[int, ...], tuple[float, ...]), list)
 
@@ -106,7 +112,8 @@ class Run:
     config: TrainConfig  # with the steps of the whole run
     measure: Measure
     task: str = "train"
-    of: "Run | None" = None  # the training that a probe looks into
+    of: "Run | None" = None  # the training that is looked into, by a probe or by samples
+    evaluations: tuple[int, ...] = ()  # of a sample, one set of samples each
 
     @property
     def points(self) -> list[Point]:
@@ -141,8 +148,8 @@ def read_list(path: Path) -> list[Run]:
             check_names(network, FIELDS, f"network {name}")
         runs: list[Run] = []
         for group in table.get("group", []):
-            if group.get("task") == "probe":
-                runs.extend(probes(group, list(runs)))
+            if group.get("task") in ("probe", "sample"):
+                runs.extend(afterwards(group, list(runs)))
             else:
                 runs.extend(runs_of_group(group, networks, defaults))
         if not runs:
@@ -194,14 +201,21 @@ def name_of_group(group: dict[str, Any]) -> str:
     return name
 
 
-def probes(group: dict[str, Any], runs: list[Run]) -> Iterator[Run]:
-    """runs: those of the groups above."""
-    name, of = name_of_group(group), group.get("of")
-    check_names(group, {"name", "task", "of"}, f"group {name}")
-    probed = [run for run in runs if run.task == "train" and run.group == of]
-    if not probed:
+def afterwards(group: dict[str, Any], runs: list[Run]) -> Iterator[Run]:
+    """Of a task that looks into finished trainings. runs: those of the groups above."""
+    name, task, of = name_of_group(group), group["task"], group.get("of")
+    samples = task == "sample"
+    check_names(group, {"name", "task", "of"} | ({"evaluations"} if samples else set()), f"group {name}")
+    counts = group.get("evaluations", [])
+    if samples and not (isinstance(counts, list) and counts and all(type(count) is int for count in counts)):
+        raise ValueError(f"evaluations of group {name} must be a list of whole numbers, got {counts!r}")
+    found = [run for run in runs if run.task == "train" and run.group == of]
+    if not found:
         raise ValueError(f"of in group {name} must name a group of trainings above it, got {of!r}")
-    yield from (replace(run, name=f"{name}-{run.name}", group=name, task="probe", of=run) for run in probed)
+    for run, count in product(found, counts):
+        check_sampling(run.config, run.measure.sampler, count)
+    changes = {"group": name, "task": task, "evaluations": tuple(counts)}
+    yield from (replace(run, name=f"{name}-{run.name}", of=run, **changes) for run in found)
 
 
 def runs_of_network(group: str, network: str, values: dict[str, Any]) -> Iterator[Run]:
@@ -240,7 +254,11 @@ def check_together(config: TrainConfig, measure: Measure) -> None:
         raise ValueError(f"measure_at must be multiples of batch_size {config.batch_size}")
     if len(measure.measure_at) > 1 and config.decay:
         raise ValueError("decay must be 0 with several measure_at: a rate that falls knows where the run ends")
-    build_table(NoiseSchedule(config.schedule), Prediction(config.prediction), measure.sampler, measure.evaluations)
+    check_sampling(config, measure.sampler, measure.evaluations)
+
+
+def check_sampling(config: TrainConfig, sampler: str, evaluations: int) -> None:
+    build_table(NoiseSchedule(config.schedule), Prediction(config.prediction), sampler, evaluations)
 
 
 def typed(name: str, value: Any) -> Any:

@@ -213,3 +213,33 @@ def guidance(chosen: dict[str, Chosen]) -> Picture | str:
         drawn = svg()
     caption = f"By guidance scale, at the chosen rate, after the last image. {source(used)}"
     return Picture(drawn, "Frechet ratio, accuracy, precision and recall against the guidance scale.", caption)
+
+
+def evaluations(lines: Lines) -> Picture | str:
+    """Figures against the evaluations of a sample, at the end of D1's runs."""
+    used, panels = s.of(lines, "D1-evaluations", keep=lambda x: "by_evaluations" in x), (*MAIN[1:], *MORE[1:])
+    if not used:
+        return missing("D1-evaluations")
+    counts = sorted({int(count) for line in used for count in line["by_evaluations"]})
+    with figure(4, 1, (8.6, 2.6), apart=0.45) as (grid, svg):
+        for axes, (title, value, scale) in zip(grid[0], panels, strict=True):
+            for network in PAIR:
+                mine = {s.seed_of(line): by_evaluations(line) for line in used if line["network"] == network}
+                curves(axes, mine, lambda x: x["evaluations"], value, network)
+            axes.set(xscale="log", xlabel="evaluations", title=title, yscale=scale)
+            plain_logarithm(axes.xaxis, counts, "{:g}".format)
+        plain_values(grid[0, 0].yaxis)
+        grid[0, 0].legend()
+        drawn = svg()
+    scales = ", ".join(f"{TITLES[n]} {x:g}" for n, x in sorted({(x["network"], x["guidance"]) for x in used}))
+    caption = (
+        f"By evaluations of the network for a sample, after the last image, with the guidance of the verdicts: "
+        f"{scales}. A guided evaluation takes two rows. {source(used)}"
+    )
+    return Picture(drawn, "Frechet ratio, accuracy, precision and recall against evaluations.", caption)
+
+
+def by_evaluations(line: Line) -> Lines:
+    """As the points of a run, with `evaluations`."""
+    found = sorted((int(count), figures) for count, figures in line["by_evaluations"].items())
+    return [{"evaluations": count} | figures for count, figures in found]

@@ -113,6 +113,7 @@ def qualities(lines: Lines) -> Section:
         learning.quality(lines, learning.MAIN, "Loss, Frechet ratio and accuracy", "quality.svg"),
         learning.quality(lines, learning.MORE, "KID, precision and recall"),
         learning.levels(lines),
+        learning.evaluations(lines),
     ]
     return Section("Quality against what it costs", pictures)
 
