@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from models.checkpoint import load_checkpoint
 from run import build_parser, main
 from tests.training.conftest import TINY
+from tests.training.pictures import write_pictures
 from tests.waiting import wait_until
 from training import judge
 from training.comparison import campaign as module
@@ -30,7 +31,7 @@ from training.comparison.campaign import PASSES, Campaign
 from training.comparison.campaign_list import ListError, choose, read_list
 from training.comparison.effects import d2
 from training.comparison.results import append_result, held, read_results
-from training.data import Data, take_subset
+from training.data import Data, DataError, take_subset
 from training.info import model_info
 from training.state import STATE
 from training.train import Trainer, train
@@ -125,7 +126,12 @@ def test_the_product_of_a_list(tmp_path: Path) -> None:
         ('name = "A"\nsamples = [20]', "samples must be 2 numbers from 20"),
         ('name = "A"\nsamples = "many"', "samples cannot be 'many'"),
         ('name = "A"\ndecay = 1.0', "decay must be 0 with several measure_at"),
-        ('name = "A"\ndata = "folder"', "data must be one of digits, tiles, cifar10"),
+        ('name = "A"\ndata = "folder"', "data folder needs data_path, a hold_out above 0"),
+        (
+            'name = "A"\ndata = "folder"\ndata_path = "pets"\nhold_out = 0',
+            "data folder needs data_path, a hold_out",
+        ),
+        ('name = "A"\ndata = "moons"', "data must be one of digits, tiles, cifar10, folder"),
         ('name = "A"\nmodel = "gan"', "model must be one of dit, unet"),
         ('name = "A"\nguidance = nan', "guidance and guidance_grid must be finite"),
         ('name = "A"\nsampler = "heun"', "unknown sampler 'heun'"),
@@ -315,14 +321,18 @@ def test_a_list_that_changed_is_refused(a_campaign: Campaign, tmp_path: Path) ->
 
 def test_a_line_cut_short_does_not_count(tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
-    append_result(path, {"run": "A"})
+    a, c = ({"group": "G", "run": run, "network": "dit"} for run in "AC")
+    append_result(path, a)
     with path.open("a") as file:
         file.write('{"run": "B", "ima')
-    assert read_results(path) == [{"run": "A"}]
-    append_result(path, {"run": "C"})
-    assert read_results(path) == [{"run": "A"}, {"run": "C"}]
+    assert read_results(path) == [a]
+    append_result(path, c)
+    assert read_results(path) == [a, c]
     path.write_text('{"run"\n{"run": "C"}\n')
     with pytest.raises(ValueError, match=r"runs.jsonl, line 1 is damaged"):
+        read_results(path)
+    path.write_text('{"run": "A"}\n')
+    with pytest.raises(ValueError, match=r"runs.jsonl, line 1 must be an object with group, network, run"):
         read_results(path)
 
 
@@ -429,6 +439,20 @@ def test_the_list_of_the_tiles_differs_from_that_of_the_digits_in_the_pictures()
         same = others[run.network]
         assert run.config == replace(same.config, data="tiles", seed=run.config.seed, lr=run.config.lr)
         assert run.measure.measure_at == same.measure.measure_at
+
+
+def test_a_folder_of_pictures_can_be_in_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge, "EPOCHS", 1)
+    pets = write_pictures(tmp_path / "pets", {"cat": 20, "dog": 20})
+    (run,) = read_list(written(tmp_path, ONE + f'data = "folder"\ndata_path = "{pets}"\n'))
+    campaign = Campaign(tmp_path / "runs.jsonl", tmp_path / "work")
+    assert "A: 1 of 1 runs done" in campaign.work_off([run])
+    first, *_ = read_results(campaign.results)
+    assert (first["train_images"], first["budget"], len(first["judges"])) == (32, 32, 3)
+    few = write_pictures(tmp_path / "few", {"cat": 20, "dog": 15})
+    (run,) = read_list(written(tmp_path, ONE.replace('"A"', '"B"') + f'data = "folder"\ndata_path = "{few}"\n'))
+    with pytest.raises(DataError, match=r"4 held-out pictures of every class are needed, there are \[4, 3\]"):
+        campaign.take(run)
 
 
 def test_tiles_are_graded_by_their_rules(tmp_path: Path) -> None:

@@ -42,11 +42,16 @@ QUICK = {24000: 0.2, 96000: 0.1}
 
 
 def test_the_head_start_counts_seconds_of_images_timed_alone() -> None:
-    """The UNet has 0.2 after 24,000 images of 8 ms, the DiT after 96,000 of 4 ms: half of the time."""
+    """The UNet has 0.2 after 24,000 images of 8 ms, the DiT after 96,000 of 4 ms: half of the time.
+
+    A seed takes its own timing, 3 ms, and one without a timing the mean.
+    """
     lines = [*run("D1", "dit", 1, SLOW), *run("D1", "unet", 1, QUICK)]
     assert effects_of(lines)["faster-to-train"] == {}  # without timings
     lines += [timing("dit", 1, 0.003), timing("dit", 2, 0.005), timing("unet", 1, 0.008)]
-    assert effects_of(lines)["faster-to-train"] == {1: pytest.approx(1)}
+    lines += [*run("D1", "dit", 9, SLOW), *run("D1", "unet", 9, QUICK)]
+    expected = {1: math.log2(96 * 3 / (24 * 8)), 9: 1}
+    assert effects_of(lines)["faster-to-train"] == pytest.approx(expected)
 
 
 def test_the_head_start_is_negative_where_the_dit_has_it() -> None:
@@ -96,6 +101,8 @@ def test_a_run_counts_when_it_has_ended_and_its_twin_too() -> None:
 def test_runs_that_have_not_seen_the_budget_answer_nothing() -> None:
     lines = [*run("D1", "dit", 1, {6016: 0.2}), *run("D1", "unet", 1, {6016: 0.2})]
     assert effects_of(lines)["strong-baseline"] == {}
+    for budget, counted in ((6016, [1]), (96000, [])):
+        assert list(effects_of([x | {"budget": budget} for x in lines])["strong-baseline"]) == counted
 
 
 def test_further_guidance_scales_are_no_points() -> None:

@@ -23,8 +23,8 @@ from training.comparison.effects import (
     step_exponent,
 )
 from training.comparison.selection import DIT, MISSING, PAIR, TITLES, UNET, Line, Lines, Run
-from training.comparison.verdicts import Question, interval
-from training.comparison.words import number, percent, points, span
+from training.comparison.verdicts import Finding, Question, interval
+from training.comparison.words import favoured, number, percent, points, span
 
 Show = Callable[[float], str]
 IMAGES: Figure = lambda line: line["images_seen"]
@@ -69,6 +69,21 @@ def started(lines: Lines, what: str, axes: dict[str, Figure | None]) -> str:
         if cost and pairs
     ]
     return f"by {what}, the UNet's speed over the DiT's: {', '.join(parts)}" if parts else ""
+
+
+def contrary(findings: list[Finding], lines: Lines) -> list[str]:
+    """Where a network is recommended for its training, and other figures than the loss favour the other one."""
+    network = next((favoured(f) for f in findings if f.question.name == "faster-to-train"), "")
+    cost, said = by_seconds(lines), list[str]()
+    if not network or not cost:
+        return said
+    for what in list(ABOUT)[1:]:
+        sign = -1 if network == UNET else 1
+        known = interval([sign * head_start(*pair, cost, ABOUT[what]) for pair in d1(lines).values()])
+        if known.low is not None and known.low > 0:
+            other = TITLES[DIT if network == UNET else UNET]
+            said.append(f"By the {what}, though, the {other} is {span(known, doubled)} times as fast.")
+    return said
 
 
 def doubled(value: float) -> str:
@@ -160,6 +175,12 @@ def step_flop(lines: Lines) -> str:
     return f"exponent {known[0]:.2f}" if known else ""
 
 
+def small_attention(lines: Lines) -> str:
+    found = {k: t.get("attention_seconds", {}) for k, t in s.timings(lines, DIT).items()}
+    known = {k: exponent(x["64"], x["256"], 4) for k, x in found.items() if {"64", "256"} <= x.keys()}
+    return f"exponent {over_seeds(known, lambda x: f'{x:.2f}')}" if known else ""
+
+
 def attention_shares(lines: Lines) -> str:
     found = s.attention_share(lines)
     shown = (f"{side} pixels {span(interval(values), percent)}" for side, values in found.items())
@@ -224,6 +245,7 @@ TEXTS: dict[tuple[str, str], Callable[[Lines], str]] = {
     ("long-range", "images until 90 % match"): partial(images_until, "far"),
     ("long-range", "the same for two neighbouring patches"): neighbours,
     ("quadratic-attention", "FLOP, which is exact"): attention_flop,
+    ("quadratic-attention", "the same from 64 to 256 tokens"): small_attention,
     ("quadratic-attention", "share of the attention in a step by size"): attention_shares,
     ("quadratic-attention", "exponent of the whole step"): whole_step,
     ("linear-convolutions", "FLOP, which is exact"): step_flop,

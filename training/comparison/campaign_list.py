@@ -49,11 +49,11 @@ from typing import Any
 from models.checkpoint import ARCHITECTURES
 from models.samplers import build_table
 from models.schedule import NoiseSchedule, Prediction
-from training.config import TrainConfig
+from training.config import DATA, TrainConfig
 
-MEASURED = ("digits", "tiles", "cifar10")  # data with held-out pictures
 TASKS = ("train", "time", "probe", "sample")
-KINDS: dict[Any, Any] = {float: (int, float), Path | None: str, dict[str, Any]: dict}  # as TOML writes them
+KINDS: dict[Any, Any] = {Path | None: str, dict[str, Any]: dict}  # as TOML writes them
+KINDS |= dict.fromkeys((float, float | None), (int, float))
 KINDS |= dict.fromkeys((tuple[int, ...], tuple[float, ...]), list)
 
 
@@ -246,10 +246,10 @@ def build_run(name: str, group: str, network: str, values: dict[str, Any]) -> Ru
 def check_together(config: TrainConfig, measure: Measure) -> None:
     if config.model not in ARCHITECTURES:
         raise ValueError(f"model must be one of {', '.join(ARCHITECTURES)}, got {config.model!r}")
-    if config.data not in MEASURED:
-        raise ValueError(
-            f"data must be one of {', '.join(MEASURED)}, which hold pictures back, got {config.data!r}"
-        )
+    if config.data not in DATA:
+        raise ValueError(f"data must be one of {', '.join(DATA)}, got {config.data!r}")
+    if config.data == "folder" and not (config.data_path and config.hold_out and not measure.swap_held_out):
+        raise ValueError("data folder needs data_path, a hold_out above 0, and swap_held_out = false")
     if any(images % config.batch_size for images in measure.measure_at):
         raise ValueError(f"measure_at must be multiples of batch_size {config.batch_size}")
     if len(measure.measure_at) > 1 and config.decay:

@@ -115,8 +115,8 @@ def agreement_texts(found: Agreements) -> dict[str, str]:
         texts[WHOLE] = f"UNet and DiT {span(interval(across), lambda x: f'{x:.3f}')}"
         for name, values in (("DiT", dits), ("UNet", unets)):
             if values:
-                ends = f"{min(values):.3f} to {max(values):.3f} over {len(values)} pairs"
-                texts[WHOLE] += f"; two seeds of the {name} {np.mean(values):.3f} ({ends})"
+                ends = f" (range of {len(values)} pairs: {min(values):.3f} to {max(values):.3f})"
+                texts[WHOLE] += f"; two seeds of the {name} {np.mean(values):.3f}{ends * (len(values) > 1)}"
     return texts
 
 
@@ -132,7 +132,7 @@ def sheets(found: Galleries, lines: Lines, group: str, file: str, compared: bool
     used = [x for x in of(lines, group) if "judges" in x and (x["network"], seed_of(x)) in found]
     made = [class_grid(found, both[0], file), one_noise(found), *trajectories(found, both)]
     if compared:
-        made += [pairs_sheet(found, both, worst=True), pairs_sheet(found, both, worst=False), oddest(found)]
+        made += [pairs_sheet(found, both, worst=True), pairs_sheet(found, both, worst=False), oddest(found, both)]
     return [Sheet(x.png, x.alt, f"{x.caption} {source(used)}", x.file) for x in made]
 
 
@@ -198,16 +198,21 @@ def pairs_sheet(found: Galleries, seeds: list[int], worst: bool) -> Sheet:
     return Sheet(draw(blocks, stacked=True), f"Pairs of samples that agree {which}.", caption)
 
 
-def oddest(found: Galleries) -> Sheet:
-    """Failures, found without a judge: samples whose nearest of all samples of their class is the farthest."""
-    blocks, alike = [], likeness(found)
+def oddest(found: Galleries, seeds: list[int]) -> Sheet:
+    """Failures, found without a judge: samples whose nearest of all samples of their class is the farthest.
+
+    Of the seeds that both networks have, and one sample of each noise, for several seeds fail at the same one.
+    """
+    both = {(name, seed): found[name, seed] for name in PAIR for seed in seeds}
+    blocks, alike = [], likeness(both)
     for name in PAIR:
-        mine = {seed: scores for (network, seed), scores in alike.items() if network == name}
-        scores = [(score, seed, i) for seed, of_seed in mine.items() for i, score in enumerate(of_seed)]
-        blocks.append((name, [[picture(found[name, seed], i) for _, seed, i in sorted(scores)[:SHOWN]]]))
+        by_noise = np.array([alike[name, seed] for seed in seeds])  # [seeds, N]
+        chosen = [(seeds[by_noise[:, i].argmin()], i) for i in by_noise.min(0).argsort(kind="stable")[:SHOWN]]
+        blocks.append((name, [[picture(found[name, seed], i) for seed, i in chosen]]))
     caption = (
         f"Failures: the {SHOWN} samples of each network that are least like any sample of their class from other "
-        "noise, by the correlation of pixels. Above the DiT's, below the UNet's."
+        "noise, by the correlation of pixels; of each noise the worst of all seeds. No guidance. Above the DiT's, "
+        "below the UNet's."
     )
     return Sheet(draw(blocks, stacked=True), "The oddest samples of both networks.", caption)
 

@@ -43,8 +43,8 @@ MORE: tuple[Panel, ...] = (
 )
 
 
-def glance(findings: list[Finding]) -> Picture | str:
-    """All effects in units of their margins."""
+def glance(findings: list[Finding], lines: Lines) -> Picture | str:
+    """All effects in units of their margins. lines: those of the findings."""
     shown = [finding for finding in findings if finding.interval]
     if not shown:
         return missing("the first effect")
@@ -65,7 +65,7 @@ def glance(findings: list[Finding]) -> Picture | str:
     caption = (
         "Effects with 95 % intervals over seeds, positive where the sentence is right. In the gray band no "
         "difference matters. Circle: holds. Cross: does not hold. Square: no difference that matters. Hollow: "
-        "undecided. Made by `python run.py compare`; the runs stand with the figures below."
+        f"undecided. {source(lines)}"
     )
     return Picture(drawn, ". ".join(f"{f.question.sentence}: {f.verdict}" for f in shown), caption, "verdicts.svg")
 
@@ -107,8 +107,8 @@ def quality(lines: Lines, rows: tuple[Panel, ...], name: str, file: str = "") ->
         drawn = svg()
     used += s.of(lines, "D8", keep=lambda x: "timing" in x)
     caption = (
-        f"{name}: each seed thin, the mean thick. Real images have a Frechet ratio of 1 and a KID of 0; the table "
-        f"of real images has their other figures. {source(used)}"
+        f"{name}: each seed thin, the mean thick. Real images have a Frechet ratio of 1 and, less its floor, "
+        f"a KID of 0; the table of real images has their other figures. {source(used)}"
     )
     return Picture(drawn, f"{name} of DiT and UNet against images seen, training FLOP and seconds.", caption, file)
 

@@ -63,7 +63,13 @@ def p_text(finding: Finding) -> str:
 INTRODUCTION = """\
 [The whole report](comparison.html) has all figures and pictures; download it and open it in a browser.
 [questions.toml](comparison/questions.toml) says what each sentence is taken to mean, written before the runs.
-The lines behind all numbers are [runs.jsonl](comparison/runs.jsonl). `python run.py compare` writes this page."""
+`python run.py campaign` adds a line to [runs.jsonl](comparison/runs.jsonl) for every measurement. From these lines
+`python run.py compare` writes this page; [comparison/README.md](comparison/README.md) explains both."""
+LEVELS = (
+    "An interval is that of its sentence alone. A verdict is stricter: it takes all sentences together (Holm), and "
+    "those that wait for runs count, too. So a sentence can be undecided although its interval lies beyond what it "
+    "takes."
+)
 
 
 def markdown(report: Report) -> str:
@@ -74,8 +80,11 @@ def markdown(report: Report) -> str:
         INTRODUCTION,
         "## The sentences and their verdicts",
     ]
-    parts += [table_lines((VERDICTS, rows)), block_lines(report.glance), "## Beside the verdicts"]
-    parts.append("These figures do not decide. An interval stands in brackets, 95 % by Student's t over the seeds.")
+    parts += [table_lines((VERDICTS, rows)), LEVELS, block_lines(report.glance), "## Beside the verdicts"]
+    parts.append(
+        "These figures do not decide. Where nothing else is said, an interval stands in brackets, 95 % by "
+        "Student's t over the seeds."
+    )
     for finding in report.findings:
         beside = report.beside[finding.question.name]
         facts = [["**verdict**", f"{finding.verdict}, {p_text(finding)}"], ["**networks**", beside.networks]]
@@ -126,7 +135,10 @@ def page(report: Report) -> str:
 
 def legend() -> str:
     chips = "".join(f'<span class="chip {name}"></span>{title} ' for name, title in TITLES.items())
-    return f"<p class=legend>{chips}<span>in all figures. Intervals are 95 %, by Student's t over seeds.</span></p>"
+    return (
+        f"<p class=legend>{chips}<span>in all figures. Intervals are 95 %, by Student's t over seeds.</span></p>"
+        f"<p>{LEVELS}</p>"
+    )
 
 
 def card(finding: Finding, beside: Beside) -> str:
@@ -139,7 +151,7 @@ def card(finding: Finding, beside: Beside) -> str:
     ]
     facts += [
         ("What", inline(f"{question.measurement}: {question.metric}")),
-        ("These two", inline(beside.networks)),
+        ("The two networks", inline(beside.networks)),
     ]
     rows = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts)
     more = "".join(f"<dt>{inline(what)}</dt><dd>{inline(shown)}</dd>" for what, shown in beside.figures)

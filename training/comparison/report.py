@@ -7,15 +7,15 @@ from pathlib import Path
 
 from models.files import replace_file
 from training.comparison import costs, fields, galleries, learning, memory, rates
-from training.comparison.beside import beside
-from training.comparison.drawing import Picture
+from training.comparison.beside import beside, contrary
+from training.comparison.drawing import Picture, source
 from training.comparison.effects import effects_of
 from training.comparison.galleries import Sheet
 from training.comparison.page import Beside, Report, Section, markdown, page
 from training.comparison.rates import Table
 from training.comparison.results import read_results
 from training.comparison.selection import Lines, diverged, of
-from training.comparison.verdicts import interval, judge, read_questions
+from training.comparison.verdicts import Finding, interval, judge, read_questions
 from training.comparison.words import networks, number, percent, span, summary
 
 
@@ -49,22 +49,22 @@ def build(docs: Path) -> Report:
     agreed = galleries.agreements(galleries.kinds(found, galleries.halves(folder / "data", lines)))
     texts = galleries.agreement_texts(agreed)
     return Report(
-        summary(findings, lines),
+        summary(findings, lines, contrary(findings, lines)),
         findings,
-        learning.glance(findings),
+        learning.glance(findings, [x for f in findings for x in of(lines, f.question.measurement)]),
         {q.name: Beside(beside(q, lines, texts), networks(lines, q.measurement)) for q in questions},
         [
             choices(lines),
             real_images(lines),
             qualities(lines),
             Section("Samples from the same noise", galleries.sheets(found, lines, "D1", "samples.png")),
-            agreements(agreed),
+            agreements(agreed, of(lines, "D1") + of(lines, "D4")),
             rule_section(folder / "data", lines),
             Section("Few pictures", [memory.few_pictures(lines)]),
             mechanism(folder / "data", lines),
             Section("Step time", [costs.steps(lines)]),
             serving(docs),
-            gaps(lines),
+            gaps(findings, lines),
         ],
     )
 
@@ -73,12 +73,19 @@ def choices(lines: Lines) -> Section:
     chosen = rates.choose(lines)
     text = (
         "The learning rate with the lowest held-out loss after the last image, then the guidance with the lowest "
-        "Frechet ratio at this rate. Both are chosen on seed 0 and on pictures and classifiers that no verdict "
-        "uses."
+        "Frechet ratio at this rate. Both are chosen on seed 0, on held-out pictures that no verdict is "
+        "measured on, and by classifiers that no verdict asks."
     )
     wrong = [f"**The runs do not follow the rule.** {text}" for text in rates.disagreements(lines, chosen)]
-    pictures = [learning.rates(lines), learning.guidance(chosen)]
-    return Section("Learning rate and guidance", [text, *wrong, rates.table(lines, chosen), *pictures], short=True)
+    used, pictures = of(lines, "D1-rates"), [learning.rates(lines), learning.guidance(chosen)]
+    blocks = [text, *wrong, rates.table(lines, chosen), *sources(used), *pictures]
+    return Section("Learning rate and guidance", blocks, short=True)
+
+
+def sources(used: Lines) -> list[str]:
+    """Under a table; a run that diverged is in none."""
+    used = [line for line in used if "diverged" not in line]
+    return [source(used)] if used else []
 
 
 REAL = {"accuracy_real": "accuracy", "kid_real": "KID", "precision_real": "precision", "recall_real": "recall"}
@@ -87,13 +94,15 @@ REAL = {"accuracy_real": "accuracy", "kid_real": "KID", "precision_real": "preci
 def real_images(lines: Lines) -> Section:
     """The floor: what held-out images get in the place of samples."""
     text = (
-        "What held-out images get in the place of the samples: the best that a network can reach. Each judge's "
-        "figure is a mean of 20 draws of two disjoint sets of real images. The interval covers the training of "
+        "What held-out images get in the place of the samples. Guidance can make samples easier to recognise than "
+        "these. All but the accuracy are means of 20 draws of two disjoint sets of real images. Both sets have the "
+        "same number of each class, which presses the KID a little below 0. The interval covers the training of "
         "the judges, by three seeds. It does not cover another choice of the held-out images, which are the same "
         "for both networks."
     )
-    judged = [line["judges"] for line in of(lines, "D1", keep=lambda x: bool(x.get("judges")))]
-    return Section("Real images against real images", [text, floor(judged)] if judged else [text], short=True)
+    used = of(lines, "D1", keep=lambda x: bool(x.get("judges")))
+    blocks = [text, floor([line["judges"] for line in used])] if used else [text]
+    return Section("Real images against real images", [*blocks, *sources(used)], short=True)
 
 
 def floor(judged: list[Lines]) -> Table:
@@ -118,13 +127,13 @@ def qualities(lines: Lines) -> Section:
     return Section("Quality against what it costs", pictures)
 
 
-def agreements(found: galleries.Agreements) -> Section:
+def agreements(found: galleries.Agreements, used: Lines) -> Section:
     text = (
         "Correlation of the pixels of two networks' samples. Two samples of one class are alike from any noise, "
         "so only the difference is owed to the noise. A partner is found where it correlates more than all other "
         "samples of its class."
     )
-    return Section("Agreement as a number", [text, galleries.agreement_table(found)], short=True)
+    return Section("Agreement as a number", [text, galleries.agreement_table(found), *sources(used)], short=True)
 
 
 def rule_section(folder: Path, lines: Lines) -> Section:
@@ -150,9 +159,14 @@ def serving(docs: Path) -> Section:
     return Section("Cost to serve", [text, table, costs.serving(found, tuned, cpu)], short=bool(table[1]))
 
 
-def gaps(lines: Lines) -> Section:
+def gaps(findings: list[Finding], lines: Lines) -> Section:
     """What a reader must know is missing."""
     lost = diverged(lines)
     said = [f"Diverged, and left out of all figures: {', '.join(lost)}."] if lost else ["No run has diverged."]
+    whole = {f.question.measurement: (len(f.effects), len(f.question.seeds)) for f in findings}
+    open_ones = [f"{name} ({n} of {seeds} seeds)" for name, (n, seeds) in sorted(whole.items()) if n < seeds]
+    if open_ones:
+        said.append(f"Not whole yet: {', '.join(open_ones)}.")
+    said += [f"{name} is not measured yet." for name in ("D4", "D5") if not of(lines, name)]
     said.append("D7 (predictions and patch sizes) and D10 (parts of the networks) are not measured.")
     return Section("What is missing", said, short=True)

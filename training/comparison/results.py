@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+NAMES = {"group", "run", "network"}
+
 
 def read_results(path: Path) -> list[dict[str, Any]]:
     """One JSON object a line. A last line without its end was cut by a kill or a power cut, and does not count.
 
     Raises:
-        ValueError: another line is damaged.
+        ValueError: another line is damaged, or does not say what it belongs to.
     """
     lines = path.read_text("utf-8").split("\n")[:-1] if path.exists() else []
     found = []
@@ -22,6 +24,8 @@ def read_results(path: Path) -> list[dict[str, Any]]:
             found.append(json.loads(line))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {number} is damaged: {error}") from error
+        if not isinstance(found[-1], dict) or not found[-1].keys() >= NAMES:
+            raise ValueError(f"{path}, line {number} must be an object with {', '.join(sorted(NAMES))}")
     return found
 
 

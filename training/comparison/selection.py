@@ -14,6 +14,7 @@ DIT, UNET = "dit", "unet"
 PAIR = (DIT, UNET)
 TITLES = {DIT: "DiT", UNET: "UNet"}
 MISSING = "not measured yet"
+BUDGET = 96_000  # images of a run of D1 whose lines do not tell
 PATCH, DEPTH = 4, 2  # pixels a side of a token of the DiT; its layers, where a timing does not say
 
 
@@ -40,7 +41,8 @@ def trained_on(images: int) -> Callable[[Line], bool]:
 def runs_of(lines: Lines, group: str, keep: Callable[[Line], bool] = lambda _: True) -> dict[str, Runs]:
     """Of both networks: the whole runs of a group, which have every point that any line of it has.
 
-    A diverged run, or one that goes on, is no replicate.
+    A diverged run, or one that goes on, is no replicate. A line tells the `budget` of its run, the images of the
+    last point; older lines of D1 do not, which had 96,000.
 
     Raises:
         ValueError: two runs of one network and seed.
@@ -49,7 +51,8 @@ def runs_of(lines: Lines, group: str, keep: Callable[[Line], bool] = lambda _: T
     points, found = sorted({line["images_seen"] for line in measured}), {network: {} for network in PAIR}
     for name in sorted({line["run"] for line in measured}):
         own = sorted((x for x in measured if x["run"] == name), key=lambda x: x["images_seen"])
-        if [line["images_seen"] for line in own] != points:
+        budget = own[-1].get("budget", BUDGET if group == "D1" else points[-1])
+        if [line["images_seen"] for line in own] != points or points[-1] != budget:
             continue
         mine, seed = found[own[0]["network"]], seed_of(own[0])
         if twin := mine.get(seed):
@@ -72,10 +75,10 @@ def timings(lines: Lines, network: str) -> dict[int, Line]:
     return {seed_of(x): x["timing"] for x in of(lines, "D8", network, lambda x: "timing" in x)}
 
 
-def image_seconds(lines: Lines) -> dict[str, float]:
-    """Of one training image, timed alone; empty where a network was not timed."""
-    found = {n: [t["train_image_seconds"] for t in timings(lines, n).values()] for n in PAIR}
-    return {n: statistics.fmean(values) for n, values in found.items()} if all(found.values()) else {}
+def image_seconds(lines: Lines) -> dict[str, dict[int, float]]:
+    """Of one training image, timed alone, by network and seed; empty where a network was not timed."""
+    found = {n: {seed: t["train_image_seconds"] for seed, t in timings(lines, n).items()} for n in PAIR}
+    return found if all(found.values()) else {}
 
 
 def mean_of_judges(line: Line, figure: Callable[[Line], float]) -> float:

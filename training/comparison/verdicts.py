@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 ALPHA = 0.05  # of Holm over all sentences, and of the 95 % intervals
-REPLICATES = 3  # fewer decide nothing
+REPLICATES = 3  # the fewest that a question may declare
 KINDS = ("better", "not-worse", "equal")
 HOLDS, NO_DIFFERENCE, FAILS, UNDECIDED = "holds", "no difference that matters", "does not hold", "undecided"
 
@@ -78,6 +78,10 @@ def read_question(row: dict, path: Path) -> Question:
         raise ValueError(f"{where}: kind must be one of {', '.join(KINDS)}, got {row['kind']!r}")
     if not isinstance(row["margin"], (int, float)) or not 0 < row["margin"] < math.inf:
         raise ValueError(f"{where}: margin must be positive and finite, got {row['margin']!r}")
+    seeds = row["seeds"]
+    whole = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
+    if not whole or not REPLICATES <= len(set(seeds)) == len(seeds):
+        raise ValueError(f"{where}: seeds must be {REPLICATES} or more different whole numbers, got {seeds!r}")
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
     return Question(**values)
 
@@ -134,14 +138,15 @@ def judge(questions: list[Question], effects: dict[str, dict[int, float]]) -> li
 
 
 def p_of(question: Question, values: list[float]) -> float:
-    """p of the declared test, 1 where there are too few replicates for a verdict."""
-    return p_value(values, bound_of(question, statistics.fmean(values))) if len(values) >= REPLICATES else 1.0
+    """p of the declared test; 1 until all declared seeds are there, for a test at every new one errs more often."""
+    whole = len(values) == len(question.seeds)
+    return p_value(values, bound_of(question, statistics.fmean(values))) if whole else 1.0
 
 
 def find(question: Question, effects: dict[int, float], level: float, adjusted: float) -> Finding:
     values = list(effects.values())
     known = interval(values) if values else None
-    if not known or len(values) < REPLICATES or adjusted > ALPHA:
+    if not known or adjusted > ALPHA:
         return Finding(question, effects, known, adjusted, UNDECIDED, None)
     side, mean, margin = side_of(values, question.margin, level), known.mean, question.margin
     holds = abs(mean) < margin if question.kind == "equal" else mean > bound_of(question, mean)

@@ -1,6 +1,7 @@
 """Findings in plain words, and the paragraph for a reader in a hurry; never stronger than the verdicts."""
 
 import math
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,7 +28,10 @@ def span(known: Interval, show: Callable[[float], str] = number) -> str:
     """The mean and its interval; a unit after a space is said once."""
     if known.low is None or known.high is None:
         return f"{show(known.mean)} (one seed, so no interval)"
-    low, high = (show(end).partition(" ")[0] for end in (known.low, known.high))
+    ends = (known.low, known.high)
+    if show is percent:  # Student's interval of a share may end beyond what is possible
+        ends = max(0.0, known.low), min(1.0, known.high)
+    low, high = (show(end).partition(" ")[0] for end in ends)
     return f"{show(known.mean)} ({low} to {high})"
 
 
@@ -74,8 +78,8 @@ class Words:
 
 WORDS: dict[str, Words] = {
     "faster-to-train": Words(
-        "the time to train", "the time to train counts", UNET, faster, lambda m: f"{number(2**m)} times as fast",
-        "D1 and D8",
+        "the time to train", "the time to a low denoising loss counts", UNET, faster,
+        lambda m: f"{number(2**m)} times as fast", "D1 and D8",
     ),
     "strong-baseline": Words(
         "likeness to real pictures", "samples must resemble real pictures", UNET, times("Frechet ratio"),
@@ -134,11 +138,12 @@ def favoured(finding: Finding) -> str:
     return better if finding.side > 0 else next(name for name in PAIR if name != better)
 
 
-def summary(findings: list[Finding], lines: Lines) -> list[str]:
-    """Sentences of the first paragraph."""
+def summary(findings: list[Finding], lines: Lines, contrary: list[str]) -> list[str]:
+    """Sentences of the first paragraph. contrary: of beside.contrary."""
     said: list[str] = []
     reasons = {n: [speak(f.question).when for f in findings if favoured(f) == n] for n in (UNET, DIT)}
     said += [f"Use the {TITLES[n]} when {listed(whens, 'or')}." for n, whens in reasons.items() if whens]
+    said += contrary
     if not any(reasons.values()):
         said.append("These runs do not tell yet which of the two to use.")
     even = [speak(f.question).topic for f in findings if f.side == 0 and speak(f.question).better]
@@ -156,7 +161,18 @@ def scope(lines: Lines) -> str:
         return "The two networks have not been trained yet."
     shown = " and ".join(f"a {TITLES[n]} of {millions(found[0])} parameters" for n, found in known.items())
     images = max(line["images_seen"] for found in known.values() for line in found)
-    return f"All of this is about {shown}, and {images:,} images of training; other sizes and data may differ."
+    data = sorted({pictures(x) for group in ("D1", "D1-rates", "D6") for x in sized(of(lines, group))})
+    return (
+        f"All of this is about {shown}, and {images:,} images of training, drawn from {listed(data)}; "
+        "other sizes and data may differ."
+    )
+
+
+def pictures(line: Line) -> str:
+    names = {"digits": "MNIST digits", "tiles": "synthetic tiles"}
+    data = line["recipe"]["data"]
+    side = line["recipe"].get("arguments", {}).get("image_size", 32)
+    return f"{line['train_images']:,} {names.get(data, f'pictures of {data}')} of {side}x{side} pixels"
 
 
 def sized(lines: Lines) -> Lines:
@@ -176,10 +192,10 @@ def open_side(finding: Finding) -> str:
     """Decided, but not which network is ahead by more than the margin."""
     words = speak(finding.question)
     if finding.verdict == HOLDS:
-        return f"In {words.topic} the UNet is not worse by more than what matters; whether it is better is open."
-    return (
-        f"In {words.topic} the {TITLES[words.better]} is not ahead by what matters; whether it is behind is open."
-    )
+        known, unknown = "the UNet is not worse by more than what matters", "better"
+    else:
+        known, unknown = f"the {TITLES[words.better]} is not ahead by what matters", "behind"
+    return f"In {words.topic} {known}; whether it is {unknown} by as much is open."
 
 
 def cost(finding: Finding) -> str:
@@ -188,16 +204,18 @@ def cost(finding: Finding) -> str:
     words = speak(finding.question)
     if not words.topic.startswith("the cost"):  # a question that is new here
         return f"{finding.question.sentence}: {finding.verdict}."
-    right = "as the table says" if finding.verdict == HOLDS else "not as the table says"
-    return f"{words.topic.capitalize()} grows {right}: {words.effect(known)}."
+    grows = "grows" if finding.verdict == HOLDS else "does not grow"
+    return f"{words.topic.capitalize()} {grows} as the table says: {words.effect(known)}."
 
 
 def undecided(findings: list[Finding]) -> list[str]:
-    left = [finding for finding in findings if finding.verdict == UNDECIDED]
-    tried = [speak(f.question).topic for f in left if f.interval]
-    missing = [speak(f.question).topic for f in left if not f.interval]
-    said = [f"Measured and still undecided: {listed(tried)}."] if tried else []
-    return said + ([f"Undecided, not measured yet: {listed(missing)}."] if missing else [])
+    kinds: dict[str, list[str]] = {}
+    for finding in (finding for finding in findings if finding.verdict == UNDECIDED):
+        whole = len(finding.effects) == len(finding.question.seeds)
+        some = "Measured and undecided" if whole else "Undecided, not all seeds are measured yet"
+        kind = some if finding.effects else "Undecided, not measured yet"
+        kinds.setdefault(kind, []).append(speak(finding.question).topic)
+    return [f"{kind}: {listed(topics)}." for kind, topics in sorted(kinds.items())]
 
 
 def networks(lines: Lines, measurement: str) -> str:
@@ -214,8 +232,8 @@ def network_facts(lines: Lines, measurement: str, name: str) -> str:
     facts = f"{TITLES[name]}: {millions(last)} parameters, {last['flop_per_row'] / 1e6:.0f} MFLOP a row"
     if not trained:
         return facts
-    seconds = image_seconds(lines)
-    facts += f", {1000 * seconds[name]:.1f} ms a training image" if name in seconds else ""
+    if seconds := image_seconds(lines).get(name):
+        facts += f", {1000 * statistics.fmean(seconds.values()):.1f} ms a training image"
     facts += f", {last['images_seen']:,} images, {last['train_flop'] / 1e12:.0f} TFLOP of training"
     return facts + f", learning rate {last['recipe']['lr']:g}, guidance {last['guidance']:g}"
 
