@@ -343,10 +343,12 @@ def test_the_list_of_the_digits_compares_equal_networks() -> None:
     info = {run.network: model_info(run.config.model, run.config.arguments) for run in runs}
     for quantity in ("parameters", "flops"):
         assert max(i[quantity] for i in info.values()) < 1.15 * min(i[quantity] for i in info.values())
-    for few, images in ((False, 96_000), (True, 48_000)):
-        of_kind = [run for run in runs if (run.group == "D3") == few]
-        assert {run.config.steps * run.config.batch_size for run in of_kind} == {images}
-        assert len({(run.config.decay, run.config.data, run.measure.measure_at) for run in of_kind}) == 1
+    for group, budgets in {"D1": {96_000}, "D4": {96_000}, "D3": {48_000, 96_000}}.items():
+        mine = [run for run in runs if run.group == group]
+        assert {run.config.steps * run.config.batch_size for run in mine} == budgets
+        for subset in {run.config.subset for run in mine}:
+            same = [run for run in mine if run.config.subset == subset]
+            assert len({(run.config.decay, run.config.data, run.measure.measure_at) for run in same}) == 1
 
 
 def test_the_list_for_a_gpu_gives_every_width_the_same_budgets() -> None:

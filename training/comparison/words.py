@@ -163,7 +163,7 @@ def scope(lines: Lines) -> str:
     images = max(line["images_seen"] for found in known.values() for line in found)
     data = sorted({pictures(x) for group in ("D1", "D1-rates", "D6") for x in sized(of(lines, group))})
     return (
-        f"All of this is about {shown}, and {images:,} images of training, drawn from {listed(data)}; "
+        f"All of this is about {shown}, and {images:,} images of training. They were drawn from {listed(data)}; "
         "other sizes and data may differ."
     )
 
