@@ -1,7 +1,6 @@
 """`run.py evaluate`: figures, verdict and page."""
 
 import json
-import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,7 +23,7 @@ from training.graded import grade_samples, losses
 from training.judge import Judge, train_judge
 from training.machine import describe_machine
 from training.quality import Request, data_of, evaluate_checkpoints, step_times
-from training.quality_page import page, verdict, words
+from training.quality_page import verdict
 from training.train import train
 
 PETS = {"cat": 30, "dog": 30, "emu": 30}
@@ -160,59 +159,6 @@ def test_several_checkpoints_of_the_digits(
     assert raw["checkpoints"]["dit"]["figures"]["accuracy"]["value"] < 0.6
 
 
-def figure(value: float, margin: float, real: float = 1.0) -> dict[str, float]:
-    return {"value": value, "low": value - margin, "high": value + margin, "real": real}
-
-
-@pytest.fixture
-def facts() -> dict[str, Any]:
-    """Of a model that is good beyond doubt."""
-    figures = {"accuracy": figure(0.97, 0.01, 0.98), "below_real": figure(0.01, 0.02), "ratio": figure(1.5, 0.3)}
-    figures["copies"] = {"value": 0.0, "low": 0.0, "high": 0.012, "real": 0.0}
-    loss = {part: {"mean": figure(value, 0.01)} for part, value in (("train", 0.1), ("held_out", 0.104))}
-    judge = {"judge_saw_training": False, "accuracy_train": 0.991}
-    return {"figures": figures, "samples": 300, "loss": loss, "same_data": True} | judge
-
-
-FEW = "there are too few pictures to rule out that "
-CLASSES, SET, COPIES = "it often draws another class", "its pictures as a whole differ", "it repeats pictures"
-
-
-@pytest.mark.parametrize(
-    ("changes", "word", "reasons"),
-    [
-        ({}, "good", []),
-        ({"below_real": figure(0.05, 0.02)}, "unclear", [FEW + CLASSES]),
-        ({"accuracy": figure(0.5, 0.1, 0.6)}, "unclear", ["the classifier recognises too few"]),
-        ({"accuracy": figure(0.5, 0.1, 0.6), "ratio": figure(5.0, 0.1)}, "not good", [SET]),
-        ({"below_real": figure(0.2, 0.02)}, "not good", [CLASSES]),
-        ({"ratio": figure(2.4, 0.5)}, "unclear", [FEW + SET]),
-        ({"ratio": figure(3.1, 0.5), "copies": figure(0.5, 0.1)}, "not good", [SET, COPIES]),
-        ({"ratio": figure(2.4, 0.5), "copies": figure(0.5, 0.1)}, "not good", [COPIES]),
-        ({"ratio": figure(math.nan, 0)}, "not good", [SET]),
-    ],
-)
-def test_the_interval_decides(changes: dict, word: str, reasons: list[str], facts: dict[str, Any]) -> None:
-    found, why = verdict(facts | {"figures": facts["figures"] | changes})
-    assert found == word
-    assert [reason[: len(start)] for reason, start in zip(why, reasons, strict=True)] == reasons
-
-
-def test_the_paragraph_is_in_words(facts: dict[str, Any]) -> None:
-    text = words("my <model>", facts)
-    assert text.startswith("<strong>my &lt;model&gt; is good.</strong> Of 300 samples, 97.0% (96.0 to 98.0%) are")
-    assert "0.0% (0.0 to 1.2%) are copies of a training picture." in text
-    assert "a loss 4% above that of training ones" in text
-    assert "other pictures than these" in words("a", facts | {"same_data": False})
-    assert "other pictures than these" not in words("a", facts | {"same_data": None})
-    text = words("a", facts | {"judge_saw_training": True})
-    assert "it learnt from the training pictures. It recognises 99.1% of those, and favours" in text
-    unsure = facts | {"figures": facts["figures"] | {"ratio": figure(2.4, 0.5)}}
-    assert "<strong>It is unclear whether a is good: there are too few pictures to rule out" in words("a", unsure)
-    bad = facts | {"figures": facts["figures"] | {"copies": figure(0.5, 0.1)}}
-    assert words("a", bad).startswith("<strong>a is not good: it repeats pictures that it was trained on.</strong>")
-
-
 def test_other_pictures_are_noticed(trained: Path, tmp_path: Path) -> None:
     config, request = load_checkpoint(trained)[1], Request(data_path=tmp_path / "pets")
     facts = module.facts_of(config, data_of("mine", config, request), request)
@@ -274,24 +220,3 @@ def test_a_folder_needs_held_out_pictures(tmp_path: Path, tiny_config: Callable[
         config = load_checkpoint(train(tiny_config(**run, hold_out=share, out=tmp_path / f"{share}")))[1]
         with pytest.raises(DataError, match=message):
             data_of("mine", config, Request(data_path=pets))
-
-
-def test_the_page_escapes_names(facts: dict[str, Any]) -> None:
-    more = {"kid": figure(0, 0.1), "precision": figure(0.9, 0.1), "recall": figure(0.9, 0.1)}
-    level = [figure(0.1, 0.01)] * 8
-    facts |= {
-        "figures": facts["figures"] | more,
-        "loss": {"images": 9, "u": [0.5] * 8} | {k: mean | {"levels": level} for k, mean in facts["loss"].items()},
-        "accuracy_by_class": {"<b>": 0.5},
-        "neighbours": {"generated_mean": 10.0, "held_out_mean": 9.9},
-        "sampling": {"sampler": "ddim", "steps": 3, "guidance": {"scale": 1.5}},
-        "parameters": 1000, "flop_per_row": 1e9, "step_ms": {"1": 1.0, "8": 2.0}, "training": {},
-        "train_images": 5, "held_out": 4, "matched": 3, "judges": [1, 2, 3], "sha256": "0" * 64,
-    }  # fmt: skip
-    figures = {"checkpoints": {"<i>": facts}, "machine": "two cores", "commit": "abc"}
-    text = page(figures, {"samples": b"", "pairs <i>": b""})
-    assert "<i>" not in text
-    assert "<b>" not in text
-    assert "two cores" in text
-    assert "training" in text
-    assert "not recorded" in text
