@@ -11,6 +11,10 @@ FRECHET_RATIO = 2.5
 COPIES = 0.05
 # A classifier that recognises fewer real pictures tells good samples from bad ones no better than these.
 CLASSIFIER = 0.8
+OTHER_DATA = {  # by same_data; {} is the model
+    False: "{} was trained on other pictures than these",
+    None: "it is not known which pictures {} was trained on",
+}
 Facts = dict[str, Any]  # of one checkpoint, as training/quality.py makes them
 
 STYLE = """
@@ -37,6 +41,8 @@ def verdict(facts: Facts) -> tuple[str, list[str]]:
     missed, unsure = [], []
     if not figures["accuracy"]["real"] >= CLASSIFIER:
         unsure.append("the classifier recognises too few real pictures itself")
+    if facts["same_data"] is not True:
+        unsure.append(OTHER_DATA[facts["same_data"]].format("it"))
     bars = (
         ("below_real", BELOW_REAL, "it often draws another class than it was asked for"),
         ("ratio", FRECHET_RATIO, "its pictures as a whole differ from real ones"),
@@ -106,10 +112,11 @@ def words(name: str, facts: Facts) -> str:
             "Too few pictures are held out to train the classifier, so it learnt from the training pictures. It "
             f"recognises {facts['accuracy_train']:.1%} of those, and favours samples that are copies of them."
         )
-    if facts["same_data"] is False:
+    if facts["same_data"] is not True:
+        told = OTHER_DATA[facts["same_data"]].format("the model")
         sentences.append(
-            "<strong>The model was trained on other pictures than these</strong>, so copies cannot be told, and "
-            "what is held out here may have been trained on."
+            f"<strong>{told[0].upper()}{told[1:]}</strong>, so copies cannot be told, and what is held out here "
+            "may have been trained on."
         )
     return " ".join(sentences)
 

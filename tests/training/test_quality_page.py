@@ -46,13 +46,34 @@ def test_the_interval_decides(changes: dict, word: str, reasons: list[str], fact
     assert [reason[: len(start)] for reason, start in zip(why, reasons, strict=True)] == reasons
 
 
+@pytest.mark.parametrize(
+    ("same_data", "reason", "sentence"),
+    [
+        (
+            False,
+            "it was trained on other pictures than these",
+            "The model was trained on other pictures than these",
+        ),
+        (
+            None,
+            "it is not known which pictures it was trained on",
+            "It is not known which pictures the model was trained on",
+        ),
+    ],
+)
+def test_nothing_is_good_on_pictures_that_may_have_been_trained_on(
+    same_data: bool | None, reason: str, sentence: str, facts: dict[str, Any]
+) -> None:
+    facts["same_data"] = same_data
+    assert verdict(facts) == ("unclear", [reason])
+    assert f"<strong>{sentence}</strong>, so copies cannot be told" in words("a", facts)
+
+
 def test_the_paragraph_is_in_words(facts: dict[str, Any]) -> None:
     text = words("my <model>", facts)
     assert text.startswith("<strong>my &lt;model&gt; is good.</strong> Of 300 samples, 97.0% (96.0 to 98.0%) are")
     assert "0.0% (0.0 to 1.2%) are copies of a training picture." in text
     assert "a loss 4% above that of training ones" in text
-    assert "other pictures than these" in words("a", facts | {"same_data": False})
-    assert "other pictures than these" not in words("a", facts | {"same_data": None})
     text = words("a", facts | {"judge_saw_training": True})
     assert "it learnt from the training pictures. It recognises 99.1% of those, and favours" in text
     unsure = facts | {"figures": facts["figures"] | {"ratio": figure(2.4, 0.5)}}
