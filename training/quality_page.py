@@ -39,7 +39,7 @@ def verdict(facts: Facts) -> tuple[str, list[str]]:
     """good, not good or unclear, and why. An interval decides only where it lies on one side of a bar."""
     figures = facts["figures"]
     missed, unsure = [], []
-    if not figures["accuracy"]["real"] >= CLASSIFIER:
+    if weak := not figures["accuracy"]["real"] >= CLASSIFIER:
         unsure.append("the classifier recognises too few real pictures itself")
     if facts["same_data"] is not True:
         unsure.append(OTHER_DATA[facts["same_data"]].format("it"))
@@ -48,7 +48,7 @@ def verdict(facts: Facts) -> tuple[str, list[str]]:
         ("ratio", FRECHET_RATIO, "its pictures as a whole differ from real ones"),
         ("copies", COPIES, "it repeats pictures that it was trained on"),
     )
-    for name, most, sentence in bars:
+    for name, most, sentence in bars[2:] if weak else bars:  # copies are counted without the classifier
         if not figures[name]["low"] <= most:  # a figure that is no number passes nothing
             missed.append(sentence)
         elif not figures[name]["high"] <= most:

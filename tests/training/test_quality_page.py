@@ -22,6 +22,7 @@ def facts() -> dict[str, Any]:
     return {"figures": figures, "samples": 300, "loss": loss, "same_data": True} | judge
 
 
+WEAK, CLASSIFIER = {"accuracy": figure(0.5, 0.1, 0.6)}, "the classifier recognises too few"
 FEW = "there are too few pictures to rule out that "
 CLASSES, SET, COPIES = "it often draws another class", "its pictures as a whole differ", "it repeats pictures"
 
@@ -31,8 +32,11 @@ CLASSES, SET, COPIES = "it often draws another class", "its pictures as a whole 
     [
         ({}, "good", []),
         ({"below_real": figure(0.05, 0.02)}, "unclear", [FEW + CLASSES]),
-        ({"accuracy": figure(0.5, 0.1, 0.6)}, "unclear", ["the classifier recognises too few"]),
-        ({"accuracy": figure(0.5, 0.1, 0.6), "ratio": figure(5.0, 0.1)}, "not good", [SET]),
+        (WEAK, "unclear", [CLASSIFIER]),
+        (WEAK | {"below_real": figure(0.2, 0.02), "ratio": figure(5.0, 0.1)}, "unclear", [CLASSIFIER]),
+        (WEAK | {"ratio": figure(math.nan, 0)}, "unclear", [CLASSIFIER]),
+        (WEAK | {"copies": figure(0.05, 0.02)}, "unclear", [CLASSIFIER, FEW + COPIES]),
+        (WEAK | {"copies": figure(0.5, 0.1)}, "not good", [COPIES]),
         ({"below_real": figure(0.2, 0.02)}, "not good", [CLASSES]),
         ({"ratio": figure(2.4, 0.5)}, "unclear", [FEW + SET]),
         ({"ratio": figure(3.1, 0.5), "copies": figure(0.5, 0.1)}, "not good", [SET, COPIES]),
