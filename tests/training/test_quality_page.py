@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from training.quality_page import page, verdict, words
+from training.quality_page import QUALITY, page, verdict, words
 
 
 def figure(value: float, margin: float, real: float = 1.0) -> dict[str, float]:
@@ -86,10 +86,12 @@ def test_the_paragraph_is_in_words(facts: dict[str, Any]) -> None:
     assert words("a", bad).startswith("<strong>a is not good: it repeats pictures that it was trained on.</strong>")
 
 
-def test_the_page_escapes_names(facts: dict[str, Any]) -> None:
+@pytest.fixture
+def everything(facts: dict[str, Any]) -> dict[str, Any]:
+    """All that a page shows."""
     more = {"kid": figure(0, 0.1), "precision": figure(0.9, 0.1), "recall": figure(0.9, 0.1)}
     level = [figure(0.1, 0.01)] * 8
-    facts |= {
+    return facts | {
         "figures": facts["figures"] | more,
         "loss": {"images": 9, "u": [0.5] * 8} | {k: mean | {"levels": level} for k, mean in facts["loss"].items()},
         "accuracy_by_class": {"<b>": 0.5},
@@ -98,7 +100,18 @@ def test_the_page_escapes_names(facts: dict[str, Any]) -> None:
         "parameters": 1000, "flop_per_row": 1e9, "step_ms": {"1": 1.0, "8": 2.0}, "training": {},
         "train_images": 5, "held_out": 4, "matched": 3, "judges": [1, 2, 3], "sha256": "0" * 64,
     }  # fmt: skip
-    figures = {"checkpoints": {"<i>": facts}, "machine": "two cores", "commit": "abc"}
+
+
+@pytest.mark.parametrize(
+    "name", ["precision: samples that look real", "recall: real pictures that samples look like"]
+)
+def test_few_pictures_have_no_neighbours(name: str, everything: dict[str, Any]) -> None:
+    assert QUALITY[name](everything | {"matched": 49}).startswith("too few pictures<small>49, and 50 are needed")
+    assert QUALITY[name](everything | {"matched": 50}).startswith("90.0% (80.0 to 100.0%)")
+
+
+def test_the_page_escapes_names(everything: dict[str, Any]) -> None:
+    figures = {"checkpoints": {"<i>": everything}, "machine": "two cores", "commit": "abc"}
     text = page(figures, {"samples": b"", "pairs <i>": b""})
     assert "<i>" not in text
     assert "<b>" not in text
