@@ -15,12 +15,12 @@ from models.checkpoint import CheckpointError, ModelConfig, load_checkpoint
 from models.files import replace_file
 from models.schedule import NUM_TIMESTEPS
 from training.config import HOLD_OUT, LATER
-from training.data import Data, DataError, counts, fingerprint, load_data, take_subset
+from training.data import FROM_FILES, Data, DataError, counts, fingerprint, load_data, take_subset
 from training.evaluate import compare_neighbours, images_per_class, sample_balanced, save_neighbours_picture
 from training.graded import grade_samples, losses
 from training.info import config_info
 from training.judge import load_judges
-from training.machine import describe_machine, git_commit
+from training.machine import command_line, describe_machine, git_commit
 from training.quality_page import page, verdict
 from training.report import Sampling, sampling_of
 from training.samples import draw_samples
@@ -69,6 +69,7 @@ def evaluate_checkpoints(folders: dict[str, Path], out: Path, request: Request) 
         cases[name] = data_of(name, config, request), how
     times = step_times({name: (model, config.image_shape) for name, (model, config) in loaded.items()})
     figures: dict[str, Any] = {"machine": describe_machine(), "commit": git_commit(), "checkpoints": {}}
+    figures["command"] = command_line()
     with tempfile.TemporaryDirectory() as place:
         pictures: dict[str, bytes] = {}
         for name, (model, config) in loaded.items():
@@ -89,7 +90,7 @@ def evaluate_checkpoints(folders: dict[str, Path], out: Path, request: Request) 
 def write(out: Path, figures: dict[str, Any], pictures: dict[str, bytes]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     replace_file(out.with_suffix(".json"), (json.dumps(figures, indent=2) + "\n").encode())
-    replace_file(out, page(figures, pictures).encode())
+    replace_file(out, page(figures, pictures).encode(errors="backslashreplace"))  # a path may be no text
 
 
 def data_of(name: str, config: ModelConfig, request: Request) -> Data:
@@ -97,13 +98,10 @@ def data_of(name: str, config: ModelConfig, request: Request) -> Data:
 
     Where too few pictures are held out to train a judge, `judge` holds the training pictures.
     """
-    recipe = recipe_of(config)
-    own = recipe.get("data", "digits")
-    chosen, (channels, height, width) = request.data or own, config.image_shape
+    chosen, known = source_of(config, request)
+    channels, height, width = config.image_shape
     if height != width:
         raise CheckpointError(f"{name} draws images of {width}x{height} pixels, and data are square")
-    # load_data reads hold_out of a folder only
-    known: dict[str, Any] = LATER | (recipe if chosen == own else {"hold_out": HOLD_OUT})
     data = load_data(chosen, request.data_path, height, channels, known["hold_out"])
     if data.class_names != config.class_names:
         raise CheckpointError(f"{name} has the classes {config.class_names}, the data {data.class_names}")
@@ -115,6 +113,14 @@ def data_of(name: str, config: ModelConfig, request: Request) -> Data:
     return data if len(data.judge) else replace(data, judge=data.train)
 
 
+def source_of(config: ModelConfig, request: Request) -> tuple[str, dict[str, Any]]:
+    """Name of the data to measure with, and the options of the run that read them: hold_out and subset."""
+    recipe = recipe_of(config)
+    own = recipe.get("data", "digits")
+    chosen = request.data or own
+    return chosen, LATER | (recipe if chosen == own else {"hold_out": HOLD_OUT})  # hold_out is of a folder only
+
+
 def recipe_of(config: ModelConfig) -> dict[str, Any]:
     """Of a checkpoint that a run of this project wrote; empty elsewhere."""
     recipe = config.training.get("recipe")
@@ -124,13 +130,14 @@ def recipe_of(config: ModelConfig) -> dict[str, Any]:
 def facts_of(config: ModelConfig, data: Data, request: Request) -> dict[str, Any]:
     """What needs no measurement."""
     info, trained_on = config_info(config), config.training.get("train_sha256")
+    source, _ = source_of(config, request)
     return {
         "sha256": config.sha256,
         "parameters": info["parameters"],
         "flop_per_row": info["flops"],
         "training": config.training,
-        "data": request.data or recipe_of(config).get("data", "digits"),
-        "data_path": str(request.data_path) if request.data_path else None,
+        "data": source,
+        "data_path": str(request.data_path) if request.data_path and source in FROM_FILES else None,
         "class_names": data.class_names,
         "train_images": len(data.train),
         "same_data": trained_on == fingerprint(data.train) if trained_on else None,

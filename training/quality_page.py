@@ -173,6 +173,11 @@ def sampling(facts: Facts) -> str:
     return f"{how['sampler']}, {how['steps']} steps, guidance {how['guidance']['scale']:g}"
 
 
+def measured_with(facts: Facts) -> str:
+    source = " ".join(filter(None, (facts["data"], facts["data_path"])))
+    return f"{escape(source)}, {facts['held_out']:,} held-out pictures"
+
+
 def trained(facts: Facts) -> str:
     known = facts["training"]
     if "images_seen" not in known:
@@ -192,6 +197,7 @@ QUALITY: dict[str, Callable[[Facts], str]] = {
     "loss on held-out pictures": loss("held_out"),
     "loss on training pictures": loss("train"),
     "sampled by": sampling,
+    "measured with": measured_with,
 }
 COST: dict[str, Callable[[Facts], str]] = {
     "parameters": lambda facts: f"{facts['parameters']:,}",
@@ -239,6 +245,7 @@ def notes(figures: dict[str, Any]) -> str:
         f"{matched} others, classes balanced, 20 draws. Features are those of the classifiers, so compare them "
         "within one set of pictures only. A sample is a copy if its nearest training picture is less than a third "
         f"as far as the second nearest. Losses are of {images} pictures each.</p>"
+        f"<p>Command: <code>{escape(figures['command'])}</code></p>"
         f"<footer>Weights (SHA-256): {hashes}. Code: {escape(figures['commit'])}. Times: "
         f"{escape(figures['machine'])}, float32, longer beside other work.</footer>"
     )

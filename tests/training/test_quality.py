@@ -2,6 +2,8 @@
 
 import json
 import re
+import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -115,15 +117,21 @@ def trained(tmp_path: Path, tiny_config: Callable[..., TrainConfig]) -> Path:
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_folder_of_ones_own_gets_one_page(trained: Path, tmp_path: Path, capsys: Any) -> None:
+def test_a_folder_of_ones_own_gets_one_page(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "new" / "page.html"
     command = ["evaluate", str(trained), "--data-path", str(tmp_path / "pets"), "--images", "30", "--steps", "2"]
-    code = main([*command, "--judge", str(tmp_path / "judges"), "--out", str(out)])
+    command += ["--judge", str(tmp_path / "judges"), "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["somewhere/run.py", *command])
+    code = main()
     assert {path.name for path in out.parent.iterdir()} == {"page.html", "page.json"}
     assert len(list((tmp_path / "judges").iterdir())) == 3
     raw = json.loads(out.with_suffix(".json").read_text())
     facts = raw["checkpoints"]["mine"]
     assert (facts["train_images"], facts["held_out"], facts["judge_images"]) == (72, 18, 72)
+    assert (facts["data"], facts["data_path"]) == ("folder", str(tmp_path / "pets"))
+    assert raw["command"] == shlex.join(["run.py", *command])
     assert facts["same_data"] is facts["judge_saw_training"] is True
     assert (facts["samples"], facts["matched"], facts["sampling"]["steps"]) == (30, 9, 2)
     assert set(facts["step_ms"]) == {"1", "8"}
@@ -185,6 +193,14 @@ def test_a_model_of_the_digits_is_measured_with_a_folder(checkpoints: Path, tmp_
     assert [len(part) for part in (data.train, data.judge, data.test)] == [160, 160, 40]
     facts = module.facts_of(own, data, request)
     assert (facts["same_data"], facts["data"], facts["data_path"]) == (False, "folder", str(written))
+    facts = module.facts_of(own, data, Request(data_path=written))
+    assert (facts["data"], facts["data_path"]) == ("digits", None)  # which are read from no path
+
+
+def test_a_page_can_name_a_path_that_is_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "page", lambda *_: "pets\udcff")
+    module.write(tmp_path / "page.html", {}, {})
+    assert (tmp_path / "page.html").read_text() == "pets\\udcff"
 
 
 @pytest.mark.parametrize(

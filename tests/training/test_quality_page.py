@@ -1,6 +1,7 @@
 """The page of `run.py evaluate`: verdict, words and figures of facts that are made up."""
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -111,10 +112,14 @@ def test_few_pictures_have_no_neighbours(name: str, everything: dict[str, Any]) 
 
 
 def test_the_page_escapes_names(everything: dict[str, Any]) -> None:
-    figures = {"checkpoints": {"<i>": everything}, "machine": "two cores", "commit": "abc"}
+    everything |= {"data": "folder", "data_path": "my <s> & pets"}
+    command = "run.py evaluate '<u>'"
+    figures = {"checkpoints": {"<i>": everything}, "machine": "two cores", "commit": "abc", "command": command}
     text = page(figures, {"samples": b"", "pairs <i>": b""})
     assert "<i>" not in text
-    assert "<b>" not in text
+    assert not re.search("<[bus]>", text)
+    assert "<td>measured with</td><td>folder my &lt;s&gt; &amp; pets, 4 held-out pictures</td>" in text
+    assert "<p>Command: <code>run.py evaluate &#x27;&lt;u&gt;&#x27;</code></p>" in text
     assert "two cores" in text
     assert "training" in text
     assert "not recorded" in text
