@@ -53,20 +53,14 @@ def evaluate_checkpoints(folders: dict[str, Path], out: Path, request: Request) 
     Raises:
         CheckpointError: a checkpoint that cannot be read, or of other classes or images than the data.
         DataError: data that cannot be read, or too few held-out pictures.
-        ValueError: too few images, or sampling options that do not exist.
+        ValueError: too few images, checkpoints of different data, or sampling options that do not exist.
     """
     if request.threads is not None:
         if not 1 <= request.threads <= 1024:
             raise ValueError(f"threads must lie in 1..1024, got {request.threads}")
         torch.set_num_threads(request.threads)
     loaded = {name: load_checkpoint(folder) for name, folder in folders.items()}
-    cases = {}
-    for name, (_, config) in loaded.items():  # all of it is checked before minutes are spent on judges
-        images_per_class(request.images, config.num_classes)
-        options = {"sampler": request.sampler, "steps": request.steps, "guidance": request.guidance}
-        how = sampling_of(config, **options)
-        config.table(how.sampler, how.steps, how.spacing)
-        cases[name] = data_of(name, config, request), how
+    cases = cases_of({name: config for name, (_, config) in loaded.items()}, request)
     times = step_times({name: (model, config.image_shape) for name, (model, config) in loaded.items()})
     figures: dict[str, Any] = {"machine": describe_machine(), "commit": git_commit(), "checkpoints": {}}
     figures["command"] = command_line()
@@ -87,6 +81,18 @@ def evaluate_checkpoints(folders: dict[str, Path], out: Path, request: Request) 
     return [f"{name} is {word}: {'; '.join(why)}" for name, (word, why) in judged.items() if word == "not good"]
 
 
+def cases_of(configs: dict[str, ModelConfig], request: Request) -> dict[str, tuple[Data, Sampling]]:
+    """By name. All of it is checked before minutes are spent on judges."""
+    check_one_source(configs, request)
+    cases = {}
+    for name, config in configs.items():
+        images_per_class(request.images, config.num_classes)
+        how = sampling_of(config, sampler=request.sampler, steps=request.steps, guidance=request.guidance)
+        config.table(how.sampler, how.steps, how.spacing)
+        cases[name] = data_of(name, config, request), how
+    return cases
+
+
 def write(out: Path, figures: dict[str, Any], pictures: dict[str, bytes]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     replace_file(out.with_suffix(".json"), (json.dumps(figures, indent=2) + "\n").encode())
@@ -102,7 +108,10 @@ def data_of(name: str, config: ModelConfig, request: Request) -> Data:
     channels, height, width = config.image_shape
     if height != width:
         raise CheckpointError(f"{name} draws images of {width}x{height} pixels, and data are square")
-    data = load_data(chosen, request.data_path, height, channels, known["hold_out"])
+    try:
+        data = load_data(chosen, request.data_path, height, channels, known["hold_out"])
+    except DataError as error:
+        raise DataError(f"{error} ({name} is measured with {chosen})") from error
     if data.class_names != config.class_names:
         raise CheckpointError(f"{name} has the classes {config.class_names}, the data {data.class_names}")
     if not len(data.test):
@@ -119,6 +128,21 @@ def source_of(config: ModelConfig, request: Request) -> tuple[str, dict[str, Any
     own = recipe.get("data", "digits")
     chosen = request.data or own
     return chosen, LATER | (recipe if chosen == own else {"hold_out": HOLD_OUT})  # hold_out is of a folder only
+
+
+def check_one_source(configs: dict[str, ModelConfig], request: Request) -> None:
+    """One page compares figures of the same held-out pictures. Raises ValueError."""
+    sources = {}
+    for name, config in configs.items():
+        chosen, known = source_of(config, request)
+        sources[name] = f"{chosen} (hold_out {known['hold_out']})" if chosen == "folder" else chosen
+    first, *others = sources
+    for name in others:
+        if sources[name] != sources[first]:
+            raise ValueError(
+                f"checkpoints of one page are measured with the same data, but {first} with {sources[first]} and "
+                f"{name} with {sources[name]}: evaluate them one by one, each with an --out of its own"
+            )
 
 
 def recipe_of(config: ModelConfig) -> dict[str, Any]:

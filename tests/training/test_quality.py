@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.checkpoint import CheckpointError, load_checkpoint
+from models.checkpoint import CheckpointError, ModelConfig, load_checkpoint
 from run import main
 from tests.checkpoints import write_checkpoint
 from tests.training.pictures import write_pictures
@@ -24,7 +24,7 @@ from training.data import Data, DataError, Split, take_subset
 from training.graded import grade_samples, losses
 from training.judge import Judge, train_judge
 from training.machine import describe_machine
-from training.quality import Request, data_of, evaluate_checkpoints, step_times
+from training.quality import Request, cases_of, data_of, evaluate_checkpoints, step_times
 from training.quality_page import verdict
 from training.train import train
 
@@ -228,6 +228,28 @@ def test_what_cannot_be_evaluated_is_refused_at_once(
     with pytest.raises(error, match=message):
         evaluate_checkpoints({"mine": folder}, tmp_path / "page.html", Request(**request_))
     assert not (tmp_path / "page.html").exists()
+
+
+def recipe(**values: Any) -> ModelConfig:
+    """Of a checkpoint that a run with these options made."""
+    return ModelConfig("dit", {}, training={"recipe": values})
+
+
+def test_checkpoints_of_different_data_are_refused(tmp_path: Path) -> None:
+    configs = {"dit": ModelConfig("dit", {}), "old": recipe(data="folder"), "cifar": recipe(data="cifar10")}
+    configs |= {"more": recipe(data="folder", hold_out=0.2), "part": recipe(data="digits", subset="100")}
+    for first, other, words in (
+        ("old", "dit", r"but old with folder \(hold_out 0.0\) and dit with digits: evaluate them one by one"),
+        ("cifar", "more", r"but cifar with cifar10 and more with folder \(hold_out 0\.2\)"),
+        ("more", "old", r"more with folder \(hold_out 0\.2\) and old with folder \(hold_out 0\.0\)"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            cases_of({name: configs[name] for name in (first, other)}, Request(data_path=tmp_path))
+    assert cases_of({name: configs[name] for name in ("dit", "part")}, Request()).keys() == {"dit", "part"}
+    with pytest.raises(DataError, match=r"lacks batches\.meta.* \(cifar is measured with cifar10\)"):
+        cases_of({"cifar": configs["cifar"]}, Request(data_path=tmp_path))
+    with pytest.raises(DataError, match=r"no sub-folders.* \(dit is measured with folder\)"):
+        cases_of({name: configs[name] for name in ("dit", "cifar", "more")}, Request("folder", tmp_path))
 
 
 def test_a_folder_needs_held_out_pictures(tmp_path: Path, tiny_config: Callable[..., TrainConfig]) -> None:
