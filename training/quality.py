@@ -1,4 +1,4 @@
-"""How good checkpoints are: every figure with its interval, as JSON and as one page."""
+"""How good checkpoints are: figures with intervals, as JSON and as one page."""
 
 import json
 import statistics

@@ -237,7 +237,9 @@ def notes(figures: dict[str, Any]) -> str:
     matched, images = facts["matched"], facts["loss"]["images"]
     hashes = ", ".join(f"{escape(n)} {f['sha256'][:12]}" for n, f in figures["checkpoints"].items())
     return (
-        "<p>Beside each number stands its interval of 95 %. It covers the samples drawn, the pictures held out and "
+        "<p>The numbers in brackets are an interval of 95 %. Figures of real pictures, of single classes and of "
+        "nearest training pictures have none, nor have times and the difference of the two losses. An interval "
+        "covers the samples drawn, the pictures held out and "
         f"the {len(facts['judges'])} classifiers, which differ by their seeds: a jackknife over 10 groups of "
         "pictures and Student's t, and for a share at least Wilson's interval. It does not cover a second "
         "training. A loss has a t interval over 10 groups of pictures.</p>"

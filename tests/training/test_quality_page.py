@@ -120,6 +120,7 @@ def test_the_page_escapes_names(everything: dict[str, Any]) -> None:
     assert not re.search("<[bus]>", text)
     assert "<td>measured with</td><td>folder my &lt;s&gt; &amp; pets, 4 held-out pictures</td>" in text
     assert "<p>Command: <code>run.py evaluate &#x27;&lt;u&gt;&#x27;</code></p>" in text
+    assert "of single classes and of nearest training pictures have none, nor have times" in text
     assert "two cores" in text
     assert "training" in text
     assert "not recorded" in text
