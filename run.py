@@ -186,11 +186,10 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     check_train_extra("evaluate")
     folders = find_checkpoints(arguments.names, arguments.checkpoints)
     request = Request(**{field.name: getattr(arguments, field.name) for field in fields(Request)})
-    sentences = evaluate_checkpoints(folders, arguments.out, request)
+    verdicts = evaluate_checkpoints(folders, arguments.out, request)
     print(arguments.out)
-    for sentence in sentences:
-        print(sentence, file=sys.stderr)
-    return 1 if sentences else 0
+    print(*(sentence for _, sentence in verdicts), sep="\n", file=sys.stderr)
+    return int(any(word == "not good" for word, _ in verdicts))
 
 
 CAMPAIGN_EXAMPLES = """

@@ -75,15 +75,23 @@ def test_serve_takes_every_port(given: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert asked == [("127.0.0.1", int(given))]
 
 
-@pytest.mark.parametrize(("sentences", "code"), [([], 0), (["dit is not good: it repeats pictures"], 1)])
+@pytest.mark.parametrize(
+    ("verdicts", "code"),
+    [
+        ([("good", "dit is good.")], 0),
+        ([("unclear", "It is unclear whether dit is good: there are too few pictures.")], 0),
+        ([("not good", "dit is not good: it repeats pictures."), ("good", "unet is good.")], 1),
+    ],
+    ids=["good", "unclear", "not good"],
+)
 def test_evaluate_fails_where_a_checkpoint_is_not_good(
-    sentences: list[str],
+    verdicts: list[tuple[str, str]],
     code: int,
     checkpoints: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("training.quality.evaluate_checkpoints", lambda *given: asked.append(given) or sentences)
+    monkeypatch.setattr("training.quality.evaluate_checkpoints", lambda *given: asked.append(given) or verdicts)
     asked: list[tuple] = []
     command = ["evaluate", "--checkpoints", str(checkpoints), "dit", "--out", "page.html", "--data-path", "pets"]
     assert main([*command, "--guidance", "2", "--judge", "judges"]) == code
@@ -91,7 +99,7 @@ def test_evaluate_fails_where_a_checkpoint_is_not_good(
     assert asked == [({"dit": checkpoints / "dit"}, Path("page.html"), request)]
     said = capsys.readouterr()
     assert said.out == "page.html\n"
-    assert said.err.splitlines() == sentences
+    assert said.err.splitlines() == [sentence for _, sentence in verdicts]
 
 
 @pytest.mark.parametrize("module", ["matplotlib", "mlxtend", "scipy", "tqdm"])

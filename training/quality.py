@@ -21,7 +21,7 @@ from training.graded import grade_samples, losses
 from training.info import config_info
 from training.judge import load_judges
 from training.machine import command_line, describe_machine, git_commit
-from training.quality_page import page, verdict
+from training.quality_page import answer, page, verdict
 from training.report import Sampling, sampling_of
 from training.samples import draw_samples
 
@@ -45,10 +45,10 @@ class Request:
     threads: int | None = None
 
 
-def evaluate_checkpoints(folders: dict[str, Path], out: Path, request: Request) -> list[str]:
+def evaluate_checkpoints(folders: dict[str, Path], out: Path, request: Request) -> list[tuple[str, str]]:
     """Measure the checkpoints `folders`, by name, and write the page `out`, and its figures as JSON beside it.
 
-    Returns a sentence for every checkpoint that is not good.
+    Returns the verdict on every checkpoint, and the sentence that says it.
 
     Raises:
         CheckpointError: a checkpoint that cannot be read, or of other classes or images than the data.
@@ -77,8 +77,7 @@ def evaluate_checkpoints(folders: dict[str, Path], out: Path, request: Request) 
         pictures["samples"] = draw_samples(folders, Path(place) / "samples.png", **drawn).read_bytes()
     figures = json.loads(json.dumps(figures, default=asdict))
     write(out, figures, pictures)
-    judged = {name: verdict(facts) for name, facts in figures["checkpoints"].items()}
-    return [f"{name} is {word}: {'; '.join(why)}" for name, (word, why) in judged.items() if word == "not good"]
+    return [(verdict(facts)[0], answer(name, facts)) for name, facts in figures["checkpoints"].items()]
 
 
 def cases_of(configs: dict[str, ModelConfig], request: Request) -> dict[str, tuple[Data, Sampling]]:

@@ -61,6 +61,13 @@ def verdict(facts: Facts) -> tuple[str, list[str]]:
     return ("unclear", unsure) if unsure else ("good", [])
 
 
+def answer(name: str, facts: Facts) -> str:
+    """The verdict as a sentence."""
+    word, why = verdict(facts)
+    start = f"It is unclear whether {name} is good" if word == "unclear" else f"{name} is {word}"
+    return f"{start}: {'; '.join(why)}." if why else f"{start}."
+
+
 def page(figures: dict[str, Any], pictures: dict[str, bytes]) -> str:
     """figures: the JSON; pictures: PNG files, `samples` and `pairs NAME`."""
     checkpoints = figures["checkpoints"]
@@ -97,12 +104,11 @@ def figure(png: bytes, caption: str) -> str:
 
 def words(name: str, facts: Facts) -> str:
     """The paragraph about one checkpoint."""
-    figures, (word, why) = facts["figures"], verdict(facts)
+    figures = facts["figures"]
     accuracy, ratio, copies = (figures[key] for key in ("accuracy", "ratio", "copies"))
-    answer = f"It is unclear whether {escape(name)} is good" if word == "unclear" else f"{escape(name)} is {word}"
     held_out, train = (facts["loss"][part]["mean"]["value"] for part in ("held_out", "train"))
     sentences = [
-        f"<strong>{answer}{': ' if why else ''}{'; '.join(why)}.</strong>",
+        f"<strong>{escape(answer(name, facts))}</strong>",
         f"Of {facts['samples']:,} samples, {percent(accuracy)} are recognised as the class asked for, and of real "
         f"pictures that are new to the classifier {accuracy['real']:.1%}.",
         f"As a whole they lie {span(ratio, '.2f')} times as far from real pictures as other real pictures do: "

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from training.quality_page import QUALITY, page, verdict, words
+from training.quality_page import QUALITY, answer, page, verdict, words
 
 
 def figure(value: float, margin: float, real: float = 1.0) -> dict[str, float]:
@@ -46,8 +46,11 @@ CLASSES, SET, COPIES = "it often draws another class", "its pictures as a whole 
     ],
 )
 def test_the_interval_decides(changes: dict, word: str, reasons: list[str], facts: dict[str, Any]) -> None:
-    found, why = verdict(facts | {"figures": facts["figures"] | changes})
+    facts |= {"figures": facts["figures"] | changes}
+    found, why = verdict(facts)
     assert found == word
+    start = "It is unclear whether a is good" if word == "unclear" else f"a is {word}"
+    assert answer("a", facts) == f"{start}{': ' if why else ''}{'; '.join(why)}."
     assert [reason[: len(start)] for reason, start in zip(why, reasons, strict=True)] == reasons
 
 
