@@ -163,6 +163,11 @@ def test_another_model_does_not_continue_a_run(tmp_path: Path, capsys: pytest.Ca
             "evaluate dit --checkpoints CHECKPOINTS --images 19",
             "images must be at least 20, two a class, got 19",
         ),
+        ("evaluate dit --checkpoints CHECKPOINTS --out a.json", "a.json is the name of its figures"),
+        (
+            "evaluate dit --checkpoints CHECKPOINTS --out .",
+            "error: --out must be a page to write, as in runs/evaluation.html: . is a folder",
+        ),
         ("evaluate dit --checkpoints CHECKPOINTS --data folder", "error: data folder needs a path: --data-path"),
         ("evaluate dit CHECKPOINTS/dit --checkpoints CHECKPOINTS", "and CHECKPOINTS/dit have the same name"),
         ("train --model dit --hold-out 0.5", "error: hold_out is for data folder: digits has held-out pictures"),

@@ -53,14 +53,17 @@ def evaluate_checkpoints(folders: dict[str, Path], out: Path, request: Request) 
     Raises:
         CheckpointError: a checkpoint that cannot be read, or of other classes or images than the data.
         DataError: data that cannot be read, or too few held-out pictures.
-        ValueError: too few images, checkpoints of different data, or sampling options that do not exist.
+        ValueError: too few images, checkpoints of different data, sampling options that do not exist, or no page to
+            write to.
     """
+    check_out(out)
     if request.threads is not None:
         if not 1 <= request.threads <= 1024:
             raise ValueError(f"threads must lie in 1..1024, got {request.threads}")
         torch.set_num_threads(request.threads)
     loaded = {name: load_checkpoint(folder) for name, folder in folders.items()}
     cases = cases_of({name: config for name, (_, config) in loaded.items()}, request)
+    out.parent.mkdir(parents=True, exist_ok=True)
     times = step_times({name: (model, config.image_shape) for name, (model, config) in loaded.items()})
     figures: dict[str, Any] = {"machine": describe_machine(), "commit": git_commit(), "checkpoints": {}}
     figures["command"] = command_line()
@@ -80,6 +83,13 @@ def evaluate_checkpoints(folders: dict[str, Path], out: Path, request: Request) 
     return [(verdict(facts)[0], answer(name, facts)) for name, facts in figures["checkpoints"].items()]
 
 
+def check_out(out: Path) -> None:
+    """The figures are written beside the page, with the suffix .json. Raises ValueError."""
+    if out.suffix.lower() == ".json" or out.is_dir():
+        what = "a folder" if out.is_dir() else "the name of its figures"
+        raise ValueError(f"--out must be a page to write, as in runs/evaluation.html: {out} is {what}")
+
+
 def cases_of(configs: dict[str, ModelConfig], request: Request) -> dict[str, tuple[Data, Sampling]]:
     """By name. All of it is checked before minutes are spent on judges."""
     check_one_source(configs, request)
@@ -93,7 +103,6 @@ def cases_of(configs: dict[str, ModelConfig], request: Request) -> dict[str, tup
 
 
 def write(out: Path, figures: dict[str, Any], pictures: dict[str, bytes]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
     replace_file(out.with_suffix(".json"), (json.dumps(figures, indent=2) + "\n").encode())
     replace_file(out, page(figures, pictures).encode(errors="backslashreplace"))  # a path may be no text
 

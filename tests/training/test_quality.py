@@ -227,6 +227,15 @@ def test_what_cannot_be_evaluated_is_refused_at_once(
     assert not (tmp_path / "page.html").exists()
 
 
+def test_a_page_that_has_no_place_is_refused_before_anything_is_measured(
+    checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "step_times", lambda *_: pytest.fail("too late"))
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        evaluate_checkpoints({"dit": checkpoints / "dit"}, tmp_path / "file" / "page.html", Request())
+
+
 def recipe(**values: Any) -> ModelConfig:
     """Of a checkpoint that a run with these options made."""
     return ModelConfig("dit", {}, training={"recipe": values})
