@@ -125,7 +125,11 @@ def data_of(name: str, config: ModelConfig, request: Request) -> Data:
     if not len(data.test):
         raise DataError(f"nothing is held out of {request.data_path}: train {name} with --hold-out {HOLD_OUT}")
     if min(least := counts(data.test)) < LEAST or len(least) < len(data.class_names):
-        raise DataError(f"{LEAST} held-out pictures of every class are needed, there are {least}")
+        raise DataError(
+            f"{LEAST} held-out pictures of every class are needed, there are {least}: {LEAST / HOLD_OUT:.0f} "
+            f"pictures of a class give {LEAST} with the default --hold-out {HOLD_OUT}; or train {name} with a "
+            "larger --hold-out"
+        )
     data = replace(data, train=take_subset(data.train, known["subset"]))
     return data if len(data.judge) else replace(data, judge=data.train)
 
