@@ -157,6 +157,10 @@ def test_another_model_does_not_continue_a_run(tmp_path: Path, capsys: pytest.Ca
         ("train --model dit --warmup -1", "error: warmup must be at least 0, got -1"),
         ("train --model dit --ema-decay 1", "error: ema_decay must be at least 0 and below 1, got 1"),
         ("train --model dit --init-from nowhere", "error: nowhere/config.json does not exist"),
+        (
+            "train --model unet --init-from CHECKPOINTS/dit",
+            "error: init_from: CHECKPOINTS/dit is a dit, --model says unet",
+        ),
         ("train --model dit --out CHECKPOINTS/dit", "holds a checkpoint that this run did not make"),
         (f"sample dit --checkpoints CHECKPOINTS --seed {2**70}", "error: seed must lie in 0..2^62, got"),
         (
