@@ -189,7 +189,8 @@ def trained(facts: Facts) -> str:
     if "images_seen" not in known:
         return "not recorded"
     seconds, machine = known.get("seconds", 0), escape(known.get("machine", "machine not recorded"))
-    return f"{known['images_seen']:,} pictures seen, {seconds / 60:.0f} minutes<small>{machine}</small>"
+    time = f"{seconds:.0f} seconds" if seconds < 60 else f"{seconds / 60:.0f} minutes"
+    return f"{known['images_seen']:,} pictures seen, {time}<small>{machine}</small>"
 
 
 QUALITY: dict[str, Callable[[Facts], str]] = {

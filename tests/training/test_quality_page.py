@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from training.quality_page import QUALITY, answer, page, verdict, words
+from training.quality_page import COST, QUALITY, answer, page, verdict, words
 
 
 def figure(value: float, margin: float, real: float = 1.0) -> dict[str, float]:
@@ -112,6 +112,13 @@ def everything(facts: dict[str, Any]) -> dict[str, Any]:
 def test_few_pictures_have_no_neighbours(name: str, everything: dict[str, Any]) -> None:
     assert QUALITY[name](everything | {"matched": 49}).startswith("too few pictures<small>49, and 50 are needed")
     assert QUALITY[name](everything | {"matched": 50}).startswith("90.0% (80.0 to 100.0%)")
+
+
+def test_a_short_training_is_told_in_seconds() -> None:
+    texts = [COST["training"]({"training": {"images_seen": 900, "seconds": seconds}}) for seconds in (12.4, 90.0)]
+    assert [text.partition("<")[0] for text in texts] == [
+        f"900 pictures seen, {t}" for t in ("12 seconds", "2 minutes")
+    ]
 
 
 def test_the_page_escapes_names(everything: dict[str, Any]) -> None:
