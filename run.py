@@ -18,10 +18,10 @@ CHECKPOINTS_HELP = "folder of checkpoints (default: ./checkpoints, or else the s
 
 
 def main(argv: list[str] | None = None) -> int:
-    if (sys.argv[1:] if argv is None else argv)[:1] == ["serve"]:
-        leave_on_signals()
-    arguments = build_parser((sys.argv[1:] if argv is None else argv)[:1] == ["serve"]).parse_args(argv)
     try:
+        if serving := (sys.argv[1:] if argv is None else argv)[:1] == ["serve"]:
+            leave_on_signals()
+        arguments = build_parser(serving).parse_args(argv)  # which imports torch, for seconds
         return arguments.run(arguments)
     except (ValueError, OSError) as error:  # bad input: one sentence, no stack trace
         print(f"error: {error}", file=sys.stderr)
