@@ -18,10 +18,10 @@ CHECKPOINTS_HELP = "folder of checkpoints (default: ./checkpoints, or else the s
 
 
 def main(argv: list[str] | None = None) -> int:
-    if (sys.argv[1:] if argv is None else argv)[:1] == ["serve"]:
-        leave_on_signals()
-    arguments = build_parser((sys.argv[1:] if argv is None else argv)[:1] == ["serve"]).parse_args(argv)
     try:
+        if serving := (sys.argv[1:] if argv is None else argv)[:1] == ["serve"]:
+            leave_on_signals()
+        arguments = build_parser(serving).parse_args(argv)  # which imports torch, for seconds
         return arguments.run(arguments)
     except (ValueError, OSError) as error:  # bad input: one sentence, no stack trace
         print(f"error: {error}", file=sys.stderr)
@@ -186,11 +186,10 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     check_train_extra("evaluate")
     folders = find_checkpoints(arguments.names, arguments.checkpoints)
     request = Request(**{field.name: getattr(arguments, field.name) for field in fields(Request)})
-    sentences = evaluate_checkpoints(folders, arguments.out, request)
+    verdicts = evaluate_checkpoints(folders, arguments.out, request)
     print(arguments.out)
-    for sentence in sentences:
-        print(sentence, file=sys.stderr)
-    return 1 if sentences else 0
+    print(*(sentence for _, sentence in verdicts), sep="\n", file=sys.stderr)
+    return int(any(word == "not good" for word, _ in verdicts))
 
 
 CAMPAIGN_EXAMPLES = """

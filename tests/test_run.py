@@ -75,15 +75,23 @@ def test_serve_takes_every_port(given: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert asked == [("127.0.0.1", int(given))]
 
 
-@pytest.mark.parametrize(("sentences", "code"), [([], 0), (["dit is not good: it repeats pictures"], 1)])
+@pytest.mark.parametrize(
+    ("verdicts", "code"),
+    [
+        ([("good", "dit is good.")], 0),
+        ([("unclear", "It is unclear whether dit is good: there are too few pictures.")], 0),
+        ([("not good", "dit is not good: it repeats pictures."), ("good", "unet is good.")], 1),
+    ],
+    ids=["good", "unclear", "not good"],
+)
 def test_evaluate_fails_where_a_checkpoint_is_not_good(
-    sentences: list[str],
+    verdicts: list[tuple[str, str]],
     code: int,
     checkpoints: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("training.quality.evaluate_checkpoints", lambda *given: asked.append(given) or sentences)
+    monkeypatch.setattr("training.quality.evaluate_checkpoints", lambda *given: asked.append(given) or verdicts)
     asked: list[tuple] = []
     command = ["evaluate", "--checkpoints", str(checkpoints), "dit", "--out", "page.html", "--data-path", "pets"]
     assert main([*command, "--guidance", "2", "--judge", "judges"]) == code
@@ -91,7 +99,7 @@ def test_evaluate_fails_where_a_checkpoint_is_not_good(
     assert asked == [({"dit": checkpoints / "dit"}, Path("page.html"), request)]
     said = capsys.readouterr()
     assert said.out == "page.html\n"
-    assert said.err.splitlines() == sentences
+    assert said.err.splitlines() == [sentence for _, sentence in verdicts]
 
 
 @pytest.mark.parametrize("module", ["matplotlib", "mlxtend", "scipy", "tqdm"])
@@ -149,11 +157,20 @@ def test_another_model_does_not_continue_a_run(tmp_path: Path, capsys: pytest.Ca
         ("train --model dit --warmup -1", "error: warmup must be at least 0, got -1"),
         ("train --model dit --ema-decay 1", "error: ema_decay must be at least 0 and below 1, got 1"),
         ("train --model dit --init-from nowhere", "error: nowhere/config.json does not exist"),
+        (
+            "train --model unet --init-from CHECKPOINTS/dit",
+            "error: init_from: CHECKPOINTS/dit is a dit, --model says unet",
+        ),
         ("train --model dit --out CHECKPOINTS/dit", "holds a checkpoint that this run did not make"),
         (f"sample dit --checkpoints CHECKPOINTS --seed {2**70}", "error: seed must lie in 0..2^62, got"),
         (
             "evaluate dit --checkpoints CHECKPOINTS --images 19",
             "images must be at least 20, two a class, got 19",
+        ),
+        ("evaluate dit --checkpoints CHECKPOINTS --out a.json", "a.json is the name of its figures"),
+        (
+            "evaluate dit --checkpoints CHECKPOINTS --out .",
+            "error: --out must be a page to write, as in runs/evaluation.html: . is a folder",
         ),
         ("evaluate dit --checkpoints CHECKPOINTS --data folder", "error: data folder needs a path: --data-path"),
         ("evaluate dit CHECKPOINTS/dit --checkpoints CHECKPOINTS", "and CHECKPOINTS/dit have the same name"),

@@ -161,11 +161,15 @@ def recipe_of(given: dict[str, Any]) -> TrainConfig:
 
     Raises:
         CheckpointError: init_from cannot be read.
-        ValueError: an impossible value.
+        ValueError: an impossible value, or init_from is of another model.
     """
     inherited = {}
     if "init_from" in given:
         known = load_config(given["init_from"])
+        if known.architecture != given["model"]:
+            raise ValueError(
+                f"init_from: {given['init_from']} is a {known.architecture}, --model says {given['model']}"
+            )
         inherited = {name: getattr(known, name) for name in ("arguments", "schedule", "prediction")}
     options = PRESETS[given["model"]] | inherited | given
     if given.get("few_step"):

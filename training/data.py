@@ -24,6 +24,7 @@ from torch import Tensor
 from training import tiles
 from training.image_folder import DataError, read_image_folder
 
+FROM_FILES = "cifar10", "folder"  # data that a path names
 SPLIT_SEED = 0
 SHARE = 0.2  # for each of judge and test, of data that has no split of its own
 JUDGE_LEAST = 50  # pictures of every class; judges of 100 digits a class recognise 98.8 % of new ones
@@ -65,7 +66,7 @@ def load_data(
         raise DataError(f"image_channels must be 1 or 3, got {channels!r}")
     if name == "digits":
         return load_digits(image_size, channels)
-    if name not in ("tiles", "cifar10", "folder"):
+    if name not in ("tiles", *FROM_FILES):
         raise DataError(f"unknown data {name!r}: use digits, tiles, cifar10 or folder")
     data = load_tiles() if name == "tiles" else load_files(name, path, image_size, channels, hold_out)
     if data.train.images.shape[1:] != (channels, image_size, image_size):

@@ -1,4 +1,4 @@
-"""Figures of one set of samples and of the network that drew them, each with its interval.
+"""Figures of one set of samples and of the network that drew them, most with an interval.
 
 Letters: N images, F features, G groups of images, J judges.
 """

@@ -1,8 +1,10 @@
-"""The machine and the commit that something was measured on: a figure means nothing without them."""
+"""Machine, commit and command that something was measured with: a figure means nothing without them."""
 
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -21,6 +23,11 @@ def processor() -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def command_line() -> str:
+    """That started this process, as a shell takes it; the program without its folder."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def git_commit() -> str:

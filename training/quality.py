@@ -1,4 +1,4 @@
-"""How good checkpoints are: every figure with its interval, as JSON and as one page."""
+"""How good checkpoints are: figures with intervals, as JSON and as one page."""
 
 import json
 import statistics
@@ -15,13 +15,13 @@ from models.checkpoint import CheckpointError, ModelConfig, load_checkpoint
 from models.files import replace_file
 from models.schedule import NUM_TIMESTEPS
 from training.config import HOLD_OUT, LATER
-from training.data import Data, DataError, counts, fingerprint, load_data, take_subset
+from training.data import FROM_FILES, Data, DataError, counts, fingerprint, load_data, take_subset
 from training.evaluate import compare_neighbours, images_per_class, sample_balanced, save_neighbours_picture
 from training.graded import grade_samples, losses
 from training.info import config_info
 from training.judge import load_judges
-from training.machine import describe_machine, git_commit
-from training.quality_page import page, verdict
+from training.machine import command_line, describe_machine, git_commit
+from training.quality_page import answer, page, verdict
 from training.report import Sampling, sampling_of
 from training.samples import draw_samples
 
@@ -45,30 +45,28 @@ class Request:
     threads: int | None = None
 
 
-def evaluate_checkpoints(folders: dict[str, Path], out: Path, request: Request) -> list[str]:
+def evaluate_checkpoints(folders: dict[str, Path], out: Path, request: Request) -> list[tuple[str, str]]:
     """Measure the checkpoints `folders`, by name, and write the page `out`, and its figures as JSON beside it.
 
-    Returns a sentence for every checkpoint that is not good.
+    Returns the verdict on every checkpoint, and the sentence that says it.
 
     Raises:
         CheckpointError: a checkpoint that cannot be read, or of other classes or images than the data.
         DataError: data that cannot be read, or too few held-out pictures.
-        ValueError: too few images, or sampling options that do not exist.
+        ValueError: too few images, checkpoints of different data, sampling options that do not exist, or no page to
+            write to.
     """
+    check_out(out)
     if request.threads is not None:
         if not 1 <= request.threads <= 1024:
             raise ValueError(f"threads must lie in 1..1024, got {request.threads}")
         torch.set_num_threads(request.threads)
     loaded = {name: load_checkpoint(folder) for name, folder in folders.items()}
-    cases = {}
-    for name, (_, config) in loaded.items():  # all of it is checked before minutes are spent on judges
-        images_per_class(request.images, config.num_classes)
-        options = {"sampler": request.sampler, "steps": request.steps, "guidance": request.guidance}
-        how = sampling_of(config, **options)
-        config.table(how.sampler, how.steps, how.spacing)
-        cases[name] = data_of(name, config, request), how
+    cases = cases_of({name: config for name, (_, config) in loaded.items()}, request)
+    out.parent.mkdir(parents=True, exist_ok=True)
     times = step_times({name: (model, config.image_shape) for name, (model, config) in loaded.items()})
     figures: dict[str, Any] = {"machine": describe_machine(), "commit": git_commit(), "checkpoints": {}}
+    figures["command"] = command_line()
     with tempfile.TemporaryDirectory() as place:
         pictures: dict[str, bytes] = {}
         for name, (model, config) in loaded.items():
@@ -82,14 +80,31 @@ def evaluate_checkpoints(folders: dict[str, Path], out: Path, request: Request) 
         pictures["samples"] = draw_samples(folders, Path(place) / "samples.png", **drawn).read_bytes()
     figures = json.loads(json.dumps(figures, default=asdict))
     write(out, figures, pictures)
-    judged = {name: verdict(facts) for name, facts in figures["checkpoints"].items()}
-    return [f"{name} is {word}: {'; '.join(why)}" for name, (word, why) in judged.items() if word == "not good"]
+    return [(verdict(facts)[0], answer(name, facts)) for name, facts in figures["checkpoints"].items()]
+
+
+def check_out(out: Path) -> None:
+    """The figures are written beside the page, with the suffix .json. Raises ValueError."""
+    if out.suffix.lower() == ".json" or out.is_dir():
+        what = "a folder" if out.is_dir() else "the name of its figures"
+        raise ValueError(f"--out must be a page to write, as in runs/evaluation.html: {out} is {what}")
+
+
+def cases_of(configs: dict[str, ModelConfig], request: Request) -> dict[str, tuple[Data, Sampling]]:
+    """By name. All of it is checked before minutes are spent on judges."""
+    check_one_source(configs, request)
+    cases = {}
+    for name, config in configs.items():
+        images_per_class(request.images, config.num_classes)
+        how = sampling_of(config, sampler=request.sampler, steps=request.steps, guidance=request.guidance)
+        config.table(how.sampler, how.steps, how.spacing)
+        cases[name] = data_of(name, config, request), how
+    return cases
 
 
 def write(out: Path, figures: dict[str, Any], pictures: dict[str, bytes]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
     replace_file(out.with_suffix(".json"), (json.dumps(figures, indent=2) + "\n").encode())
-    replace_file(out, page(figures, pictures).encode())
+    replace_file(out, page(figures, pictures).encode(errors="backslashreplace"))  # a path may be no text
 
 
 def data_of(name: str, config: ModelConfig, request: Request) -> Data:
@@ -97,22 +112,49 @@ def data_of(name: str, config: ModelConfig, request: Request) -> Data:
 
     Where too few pictures are held out to train a judge, `judge` holds the training pictures.
     """
-    recipe = recipe_of(config)
-    own = recipe.get("data", "digits")
-    chosen, (channels, height, width) = request.data or own, config.image_shape
+    chosen, known = source_of(config, request)
+    channels, height, width = config.image_shape
     if height != width:
         raise CheckpointError(f"{name} draws images of {width}x{height} pixels, and data are square")
-    # load_data reads hold_out of a folder only
-    known: dict[str, Any] = LATER | (recipe if chosen == own else {"hold_out": HOLD_OUT})
-    data = load_data(chosen, request.data_path, height, channels, known["hold_out"])
+    try:
+        data = load_data(chosen, request.data_path, height, channels, known["hold_out"])
+    except DataError as error:
+        raise DataError(f"{error} ({name} is measured with {chosen})") from error
     if data.class_names != config.class_names:
         raise CheckpointError(f"{name} has the classes {config.class_names}, the data {data.class_names}")
     if not len(data.test):
         raise DataError(f"nothing is held out of {request.data_path}: train {name} with --hold-out {HOLD_OUT}")
     if min(least := counts(data.test)) < LEAST or len(least) < len(data.class_names):
-        raise DataError(f"{LEAST} held-out pictures of every class are needed, there are {least}")
+        raise DataError(
+            f"{LEAST} held-out pictures of every class are needed, there are {least}: {LEAST / HOLD_OUT:.0f} "
+            f"pictures of a class give {LEAST} with the default --hold-out {HOLD_OUT}; or train {name} with a "
+            "larger --hold-out"
+        )
     data = replace(data, train=take_subset(data.train, known["subset"]))
     return data if len(data.judge) else replace(data, judge=data.train)
+
+
+def source_of(config: ModelConfig, request: Request) -> tuple[str, dict[str, Any]]:
+    """Name of the data to measure with, and the options of the run that read them: hold_out and subset."""
+    recipe = recipe_of(config)
+    own = recipe.get("data", "digits")
+    chosen = request.data or own
+    return chosen, LATER | (recipe if chosen == own else {"hold_out": HOLD_OUT})  # hold_out is of a folder only
+
+
+def check_one_source(configs: dict[str, ModelConfig], request: Request) -> None:
+    """One page compares figures of the same held-out pictures. Raises ValueError."""
+    sources = {}
+    for name, config in configs.items():
+        chosen, known = source_of(config, request)
+        sources[name] = f"{chosen} (hold_out {known['hold_out']})" if chosen == "folder" else chosen
+    first, *others = sources
+    for name in others:
+        if sources[name] != sources[first]:
+            raise ValueError(
+                f"checkpoints of one page are measured with the same data, but {first} with {sources[first]} and "
+                f"{name} with {sources[name]}: evaluate them one by one, each with an --out of its own"
+            )
 
 
 def recipe_of(config: ModelConfig) -> dict[str, Any]:
@@ -124,13 +166,14 @@ def recipe_of(config: ModelConfig) -> dict[str, Any]:
 def facts_of(config: ModelConfig, data: Data, request: Request) -> dict[str, Any]:
     """What needs no measurement."""
     info, trained_on = config_info(config), config.training.get("train_sha256")
+    source, _ = source_of(config, request)
     return {
         "sha256": config.sha256,
         "parameters": info["parameters"],
         "flop_per_row": info["flops"],
         "training": config.training,
-        "data": request.data or recipe_of(config).get("data", "digits"),
-        "data_path": str(request.data_path) if request.data_path else None,
+        "data": source,
+        "data_path": str(request.data_path) if request.data_path and source in FROM_FILES else None,
         "class_names": data.class_names,
         "train_images": len(data.train),
         "same_data": trained_on == fingerprint(data.train) if trained_on else None,

@@ -11,6 +11,13 @@ FRECHET_RATIO = 2.5
 COPIES = 0.05
 # A classifier that recognises fewer real pictures tells good samples from bad ones no better than these.
 CLASSIFIER = 0.8
+# Matched pictures that precision and recall need: of 12 to 20, grey samples got a precision of 100 %. Three classes
+# of 150 pictures give 45.
+NEIGHBOURS = 40
+OTHER_DATA = {  # by same_data; {} is the model
+    False: "{} was trained on other pictures than these",
+    None: "it is not known which pictures {} was trained on",
+}
 Facts = dict[str, Any]  # of one checkpoint, as training/quality.py makes them
 
 STYLE = """
@@ -35,14 +42,16 @@ def verdict(facts: Facts) -> tuple[str, list[str]]:
     """good, not good or unclear, and why. An interval decides only where it lies on one side of a bar."""
     figures = facts["figures"]
     missed, unsure = [], []
-    if not figures["accuracy"]["real"] >= CLASSIFIER:
+    if weak := not figures["accuracy"]["real"] >= CLASSIFIER:
         unsure.append("the classifier recognises too few real pictures itself")
+    if facts["same_data"] is not True:
+        unsure.append(OTHER_DATA[facts["same_data"]].format("it"))
     bars = (
         ("below_real", BELOW_REAL, "it often draws another class than it was asked for"),
         ("ratio", FRECHET_RATIO, "its pictures as a whole differ from real ones"),
         ("copies", COPIES, "it repeats pictures that it was trained on"),
     )
-    for name, most, sentence in bars:
+    for name, most, sentence in bars[2:] if weak else bars:  # copies are counted without the classifier
         if not figures[name]["low"] <= most:  # a figure that is no number passes nothing
             missed.append(sentence)
         elif not figures[name]["high"] <= most:
@@ -50,6 +59,13 @@ def verdict(facts: Facts) -> tuple[str, list[str]]:
     if missed:
         return "not good", missed
     return ("unclear", unsure) if unsure else ("good", [])
+
+
+def answer(name: str, facts: Facts) -> str:
+    """The verdict as a sentence."""
+    word, why = verdict(facts)
+    start = f"It is unclear whether {name} is good" if word == "unclear" else f"{name} is {word}"
+    return f"{start}: {'; '.join(why)}." if why else f"{start}."
 
 
 def page(figures: dict[str, Any], pictures: dict[str, bytes]) -> str:
@@ -88,12 +104,11 @@ def figure(png: bytes, caption: str) -> str:
 
 def words(name: str, facts: Facts) -> str:
     """The paragraph about one checkpoint."""
-    figures, (word, why) = facts["figures"], verdict(facts)
+    figures = facts["figures"]
     accuracy, ratio, copies = (figures[key] for key in ("accuracy", "ratio", "copies"))
-    answer = f"It is unclear whether {escape(name)} is good" if word == "unclear" else f"{escape(name)} is {word}"
     held_out, train = (facts["loss"][part]["mean"]["value"] for part in ("held_out", "train"))
     sentences = [
-        f"<strong>{answer}{': ' if why else ''}{'; '.join(why)}.</strong>",
+        f"<strong>{escape(answer(name, facts))}</strong>",
         f"Of {facts['samples']:,} samples, {percent(accuracy)} are recognised as the class asked for, and of real "
         f"pictures that are new to the classifier {accuracy['real']:.1%}.",
         f"As a whole they lie {span(ratio, '.2f')} times as far from real pictures as other real pictures do: "
@@ -106,10 +121,11 @@ def words(name: str, facts: Facts) -> str:
             "Too few pictures are held out to train the classifier, so it learnt from the training pictures. It "
             f"recognises {facts['accuracy_train']:.1%} of those, and favours samples that are copies of them."
         )
-    if facts["same_data"] is False:
+    if facts["same_data"] is not True:
+        told = OTHER_DATA[facts["same_data"]].format("the model")
         sentences.append(
-            "<strong>The model was trained on other pictures than these</strong>, so copies cannot be told, and "
-            "what is held out here may have been trained on."
+            f"<strong>{told[0].upper()}{told[1:]}</strong>, so copies cannot be told, and what is held out here "
+            "may have been trained on."
         )
     return " ".join(sentences)
 
@@ -137,6 +153,13 @@ def interval(name: str, write: Callable[[dict[str, float]], str]) -> Callable[[F
     return cell
 
 
+def by_neighbours(name: str) -> Callable[[Facts], str]:
+    """Precision and recall look at 3 neighbours, which reach everywhere among few pictures."""
+    cell = interval(name, percent)
+    few = f"too few pictures<small>{{}}, and {NEIGHBOURS} are needed</small>"
+    return lambda facts: cell(facts) if facts["matched"] >= NEIGHBOURS else few.format(facts["matched"])
+
+
 def small(found: dict[str, float]) -> str:
     return span(found, ".3f")
 
@@ -156,25 +179,32 @@ def sampling(facts: Facts) -> str:
     return f"{how['sampler']}, {how['steps']} steps, guidance {how['guidance']['scale']:g}"
 
 
+def measured_with(facts: Facts) -> str:
+    source = " ".join(filter(None, (facts["data"], facts["data_path"])))
+    return f"{escape(source)}, {facts['held_out']:,} held-out pictures"
+
+
 def trained(facts: Facts) -> str:
     known = facts["training"]
     if "images_seen" not in known:
         return "not recorded"
     seconds, machine = known.get("seconds", 0), escape(known.get("machine", "machine not recorded"))
-    return f"{known['images_seen']:,} pictures seen, {seconds / 60:.0f} minutes<small>{machine}</small>"
+    time = f"{seconds:.0f} seconds" if seconds < 60 else f"{seconds / 60:.0f} minutes"
+    return f"{known['images_seen']:,} pictures seen, {time}<small>{machine}</small>"
 
 
 QUALITY: dict[str, Callable[[Facts], str]] = {
     "recognised as its class": interval("accuracy", percent),
     "Frechet distance, over that of real pictures": interval("ratio", lambda found: span(found, ".2f")),
     "KID": interval("kid", small),
-    "precision: samples that look real": interval("precision", percent),
-    "recall: real pictures that samples look like": interval("recall", percent),
+    "precision: samples that look real": by_neighbours("precision"),
+    "recall: real pictures that samples look like": by_neighbours("recall"),
     "copies of training pictures": interval("copies", percent),
     "distance to the nearest training picture": nearest,
     "loss on held-out pictures": loss("held_out"),
     "loss on training pictures": loss("train"),
     "sampled by": sampling,
+    "measured with": measured_with,
 }
 COST: dict[str, Callable[[Facts], str]] = {
     "parameters": lambda facts: f"{facts['parameters']:,}",
@@ -214,7 +244,9 @@ def notes(figures: dict[str, Any]) -> str:
     matched, images = facts["matched"], facts["loss"]["images"]
     hashes = ", ".join(f"{escape(n)} {f['sha256'][:12]}" for n, f in figures["checkpoints"].items())
     return (
-        "<p>Beside each number stands its interval of 95 %. It covers the samples drawn, the pictures held out and "
+        "<p>The numbers in brackets are an interval of 95 %. Figures of real pictures, of single classes and of "
+        "nearest training pictures have none, nor have times and the difference of the two losses. An interval "
+        "covers the samples drawn, the pictures held out and "
         f"the {len(facts['judges'])} classifiers, which differ by their seeds: a jackknife over 10 groups of "
         "pictures and Student's t, and for a share at least Wilson's interval. It does not cover a second "
         "training. A loss has a t interval over 10 groups of pictures.</p>"
@@ -222,6 +254,7 @@ def notes(figures: dict[str, Any]) -> str:
         f"{matched} others, classes balanced, 20 draws. Features are those of the classifiers, so compare them "
         "within one set of pictures only. A sample is a copy if its nearest training picture is less than a third "
         f"as far as the second nearest. Losses are of {images} pictures each.</p>"
+        f"<p>Command: <code>{escape(figures['command'])}</code></p>"
         f"<footer>Weights (SHA-256): {hashes}. Code: {escape(figures['commit'])}. Times: "
         f"{escape(figures['machine'])}, float32, longer beside other work.</footer>"
     )

@@ -22,6 +22,7 @@ from training.ema import EMA
 
 logger = logging.getLogger(__name__)
 
+MAKES_PICTURES = {"data", "subset", "hold_out", "arguments"}  # on which train_sha256 depends, beside the files
 STATE, PREVIOUS = "state.safetensors", "state.previous.safetensors"
 
 
@@ -124,13 +125,16 @@ def is_finished(step: int, recipe: dict[str, Any]) -> bool:
 
 def differences(known: dict[str, Any], now: dict[str, Any]) -> str:
     """Where two recipes part, in one phrase; empty where they do not."""
-    found = []
+    found = {}
     for name in [*now, *sorted(known.keys() - now.keys())]:
         was = json.dumps(known[name], sort_keys=True) if name in known else "not recorded"
         new = json.dumps(now[name], sort_keys=True) if name in now else "unknown"
         if was != new:
-            found.append(f"{name} was {was}, now {new}")
-    return "; ".join(found)
+            found[name] = f"{name} was {was}, now {new}"
+    if "train_sha256" in found and "train_sha256" in known and not found.keys() & MAKES_PICTURES:
+        changed = "the pictures in --data-path have changed since the run began"
+        found["train_sha256"] = f"{changed} ({found['train_sha256']})"
+    return "; ".join(found.values())
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -97,13 +97,14 @@ def test_a_second_signal_ends_at_once() -> None:
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+@pytest.mark.parametrize("place", ["training.info.describe", "run.add_train"])  # the second imports torch
 def test_an_interrupt_elsewhere_is_one_word(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    place: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("training.info.describe", interrupt)
+    monkeypatch.setattr(place, interrupt)
     assert main(["info", "--model", "dit"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from training.config import LATER
 from training.ema import EMA
-from training.state import PREVIOUS, STATE, Progress, StateError, load_state, save_state
+from training.state import PREVIOUS, STATE, Progress, StateError, differences, load_state, save_state
 
 RECIPE = {"lr": 0.01, "arguments": {"depth": 2}}
 Run = tuple[nn.Module, EMA, torch.optim.Optimizer]
@@ -96,6 +96,16 @@ def test_a_state_of_another_recipe_is_refused(now: dict, difference: str, tmp_pa
     with pytest.raises(StateError, match=f"belongs to another run: {difference}. Choose another --out, or delete"):
         load_state(tmp_path, *fresh, now)
     assert all(torch.equal(tensor, before[name]) for name, tensor in fresh[0].state_dict().items())
+
+
+def test_changed_pictures_are_told_in_words() -> None:
+    known, now = {"lr": 1, "subset": "", "train_sha256": "a"}, {"lr": 1, "subset": "", "train_sha256": "b"}
+    sentence = 'the pictures in --data-path have changed since the run began (train_sha256 was "a", now "b")'
+    assert differences(known, now) == sentence
+    assert differences(known | {"lr": 2}, now) == f"lr was 2, now 1; {sentence}"
+    other = 'subset was "9", now ""; train_sha256 was "a", now "b"'  # which makes other pictures of the same files
+    assert differences(known | {"subset": "9"}, now) == other
+    assert differences({"lr": 1, "subset": ""}, now) == 'train_sha256 was not recorded, now "b"'
 
 
 def test_a_recipe_may_be_written_in_another_way(tmp_path: Path) -> None:
