@@ -124,14 +124,18 @@ def data_of(name: str, config: ModelConfig, request: Request) -> Data:
         raise CheckpointError(f"{name} has the classes {config.class_names}, the data {data.class_names}")
     if not len(data.test):
         raise DataError(f"nothing is held out of {request.data_path}: train {name} with --hold-out {HOLD_OUT}")
+    check_held_out(data, f"train {name} with a larger --hold-out")
+    data = replace(data, train=take_subset(data.train, known["subset"]))
+    return data if len(data.judge) else replace(data, judge=data.train)
+
+
+def check_held_out(data: Data, other_way: str) -> None:
+    """other_way: to more of them than more pictures. Raises DataError."""
     if min(least := counts(data.test)) < LEAST or len(least) < len(data.class_names):
         raise DataError(
             f"{LEAST} held-out pictures of every class are needed, there are {least}: {LEAST / HOLD_OUT:.0f} "
-            f"pictures of a class give {LEAST} with the default --hold-out {HOLD_OUT}; or train {name} with a "
-            "larger --hold-out"
+            f"pictures of a class give {LEAST} with the default of hold_out, {HOLD_OUT}; or {other_way}"
         )
-    data = replace(data, train=take_subset(data.train, known["subset"]))
-    return data if len(data.judge) else replace(data, judge=data.train)
 
 
 def source_of(config: ModelConfig, request: Request) -> tuple[str, dict[str, Any]]:

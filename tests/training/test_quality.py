@@ -262,7 +262,7 @@ def test_a_folder_needs_held_out_pictures(tmp_path: Path, tiny_config: Callable[
     pets = write_pictures(tmp_path / "pets", {"cat": 10, "dog": 20})
     run: dict[str, Any] = {"data": "folder", "data_path": pets, "steps": 1}
     few = (
-        r"2, 4\]: 20 pictures of a class give 4 with the default --hold-out 0.2; or train mine with a larger --hold"
+        r"2, 4\]: 20 pictures of a class give 4 with the default of hold_out, 0.2; or train mine with a larger --h"
     )
     for share, message in ((0.0, "nothing is held out of .*pets: train mine with --hold-out 0.2"), (0.2, few)):
         config = load_checkpoint(train(tiny_config(**run, hold_out=share, out=tmp_path / f"{share}")))[1]

@@ -26,12 +26,12 @@ from training.comparison.probe import probe
 from training.comparison.results import append_result, held, read_results
 from training.comparison.timing import settings, time_network
 from training.config import LATER
-from training.data import Data, DataError, counts
+from training.data import Data
 from training.info import config_info
 from training.judge import Judge, load_judges
 from training.machine import describe_machine, git_commit
 from training.measure import measure_loss, measure_samples
-from training.quality import LEAST
+from training.quality import check_held_out
 from training.report import Sampling
 from training.state import differences
 from training.stop import Signals, Stopped
@@ -238,8 +238,7 @@ class Campaign:
 def pictures_of(run: Run) -> Data:
     """Raises DataError, also where too few pictures are held out."""
     data = load_training_data(run.config)
-    if min(least := counts(data.test)) < LEAST or len(least) < len(data.class_names):
-        raise DataError(f"{LEAST} held-out pictures of every class are needed, there are {least}")
+    check_held_out(data, "declare a larger hold_out")
     if not len(data.judge):  # of a folder, whose held-out pictures all measure
         data = replace(data, judge=data.train)
     return replace(data, judge=data.test, test=data.judge) if run.measure.swap_held_out else data

@@ -113,20 +113,25 @@ def plain_logarithm(axis: Any, values: Sequence[float], show: Callable[[float], 
     axis.set_minor_formatter("")
 
 
-STEPS = ((1, 10), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 7, 8, 9))
-STEPS += (tuple(1 + step / 20 for step in range(180)),)
+STEPS = ((1, 10), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7))
+NARROW = 3.0  # between the ends of an axis: a logarithm is nearly straight there, so even steps are legible
 
 
 def plain_values(axis: Any) -> None:
     """A logarithmic axis with four to nine round numbers as they are said, and not as powers of ten."""
+    from matplotlib.ticker import MaxNLocator
+
     low, high = sorted(axis.get_view_interval())
     inside: list[float] = []
+    if high < NARROW * low:
+        ticks = MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(low, high)
+        return plain_logarithm(axis, [tick for tick in ticks if low <= tick <= high], "{:g}".format)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in STEPS:
         ticks = sorted({float(f"{step * 10.0**k:.4g}") for k in decades for step in steps})
         if len(inside := [tick for tick in ticks if low <= tick <= high]) >= 4:
             break
-    plain_logarithm(axis, inside[:: 1 + len(inside) // 9], "{:g}".format)
+    return plain_logarithm(axis, inside[:: 1 + len(inside) // 9], "{:g}".format)
 
 
 def thousands(value: float) -> str:

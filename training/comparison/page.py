@@ -164,7 +164,7 @@ def card(finding: Finding, beside: Beside) -> str:
 
 def block_html(block: "str | Table | Picture | Sheet") -> str:
     if isinstance(block, str):
-        return f"<p>{inline(block)}</p>"
+        return f"<p{' class=legend' * block.startswith('Runs: ')}>{inline(block)}</p>"
     if isinstance(block, tuple):
         return table_html(block)
     if isinstance(block, Picture):
