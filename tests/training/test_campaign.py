@@ -434,7 +434,7 @@ def test_the_list_of_the_tiles_differs_from_that_of_the_digits_in_the_pictures()
     folder = ROOT / "docs" / "comparison"
     runs, digits = read_list(folder / "tiles.toml"), read_list(folder / "digits.toml")
     assert Counter((run.network, run.config.seed) for run in runs) == {
-        (network, seed): 1 for network in ("dit", "unet") for seed in (1, 2, 3)
+        (network, seed): 1 for network in ("dit", "unet") for seed in (1, 2, 3, 4, 5)
     }
     others = {run.network: run for run in digits if run.group == "D1"}
     for run in runs:
@@ -477,7 +477,7 @@ def test_every_question_can_be_decided() -> None:
     questions = tomllib.loads((ROOT / "docs" / "comparison" / "questions.toml").read_text())["question"]
     fields = ["name", "sentence", "measurement", "metric", "effect", "kind", "margin", "seeds", "beside"]
     for question in questions:
-        assert list(question) == fields
+        assert [field for field in question if field != "looks"] == fields
         assert re.fullmatch(r"D\d+", question["measurement"])
         assert question["kind"] in ("better", "not-worse", "equal")
         assert question["margin"] > 0

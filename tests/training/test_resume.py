@@ -66,7 +66,8 @@ def test_other_images_do_not_continue_a_run(tiny_config: Callable[..., TrainConf
     assert train(tiny_config(**recipe | {"data_path": moved})) == folder
     for i in range(5):
         Image.new("RGB", (32, 32), (0, 40 * i, 0)).save(moved / "cat" / f"{i}.png")
-    with pytest.raises(StateError, match='another run: train_sha256 was "'):
+    told = r'another run: the pictures in --data-path have changed since the run began \(train_sha256 was "'
+    with pytest.raises(StateError, match=told):
         train(tiny_config(**recipe | {"data_path": moved}))
 
 

@@ -1,5 +1,6 @@
 """Verdicts against scipy and cases whose answer is known by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,13 @@ def test_the_committed_questions_are_read() -> None:
             "question faster-to-train: kind must be one of better, not-worse, equal",
         ),
         ("margin = 0.32", "margin = 0.0", "question faster-to-train: margin must be positive and finite, got 0.0"),
+        ("looks = 2", "looks = 0", "question faster-to-train: looks must be a whole number from 1, got 0"),
+        (
+            "seeds = [1, 2, 3, 4, 5]",
+            "seeds = 5",
+            "question faster-to-train: seeds must be 3 or more different whole",
+        ),
+        ("seeds = [1, 2, 3, 4, 5]", "seeds = [1, 1, 2]", "question faster-to-train: seeds must be 3 or more"),
         ("margin = 0.32", "bound = 0.32", "question faster-to-train: its fields must be"),
         (
             'name = "strong-baseline"',
@@ -117,6 +125,13 @@ def test_each_verdict_of_each_kind(kind: str, mean: float, spread: float, verdic
 def test_two_replicates_decide_nothing() -> None:
     (found,) = judge([question("better")], {"q": {1: 1.0, 2: 1.001}})
     assert (found.verdict, found.adjusted, len(found.effects)) == (UNDECIDED, 1, 2)
+
+
+def test_a_second_look_costs_half_of_the_level() -> None:
+    once, twice = question("better"), replace(question("better"), looks=2)
+    (one,), (two,) = (judge([asked], {"q": around(0.22)}) for asked in (once, twice))
+    assert two.adjusted == pytest.approx(2 * one.adjusted)
+    assert (one.verdict, two.verdict) == ("holds", "undecided")
 
 
 def test_only_declared_seeds_count() -> None:

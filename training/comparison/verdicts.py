@@ -26,6 +26,7 @@ class Question:
     margin: float
     seeds: tuple[int, ...]
     beside: tuple[str, ...]
+    looks: int = 1  # how often a test was seen or is, with fewer seeds or all; p is multiplied by it (Bonferroni)
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def read_question(row: dict, path: Path) -> Question:
         {field.name for field in fields(Question)},
         f"{path}: question {row.get('name', 'without a name')}",
     )
-    if row.keys() != known:
+    if row.keys() | {"looks"} != known:
         raise ValueError(f"{where}: its fields must be {', '.join(sorted(known))}, got {', '.join(sorted(row))}")
     if row["kind"] not in KINDS:
         raise ValueError(f"{where}: kind must be one of {', '.join(KINDS)}, got {row['kind']!r}")
@@ -82,6 +83,8 @@ def read_question(row: dict, path: Path) -> Question:
     whole = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
     if not whole or not REPLICATES <= len(set(seeds)) == len(seeds):
         raise ValueError(f"{where}: seeds must be {REPLICATES} or more different whole numbers, got {seeds!r}")
+    if type(row.get("looks", 1)) is not int or row.get("looks", 1) < 1:
+        raise ValueError(f"{where}: looks must be a whole number from 1, got {row['looks']!r}")
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
     return Question(**values)
 
@@ -139,8 +142,9 @@ def judge(questions: list[Question], effects: dict[str, dict[int, float]]) -> li
 
 def p_of(question: Question, values: list[float]) -> float:
     """p of the declared test; 1 until all declared seeds are there, for a test at every new one errs more often."""
-    whole = len(values) == len(question.seeds)
-    return p_value(values, bound_of(question, statistics.fmean(values))) if whole else 1.0
+    if len(values) < len(question.seeds):
+        return 1.0
+    return min(1.0, question.looks * p_value(values, bound_of(question, statistics.fmean(values))))
 
 
 def find(question: Question, effects: dict[int, float], level: float, adjusted: float) -> Finding:
@@ -148,7 +152,7 @@ def find(question: Question, effects: dict[int, float], level: float, adjusted: 
     known = interval(values) if values else None
     if not known or adjusted > ALPHA:
         return Finding(question, effects, known, adjusted, UNDECIDED, None)
-    side, mean, margin = side_of(values, question.margin, level), known.mean, question.margin
+    side, mean, margin = side_of(values, question.margin, level / question.looks), known.mean, question.margin
     holds = abs(mean) < margin if question.kind == "equal" else mean > bound_of(question, mean)
     if holds:
         return Finding(question, effects, known, adjusted, HOLDS, side)
