@@ -39,9 +39,6 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 INT8_TOLERANCE = 0.2  # the shipped networks are 0.02 and 0.03 off
 PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 SPARE_ROWS = 5  # see CompiledNetwork
-# Behind an operation torch's threads look for the next one for a millisecond, on the cores that OpenVINO's need.
-# With one thread of torch a step of the shipped DiT's 8 rows takes 6.0 ms on two cores, with two 9.0.
-TORCH_THREADS = 1
 POLL_SECONDS = 0.05  # between two looks at a process that traces
 TRACE_SECONDS = 600.0  # at most; deterministic requests wait for it. The shipped UNet takes 10 s of a core
 NICENESS = 5  # of that process: a quarter of a core beside an engine that keeps all busy. 19 would be 1.5 %
@@ -130,7 +127,7 @@ class OpenVINO:
         network = CompiledNetwork(graph, PRECISIONS[runner.dtype], self.threads)
         compare(network, runner, INT8_TOLERANCE if self.int8 else TOLERANCE[runner.dtype])
         faster = runner.successor(network, runner.config)
-        faster.backend, faster.is_int8, faster.torch_threads = "openvino", self.int8, TORCH_THREADS
+        faster.backend, faster.is_int8 = "openvino", self.int8
         faster.ranges = sha256_of(weights.parent / RANGES) if self.int8 else ""
         for rows in faster.step_seconds:  # of a model that serves: each first time is slow, for it makes primitives
             faster.execute(faster.rehearsal(rows))

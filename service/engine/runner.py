@@ -7,8 +7,7 @@ Letters: n images of the step, R forward rows, as in service/engine/step_block.p
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,7 +46,6 @@ class ModelRunner:
 
     steps_ahead = 0  # steps that the host may launch before it collects the oldest one
     backend = "torch"  # that runs the network; its name is part of what the bits of an image depend on
-    torch_threads: int | None = None  # of what torch does in a step; None is all that the process has
     is_int8 = False  # whether its products are; dtype is that of all between them
     ranges = ""  # SHA-256 of those by which int8 rounds, a part of what the bits depend on, too
     faster: "Faster | None" = None  # what makes another runner of the same weights, which is to take over
@@ -94,11 +92,10 @@ class ModelRunner:
         block = StepBlock(torch.empty(rows * BYTES_PER_ROW, dtype=torch.uint8), rows, len(tasks))
         pack(block, step, self.config.num_classes, self.pool.scratch_slot)
         block = StepBlock(block.bytes.to(self.device), rows, len(tasks))
+        paint_before(self.pool, step)
         output = self.output(len(tasks), self.device)
-        with limited_threads(self.torch_threads):
-            paint_before(self.pool, step)
-            self.advance(block, output)
-            states = copy_states(self.pool, step)
+        self.advance(block, output)
+        states = copy_states(self.pool, step)
         shown = output.finite.cpu(), output.pixels[: step.num_shown].cpu()
         return LaunchedStep(step, rows, *shown, states=None if states is None else states.cpu())
 
@@ -209,17 +206,6 @@ class ModelRunner:
     def describe(self) -> dict[str, Any]:
         dtype = "int8" if self.is_int8 else str(self.dtype).removeprefix("torch.")
         return {"device": str(self.device), "dtype": dtype, "backend": self.backend}
-
-
-@contextmanager
-def limited_threads(count: int | None) -> Iterator[None]:
-    """Let torch use so many threads of the CPU inside of the block; setting them takes 0.1 us."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # From a runner to another one of the same weights; takes seconds. It raises where it fails. Once the event is set

@@ -125,25 +125,6 @@ def test_whole_images_in_mixed_batches_are_those_of_torch(architecture: str) -> 
             assert levels_apart(request.images[index], picture_of(wanted, request.params)) <= 1
 
 
-def test_beside_openvino_torch_has_one_thread_and_other_models_keep_theirs(tmp_path: Path) -> None:
-    """Else its threads look for work, for a while after each operation, on the cores that OpenVINO's need."""
-    folder, seen = tmp_path / "dit", list[int]()
-    write_checkpoint(folder, "dit")
-    network, config = load_checkpoint(folder)
-    write_graph(network, config, folder)
-    plain = ModelRunner(network, config, CPU, torch.float32, 4)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        for runner in (OpenVINO(2).serve("dit", plain, folder, None), plain):
-            runner.model.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
-            runner.execute(runner.rehearsal(2))
-            seen.append(torch.get_num_threads())
-    finally:
-        torch.set_num_threads(before)
-    assert seen == [1, 2, 2, 2]
-
-
 @pytest.mark.parametrize("precision", ["f32", "bf16"])
 @pytest.mark.parametrize("architecture", ["dit", "unet"])
 def test_deterministic_images_have_the_same_bits_in_any_company(architecture: str, precision: str) -> None:
