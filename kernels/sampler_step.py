@@ -74,49 +74,52 @@ def sampler_step_reference(
     pictures: Pictures | None = None,
     mixtures: Mixtures | None = None,
 ) -> None:
-    """All arithmetic in float32 for every dtype of the network's output."""
+    """All arithmetic in float32 for every dtype of the network's output.
+
+    A service on a CPU runs this, so what no image of the step needs costs nothing.
+    """
     slots, cond_rows, uncond_rows, seeds, noise_steps = indices.unbind(1)  # each [n]
     w, p, q, a, b, c, s, clamp = coefficients[:, :, None, None, None].unbind(1)  # each [n, 1, 1, 1]
-    cond = _mixed(output, output[cond_rows].float(), mixtures)  # [n, C, H, W]
-    uncond = output[uncond_rows].float()
-    latent, previous = x[slots], history[slots]
-    denoised = p * latent + q * (uncond + w * (cond - uncond))
-    size = denoised.abs()  # before the clamp, which turns infinity into 1
-    denoised = torch.where(clamp > 0, denoised.clamp(-1, 1), denoised)
-    # The history of a slot may hold NaN of the request before, and 0 * NaN is NaN.
-    remembered = torch.where(c != 0, c * previous, torch.zeros_like(previous))
-    updated = a * latent + b * denoised + remembered + _noise(s, seeds, noise_steps, latent)
-    x[slots], history[slots] = updated, denoised
-    largest = torch.maximum(size, updated.abs()).amax((1, 2, 3))  # [n]; NaN where there is one
-    torch.lt(largest, math.inf, out=finite)
-    if pictures is not None and len(chosen := (pictures.places >= 0).nonzero().flatten()):
+    cond = output.index_select(0, cond_rows).float()  # [n, C, H, W]
+    predicted = cond if mixtures is None else _mixed(output, cond, mixtures)
+    if len(guided := _places(uncond_rows != cond_rows)):
+        uncond = output.index_select(0, uncond_rows[guided]).float()
+        predicted = predicted.index_copy(0, guided, uncond + w[guided] * (predicted[guided] - uncond))
+    latent = x.index_select(0, slots)
+    denoised = p * latent + q * predicted
+    largest = denoised.abs().amax((1, 2, 3))  # [n]; NaN where there is one. The clamp turns infinity into 1
+    bound = torch.where(clamp > 0, 1.0, math.inf)
+    denoised = denoised.clamp(-bound, bound)
+    updated = a * latent + b * denoised
+    if len(multistep := _places(c != 0)):  # the history of others may hold NaN of the request before
+        updated.index_add_(0, multistep, c[multistep] * history[slots[multistep]])
+    if len(noisy := _places(s != 0)):  # Philox costs more than all the rest
+        z = normal(seeds[noisy], noise_steps[noisy], latent[0].numel())
+        updated.index_add_(0, noisy, s[noisy] * z.view(-1, *latent.shape[1:]))
+    x.index_copy_(0, slots, updated)
+    history.index_copy_(0, slots, denoised)
+    torch.lt(torch.maximum(largest, updated.abs().amax((1, 2, 3))), math.inf, out=finite)
+    if pictures is not None and len(chosen := _places(pictures.places >= 0)):
         of_x, of_d = pictures.look[chosen, :, None, None, None].unbind(1)
         picture = of_x * updated[chosen] + of_d * denoised[chosen]
         bytes_ = ((picture.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         pictures.pixels[pictures.places[chosen]] = bytes_.permute(0, 2, 3, 1)
 
 
-def _mixed(output: Tensor, first: Tensor, mixtures: Mixtures | None) -> Tensor:
+def _places(chosen: Tensor) -> Tensor:
+    """Where it is true: of [n] or [n, 1, 1, 1] bool, [m] int64."""
+    return chosen.flatten().nonzero().flatten()
+
+
+def _mixed(output: Tensor, first: Tensor, mixtures: Mixtures) -> Tensor:
     """M_cond [n, C, H, W] from M_0, one further class of all images after the other."""
-    if mixtures is None:
-        return first
     mixed, (rows, ends) = first, mixtures.spans.unbind(1)
-    while len(chosen := (rows < ends).nonzero().flatten()):
+    while len(chosen := _places(rows < ends)):
         row = rows[chosen]
         weights = mixtures.weights[row, None, None, None]
         mixed = mixed.index_add(0, chosen, weights * (output[row].float() - first[chosen]))
         rows = rows + 1
     return mixed
-
-
-def _noise(s: Tensor, seeds: Tensor, noise_steps: Tensor, like: Tensor) -> Tensor:
-    """s * z, [n, C, H, W]; Philox runs for images with s != 0 only, because it costs more than the update."""
-    noise = torch.zeros_like(like)
-    noisy = s.flatten().nonzero().flatten()
-    if len(noisy):
-        z = normal(seeds[noisy], noise_steps[noisy], like[0].numel())
-        noise[noisy] = s[noisy] * z.view(len(noisy), *like.shape[1:])
-    return noise
 
 
 @triton.jit
