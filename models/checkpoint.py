@@ -231,11 +231,12 @@ def load_checkpoint(folder: Path, architecture: str | None = None) -> tuple[nn.M
     Raises:
         CheckpointError: a missing, truncated or altered file, or weights of another architecture.
     """
-    config = load_config(folder)
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist")
-    sha256 = sha256_of(path)
+    config, path = load_config(folder), folder / WEIGHTS
+    try:
+        sha256 = sha256_of(path)
+    except OSError as error:
+        why = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        raise CheckpointError(f"{path} {why}") from error
     if config.sha256 not in ("", sha256):
         raise CheckpointError(f"{path} is truncated or altered: its SHA-256 is not the one in {CONFIG}")
     try:

@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -12,6 +12,9 @@ from pydantic_settings.exceptions import SettingsError as SettingsSourceError
 from models.files import CONFIG, default_checkpoints
 from models.names import check_model_name
 from service.api_keys import MIN_LENGTH, AdminKey, ApiKeys
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 PREFIX = "DIFFUSION_"
 # What Kubernetes sets in every pod for a Service of the same namespace named diffusion, or diffusion-...
@@ -125,13 +128,22 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        name = f"{PREFIX}{where.upper()}"
-        raise SettingsError(f"setting {name}: {_service_link(name) or first['msg']}") from error
+        setting, *inside = (str(part) for part in first["loc"]) if first["loc"] else ("",)
+        name = f"{PREFIX}{setting.upper()}"
+        where = ".".join([name, *inside])
+        raise SettingsError(f"setting {where}: {_service_link(name) or _advice(first)}") from error
     except SettingsSourceError as error:  # a nested setting that is no JSON
         field = re.search(r'field "(\w+)"', str(error))
         name = f"setting {PREFIX}{field[1].upper()}" if field else "a setting"
         raise SettingsError(f"{name}: not valid JSON: {error.__cause__}") from error
+
+
+def _advice(error: "ErrorDetails") -> str:
+    """What pydantic says, and where it says too little, what is allowed."""
+    if error["type"] == "extra_forbidden":
+        fields = Simulation if "simulate" in error["loc"][:-1] else ModelEntry
+        return f"unknown field: use one of {', '.join(sorted(fields.model_fields))}"
+    return error["msg"].replace("items after validation", "characters")  # only keys have a least length
 
 
 def model_entries(settings: Settings) -> dict[str, ModelEntry]:
@@ -147,10 +159,20 @@ def model_entries(settings: Settings) -> dict[str, ModelEntry]:
     entries = {path.name: ModelEntry(checkpoint=path) for path in folders if not path.name.startswith(".")}
     if not entries:
         raise SettingsError(
-            f"no checkpoint in {settings.checkpoints.resolve()}: each model needs a folder in it with {CONFIG}. "
+            f"no checkpoint in {settings.checkpoints.resolve()}: {_why_none(settings.checkpoints)}. "
             "Set DIFFUSION_CHECKPOINTS to another folder, or name the models in DIFFUSION_MODELS"
         )
     return _check_names(entries)
+
+
+def _why_none(folder: Path) -> str:
+    try:
+        closed = [
+            str(path) for path in folder.iterdir() if path.is_dir() and not os.access(path, os.R_OK | os.X_OK)
+        ]
+    except OSError as error:
+        return f"the folder cannot be read: {error.strerror}"
+    return f"{closed[0]} cannot be read" if closed else f"each model needs a folder in it with {CONFIG}"
 
 
 def _check_names(entries: dict[str, ModelEntry]) -> dict[str, ModelEntry]:

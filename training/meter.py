@@ -32,7 +32,7 @@ class Meter:
         self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         self.bar.update()
         now = time.monotonic()
-        if self.in_log and now - self.said >= EVERY:
+        if self.in_log and (now - self.said >= EVERY or self.step == self.steps):
             self.said = now
             left = (self.steps - self.step) * (now - self.started) / (self.step - self.begun_at)
             minutes = "less than a minute" if left < 60 else f"{left / 60:.0f} min"

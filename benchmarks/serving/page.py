@@ -108,10 +108,13 @@ def page(load: Load) -> str:
     waits = [answer.retry_after for answer in load.answers if answer.retry_after is not None]
     facts = [
         ("server", load.url),
-        ("sent", f"{len(load.answers)} requests in {load.seconds:g} s, {load.rate:.1f} a second, at random times"),
+        (
+            "sent",
+            f"{len(load.answers)} requests in {load.seconds:g} s, planned {load.rate:.1f} a second at random",
+        ),
         ("mixture", f"steps {_shares(STEPS.items())}; guidance {' or '.join(map(str, GUIDANCE))}; models equally"),
         ("in time", f"{good / load.seconds:.1f} a second, {good / max(1, len(load.answers)):.0%} of the requests"),
-        ("Retry-After", f"{min(waits)} to {max(waits)} s" if waits else "none"),
+        ("Retry-After of refusals", f"{min(waits)} to {max(waits)} s" if waits else "none was refused"),
     ]
     kinds = sorted(load.alone, key=lambda kind: (kind.model, kind.steps, kind.guidance))
     return "\n".join(

@@ -93,8 +93,9 @@ def _check_limits(fields: GenerateFields, limits: Limits) -> None:
 def _check_quality(fields: GenerateFields) -> None:
     given = [name for name in STANDS_FOR if getattr(fields, name) is not None]
     if fields.quality is not None and given:
-        beside = [FieldError(field=name, message="is part of what quality stands for") for name in given]
-        raise InvalidRequest.of([FieldError(field="quality", message="send it or what it stands for"), *beside])
+        beside = [FieldError(field=name, message="must not come with quality, which sets it") for name in given]
+        text = f"must not come with {', '.join(given)}: it sets them itself"
+        raise InvalidRequest.of([FieldError(field="quality", message=text), *beside])
 
 
 def _find_name(field: str, name: str, names: Collection[str]) -> str:

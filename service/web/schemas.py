@@ -159,7 +159,9 @@ class GenerateFields(BaseModel):
     )
     deadline_ms: Deadline = None
     preview: Whole | None = Field(
-        None, description="Previews of each image, in an event stream (Accept: text/event-stream). Default: 4."
+        None,
+        description="Previews of each image in an event stream (Accept: text/event-stream), none of its last step. "
+        "Default: 4.",
     )
     format: Format | None = Field(
         None, description="Default: by the Accept header; png without one. npz and animations have every step."

@@ -406,3 +406,12 @@ def test_named_ways_to_sample(folder: Path) -> None:
     edit(folder, qualities={"fast": {}})
     with pytest.raises(CheckpointError, match="draft and best, not fast"):
         load_config(folder)
+
+
+def test_weights_that_cannot_be_read_are_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("models.checkpoint.sha256_of", refuse)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read: Permission denied"):
+        load_checkpoint(folder)

@@ -61,6 +61,16 @@ def test_classes_that_a_request_could_not_tell_apart_stop_the_start(names: list[
         load_runners(Settings(models={"x": entry}, device="cpu"))
 
 
+def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = tmp_path / "missing"
+    with pytest.raises(SettingsError, match=rf"no checkpoint in {missing}: .*No such file or directory"):
+        model_entries(Settings(checkpoints=missing))
+    (tmp_path / "dit").mkdir()
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(SettingsError, match=rf"{tmp_path / 'dit'} cannot be read"):
+        model_entries(Settings(checkpoints=tmp_path))
+
+
 def test_an_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=rf"no checkpoint in {tmp_path}: .*DIFFUSION_MODELS"):
         load_runners(tiny_settings(tmp_path))

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,30 @@ def test_a_broken_setting_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch, 
     with pytest.raises(SettingsError, match=f"(?i){name}") as error:
         load_settings()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        (
+            "MODELS",
+            '{"Cats": {"chekpoint": "x"}}',
+            "DIFFUSION_MODELS.Cats.chekpoint: unknown field: use one of architecture,",
+        ),
+        (
+            "MODELS",
+            '{"a": {"simulate": {"t0_ms": 1, "t1_ms": 1, "t": 1}}}',
+            "DIFFUSION_MODELS.a.simulate.t: unknown field: use one of t0_ms, t1_ms",
+        ),
+        ("API_KEYS", "short", "at least 16 characters, not 5"),
+    ],
+)
+def test_a_broken_setting_says_what_is_allowed(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv(f"DIFFUSION_{name}", value)
+    with pytest.raises(SettingsError, match=re.escape(said)):
+        load_settings()
 
 
 def test_a_misspelt_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ export function record(model, milliseconds) {
   const list = latencies.get(model) ?? [];
   latencies.set(model, [...list, milliseconds].slice(-KEPT));
   const top = Math.max(...[...latencies.values()].flat());
-  const entries = [...latencies.entries()];
+  const entries = [...latencies.entries()].sort(); // by name, so that a model keeps its colour
   $("spark").replaceChildren(...entries.map(([, values], index) => line(values, top, index)));
   $("own").replaceChildren(...entries.map(([name, values], index) => element("p", {},
     element("i", { className: `swatch line-${index % LINES}` }), `${name}: ${summary(values)}`)));
