@@ -26,9 +26,7 @@ EVENT_SCHEMA = {  # of one event, as OpenAPI documents a stream
     "type": "object",
     "required": ["event", "data"],
     "properties": {
-        "event": {
-            "enum": [*(f"image_{kind}.{state}" for kind in ("generation", "edit") for state in STATES), "error"]
-        },
+        "event": {"enum": [*NAMES, "error"]},
         "data": {"type": "string", "contentMediaType": "application/json"},
     },
 }

@@ -237,7 +237,7 @@ def picture(gallery: Gallery, index: int) -> np.ndarray:
 
 
 def as_picture(image: np.ndarray) -> np.ndarray:
-    """[C, H, W] uint8 to [H, W, 3]."""
+    """[C, H, W] uint8, C 1 or 3, to [H, W, 3]."""
     return image.transpose(1, 2, 0).repeat(3 // len(image), axis=2)
 
 
