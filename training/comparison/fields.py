@@ -1,4 +1,4 @@
-"""Sheets of D5: where a network looks, and what it and the other denoisers make of one noisy image."""
+"""Sheets of D5: sensitivity fields, and the outputs of a network and of analytic denoisers for one noisy image."""
 
 from pathlib import Path
 
