@@ -11,7 +11,7 @@ from itertools import count
 
 from service.engine.admission import OverloadGuard, expected_seconds, is_watched, learn
 from service.engine.device_clock import DeviceClock
-from service.engine.launched import HAS_COME, Event, StepResult
+from service.engine.launched import COMPLETED, Event, StepResult
 from service.engine.policy import DeviceShare, Policy, pick
 from service.engine.repetition import find_fixed_rows
 from service.engine.request import ImageTask, Request, RequestStatus
@@ -239,13 +239,13 @@ class EngineCore:
             if isinstance(error.__cause__, OutOfMemory):
                 self._lower_cap(model, rows)
             if len(tasks) == 1:  # the text of the error may hold what clients must not see
-                return HAS_COME, partial(StepResult, failed={tasks[0]: f"the model raised {error}"}), rows
+                return COMPLETED, partial(StepResult, failed={tasks[0]: f"the model raised {error}"}), rows
         results = [self._start(model, [task])[1]() for task in tasks]
         images = {task: image for result in results for task, image in result.images.items()}
         failed = {task: why for result in results for task, why in result.failed.items()}
         previews = {task: preview for result in results for task, preview in result.previews.items()}
         points = {task: point for result in results for task, point in result.points.items()}
-        return HAS_COME, partial(StepResult, images, previews, failed, points), rows
+        return COMPLETED, partial(StepResult, images, previews, failed, points), rows
 
     def _lower_cap(self, model: str, rows: int) -> None:
         """Lower the cap to half of the rows that did not fit, but not below what one image needs in a step."""
