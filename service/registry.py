@@ -134,10 +134,10 @@ def _config(name: str, entry: ModelEntry) -> ModelConfig:
 
 
 def _load(name: str, entry: ModelEntry) -> tuple[torch.nn.Module, ModelConfig]:
+    config = _config(name, entry)  # not below, where its error would name the model twice
     try:
         if entry.checkpoint is not None:
             return load_checkpoint(Path(entry.checkpoint), entry.architecture)
-        config = _config(name, entry)
         return build_model(config, entry.architecture).eval().requires_grad_(False), config
     except (CheckpointError, TypeError, ValueError) as error:
         raise CheckpointError(f"model {name}: {error}") from error
