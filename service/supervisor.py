@@ -152,7 +152,9 @@ class Supervisor:
             return BAD_INPUT
         logger.critical("the engine's process has ended with code %d", code)
         self._pass_on(1)
-        self._join(time.monotonic() + ANSWER_SECONDS)
+        until = time.monotonic() + ANSWER_SECONDS
+        while self._alive() and time.monotonic() < until:
+            time.sleep(POLL_SECONDS / 10)
         return ENGINE_DIED
 
     def _drain(self) -> int:
@@ -178,10 +180,6 @@ class Supervisor:
 
     def _alive(self) -> bool:
         return any(worker.process.poll() is None for worker in self._workers.values())
-
-    def _join(self, until: float) -> None:
-        while self._alive() and time.monotonic() < until:
-            time.sleep(POLL_SECONDS / 10)
 
     def _stop_engine(self, drain_seconds: float) -> None:
         with suppress(OSError):  # it has gone
