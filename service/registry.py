@@ -77,7 +77,7 @@ def load_runners(settings: Settings) -> dict[str, ModelRunner]:
         )
         if backend is not None:
             runners[name] = backend.serve(name, runners[name], entry.checkpoint, entry.architecture)
-        try_out(name, runners[name])  # of torch's networks only where they serve: each row count costs them 5 MiB
+        try_out(name, runners[name])  # only the network that serves: each row count costs torch's 5 MiB
     return runners
 
 

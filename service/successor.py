@@ -15,8 +15,8 @@ from service.errors import Unavailable
 from service.registry import check_defaults, choose_device, choose_dtype
 from service.settings import Settings, model_entries
 
-# Of the weights' file. Of float16 weights there are, for a moment, the file's, and in float32 the converted and the
-# network's own.
+# Memory for a swap, in sizes of the weights' file. For a moment there are the file's float16 weights (1), and in
+# float32 the converted ones (2) and the network's own (2).
 HOST_COPIES = 5
 SAME = ("architecture", "arguments", "class_names", "image_shape")
 
