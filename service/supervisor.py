@@ -107,7 +107,7 @@ class Supervisor:
                 self._started[controls[control]] = Pulse()
 
     def _look(self) -> int | None:
-        """What has changed; returns an exit code when it is time to end."""
+        """Look at signals, engine and workers; returns an exit code when the service is to end."""
         if self._signals:
             return self._drain()
         if (code := self._engine.process.poll()) is not None:
@@ -147,7 +147,7 @@ class Supervisor:
         return len(times) == MANY_DEATHS and times[-1] - times[0] < DEATHS_SECONDS
 
     def _end_without_engine(self, code: int) -> int:
-        """The workers have told every open request; this waits until the answers have left."""
+        """The workers refuse every open request by themselves; this waits until these answers have left."""
         if code == BAD_INPUT:  # it has said why
             return BAD_INPUT
         logger.critical("the engine's process has ended with code %d", code)

@@ -29,7 +29,7 @@ class SamplingParams:
     guidance_interval: tuple[float, float]  # in noise time, 0 clean .. 1 noise
     seeds: tuple[int, ...]  # one an image
     class_labels: tuple[int, ...] = ()  # one an image, where they differ
-    deterministic: bool = False  # the same bytes in any company, for the price of full steps
+    deterministic: bool = False  # the same bytes whatever else runs, at the cost of full steps
     spacing: str = "trailing"  # of the noise times
     image: bytes = b""  # [H, W, C] uint8 to start from; none: from noise
     free: bytes = b""  # [H, W] bool: which pixels of it may change; none: all
