@@ -83,7 +83,7 @@ class Settings(BaseSettings):
     max_rows: int | None = Field(default=None, ge=2, le=4096)  # forward rows a step; default: measured
     max_requests: int = Field(default=256, ge=1)  # waiting requests a model
     max_evaluations: int = Field(default=50_000, ge=1)  # waiting model evaluations a model
-    shed_load: bool | None = None  # refuse what would be late, under a load that stands; default: but on a CPU
+    shed_load: bool | None = None  # refuse what would be late, while an overload lasts; default: not on a CPU
     max_steps: int = Field(default=250, ge=1, le=1000)  # of one request
     max_images: int = Field(default=16, ge=1, le=1024)  # of one request
     drain_seconds: float = Field(default=30.0, ge=0, allow_inf_nan=False)  # for accepted work at shutdown

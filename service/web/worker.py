@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from service.cgroup import cores
-from service.child import open_board, spare_collector
+from service.child import freeze_heap, open_board
 from service.observe import logs, tracing
 from service.observe.board import CONNECTIONS, Board, Row
 from service.settings import Settings, load_settings
@@ -184,7 +184,7 @@ def main(given: dict[str, Any]) -> None:
     crowded = partial(is_crowded, board, given["row"])
     worker = Worker(config, socket.socket(fileno=given["control"]), board.row(given["row"]), crowded, side)
     engine.on_loss = worker.end_soon
-    spare_collector()
+    freeze_heap()
     worker.run(_sockets(given["listeners"]))
 
 
