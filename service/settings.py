@@ -11,7 +11,7 @@ from pydantic_settings.exceptions import SettingsError as SettingsSourceError
 
 from models.files import CONFIG, default_checkpoints
 from models.names import check_model_name
-from service.api_keys import MIN_LENGTH, AdminKey, ApiKeys
+from service.api_keys import MIN_LENGTH, AdminKey, ApiKey, ApiKeys
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -141,8 +141,9 @@ def load_settings() -> Settings:
 def _advice(error: "ErrorDetails") -> str:
     """What pydantic says, and where it says too little, what is allowed."""
     if error["type"] == "extra_forbidden":
-        fields = Simulation if "simulate" in error["loc"][:-1] else ModelEntry
-        return f"unknown field: use one of {', '.join(sorted(fields.model_fields))}"
+        entry = ApiKey if error["loc"][0] == "api_keys" else ModelEntry
+        fields = (Simulation if "simulate" in error["loc"][2:-1] else entry).model_fields
+        return f"unknown field: use one of {', '.join(sorted(fields))}"
     return error["msg"].replace("items after validation", "characters")  # only keys have a least length
 
 
