@@ -19,8 +19,8 @@ from kernels.backend import tl, triton, use_triton
 from kernels.deferred_sum import DeferredSum
 
 PROGRAMS = 132  # multiprocessors of an H100
-ENOUGH = 64  # programs: with as many, a wider tile pays more than another program
-MANY = 1024  # programs of 64 pixels: with as many, 128 pixels pay
+ENOUGH = 64  # programs; from as many on, a wider tile is faster than more programs
+MANY = 1024  # programs of 64 pixels; from as many on, 128 pixels are faster
 PARTS = (9, 4, 2, 1)  # few numbers, because each is another kernel of the norm that follows
 STEPS_OF_A_PART = 2  # at least
 PARTS_TIMES_PIXELS = 1024  # one program of that norm reads all parts of its image

@@ -4,7 +4,7 @@ PyTorch launches a kernel of its own for a residual addition, for an upsampling 
 DeferredSum carries the terms of the first instead, and the parts of a convolution (kernels/convolution.py).
 GroupNorm reads every element anyway, so it adds them up while it loads. Where no norm follows, one kernel adds them
 up and copies, upsamples or concatenates. With all kernels of this package, a step of the UNet with 18 residual
-blocks takes 107 launches instead of 304.
+blocks takes 107 launches instead of 301.
 
 Letters: B batch, C channels, H x W pixels, P parts.
 """

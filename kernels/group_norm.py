@@ -15,6 +15,7 @@ from kernels.deferred_sum import DeferredSum, as_deferred_sum, load_sum
 # GPU (4 of 64 channels), but splitting them would cost a second launch per norm, which is more than it saves.
 ONE_PROGRAM = 16_384
 CHUNK = 4096  # elements of a program where a group is larger
+EPS = 1e-5  # torch's default
 MAX_REGISTERS = 128  # then two programs of 8 warps are resident on a multiprocessor; in float32 one of 16
 
 
@@ -27,10 +28,9 @@ def group_norm_reference(
     shift: Tensor | None = None,
     *,
     silu: bool = True,
-    eps: float = 1e-5,
 ) -> Tensor:
     """torch computes the statistics in float32 for every dtype of x."""
-    y = F.group_norm(x, num_groups, weight, bias, eps)  # [B, C, H, W]
+    y = F.group_norm(x, num_groups, weight, bias, EPS)  # [B, C, H, W]
     if scale is not None and shift is not None:
         y = y * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
     return F.silu(y) if silu else y
@@ -154,7 +154,6 @@ def _launch(
     affine: tuple[Tensor, Tensor],
     film: tuple[Tensor, Tensor] | None,
     silu: bool,
-    eps: float,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     total = total.channels_last()
@@ -179,7 +178,7 @@ def _launch(
         **tiles,
         CHUNKS=triton.next_power_of_2(chunks),
         SILU=silu,
-        EPS=eps,
+        EPS=EPS,
         num_warps=warps,
         maxnreg=MAX_REGISTERS,
     )
@@ -195,7 +194,6 @@ def group_norm(
     shift: Tensor | None = None,
     *,
     silu: bool = True,
-    eps: float = 1e-5,
 ) -> Tensor:
     """GroupNorm [-> FiLM] [-> SiLU].
 
@@ -214,20 +212,14 @@ def group_norm(
     total = as_deferred_sum(x)
     film = _check(total, num_groups, scale, shift)
     if use_triton(*total, weight, bias, scale, shift):
-        return _launch(total, num_groups, (weight, bias), film, silu, eps, keep=False)[1]
-    return group_norm_reference(total.compute(), num_groups, weight, bias, scale, shift, silu=silu, eps=eps)
+        return _launch(total, num_groups, (weight, bias), film, silu, keep=False)[1]
+    return group_norm_reference(total.compute(), num_groups, weight, bias, scale, shift, silu=silu)
 
 
 def residual_group_norm(
-    x: Tensor | DeferredSum,
-    num_groups: int,
-    weight: Tensor,
-    bias: Tensor,
-    *,
-    silu: bool = True,
-    eps: float = 1e-5,
+    x: Tensor | DeferredSum, num_groups: int, weight: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The sum (the new residual stream) and its GroupNorm [-> SiLU] (the input of the next branch).
+    """The sum (the new residual stream) and its GroupNorm -> SiLU (the input of the next branch).
 
     Takes the arguments of group_norm and raises its errors.
 
@@ -237,9 +229,9 @@ def residual_group_norm(
     total = as_deferred_sum(x)
     _check(total, num_groups, None, None)
     if use_triton(*total, weight, bias):
-        return _launch(total, num_groups, (weight, bias), None, silu, eps, keep=not total.has_one_term)
+        return _launch(total, num_groups, (weight, bias), None, silu=True, keep=not total.has_one_term)
     stream = total.compute()
-    return stream, group_norm_reference(stream, num_groups, weight, bias, silu=silu, eps=eps)
+    return stream, group_norm_reference(stream, num_groups, weight, bias)
 
 
 def _check(

@@ -11,20 +11,21 @@ from kernels.backend import contiguous_rows, tl, triton, use_triton, width_tiles
 
 ROWS = 4  # tokens a program, one a warp: a sum stays inside a warp and needs no barrier; 2 tokens in float32
 MAX_REGISTERS = 64  # then half of a multiprocessor's warps are resident
+EPS = 1e-6
 WIDE = 2048  # above this width one program takes one token, with all its warps
 
 
-def layer_norm_reference(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-6) -> Tensor:
+def layer_norm_reference(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """LayerNorm(x) * (1 + scale) + shift; torch computes the statistics in float32 for every dtype."""
-    y = F.layer_norm(x, x.shape[-1:], eps=eps)  # [B, N, D]
+    y = F.layer_norm(x, x.shape[-1:], eps=EPS)  # [B, N, D]
     return y * (1 + scale[:, None]) + shift[:, None]
 
 
 def gated_residual_layer_norm_reference(
-    x: Tensor, y: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float = 1e-6
+    x: Tensor, y: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor
 ) -> tuple[Tensor, Tensor]:
     x = x + (y if gate is None else gate[:, None] * y)  # [B, N, D]
-    return x, layer_norm_reference(x, scale, shift, eps)
+    return x, layer_norm_reference(x, scale, shift)
 
 
 @triton.jit
@@ -103,7 +104,7 @@ def _modulate(normed, scale, shift, out, column, mask):
 
 
 def _launch(
-    x: Tensor, y: Tensor | None, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float
+    x: Tensor, y: Tensor | None, gate: Tensor | None, scale: Tensor, shift: Tensor
 ) -> tuple[Tensor, Tensor]:
     """gate, scale and shift may be column slices of one wide tensor: the kernel reads them by row stride."""
     B, N, D = x.shape
@@ -134,14 +135,14 @@ def _launch(
         MAIN=main,
         TAIL=tail,
         ROWS=rows,
-        EPS=eps,
+        EPS=EPS,
         num_warps=4,
         maxnreg=MAX_REGISTERS,
     )
     return stream, out
 
 
-def layer_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-6) -> Tensor:
+def layer_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """LayerNorm over the last axis, then (1 + scale) and shift per image.
 
     Args:
@@ -156,12 +157,12 @@ def layer_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-6) -> Te
     """
     _check(x, scale, shift)
     if use_triton(x, scale, shift):
-        return _launch(x, None, None, scale, shift, eps)[1]
-    return layer_norm_reference(x, scale, shift, eps)
+        return _launch(x, None, None, scale, shift)[1]
+    return layer_norm_reference(x, scale, shift)
 
 
 def gated_residual_layer_norm(
-    x: Tensor, y: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float = 1e-6
+    x: Tensor, y: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor
 ) -> tuple[Tensor, Tensor]:
     """x' = x + gate * y, then LayerNorm(x') * (1 + scale) + shift, between two branches of a DiT block.
 
@@ -181,8 +182,8 @@ def gated_residual_layer_norm(
     if x.shape[1:] != y.shape[1:] or y.shape[0] not in (1, x.shape[0]):
         raise ValueError(f"x {tuple(x.shape)} and y {tuple(y.shape)} differ")
     if use_triton(x, y, gate, scale, shift):
-        return _launch(x, y, gate, scale, shift, eps)
-    return gated_residual_layer_norm_reference(x, y, gate, scale, shift, eps)
+        return _launch(x, y, gate, scale, shift)
+    return gated_residual_layer_norm_reference(x, y, gate, scale, shift)
 
 
 def _check(x: Tensor, *rows: Tensor) -> None:

@@ -11,10 +11,10 @@ Some images are of a mixture of classes, with a row for each class k and weights
 
     M_cond = M_0 + sum of g_k * (M_k - M_0) over the further classes     which is the sum of g_k * M_k over all
 
-so an image of one class takes no part in it, and has the bits that it would have without.
+so an image of one class has the same bits as in a step without mixtures.
 
-Some images leave the device with the step, finished or as a preview. Their picture is written where x' and d are in
-registers: that costs no launch and reads nothing again.
+Some images leave the device with the step, finished or as a preview. Their pictures are written while x' and d are
+in registers, which saves a launch and its reads.
 
 Letters: n images of this step, R rows (model evaluations); the image is C x H x W, and E = C * H * W are its
 elements. The lower-case letters w, p, q, a, b, c, s are the coefficients of these equations.
@@ -76,7 +76,7 @@ def sampler_step_reference(
 ) -> None:
     """All arithmetic in float32 for every dtype of the network's output.
 
-    A service on a CPU runs this, so what no image of the step needs costs nothing.
+    A service on a CPU runs this, so each part is computed for only those images that need it.
     """
     slots, cond_rows, uncond_rows, seeds, noise_steps = indices.unbind(1)  # each [n]
     w, p, q, a, b, c, s, clamp = coefficients[:, :, None, None, None].unbind(1)  # each [n, 1, 1, 1]

@@ -113,7 +113,7 @@ class ModelConfig:
 
     @property
     def two_row_guidance(self) -> float:
-        """A scale that costs a second row."""
+        """A guidance scale that costs a second row."""
         return 1.5 if self.guidance_range is None else self.guidance_range[1] + 1
 
     def table(self, sampler: str, steps: int, spacing: str = "trailing", strength: float = 1.0) -> SamplerTable:
@@ -133,11 +133,11 @@ class ModelConfig:
 
     @property
     def default_sampling(self) -> dict[str, Any]:
-        """How the service and the evaluation sample where nobody says otherwise."""
+        """How the service and the evaluation sample by default."""
         return DEFAULT_SAMPLING | self.sampling
 
     def steps_of(self, sampler: str) -> int:
-        """Where nobody says how many: its own number fits its own sampler, and one step of ddim would be a blur."""
+        """Default steps. Those of the checkpoint fit its own sampler only: one step of ddim would be a blur."""
         own = self.default_sampling
         return own["steps"] if sampler == own["sampler"] else FEW if sampler in JUMPING else USUAL
 
@@ -265,7 +265,7 @@ def unwrap(weights: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[s
 
 
 def misfit(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """What keeps the weights from being those of the model, in one sentence; empty where they fit."""
+    """Which weights do not fit the model, in one sentence; empty if all fit."""
     shapes = [
         f"{name} {list(weights[name].shape)}, not {list(tensor.shape)}"
         for name, tensor in expected.items()

@@ -18,8 +18,8 @@ def default_checkpoints() -> Path:
 def replace_file(path: Path, content: bytes, keep: Path | None = None) -> None:
     """Write the file whole or not at all, also when the power fails: without fsync the name can outlive the bytes.
 
-    The mode is what the umask leaves. An error leaves the old file and no temporary one. keep: the name that an
-    old file gets; for a moment there is only that one.
+    Its mode follows the umask. An error leaves the old file and no temporary one. keep: a name under which the old
+    file stays; for a moment there is only that one.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:

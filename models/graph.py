@@ -158,7 +158,7 @@ def example(config: ModelConfig) -> tuple[Tensor, ...]:
 
 
 def reason(error: BaseException) -> str:
-    """What an exporter failed at, in one line, without the layers of advice around it."""
+    """The first cause of an exporter's error, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     return " ".join(str(error).split())
@@ -234,7 +234,7 @@ def _convert(network: nn.Module, config: ModelConfig) -> "openvino.Model":
 
 
 def _check_same(model: "openvino.Model", network: nn.Module, config: ModelConfig) -> None:
-    """A trace knows one way through the network: a loop or an `if` that depends on numbers may be lost."""
+    """Compare graph and network: a trace loses a loop or an `if` that depends on numbers."""
     compiled = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for rows in (ROWS, 2, 1):
         inputs = [tensor[:rows] for tensor in example(config)]

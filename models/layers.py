@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from kernels import label_silu, sinusoidal_embedding
 
+FREQUENCY_DIM = 256  # width of the sinusoidal embeddings
+
 
 class ConditionEmbedder(nn.Module):
     """Timestep and class label to one vector, silu(time(t) + label[y]).
@@ -20,13 +22,12 @@ class ConditionEmbedder(nn.Module):
         few_step: also embed where a jump goes and its guidance scale, through weights that start at zero.
     """
 
-    def __init__(self, dim: int, num_classes: int, frequency_dim: int = 256, *, few_step: bool = False):
+    def __init__(self, dim: int, num_classes: int, *, few_step: bool = False):
         super().__init__()
-        self.frequency_dim = frequency_dim
-        self.time = nn.Sequential(nn.Linear(frequency_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time = nn.Sequential(nn.Linear(FREQUENCY_DIM, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.label = nn.Embedding(num_classes + 1, dim)  # the last row is the null class of guidance
         nn.init.normal_(self.label.weight, std=0.5)
-        self.jump = nn.Parameter(torch.zeros(dim, 2 * frequency_dim)) if few_step else None
+        self.jump = nn.Parameter(torch.zeros(dim, 2 * FREQUENCY_DIM)) if few_step else None
 
     def forward(self, t: Tensor, y: Tensor, r: Tensor | None = None, w: Tensor | None = None) -> Tensor:
         """t, r: [B] timesteps on the 0..1000 scale, y: [B] labels, w: [B] guidance scales.
@@ -36,12 +37,12 @@ class ConditionEmbedder(nn.Module):
         Raises:
             ValueError: r or w for a network without few_step.
         """
-        waves = sinusoidal_embedding(t, self.frequency_dim, self.label.weight.dtype)
+        waves = sinusoidal_embedding(t, FREQUENCY_DIM, self.label.weight.dtype)
         if self.jump is None:
             check(r is None and w is None, "this network takes no r and no w: it was built without few_step")
             return label_silu(self.time(waves), self.label.weight, y)
         pairs = torch.stack([t if r is None else r, torch.ones_like(t) if w is None else w], dim=1)  # [B, 2]
-        others = sinusoidal_embedding(pairs.flatten(), self.frequency_dim, waves.dtype).view(t.shape[0], -1)
+        others = sinusoidal_embedding(pairs.flatten(), FREQUENCY_DIM, waves.dtype).view(t.shape[0], -1)
         first, *rest = self.time
         h = first(waves) + F.linear(others, self.jump)
         for layer in rest:

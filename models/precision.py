@@ -13,6 +13,6 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 def exact_float32() -> None:
     """Convolutions of float32 tensors on CUDA keep all 24 bits; cuDNN's default, TF32, is 1e-3 off.
 
-    Who wants speed there chooses bfloat16. torch's default for matrix products is exact already.
+    For speed there is bfloat16. torch's default for matrix products is exact already.
     """
     torch.backends.cudnn.allow_tf32 = False

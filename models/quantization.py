@@ -54,9 +54,9 @@ class Product:
 def products(model: "openvino.Model") -> list[Product]:
     """The products of a network that int8 serves.
 
-    Spared are those that read the noisy image, and those that write the image: they decide over single grey levels
-    and take 2 % of the time. So are those that never see the image: the conditioning, which has one row an image
-    where the others have a row a pixel or token.
+    The first products after the noisy image and the last ones before the output stay in float: they decide over
+    single grey levels and take 2 % of the time. So does the conditioning, which never sees the image: it has one
+    row an image, where the others have a row a pixel or token.
     """
     weighted = {node.get_name(): name for node in model.get_ordered_ops() if (name := _weight_name(node))}
     start, end = model.input("x").get_node(), model.get_results()[0]

@@ -205,6 +205,7 @@ def consistency(grid: Grid, i: int, eta: float) -> tuple[float, float, float, fl
     return 0.0, grid.alpha[i + 1], 0.0, grid.sigma[i + 1]
 
 
+# (grid, i, eta) -> a, b, c, s of step i.
 Coefficients = Callable[[Grid, int, float], tuple[float, float, float, float]]
 SAMPLERS: dict[str, Coefficients] = {
     "ddim": ddim,

@@ -25,10 +25,10 @@ class Guidance:
     low: float = 0.0
     high: float = 1.0
     trained: tuple[float, float] | None = None  # scales that the network itself takes, which costs no second row
-    negative: bool = False  # the second row is of a class, of which the network's own guidance knows nothing
+    negative: bool = False  # the second row is of a class; the network's own guidance has no such input
 
     def split(self, t: float, r: float) -> tuple[float, float]:
-        """The scale between two rows of a step, and the one that the network is given; 1 is none.
+        """The scale between two rows of a step, and the one that is the network's input; 1 is no guidance.
 
         A jump, r < t, was learnt from a guided path with an interval of its own.
         """

@@ -28,7 +28,7 @@ class Prediction(StrEnum):
     FLOW = "flow"  # eps - x0, the rectified-flow velocity (Liu et al. 2022)
 
     def from_x0_eps(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """The training target."""
+        """The training target, [B, C, H, W]; alpha and sigma are [B, 1, 1, 1]."""
         match self:
             case Prediction.EPS:
                 return eps

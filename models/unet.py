@@ -32,11 +32,11 @@ class GroupNorm(nn.Module):
 
     def forward(self, x: Tensor | DeferredSum, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         """x: of [B, C, H, W]; scale, shift: [B, C]. Returns [B, C, H, W]."""
-        return group_norm(x, self.num_groups, self.weight, self.bias, scale, shift, silu=True)
+        return group_norm(x, self.num_groups, self.weight, self.bias, scale, shift)
 
     def sum_and_norm(self, x: Tensor | DeferredSum) -> tuple[Tensor, Tensor]:
         """x as a tensor, and SiLU of its norm, both [B, C, H, W]."""
-        return residual_group_norm(x, self.num_groups, self.weight, self.bias, silu=True)
+        return residual_group_norm(x, self.num_groups, self.weight, self.bias)
 
 
 class ResBlock(nn.Module):

@@ -55,7 +55,7 @@ class OpenVINO:
 
     Args:
         threads: of the CPU, for each network.
-        int8: products are int8 ones, which torch has none of: what OpenVINO cannot serve is refused.
+        int8: products are in int8, which torch cannot compute: models that OpenVINO cannot serve are refused.
     """
 
     threads: int
@@ -64,7 +64,7 @@ class OpenVINO:
     def serve(self, name: str, runner: ModelRunner, folder: Path | None, architecture: str | None) -> ModelRunner:
         """The runner that serves a model from now on: a compiled one, or torch's.
 
-        Torch's gets a `faster` where the network is still to be traced. All else that keeps torch is logged.
+        Where the network is still to be traced, torch's gets a `faster`. Any other reason to keep torch is logged.
 
         Args:
             folder: of the checkpoint; None for fresh weights.
@@ -138,7 +138,8 @@ class CompiledNetwork(nn.Module):
     """An openvino.Model with the inputs x, t, y and perhaps r and w, as a network on the CPU.
 
     Where the row count changes, OpenVINO prepares all operations anew: 4 to 10 ms of the shipped UNet, whose 8 rows
-    take 14 to 17. So fewer rows than before are padded to as many, until SPARE_ROWS were run in vain.
+    take 14 to 17. So fewer rows than before are padded to the last count, until more than SPARE_ROWS padding rows
+    were run.
     """
 
     def __init__(self, graph: Any, precision: str, threads: int):
@@ -155,7 +156,7 @@ class CompiledNetwork(nn.Module):
         graph.add_outputs(waves)
         self._request = core().compile_model(graph, "CPU", config).create_infer_request()
         self._arrays: list[np.ndarray] = []  # the inputs of the last call
-        self._spare = 0  # rows run in vain since the last step without
+        self._spare = 0  # padding rows since the last step without any
 
     def forward(self, x: Tensor, *others: Tensor) -> Tensor:
         """x [B, C, H, W], t [B], y [B] (and r, w [B]) -> [B, C, H, W] float32, which the next call overwrites."""
@@ -182,7 +183,7 @@ def compare(network: CompiledNetwork, runner: ModelRunner, limit: float) -> None
     x, *others = example(runner.config)
     wanted = runner.model(x.to(runner.dtype), *others).float()
     difference = float((network(x.to(runner.dtype), *others) - wanted).norm() / wanted.norm().clamp(min=1e-30))
-    if not difference <= limit:  # nan is none
+    if not difference <= limit:  # a comparison with nan is false
         raise NotCompiled(f"a forward of OpenVINO differs from torch's by {difference:.1e}, more than {limit:g}")
 
 

@@ -40,9 +40,9 @@ def _folders(controller: str, groups: Path, root: Path) -> Iterator[Path]:
 
 
 def cores(root: Path = ROOT) -> int:
-    """Those that this process may use."""
+    """CPUs that this process may use, at least 1."""
     counted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, int(min(counted, cpu_quota(root=root))))
+    return cpu_threads(None, counted, cpu_quota(root=root))
 
 
 def cpu_threads(wanted: int | None, counted: int, quota: float) -> int:

@@ -75,8 +75,8 @@ def start(module: str, arguments: Arguments, descriptors: Sequence[int]) -> Chil
     return Child(process, control, mine)
 
 
-def spare_collector() -> None:
-    """Call when everything is loaded: what is there by now stays, and no collection need look at it again.
+def freeze_heap() -> None:
+    """Call when everything is loaded: later garbage collections then skip the objects that exist by now.
 
     Without it, a full collection stopped an engine with torch for 110 ms every few seconds.
     """

@@ -34,7 +34,7 @@ class ClientGone(Exception):
 
 
 class ServiceError(Exception):
-    """An answer other than the one that was asked for.
+    """An error that a client gets instead of a result.
 
     Args:
         detail: one sentence for the client.
@@ -126,7 +126,7 @@ class InvalidRequest(ClientError):
         return cls(f"{field}: {message}", [FieldError(field, message)])
 
     def renamed(self, names: dict[str, str]) -> "InvalidRequest":
-        """The same of an API that calls some fields otherwise, also where a message names another field."""
+        """The same error with the field names of another API, also inside messages."""
 
         def say(message: str) -> str:
             return re.sub(r"[a-z]+_[a-z_]+", lambda found: names.get(found[0], found[0]), message)
@@ -135,7 +135,7 @@ class InvalidRequest(ClientError):
 
     @classmethod
     def of(cls, errors: list[FieldError]) -> "InvalidRequest":
-        """Tells the first few: who sent a thousand wrong fields gets no megabyte back."""
+        """Names the first MAX_FIELD_ERRORS: a thousand wrong fields must not give an answer of a megabyte."""
         told = errors[:MAX_FIELD_ERRORS]
         more = f"; and {len(errors) - len(told)} more" if len(errors) > len(told) else ""
         return cls("; ".join(f"{error.field}: {error.message}" for error in told) + more, told)
@@ -157,7 +157,7 @@ class GenerationFailed(ServiceError):
 
 
 class Refused(ServiceError):
-    """Nothing is wrong with the request; later it may succeed."""
+    """The request is valid and may succeed later."""
 
     status = 503
     reason: str  # as /metrics counts it
@@ -170,7 +170,7 @@ class QueueFull(Refused):
 
 
 class Overloaded(Refused):
-    """It would be late or make others late."""
+    """The request would be late or make others late."""
 
     code, title, reason = "overloaded", "Overloaded", "overload"
 
@@ -192,7 +192,7 @@ class Unavailable(Refused):
 
 
 class DeadlinePassed(ServiceError):
-    """It was accepted, and the deadline passed before its images were done; work on it has stopped."""
+    """The deadline passed before the images of an accepted request were done; work on it has stopped."""
 
     status, code, title = 504, "deadline-passed", "Deadline passed"
 

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from models.checkpoint import ModelConfig, parameter_count
 from models.samplers import S, SamplerTable, T
-from models.sampling import Further, Guidance, Known, sample, to_uint8
+from models.sampling import Further, Known, sample, to_uint8
 from models.schedule import NUM_TIMESTEPS
 from models.spacings import SPACINGS
 from service.engine.canvas import brought, keep_known
 from service.engine.cards import samplers_of
+from service.engine.plan import guidance_of
 from service.engine.request import preview_steps
 from service.errors import InvalidRequest
 from service.python_api import Preview, Sampler, picture
@@ -101,15 +102,13 @@ class Model(Sampler):
         seeds = torch.tensor(params.seeds, device=self.device)
         mixtures = [params.mixture(index) for index in range(len(seeds))]
         labels = torch.tensor([mixture[0][0] for mixture in mixtures], device=self.device)
-        scale, interval, negative = params.guidance_scale, params.guidance_interval, params.negative_label
-        guidance = Guidance(scale, *interval, config.guidance_range, negative is not None)
 
         def network(x: Tensor, *inputs: Tensor) -> Tensor:
             return self.network(x.to(dtype), *inputs)
 
         more = {
-            "guidance": guidance,
-            "null_label": config.num_classes if negative is None else negative,
+            "guidance": guidance_of(config, params),
+            "null_label": config.num_classes if params.negative_label is None else params.negative_label,
             "known": self._known(params),
             "further": self._further(mixtures),
             "ways": params.ways,

@@ -45,7 +45,7 @@ FILES = ("image", "mask")
 
 @dataclass(frozen=True)
 class Preview:
-    """What the model expects an image to become."""
+    """The finished image as a step predicts it."""
 
     image: Image.Image
     index: int  # of the image

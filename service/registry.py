@@ -77,7 +77,7 @@ def load_runners(settings: Settings) -> dict[str, ModelRunner]:
         )
         if backend is not None:
             runners[name] = backend.serve(name, runners[name], entry.checkpoint, entry.architecture)
-        try_out(name, runners[name])  # of torch's networks only where they serve: each row count costs them 5 MiB
+        try_out(name, runners[name])  # only the network that serves: each row count costs torch's 5 MiB
     return runners
 
 
@@ -134,10 +134,10 @@ def _config(name: str, entry: ModelEntry) -> ModelConfig:
 
 
 def _load(name: str, entry: ModelEntry) -> tuple[torch.nn.Module, ModelConfig]:
+    config = _config(name, entry)  # not below, where its error would name the model twice
     try:
         if entry.checkpoint is not None:
             return load_checkpoint(Path(entry.checkpoint), entry.architecture)
-        config = _config(name, entry)
         return build_model(config, entry.architecture).eval().requires_grad_(False), config
     except (CheckpointError, TypeError, ValueError) as error:
         raise CheckpointError(f"model {name}: {error}") from error

@@ -81,7 +81,11 @@ class RemoteModel(Sampler):
     def _answer(
         self, method: str, path: str, accept: str, fields: dict[str, Any] | None = None
     ) -> Iterator[httpx.Response]:
-        """Once the service has one."""
+        """The response of the service; a refusal with a retry_after is tried again within `patience` seconds.
+
+        Raises:
+            ServiceError: any other refusal, or the last one.
+        """
         until = time.monotonic() + self._patience
         while True:
             with self._http.stream(method, path, json=fields, headers={"Accept": accept}) as response:

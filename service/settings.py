@@ -11,7 +11,7 @@ from pydantic_settings.exceptions import SettingsError as SettingsSourceError
 
 from models.files import CONFIG, default_checkpoints
 from models.names import check_model_name
-from service.api_keys import MIN_LENGTH, AdminKey, ApiKeys
+from service.api_keys import MIN_LENGTH, AdminKey, ApiKey, ApiKeys
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -83,7 +83,7 @@ class Settings(BaseSettings):
     max_rows: int | None = Field(default=None, ge=2, le=4096)  # forward rows a step; default: measured
     max_requests: int = Field(default=256, ge=1)  # waiting requests a model
     max_evaluations: int = Field(default=50_000, ge=1)  # waiting model evaluations a model
-    shed_load: bool | None = None  # refuse what would be late, under a load that stands; default: but on a CPU
+    shed_load: bool | None = None  # refuse what would be late, while an overload lasts; default: not on a CPU
     max_steps: int = Field(default=250, ge=1, le=1000)  # of one request
     max_images: int = Field(default=16, ge=1, le=1024)  # of one request
     drain_seconds: float = Field(default=30.0, ge=0, allow_inf_nan=False)  # for accepted work at shutdown
@@ -141,8 +141,9 @@ def load_settings() -> Settings:
 def _advice(error: "ErrorDetails") -> str:
     """What pydantic says, and where it says too little, what is allowed."""
     if error["type"] == "extra_forbidden":
-        fields = Simulation if "simulate" in error["loc"][:-1] else ModelEntry
-        return f"unknown field: use one of {', '.join(sorted(fields.model_fields))}"
+        entry = ApiKey if error["loc"][0] == "api_keys" else ModelEntry
+        fields = (Simulation if "simulate" in error["loc"][2:-1] else entry).model_fields
+        return f"unknown field: use one of {', '.join(sorted(fields))}"
     return error["msg"].replace("items after validation", "characters")  # only keys have a least length
 
 

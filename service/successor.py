@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from models.checkpoint import CheckpointError, ModelConfig, load_checkpoint
 from models.files import WEIGHTS
@@ -15,8 +14,8 @@ from service.errors import Unavailable
 from service.registry import check_defaults, choose_device, choose_dtype
 from service.settings import Settings, model_entries
 
-# Of the weights' file. Of float16 weights there are, for a moment, the file's, and in float32 the converted and the
-# network's own.
+# Memory for a swap, in sizes of the weights' file. For a moment there are the file's float16 weights (1), and in
+# float32 the converted ones (2) and the network's own (2).
 HOST_COPIES = 5
 SAME = ("architecture", "arguments", "class_names", "image_shape")
 
@@ -61,7 +60,8 @@ def check_memory(weights: Path, runner: ModelRunner) -> None:
     size = weights.stat().st_size if weights.is_file() else 0
     _check_room("the memory", HOST_COPIES * size, free_memory())
     if runner.device.type == "cuda":
-        needed = _bytes_of(runner.model) + 2 * runner.pool.x.nbytes
+        size = sum(t.nbytes for t in (*runner.model.parameters(), *runner.model.buffers()))
+        needed = size + 2 * runner.pool.x.nbytes
         _check_room("the memory of the GPU", needed, torch.cuda.mem_get_info(runner.device)[0])
 
 
@@ -69,7 +69,3 @@ def _check_room(what: str, needed: float, free: float) -> None:
     if needed > free:
         text = f"a second copy of the model needs {needed / 2**20:.0f} MiB, and {what} has {free / 2**20:.0f} free"
         raise Unavailable.because(text)
-
-
-def _bytes_of(model: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))

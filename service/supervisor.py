@@ -107,7 +107,7 @@ class Supervisor:
                 self._started[controls[control]] = Pulse()
 
     def _look(self) -> int | None:
-        """What has changed; returns an exit code when it is time to end."""
+        """Look at signals, engine and workers; returns an exit code when the service is to end."""
         if self._signals:
             return self._drain()
         if (code := self._engine.process.poll()) is not None:
@@ -147,12 +147,14 @@ class Supervisor:
         return len(times) == MANY_DEATHS and times[-1] - times[0] < DEATHS_SECONDS
 
     def _end_without_engine(self, code: int) -> int:
-        """The workers have told every open request; this waits until the answers have left."""
+        """The workers refuse every open request by themselves; this waits until these answers have left."""
         if code == BAD_INPUT:  # it has said why
             return BAD_INPUT
         logger.critical("the engine's process has ended with code %d", code)
         self._pass_on(1)
-        self._join(time.monotonic() + ANSWER_SECONDS)
+        until = time.monotonic() + ANSWER_SECONDS
+        while self._alive() and time.monotonic() < until:
+            time.sleep(POLL_SECONDS / 10)
         return ENGINE_DIED
 
     def _drain(self) -> int:
@@ -178,10 +180,6 @@ class Supervisor:
 
     def _alive(self) -> bool:
         return any(worker.process.poll() is None for worker in self._workers.values())
-
-    def _join(self, until: float) -> None:
-        while self._alive() and time.monotonic() < until:
-            time.sleep(POLL_SECONDS / 10)
 
     def _stop_engine(self, drain_seconds: float) -> None:
         with suppress(OSError):  # it has gone

@@ -1,4 +1,4 @@
-"""Random distortions that turn a thousand images into as many as a classifier needs, and small ones for generators.
+"""Data augmentation: strong random distortions for the judges, shifts and flips for the generators.
 
 Letters: B batch, C x H x W the image.
 """
@@ -39,9 +39,9 @@ def random_affine(count: int, width: int) -> Tensor:
 
 
 def moved(images: Tensor, shift: int, flip: bool, seed: int) -> Tensor:
-    """Each image moved by up to `shift` pixels along both axes, and mirrored or not. images, result: [B, C, H, W].
+    """Shift each image by up to `shift` pixels on both axes; with `flip`, mirror about half of them.
 
-    What comes in from outside repeats the border. Only the seed decides, and nothing is drawn without need.
+    images, result: [B, C, H, W]. Pixels from outside repeat the border. The result depends on the seed alone.
     """
     if not shift and not flip:
         return images
@@ -49,7 +49,7 @@ def moved(images: Tensor, shift: int, flip: bool, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     down, right = torch.randint(-shift, shift + 1, (2, B, 1), generator=generator)  # [B, 1] each
     mirrored = torch.rand(B, 1, generator=generator) < 0.5 * flip
-    rows = (torch.arange(H) - down).clamp(0, H - 1)  # [B, H], from where each row comes
+    rows = (torch.arange(H) - down).clamp(0, H - 1)  # [B, H], source row of each row
     columns = (torch.arange(W) - right).clamp(0, W - 1)  # [B, W]
     columns = torch.where(mirrored, columns.flip(1), columns)
     return images[torch.arange(B)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

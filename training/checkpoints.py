@@ -7,12 +7,12 @@ from models.files import CONFIG, default_checkpoints
 
 
 def find_checkpoints(names: list[str], root: Path | None = None) -> dict[str, Path]:
-    """The folder of each checkpoint under the name that tables and pictures give it.
+    """The folder of each checkpoint, by the folder's name, which tables and pictures show.
 
-    names: of folders in root (by default those of this project), or paths of folders anywhere.
+    names: of folders in root (default: this project's checkpoints), or paths of folders anywhere.
 
     Raises:
-        CheckpointError: one is not there, or two have the same name.
+        CheckpointError: a checkpoint does not exist, or two have the same name.
     """
     folders: dict[str, Path] = {}
     for name in names:

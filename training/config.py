@@ -10,17 +10,18 @@ from models.checkpoint import ARCHITECTURES, load_config
 from models.schedule import ALPHAS, NoiseSchedule, Prediction
 
 DATA = ("digits", "tiles", "cifar10", "folder")
-HOLD_OUT = 0.2  # as of the digits: of 150 pictures a class 30, which tell a class accuracy of three classes to 5 %
+HOLD_OUT = 0.2  # as for digits: 30 of 150 pictures a class, which give the accuracy of three classes to within 5 %
+# Fields on which the weights do not depend, or only by init_sha256 and train_sha256:
 CIRCUMSTANCES = {"out", "data_path", "init_from", "threads", "checkpoint_every", "sample_every", "measure_every"}
 AT_LEAST = {"steps": 1, "batch_size": 1, "warmup": 0, "weight_decay": 0, "seed": 0, "threads": 1}
 AT_LEAST |= {"checkpoint_every": 1, "sample_every": 1, "measure_every": 0, "decay": 0, "hold_out": 0, "shift": 0}
 AT_MOST = {"decay": 1, "hold_out": 0.9, "shift": 1024, "threads": 1024, "seed": 2**63 - 1}
-# What runs had before these fields came:
+# Fields that older recipes lack, with the values that those runs had:
 LATER: dict[str, Any] = {"decay": 1.0, "subset": "", "few_step": False, "hold_out": 0.0, "shift": 0, "flip": False}
 
 
 def option(default: Any, text: str, choices: tuple[str, ...] = (), shown: str = "") -> Any:
-    """A field with its help; shown: what the help gives as the default, where that is not the value itself."""
+    """A field with its help; shown: text of the default in the help, if it is not the value itself."""
     metadata = {"help": text, "choices": choices, "shown": shown}
     if isinstance(default, dict):
         return field(default_factory=dict, metadata=metadata)
@@ -101,7 +102,7 @@ class TrainConfig:
     )
 
     def recipe(self) -> dict[str, Any]:
-        """What the weights depend on: all but where the run lives and how often it saves."""
+        """The fields that the weights depend on: all but CIRCUMSTANCES."""
         return {name: value for name, value in asdict(self).items() if name not in CIRCUMSTANCES}
 
     def __post_init__(self) -> None:
@@ -126,7 +127,7 @@ class TrainConfig:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
 
     def _check_hold_out(self) -> None:
-        """A run on a folder holds pictures back unless it is told otherwise."""
+        """Set the default of hold_out, HOLD_OUT for a folder and else 0, and refuse it for other data."""
         if self.hold_out is None:
             object.__setattr__(self, "hold_out", HOLD_OUT if self.data == "folder" else 0.0)
         if self.hold_out and self.data != "folder":
@@ -149,7 +150,7 @@ def check_subset(text: str) -> None:
 
 # fmt: off
 PRESETS: dict[str, dict[str, Any]] = {
-    # What they reach stands in docs/results.md, "The shipped models".
+    # docs/results.md, "The shipped models", has the figures that they reach.
     "dit":  {"arguments": {"hidden_dim": 384, "depth": 2}, "steps": 16_000, "out": Path("runs/dit")},
     "unet": {"arguments": {"base_channels": 32},           "steps": 5_000,  "out": Path("runs/unet")},
 }
@@ -157,11 +158,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def recipe_of(given: dict[str, Any]) -> TrainConfig:
-    """What is given, then what the checkpoint says that the run starts from, then the preset of the model.
+    """Build a config. Given options win over those of the init_from checkpoint, and these over the model's preset.
 
     Raises:
         CheckpointError: init_from cannot be read.
-        ValueError: an impossible value, or init_from is of another model.
+        ValueError: an impossible value, or init_from has another architecture than the model.
     """
     inherited = {}
     if "init_from" in given:

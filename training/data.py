@@ -1,9 +1,8 @@
-"""Image data, split once and for all into what generators learn from and what they never see.
+"""Image data in three fixed splits: `train` for the generators, `judge` for classifiers, `test` for the figures.
 
-Three splits: `train` for the generators, `judge` for the classifier that grades them, `test` for the figures.
-No digit and no tile stands in two of them; CIFAR-10 keeps the halves that its authors made. Of a folder of one's
-own a share of every class is held back. `judge` gets half of it where that is enough to learn from, and nothing
-otherwise: then the classifier learns from `train`, and all that is held back measures.
+Digits and tiles are split here, without overlap. CIFAR-10 keeps its authors' training set as `train`, and its test
+set is halved. Of a folder a share of every class is held out. `judge` gets half of that share if this gives it at
+least JUDGE_LEAST pictures of every class. Otherwise all of it is `test`, and the classifiers learn from `train`.
 """
 
 import hashlib
@@ -24,10 +23,10 @@ from torch import Tensor
 from training import tiles
 from training.image_folder import DataError, read_image_folder
 
-FROM_FILES = "cifar10", "folder"  # data that a path names
+FROM_FILES = "cifar10", "folder"  # data that need a path
 SPLIT_SEED = 0
-SHARE = 0.2  # for each of judge and test, of data that has no split of its own
-JUDGE_LEAST = 50  # pictures of every class; judges of 100 digits a class recognise 98.8 % of new ones
+SHARE = 0.2  # for each of judge and test, of data without a split of its own
+JUDGE_LEAST = 50  # pictures of every class; judges trained on 100 digits a class recognise 98.8 % of new ones
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,8 @@ class Data:
     judge: Split
     test: Split
     class_names: list[str]
-    left_out: str = ""  # of a folder: the files that were not read, in words
-    rules: Callable[[Tensor, Tensor], dict[str, float]] | None = None  # grades images and labels without a judge
+    left_out: str = ""  # files of a folder that were not read, in words
+    rules: Callable[[Tensor, Tensor], dict[str, float]] | None = None  # grades (images, labels) without a judge
 
 
 def load_data(
@@ -85,13 +84,13 @@ def load_files(name: str, path: Path | None, image_size: int, channels: int, hol
 
 
 def take_subset(split: Split, which: str) -> Split:
-    """A part of a split, in the split's order: "300" are so many pictures, "1/2" the first of two disjoint parts.
+    """A subset in the split's order: "300" takes 300 pictures, "1/2" the first of two disjoint parts, "" all.
 
-    A fixed shuffle ranks the pictures of every class, and the lowest ranks are taken. So classes are as even as
-    they can be, and 100 pictures lie in 300. Empty takes all.
+    A fixed shuffle ranks the pictures of every class, and the lowest ranks are taken. So the classes are balanced,
+    and a subset of 100 pictures is contained in that of 300.
 
     Raises:
-        DataError: more pictures than there are.
+        DataError: the split has fewer pictures.
     """
     if not which:
         return split
@@ -133,7 +132,7 @@ def load_digits(image_size: int = 32, channels: int = 3) -> Data:
 
 
 def load_tiles() -> Data:
-    """As many as there are digits, so that networks can learn them by heart as easily: 3,000 + 1,000 + 1,000."""
+    """5,000 tiles, as many as digits, so that networks memorise both as easily: 3,000 + 1,000 + 1,000."""
     labels = torch.arange(5000) % len(tiles.CLASSES)
     data = split_by_class(Split(tiles.draw_tiles(labels, SPLIT_SEED), labels), tiles.CLASSES)
     return replace(data, rules=tiles.rule_shares)
@@ -154,7 +153,7 @@ def counts(split: Split) -> list[int]:
 
 
 def split_by_class(data: Split, class_names: list[str], held: Sequence[tuple[int, int]] | None = None) -> Data:
-    """By a fixed shuffle; held: how many pictures of each class go to judge and test, where it is not SHARE."""
+    """Split by a fixed shuffle; held: pictures of each class for (judge, test), by default SHARE for each."""
     held = held or [(round(SHARE * n), round(SHARE * n)) for n in counts(data)]
     generator = torch.Generator().manual_seed(SPLIT_SEED)
     parts: tuple[list[Tensor], ...] = ([], [], [])
@@ -204,7 +203,7 @@ def _cifar_files(path: Path) -> Iterator[tuple[str, bytes]]:
                     assert content is not None  # a regular file
                     yield name, content.read()
             assert archive.fileobj is not None  # open
-            while archive.fileobj.read(1 << 20):  # to the end, where gzip keeps the checksum
+            while archive.fileobj.read(1 << 20):  # read to the end, so that gzip verifies its checksum
                 pass
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise DataError(f"{path} is not a whole tar archive: {error}") from error
@@ -213,7 +212,7 @@ def _cifar_files(path: Path) -> Iterator[tuple[str, bytes]]:
 class _ArrayUnpickler(pickle.Unpickler):
     """Unpickles numbers, strings, containers and numpy arrays, and refuses to import anything else.
 
-    The official batches are Python 2 pickles: a plain pickle.load would run whatever a forged file names.
+    The official batches are Python 2 pickles: a plain pickle.load would run any code that a forged file names.
     """
 
     ALLOWED = {
@@ -270,7 +269,7 @@ def load_folder(path: Path, image_size: int, channels: int, hold_out: float) -> 
 
 
 def hold_back(everything: Split, class_names: list[str], share: float) -> Data:
-    """share: of every class, rounded; one picture at least is trained on. Half of it is `judge`, see the top."""
+    """Hold out `share` of every class, rounded, but leave one picture to train on; see the module for `judge`."""
     held = [min(round(share * n), n - 1) for n in counts(everything)]
     judge = [n // 2 if min(held) >= 2 * JUDGE_LEAST else 0 for n in held]
     return split_by_class(everything, class_names, [(j, n - j) for j, n in zip(judge, held, strict=True)])

@@ -1,4 +1,4 @@
-"""Figures of a trained model: is the class right, is the distribution right, is it copied?
+"""Figures of a trained model: class accuracy, Frechet distance, and distances that show copies of training images.
 
 Letters: N images, C x H x W the image, F features, K classes.
 """
@@ -25,9 +25,10 @@ SEED = 1_000_000  # of the first image; far from the seeds of the sample grids
 
 @dataclass(frozen=True)
 class Frechet:
-    """Frechet distances in the judge's features; the smaller the sample, the larger the distance.
+    """Frechet distances in the judge's features.
 
-    Hence the matched pair: samples of one size on both sides, balanced over classes, mean over DRAWS draws.
+    The distance grows as the sample shrinks. So the two matched distances use samples of one size on both sides,
+    balanced over classes, and are means over DRAWS draws.
     """
 
     generated: float  # all generated images against all held-out ones
@@ -41,7 +42,7 @@ class Frechet:
 class Neighbours:
     """L2 distances to the nearest training image; pixels in -1..1, squares averaged over channels.
 
-    A generator that copies stands out by distances that held-out images do not have.
+    Copies lie closer to a training image than held-out images do.
     """
 
     generated_mean: float
@@ -76,7 +77,7 @@ def evaluate(
 ) -> Evaluation:
     """Sample the checkpoint in `folder`, classes balanced, and grade the result.
 
-    What is not given is the checkpoint's own default, as the service uses it. Seeds are fixed.
+    Options that are None take the checkpoint's own default, as the service does. Seeds are fixed.
 
     Raises:
         CheckpointError: a checkpoint that cannot be read.
@@ -88,7 +89,7 @@ def evaluate(
 
 
 def sample_balanced(model: nn.Module, config: ModelConfig, images: int, sampling: Sampling) -> Split:
-    """images // K images of every class, as the bytes that a client would get."""
+    """Sample images // K images of every class, as the uint8 that a client would get, with fixed seeds."""
     from tqdm import tqdm
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -103,10 +104,10 @@ def sample_balanced(model: nn.Module, config: ModelConfig, images: int, sampling
 
 
 def images_per_class(images: int, num_classes: int) -> int:
-    """Rounded down.
+    """images // num_classes.
 
     Raises:
-        ValueError: fewer than two, of which no covariance can be taken.
+        ValueError: fewer than two images a class, which have no covariance.
     """
     if images < 2 * num_classes:
         raise ValueError(f"images must be at least {2 * num_classes}, two a class, got {images}")
@@ -114,7 +115,7 @@ def images_per_class(images: int, num_classes: int) -> int:
 
 
 def grade(generated: Split, judge: Judge, data: Data, sampling: Sampling) -> Evaluation:
-    """All figures of images that exist already; generated.labels are the classes asked for."""
+    """All figures of samples; generated.labels are the classes that were asked for."""
     features, predicted = judge.grade(generated.images)
     real_features, real_predicted = judge.grade(data.test.images)
     right = (predicted == generated.labels).double()
@@ -150,9 +151,9 @@ def compare_features(
 
 
 def matched_draws(labels: Tensor, real_labels: Tensor, seed: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """DRAWS times: indices of generated images, of held-out ones, and of other held-out ones, each [K, n].
+    """Yield DRAWS times the indices of generated images, of held-out ones, and of other held-out ones, each [K, n].
 
-    Images of label -1 are left out; the draws of the others stay nearly the same.
+    Images with label -1 are left out; the draws of the others stay nearly the same.
 
     Raises:
         ValueError: a class without two held-out images and a generated one.

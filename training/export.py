@@ -1,4 +1,4 @@
-"""A checkpoint in the formats of other programs: OpenVINO's, by which a CPU serves it faster, and ONNX."""
+"""Export checkpoints to OpenVINO, with which a CPU serves them faster, and to ONNX."""
 
 import warnings
 from pathlib import Path
@@ -13,12 +13,12 @@ OPSET = 20  # the first with Gelu
 
 
 def export_graph(folder: Path, architecture: str | None = None) -> Path:
-    """Write the graph of a checkpoint into its folder, see models/graph.py.
+    """Write the OpenVINO graph of a checkpoint into its folder, see models/graph.py; returns the file.
 
-    architecture: `package.module:Class` of a network that is no part of this project.
+    architecture: `package.module:Class` of a network outside this project.
 
     Raises:
-        CheckpointError: a checkpoint that cannot be read, or a network that OpenVINO cannot express.
+        CheckpointError: the checkpoint cannot be read, or OpenVINO cannot express the network.
     """
     network, config = load_checkpoint(folder, architecture)
     write_graph(network, config, folder, architecture)
@@ -26,13 +26,13 @@ def export_graph(folder: Path, architecture: str | None = None) -> Path:
 
 
 def export_onnx(folder: Path, file: Path, architecture: str | None = None) -> Path:
-    """Write the network of a checkpoint with its weights in float32.
+    """Write the network of a checkpoint as ONNX with weights in float32; returns the file.
 
-    Its inputs are x [rows, C, H, W] and t [rows] in float32 and y [rows] in int64, of a network for few steps also
-    r and w [rows] in float32. Its output is image [rows, C, H, W], which models/sampling.py calls the prediction.
+    Inputs: x [rows, C, H, W] and t [rows] in float32, y [rows] in int64; few-step networks also take r and w [rows]
+    in float32. Output: image [rows, C, H, W], which models/sampling.py calls the prediction.
 
     Raises:
-        CheckpointError: a checkpoint that cannot be read, or a network that ONNX cannot express.
+        CheckpointError: the checkpoint cannot be read, or ONNX cannot express the network.
     """
     network, config = load_checkpoint(folder, architecture)
     inputs = example(config)

@@ -1,4 +1,4 @@
-"""Figures of one set of samples and of the network that drew them, most with an interval.
+"""Figures of one set of samples and of their network, most with an interval.
 
 Letters: N images, F features, G groups of images, J judges.
 """
@@ -28,14 +28,14 @@ from training.intervals import (
 from training.judge import Judge
 from training.measure import LEVELS, copied, graded, loss_by_level
 
-LOSS_IMAGES = 500  # at most, held out and trained on
+LOSS_IMAGES = 500  # at most, of held-out and of training images each
 Grades = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]  # features [N, F] and classes [N]: samples, held-out
 
 
 def grade_samples(generated: Split, data: Data, judges: list[Judge]) -> dict[str, Any]:
-    """Means over judges; see training/intervals.py for what their intervals cover.
+    """Figures of samples as means over judges; training/intervals.py says what their intervals cover.
 
-    below_real: by how much real images are recognised more often. matched: images on each side of a distance.
+    below_real: accuracy on real images minus that on samples. matched: images on each side of a distance.
     """
     held_out = data.test
     grades = [(judge.grade(generated.images), judge.grade(held_out.images)) for judge in judges]
@@ -61,7 +61,7 @@ def grade_samples(generated: Split, data: Data, judges: list[Judge]) -> dict[str
 
 
 def values(grades: Grades, labels: Tensor, real_labels: Tensor) -> dict[str, Any]:
-    """By one judge. Images of label -1 are left out."""
+    """Figures by one judge. Images with label -1 are left out."""
     (features, predicted), (real, real_predicted) = grades
     found = graded(features, labels, real, real_labels)
     right = {"accuracy": (predicted, labels), "accuracy_real": (real_predicted, real_labels)}
@@ -75,9 +75,9 @@ def by_class(generated: Split, names: list[str], grades: list[Grades]) -> dict[s
 
 
 def losses(model: nn.Module, config: ModelConfig, data: Data) -> dict[str, Any]:
-    """Denoising losses by noise time u, on held-out images and on as many that are in data.train.
+    """Denoising losses by noise time u, on held-out images and on as many training images.
 
-    Each is the mean over groups of images, of which the interval is made.
+    Each is the mean over groups of images; the interval comes from the spread of the groups.
     """
     count = min(LOSS_IMAGES, len(data.test), len(data.train))
     found: dict[str, Any] = {"images": count, "u": LEVELS}

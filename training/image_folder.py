@@ -1,4 +1,4 @@
-"""A folder of pictures as people have it: a sub-folder for every class, and the litter of programs among them."""
+"""Read a folder of pictures with a sub-folder for every class; files that programs leave there are skipped."""
 
 import os
 import re
@@ -38,9 +38,9 @@ class ImageFolder:
 
 
 def read_image_folder(path: Path, image_size: int, channels: int) -> ImageFolder:
-    """Every picture below path/CLASS, at any depth, is of that class. Classes stand in natural order: 2 before 10.
+    """Every picture below path/CLASS, at any depth, is of that class. Classes are in natural order: 2 before 10.
 
-    Names that begin with a dot and those in LITTER are skipped without a word, files of other suffixes are counted.
+    Names that begin with a dot and those in LITTER are skipped; files with other suffixes are counted in left_out.
 
     Raises:
         DataError: no class, a class without pictures, two classes of one name, or a picture that cannot be read.
@@ -69,7 +69,7 @@ def read_image_folder(path: Path, image_size: int, channels: int) -> ImageFolder
 
 
 def natural_key(name: str) -> list[str | int]:
-    """Sorts numbers by their value and letters without their case: a2 before A10."""
+    """Sort key that compares numbers by value and ignores case: a2 before A10."""
     parts = re.split(r"([0-9]+)", class_key(name))
     return [int(part) if index % 2 else part for index, part in enumerate(parts)]
 
@@ -83,16 +83,16 @@ def _entries(path: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """All files below it; links to folders are not followed, for they may lead in a circle."""
+    """All files below the folder; links to folders are not followed, because they may form a loop."""
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not _is_litter(name)]
         yield from (Path(parent, name) for name in files if not _is_litter(name))
 
 
 def read_image(file: Path, image_size: int, channels: int) -> Tensor:
-    """What a viewer shows of it, cropped to the middle square and scaled: [C, H, W] uint8.
+    """The picture as a viewer shows it, cropped to the middle square and scaled: [C, H, W] uint8.
 
-    Of an animation the first picture.
+    Of an animation only the first picture is read. Raises DataError.
     """
     try:
         with Image.open(file) as image:
@@ -110,7 +110,7 @@ def read_image(file: Path, image_size: int, channels: int) -> Tensor:
 
 
 def visible(image: Image.Image) -> Image.Image:
-    """Turned the way its EXIF says, 16 bits brought to 8, laid on BACKGROUND where it is transparent."""
+    """Apply the EXIF orientation, reduce 16 bits to 8, and put transparent pictures on BACKGROUND."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # Pillow would clip 0..65535 at 255, which leaves white
         return Image.fromarray((np.asarray(image).astype(np.uint32).clip(0, 65535) >> 8).astype(np.uint8))

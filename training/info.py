@@ -13,13 +13,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.checkpoint import ModelConfig, build_model, load_config, parameter_count
 from models.files import WEIGHTS
 
-# Leaf module names to parts; what matches no pattern is named by its outermost module.
+# Parts by a pattern for names of leaf modules; the part of other modules is their outermost module.
 PARTS = {
     r"blocks\.\d+\.(qkv|proj)$": "attention projections",
     r"blocks\.\d+\.mlp\.": "mlp",
     r"(norm|conv)_out$": "conv_out",
 }
-PRODUCTS = "attention products"  # q kT and weights v: FLOPs that belong to no weight
+PRODUCTS = "attention products"  # q k^T and softmax times v, whose FLOPs belong to no module
 
 
 def model_info(architecture: str, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Intervals of 95 % for the figures of one checkpoint.
 
-They cover what another measurement of the same weights could give: other samples, other held-out pictures, and
+They cover the variation of another measurement of the same weights: other samples, other held-out pictures, and
 classifiers trained from other seeds. They do not cover a second training.
 """
 
@@ -17,7 +17,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Figure:
-    """A value and its interval. real: what real held-out images get in the place of the samples."""
+    """A value and its interval. real: the same figure with real held-out images in place of the samples."""
 
     value: float
     low: float
@@ -26,7 +26,7 @@ class Figure:
 
 
 def class_groups(labels: Tensor, groups: int) -> Tensor:
-    """The group of each image, every one with as many images of each class as can be. labels, result: [N]."""
+    """The group of each image, balanced so that every class is spread evenly. labels, result: [N]."""
     rank = torch.zeros_like(labels)
     for label in labels.unique():
         index = (labels == label).nonzero().flatten()
@@ -35,9 +35,9 @@ def class_groups(labels: Tensor, groups: int) -> Tensor:
 
 
 def jackknifed(value: float, without: list[float], judges: list[float], real: float | None = None) -> Figure:
-    """A Student t interval. The variance of the images is that of the delete-a-group jackknife.
+    """A Student t interval from two variances: the delete-a-group jackknife over images, and the mean over judges.
 
-    To it the variance of the mean over judges is added; degrees of freedom by Satterthwaite (1946).
+    The degrees of freedom of their sum are Satterthwaite's (1946).
     without: the value without each group of images; judges: the value by each judge alone.
     """
     n = len(without)
@@ -49,7 +49,7 @@ def jackknifed(value: float, without: list[float], judges: list[float], real: fl
 
 
 def half_width(parts: list[tuple[float, int]]) -> float:
-    """Of an interval; parts: independent variances of the estimate, and their degrees of freedom."""
+    """Half the width of a t interval; parts: independent variances of the estimate and their degrees of freedom."""
     from scipy.stats import t
 
     total = sum(part for part, _ in parts)
@@ -60,12 +60,12 @@ def half_width(parts: list[tuple[float, int]]) -> float:
 
 
 def exponential(figure: Figure) -> Figure:
-    """Of a logarithm."""
+    """Turn the figure of a logarithm into that of the value."""
     return Figure(math.exp(figure.value), math.exp(figure.low), math.exp(figure.high), figure.real)
 
 
 def mean_of(values: list[float]) -> Figure:
-    """Student t over independent values."""
+    """The mean of independent values, with a Student t interval."""
     half = half_width([(variance(values) / len(values), len(values) - 1)])
     mean = fmean(values)
     return Figure(mean, mean - half, mean + half)
@@ -80,12 +80,12 @@ def share_of(share: float, count: int, real: float | None = None) -> Figure:
 
 
 def wider(figure: Figure, other: Figure) -> Figure:
-    """The figure with an interval over both."""
+    """The figure with the smallest interval that contains both intervals."""
     return Figure(figure.value, min(figure.low, other.low), max(figure.high, other.high), figure.real)
 
 
 def within(figure: Figure, low: float, high: float) -> Figure:
-    """Cut to what is possible."""
+    """Clip the interval to low..high."""
     return Figure(figure.value, max(low, figure.low), min(high, figure.high), figure.real)
 
 

@@ -1,7 +1,7 @@
 """The judge: a small classifier that grades generated images.
 
-It learns from data.judge alone, images that no generator is trained on, so that a generator cannot please it by
-repeating what both have seen. Its accuracy on data.test, real images new to both, bounds what its verdict is worth.
+It learns from data.judge alone. Generators are not trained on these images, so copies of training images gain
+nothing with it. Its accuracy on data.test, images new to both, says how far its grades can be trusted.
 
 Letters: B batch, C x H x W the image, F features, K classes.
 """
@@ -28,7 +28,7 @@ WEIGHTS, CARD = "judge.safetensors", "judge.json"
 
 
 class Judge(nn.Module):
-    """Six convolutions, then FEATURES numbers in which the Frechet distance is measured."""
+    """Six convolutions, then FEATURES features, in which the Frechet distance is measured, then the classes."""
 
     def __init__(self, image_channels: int = 3, num_classes: int = 10):
         super().__init__()
@@ -89,10 +89,10 @@ def train_judge(split: Split, num_classes: int, *, seed: int, epochs: int) -> Ju
 
 
 def load_judge(folder: Path, data: Data, *, seed: int = 0) -> tuple[Judge, dict[str, Any]]:
-    """The judge of this data and its card; trained and kept in `folder` unless it is there already.
+    """The judge of this data and its card: loaded from `folder`, or else trained and saved there.
 
-    The card holds the accuracy on data.test, the seed, and the SHA-256 of the images it learnt from, by which a
-    judge of other data is recognised and replaced.
+    The card holds the accuracy on data.test, the seed, and the SHA-256 of the images it learnt from. A judge of
+    other data has another SHA-256, and is replaced.
     """
     identity = {"seed": seed, "epochs": EPOCHS, "images": len(data.judge), "data_sha256": fingerprint(data.judge)}
     card = read_card(folder)
@@ -109,13 +109,13 @@ def load_judge(folder: Path, data: Data, *, seed: int = 0) -> tuple[Judge, dict[
 
 
 def load_judges(folder: Path, data: Data, count: int) -> list[tuple[Judge, dict[str, Any]]]:
-    """Judges that differ by their seed, and their cards, each in a sub-folder named by its pictures and seed."""
+    """`count` judges with seeds 0, 1, ... and their cards, each in a sub-folder named by data and seed."""
     known = fingerprint(data.judge)[:8]
     return [load_judge(folder / f"{known}-{seed}", data, seed=seed) for seed in range(count)]
 
 
 def read_card(folder: Path) -> dict[str, Any] | None:
-    """The card of whole weights; None where either file is missing or damaged, for both are only a cache."""
+    """The card, or None if card or weights are missing or damaged; both are a cache and can be made again."""
     try:
         card = json.loads((folder / CARD).read_text())
         return card if card["sha256"] == _sha256(folder / WEIGHTS) else None

@@ -1,4 +1,4 @@
-"""Machine, commit and command that something was measured with: a figure means nothing without them."""
+"""Machine, commit and command of a measurement, which are recorded with its figures."""
 
 import os
 import platform
@@ -26,7 +26,7 @@ def processor() -> str:
 
 
 def command_line() -> str:
-    """That started this process, as a shell takes it; the program without its folder."""
+    """The command that started this process, quoted for a shell; the program without its folder."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 

@@ -19,12 +19,12 @@ from training.report import Sampling
 
 LEVELS = [(level + 0.5) / 8 for level in range(8)]  # noise times u
 BATCH = 100  # images denoised at once
-NEIGHBOUR = 3  # whose distance is the radius of a ball (Kynkaanniemi et al. 2019, section 3)
-COPY = 1 / 3  # of the distance to the second nearest training image (Yoon et al. 2023)
+NEIGHBOUR = 3  # k of precision and recall: the k-th neighbour is the radius (Kynkaanniemi et al. 2019, section 3)
+COPY = 1 / 3  # limit of distance to the nearest / to the second nearest training image (Yoon et al. 2023)
 
 
 def measure_loss(model: nn.Module, config: ModelConfig, data: Data, images: int) -> dict[str, Any]:
-    """Denoising losses on held-out images, and on as many that were trained on: their gap is what was memorised.
+    """Denoising losses on held-out images and on as many training images; their gap measures memorisation.
 
     Images, noise and levels are fixed, so that networks can be compared in pairs. images: at most, class-balanced.
     """
@@ -36,10 +36,10 @@ def measure_loss(model: nn.Module, config: ModelConfig, data: Data, images: int)
 
 @torch.no_grad()
 def loss_by_level(model: nn.Module, config: ModelConfig, split: Split) -> dict[str, Any]:
-    """Means over the split at each of LEVELS, L numbers each, and one number over all levels.
+    """Mean errors over the split.
 
-    x0: squared error of the denoised image, pixels in -1..1. training: the loss that training minimises. mean: of
-    training, levels weighted by how often training draws noise times near them.
+    x0: L squared errors of the denoised image, pixels in -1..1. training: L values of the loss that training
+    minimises. mean: one mean of `training`, levels weighted by how often training draws noise times near them.
     """
     pairs = [torch.stack(list(batch_losses(model, config, split, u))).sum(0) / len(split) for u in LEVELS]
     x0, training = torch.stack(pairs, dim=1)  # [L] each
@@ -53,7 +53,7 @@ def level_weights() -> Tensor:
 
 
 def batch_losses(model: nn.Module, config: ModelConfig, split: Split, u: float) -> Iterator[Tensor]:
-    """Sums over the images of each batch: [2], the error of x0 and the training loss."""
+    """Yield for each batch [2]: the error of x0 and the training loss, summed over its images."""
     schedule, prediction = NoiseSchedule(config.schedule), Prediction(config.prediction)
     device, generator = next(model.parameters()).device, torch.Generator().manual_seed(round(u * NUM_TIMESTEPS))
     for start in range(0, len(split), BATCH):
@@ -73,9 +73,9 @@ def batch_losses(model: nn.Module, config: ModelConfig, split: Split, u: float) 
 def measure_samples(
     model: nn.Module, config: ModelConfig, data: Data, judges: list[Judge], images: int, sampling: Sampling
 ) -> dict[str, Any]:
-    """All figures of one set of samples, classes balanced, seeds fixed; judges: by their seeds.
+    """Draw samples, classes balanced and seeds fixed, and return all their figures; `judges` has one entry a judge.
 
-    Of data with rules, also the shares of samples and of held-out images that keep each.
+    For data with rules, also the shares of samples and of held-out images that keep each rule.
 
     Raises:
         ValueError: fewer than two images a class.
@@ -93,10 +93,10 @@ def measure_samples(
 
 
 def judged(generated: Split, held_out: Split, judge: Judge) -> dict[str, Any]:
-    """One judge's figures. Those that end in _real put other held-out images in the place of the generated ones.
+    """One judge's figures. Names that end in _real have held-out images in place of the generated ones.
 
-    That is what a perfect generator would get. Both are means of matched draws, like the Frechet distance, whose
-    balanced classes press either KID a little below 0.
+    A perfect generator would reach these. All but the accuracies are means of matched draws, like the Frechet
+    distance. Their balanced classes move both KIDs a little below 0.
     """
     features, predicted = judge.grade(generated.images)
     real, real_predicted = judge.grade(held_out.images)
@@ -110,7 +110,7 @@ def judged(generated: Split, held_out: Split, judge: Judge) -> dict[str, Any]:
 def graded(features: Tensor, labels: Tensor, real: Tensor, real_labels: Tensor) -> dict[str, Any]:
     """Distances between sets of features, [N, F] and [M, F]. Images of label -1 are left out."""
     draws = [[index.flatten() for index in draw] for draw in matched_draws(labels, real_labels)]
-    scale = real.square().mean().sqrt()  # else the unit of a judge's features would weigh the powers in the kernel
+    scale = real.square().mean().sqrt()  # makes the cubic kernel of KID independent of the features' scale
     ours = mean_figures([(features[drawn] / scale, real[half] / scale) for drawn, half, _ in draws])
     floor = mean_figures([(real[other] / scale, real[half] / scale) for _, half, other in draws])
     return {
@@ -149,7 +149,7 @@ def off_diagonal_mean(square: Tensor) -> Tensor:
 
 
 def share_inside(points: Tensor, sample: Tensor) -> float:
-    """Share of points in a ball of the sample, which reaches to its NEIGHBOUR-th neighbour in the sample.
+    """Share of points that lie in any ball around a sample point, with the distance to its NEIGHBOUR-th neighbour.
 
     Precision for generated points and a real sample, recall the other way round (Kynkaanniemi et al. 2019,
     equations 1 and 2). points, sample: [N, F] and [M, F].

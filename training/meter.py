@@ -1,4 +1,4 @@
-"""How far a run is: a bar in a terminal, a line a minute in a log."""
+"""Progress of a run: a bar in a terminal, or a line a minute in a log."""
 
 import logging
 import sys
@@ -10,7 +10,7 @@ EVERY = 60.0  # seconds between two lines
 
 
 class Meter:
-    """steps: of the whole run; done: before this process began; shown: by one of several processes only."""
+    """steps: of the whole run; done: steps before this process began; shown: true in only one of the processes."""
 
     def __init__(self, steps: int, done: int, shown: bool):
         from tqdm import tqdm
@@ -27,7 +27,7 @@ class Meter:
         self.bar.close()
 
     def update(self, loss: float) -> None:
-        """After every step; loss: smoothed."""
+        """Count a step; loss: smoothed."""
         self.step += 1
         self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         self.bar.update()

@@ -1,4 +1,4 @@
-"""Options of `run.py`: of train there is one for each field of TrainConfig."""
+"""Command-line options of `run.py`. train has one for each field of TrainConfig."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""This process among those of torchrun."""
+"""Distributed training: rank, device and collectives of this process under torchrun."""
 
 import torch
 import torch.distributed as dist
@@ -9,7 +9,7 @@ from training.state import StateError
 
 
 class Processes:
-    """nccl where there is CUDA, gloo elsewhere, nothing when started alone."""
+    """Uses nccl with CUDA, gloo without, and no process group outside torchrun."""
 
     def __init__(self, rank: int, size: int, device: torch.device):
         self.rank, self.size, self.device = rank, size, device
@@ -34,14 +34,14 @@ class Processes:
             dist.destroy_process_group()
 
     def share(self, batch_size: int) -> slice:
-        """This process's part of the global batch."""
+        """This process's part of the global batch. Raises ValueError: processes do not divide batch_size."""
         if batch_size % self.size:
             raise ValueError(f"batch_size {batch_size} is no multiple of the {self.size} processes")
         part = batch_size // self.size
         return slice(self.rank * part, (self.rank + 1) * part)
 
     def largest(self, number: int) -> int:
-        """The largest of the numbers that all processes pass here at the same time."""
+        """The maximum of the processes' numbers; all processes must call this at the same step."""
         if self.size == 1:
             return number
         everyone = torch.tensor(number, device=self.device)
@@ -49,7 +49,7 @@ class Processes:
         return int(everyone)
 
     def agree(self, step: int) -> None:
-        """Raises StateError in every process unless all stand at the same step: some would wait for ever."""
+        """Raises StateError in every process unless all are at the same step; otherwise training would hang."""
         if self.size == 1:
             return
         mine = torch.tensor(step, device=self.device)

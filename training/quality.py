@@ -1,4 +1,4 @@
-"""How good checkpoints are: figures with intervals, as JSON and as one page."""
+"""Evaluate checkpoints: figures with intervals, as JSON and as one HTML page."""
 
 import json
 import statistics
@@ -26,14 +26,14 @@ from training.report import Sampling, sampling_of
 from training.samples import draw_samples
 
 JUDGES = 3
-LEAST = 4  # held-out images of every class: two halves of two
-ROWS = (1, 8)  # of the forwards that are timed
-REPEATS = 20
+LEAST = 4  # held-out images of every class: the matched draws need two halves of two
+ROWS = (1, 8)  # batch sizes of the timed forwards
+REPEATS = 20  # timed forwards of each size
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to measure with. What is None is the checkpoint's own."""
+    """Options of an evaluation. None takes the checkpoint's own value."""
 
     data: str | None = None
     data_path: Path | None = None
@@ -46,15 +46,15 @@ class Request:
 
 
 def evaluate_checkpoints(folders: dict[str, Path], out: Path, request: Request) -> list[tuple[str, str]]:
-    """Measure the checkpoints `folders`, by name, and write the page `out`, and its figures as JSON beside it.
+    """Measure the checkpoints in `folders`, by name; write the page `out`, and its figures as JSON beside it.
 
-    Returns the verdict on every checkpoint, and the sentence that says it.
+    Returns (verdict, sentence) for every checkpoint.
 
     Raises:
-        CheckpointError: a checkpoint that cannot be read, or of other classes or images than the data.
-        DataError: data that cannot be read, or too few held-out pictures.
-        ValueError: too few images, checkpoints of different data, sampling options that do not exist, or no page to
-            write to.
+        CheckpointError: a checkpoint cannot be read, or its classes or image size differ from the data's.
+        DataError: the data cannot be read, or have too few held-out pictures.
+        ValueError: too few images, checkpoints of different data, sampling options that do not exist, or an `out`
+            that is a folder or ends in .json.
     """
     check_out(out)
     if request.threads is not None:
@@ -91,7 +91,7 @@ def check_out(out: Path) -> None:
 
 
 def cases_of(configs: dict[str, ModelConfig], request: Request) -> dict[str, tuple[Data, Sampling]]:
-    """By name. All of it is checked before minutes are spent on judges."""
+    """Data and sampling of each checkpoint, by name; checks all options before judges are trained for minutes."""
     check_one_source(configs, request)
     cases = {}
     for name, config in configs.items():
@@ -108,9 +108,9 @@ def write(out: Path, figures: dict[str, Any], pictures: dict[str, bytes]) -> Non
 
 
 def data_of(name: str, config: ModelConfig, request: Request) -> Data:
-    """The data to measure with; `train` is what the checkpoint learnt from where that is known.
+    """The data to measure with; `train` is the subset that the checkpoint learnt from, if that is known.
 
-    Where too few pictures are held out to train a judge, `judge` holds the training pictures.
+    If too few pictures are held out to train a judge, `judge` is `train`.
     """
     chosen, known = source_of(config, request)
     channels, height, width = config.image_shape
@@ -130,7 +130,7 @@ def data_of(name: str, config: ModelConfig, request: Request) -> Data:
 
 
 def check_held_out(data: Data, other_way: str) -> None:
-    """other_way: to more of them than more pictures. Raises DataError."""
+    """Raises DataError: a class has fewer than LEAST held-out pictures; other_way: advice for the message."""
     if min(least := counts(data.test)) < LEAST or len(least) < len(data.class_names):
         raise DataError(
             f"{LEAST} held-out pictures of every class are needed, there are {least}: {LEAST / HOLD_OUT:.0f} "
@@ -147,7 +147,7 @@ def source_of(config: ModelConfig, request: Request) -> tuple[str, dict[str, Any
 
 
 def check_one_source(configs: dict[str, ModelConfig], request: Request) -> None:
-    """One page compares figures of the same held-out pictures. Raises ValueError."""
+    """Raises ValueError: the checkpoints would be measured with different held-out pictures."""
     sources = {}
     for name, config in configs.items():
         chosen, known = source_of(config, request)
@@ -162,13 +162,13 @@ def check_one_source(configs: dict[str, ModelConfig], request: Request) -> None:
 
 
 def recipe_of(config: ModelConfig) -> dict[str, Any]:
-    """Of a checkpoint that a run of this project wrote; empty elsewhere."""
+    """The recipe in a checkpoint that a run of this project wrote; {} for others."""
     recipe = config.training.get("recipe")
     return recipe if isinstance(recipe, dict) else {}
 
 
 def facts_of(config: ModelConfig, data: Data, request: Request) -> dict[str, Any]:
-    """What needs no measurement."""
+    """The facts about a checkpoint and its data that need no measurement."""
     info, trained_on = config_info(config), config.training.get("train_sha256")
     source, _ = source_of(config, request)
     return {
@@ -190,7 +190,7 @@ def facts_of(config: ModelConfig, data: Data, request: Request) -> dict[str, Any
 def measure(
     model: nn.Module, config: ModelConfig, data: Data, how: Sampling, request: Request, picture: Path
 ) -> dict[str, Any]:
-    """Quality of one checkpoint; draws the samples that lie nearest to training pictures."""
+    """Figures of one checkpoint; also writes `picture`, the samples nearest to training pictures."""
     pairs = load_judges(request.judges, data, JUDGES)
     judges = [judge for judge, _ in pairs]
     generated = sample_balanced(model, config, request.images, how)
@@ -210,7 +210,7 @@ def measure(
 def step_times(models: dict[str, tuple[nn.Module, tuple[int, int, int]]]) -> dict[str, dict[str, float]]:
     """Median milliseconds of one forward, by model and number of rows. models: network and image shape.
 
-    Models and sizes take turns, so that a disturbance of the machine meets all of them.
+    Models and sizes alternate, so that a disturbance of the machine affects all of them.
     """
     cases = [(name, rows) for name in models for rows in ROWS]
     times: dict[tuple[str, int], list[float]] = {case: [] for case in cases}

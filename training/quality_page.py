@@ -1,15 +1,15 @@
-"""The page of `run.py evaluate`: first in words whether a model is good, then every figure, then pictures."""
+"""The page of `run.py evaluate`: a verdict in words, then all figures, then pictures."""
 
 import base64
 from collections.abc import Callable
 from html import escape
 from typing import Any
 
-# What is called good. Shares are of 1.
-BELOW_REAL = 0.05  # real pictures may be recognised more often by so much
-FRECHET_RATIO = 2.5
-COPIES = 0.05
-# A classifier that recognises fewer real pictures tells good samples from bad ones no better than these.
+# Limits of a good model.
+BELOW_REAL = 0.05  # accuracy on real pictures minus accuracy on samples, at most
+FRECHET_RATIO = 2.5  # at most
+COPIES = 0.05  # share of samples, at most
+# Accuracy that a classifier needs on real pictures; below it, its grades of samples decide nothing.
 CLASSIFIER = 0.8
 # Matched pictures that precision and recall need: of 12 to 20, grey samples got a precision of 100 %. Three classes
 # of 150 pictures give 45.
@@ -39,7 +39,7 @@ figure { margin: 1.5rem 0; }
 
 
 def verdict(facts: Facts) -> tuple[str, list[str]]:
-    """good, not good or unclear, and why. An interval decides only where it lies on one side of a bar."""
+    """The verdict (good, not good or unclear) and its reasons. An interval that contains its limit is unclear."""
     figures = facts["figures"]
     missed, unsure = [], []
     if weak := not figures["accuracy"]["real"] >= CLASSIFIER:
@@ -143,7 +143,7 @@ def span(figure: dict[str, float], form: str) -> str:
 
 
 def interval(name: str, write: Callable[[dict[str, float]], str]) -> Callable[[Facts], str]:
-    """A cell with an interval, and below it what real pictures get."""
+    """A cell with a figure and its interval, and below it the figure of real pictures."""
 
     def cell(facts: Facts) -> str:
         found = facts["figures"][name]
@@ -154,7 +154,7 @@ def interval(name: str, write: Callable[[dict[str, float]], str]) -> Callable[[F
 
 
 def by_neighbours(name: str) -> Callable[[Facts], str]:
-    """Precision and recall look at 3 neighbours, which reach everywhere among few pictures."""
+    """A cell of precision or recall; their balls of 3 neighbours cover everything if there are few pictures."""
     cell = interval(name, percent)
     few = f"too few pictures<small>{{}}, and {NEIGHBOURS} are needed</small>"
     return lambda facts: cell(facts) if facts["matched"] >= NEIGHBOURS else few.format(facts["matched"])

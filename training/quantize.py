@@ -1,4 +1,4 @@
-"""The ranges of activations by which int8 runs a checkpoint, measured on its training data.
+"""Calibrate int8 quantization: measure the ranges of a checkpoint's activations on its training data.
 
 Letters: B batch, C x H x W the image.
 """
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 IMAGES = 512
 BATCH = 16
 SEED = 0
-# Single images reach twice as far as most, and a range for all of them has coarse levels. With 0.95 a forward of
-# the shipped DiT is 40 % closer to that of float32 than with the outermost ends, and one of the UNet 19 %.
+# Share of the images that a range covers. Outliers reach twice as far as most images, and would make the levels
+# coarse. With 0.95 a forward of the shipped DiT is 40 % closer to float32 than with 1.0, and one of the UNet 19 %.
 SHARE = 0.95
 
 
@@ -35,7 +35,7 @@ def quantize_checkpoint(folder: Path, images: int = IMAGES, data_path: Path | No
 
     Args:
         images: of the training data, each at a noise level of its own.
-        data_path: of the training data, where it is no package.
+        data_path: of the training data, if they are cifar10 or a folder.
 
     Raises:
         CheckpointError: a checkpoint that cannot be read or exported.
@@ -51,7 +51,7 @@ def quantize_checkpoint(folder: Path, images: int = IMAGES, data_path: Path | No
 
 
 def training_images(config: ModelConfig, data_path: Path | None = None) -> Split:
-    """What the weights have learnt from. Raises DataError."""
+    """The training images of the checkpoint. Raises DataError."""
     recipe = config.training.get("recipe")
     if not isinstance(recipe, dict) or "data" not in recipe:
         raise DataError("the checkpoint does not say what it was trained on: its config has no training recipe")
@@ -67,7 +67,7 @@ def batches(split: Split, config: ModelConfig, images: int) -> Iterator[tuple[Te
     images, and the null class of guidance in every fourth row.
     """
     generator = torch.Generator().manual_seed(SEED)
-    order = torch.randperm(images, generator=generator)  # so that batches are alike
+    order = torch.randperm(images, generator=generator)  # so that every batch has all noise levels
     u = (torch.arange(images) + 0.5)[order] / images  # [images]
     chosen = torch.randperm(len(split), generator=generator).repeat(-(-images // len(split)))[:images]
     y = torch.where(torch.arange(images) % 4 == 0, config.num_classes, split.labels[chosen])
@@ -83,7 +83,7 @@ def batches(split: Split, config: ModelConfig, images: int) -> Iterator[tuple[Te
 
 
 def measure(model: "openvino.Model", inputs: Iterator[tuple[Tensor, ...]]) -> Ranges:
-    """The ends that SHARE of the images keep to, for every activation that an int8 product reads."""
+    """Ranges of all inputs of int8 products: SHARE of the images do not go below it, and SHARE not above."""
     openvino = import_openvino()
     op, known = openvino.opset13, products(model)
     ends = []
@@ -99,5 +99,5 @@ def measure(model: "openvino.Model", inputs: Iterator[tuple[Tensor, ...]]) -> Ra
 
 
 def _with_zero(low: float, high: float) -> Range:
-    """Zero is a level whatever else was seen; what was always zero gets a range, too."""
+    """Extend a range so that it contains zero; one that is always zero becomes 0..1."""
     return min(low, 0.0), max(high, 0.0) or float(low == 0)

@@ -1,11 +1,11 @@
-"""The random numbers of a step follow from the seed and the step, whatever was drawn before."""
+"""Random numbers of a training step, which depend on the seed and the step alone, so that runs can resume."""
 
 import torch
 from torch import Tensor
 
 
 def batch_indices(seed: int, step: int, batch_size: int, length: int) -> Tensor:
-    """Images of a step: an endless row of shuffled epochs, cut into batches. Returns [batch_size] int64."""
+    """Indices of a step's images in an endless sequence of shuffled epochs: [batch_size] int64."""
     positions = torch.arange(step * batch_size, (step + 1) * batch_size)
     epochs = {int(epoch) for epoch in positions // length}
     orders = {e: torch.randperm(length, generator=torch.Generator().manual_seed(mix(seed, e, 1))) for e in epochs}

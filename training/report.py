@@ -1,4 +1,4 @@
-"""What a run leaves for people to look at: a loss curve, sample grids."""
+"""Loss curves and sample grids of training runs."""
 
 import csv
 import io
@@ -54,12 +54,12 @@ def keep_rows(path: Path, fields: tuple[str, ...], step: int) -> list[list[str]]
 
 
 def read_losses(path: Path) -> list[list[str]]:
-    """Of a loss.csv."""
+    """The rows of a loss.csv, see read_rows."""
     return read_rows(path, LossLog.FIELDS)
 
 
 def read_rows(path: Path, fields: tuple[str, ...]) -> list[list[str]]:
-    """Rows of numbers under rising steps. Lines that a power cut or an editor damaged are dropped aloud."""
+    """Rows of numbers with rising steps. Damaged lines, as after a power cut, are dropped with a warning."""
     rows, damaged, step = [], 0, 0
     lines = path.read_text("utf-8-sig", errors="replace").splitlines()
     for line in lines:
@@ -111,7 +111,7 @@ def plot_losses(logs: dict[str, Path], out: Path) -> Path:
 def save_sample_grid(
     path: Path, model: nn.Module, config: ModelConfig, columns: int, *, seed: int = 0, scale: int = 2
 ) -> Path:
-    """A row a class, labelled; sampled as the service samples by default."""
+    """Write a grid with a labelled row for each class, sampled with the checkpoint's defaults."""
     classes = config.num_classes
     labels = torch.arange(classes).repeat_interleave(columns)
     device = next(model.parameters()).device
@@ -133,7 +133,7 @@ class Sampling:
 def sampling_of(
     config: ModelConfig, *, sampler: str | None = None, steps: int | None = None, guidance: float | None = None
 ) -> Sampling:
-    """What is given, else what the checkpoint says, else the project's defaults. guidance: its scale."""
+    """Given options, else the checkpoint's defaults. Raises ValueError: the guidance scale is not finite."""
     given = {"sampler": sampler, "steps": steps, "guidance": guidance}
     usual: dict[str, Any] = {"steps": config.steps_of(sampler)} if sampler else {}
     own = config.default_sampling | usual | {name: value for name, value in given.items() if value is not None}
@@ -154,7 +154,7 @@ def generate(
 
 
 def draw_grid(path: Path, images: Tensor, row_names: list[str], columns: int, scale: int = 2) -> None:
-    """images: [rows * columns, C, H, W] uint8, row by row. The names stand beside their rows, whole."""
+    """Write a PNG. images: [rows * columns, C, H, W] uint8, row by row; row_names are written left of the rows."""
     n, channels, height, width = images.shape
     rows = n // columns
     tiles = images.view(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2)

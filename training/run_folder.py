@@ -1,4 +1,4 @@
-"""The folder of a run: one run at a time writes to it, and none over a checkpoint that it did not make."""
+"""The folder of a run: a lock against two runs in it, and a check against overwriting a foreign checkpoint."""
 
 import fcntl
 import logging
@@ -12,12 +12,12 @@ from training.state import PREVIOUS, STATE, StateError
 
 logger = logging.getLogger(__name__)
 
-LOCK = ".lock"  # stays when the run has ended: deleting it would let two runs hold two files of one name
+LOCK = ".lock"  # never deleted: otherwise two runs could lock two files of this name
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder, and clear what a killed run left half written. The lock ends when the process does.
+    """Lock the folder, and delete temporary files of a killed run. The lock ends with the process.
 
     Raises:
         StateError: another run holds it.

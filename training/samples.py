@@ -1,4 +1,4 @@
-"""The picture of both models side by side that `run.py sample` draws.
+"""The picture of `run.py sample`: samples of several models side by side.
 
 Letters: R rows (classes), K columns, C x H x W the image.
 """
@@ -34,7 +34,7 @@ def draw_samples(
 ) -> Path:
     """Sample every model under the same seeds and draw one panel a model, one row a class.
 
-    folders: checkpoints by name. Networks whose code is not part of this project cannot be drawn.
+    folders: checkpoints by name, of this project's architectures only.
 
     Raises:
         CheckpointError: a checkpoint that cannot be read.

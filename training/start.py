@@ -1,4 +1,4 @@
-"""The start of a run: the weights it begins with, and what it tells people about itself."""
+"""The start of a run: initial weights from a checkpoint, and the summary that is logged."""
 
 import json
 from dataclasses import replace
@@ -17,7 +17,7 @@ from training.processes import Processes
 def load_initial_weights(model: nn.Module, config: ModelConfig, folder: Path) -> None:
     """Copy the weights of the checkpoint in `folder` into a network that was built from config.
 
-    What only few-step networks have keeps its zeros where the checkpoint has none.
+    Parameters that only few-step networks have stay zero if the checkpoint lacks them.
 
     Raises:
         CheckpointError: a checkpoint that cannot be read, or one of another network or other classes.
@@ -34,10 +34,10 @@ def load_initial_weights(model: nn.Module, config: ModelConfig, folder: Path) ->
 
 
 def initial_sha256(folder: Path) -> str:
-    """Of the weights that a run starts from.
+    """SHA-256 of the weights file in a checkpoint's folder.
 
     Raises:
-        CheckpointError: no weights there.
+        CheckpointError: the file cannot be read.
     """
     try:
         return sha256_of(folder / WEIGHTS)
@@ -46,7 +46,7 @@ def initial_sha256(folder: Path) -> str:
 
 
 def describe_start(config: TrainConfig, model: nn.Module, data: Data, world: Processes, step: int) -> str:
-    """What a run is about to do; config: with autocast decided."""
+    """A summary of the run for its log; config.autocast must not be None."""
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
     source = f"{config.data} {config.data_path}" if config.data_path else config.data
     height, width = data.train.images.shape[2:]

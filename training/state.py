@@ -1,7 +1,7 @@
-"""The resumable state of a training run: one safetensors file, replaced atomically, and the one before it.
+"""The resumable state of a training run: one safetensors file, replaced atomically, and its predecessor.
 
-There is no random state in it: every random number of step k is drawn from (seed, k), so a run that continues at
-step k draws what an uninterrupted run would have drawn. The recipe is in it, so that no run continues another one.
+It has no random state: the random numbers of step k depend on (seed, k) only, so a resumed run draws the same ones
+as an uninterrupted run. It has the recipe, so that a run with another recipe cannot resume from it.
 """
 
 import json
@@ -22,7 +22,7 @@ from training.ema import EMA
 
 logger = logging.getLogger(__name__)
 
-MAKES_PICTURES = {"data", "subset", "hold_out", "arguments"}  # on which train_sha256 depends, beside the files
+MAKES_PICTURES = {"data", "subset", "hold_out", "arguments"}  # options that change train_sha256, beside the files
 STATE, PREVIOUS = "state.safetensors", "state.previous.safetensors"
 
 
@@ -34,7 +34,7 @@ class StateError(ValueError):
 class Progress:
     step: int = 0  # optimizer steps done
     seconds: float = 0.0  # spent in training
-    finished_at: tuple[int, ...] = ()  # steps at which the run was finished before it was given more
+    finished_at: tuple[int, ...] = ()  # earlier values of --steps, at which the run had finished
 
 
 def save_state(
@@ -46,7 +46,7 @@ def save_state(
     progress: Progress,
     recipe: dict[str, Any],
 ) -> None:
-    """recipe: what the run depends on, for JSON. The state before is kept as PREVIOUS."""
+    """Write STATE; the one before is kept as PREVIOUS. recipe: see Trainer.identity, serialisable as JSON."""
     tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"ema.{k}": v for k, v in ema.model.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
@@ -60,13 +60,12 @@ def save_state(
 def load_state(
     folder: Path, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, recipe: dict[str, Any]
 ) -> Progress:
-    """Restore all three in place; a fresh Progress where there is no state.
+    """Restore model, average and optimizer in place; without a state, return a fresh Progress.
 
     A damaged state gets the suffix .damaged, so that the next save does not keep it in place of a sound one.
 
     Raises:
-        StateError: no state can be read though there is one, or its run had another recipe; the message names
-            every difference.
+        StateError: all states are damaged, or the run had another recipe; the message names every difference.
     """
     damage = []
     for path in (folder / STATE, folder / PREVIOUS):
@@ -124,7 +123,7 @@ def is_finished(step: int, recipe: dict[str, Any]) -> bool:
 
 
 def differences(known: dict[str, Any], now: dict[str, Any]) -> str:
-    """Where two recipes part, in one phrase; empty where they do not."""
+    """The differences of two recipes in words; "" if there are none."""
     found = {}
     for name in [*now, *sorted(known.keys() - now.keys())]:
         was = json.dumps(known[name], sort_keys=True) if name in known else "not recorded"

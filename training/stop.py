@@ -15,7 +15,7 @@ class Stopped(Exception):
 
 
 class Signals:
-    """received: the number of the signal that asked the run to end, 0 where none did."""
+    """received: number of the signal that asked the run to end, or 0."""
 
     def __init__(self) -> None:
         self.received = 0
@@ -23,7 +23,7 @@ class Signals:
 
 @contextmanager
 def deferred_signals(signals: Signals | None = None) -> Iterator[Signals]:
-    """SIGINT and SIGTERM are only noted. A second one acts as if it had not been deferred, so it ends at once."""
+    """Record the first SIGINT or SIGTERM only; a second one has its former handler, which ends the run at once."""
     signals, before = signals or Signals(), {}
 
     def note(number: int, frame: FrameType | None) -> None:

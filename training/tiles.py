@@ -3,15 +3,15 @@
 So samples of a network can be graded without a classifier, which would have to be trained and could err.
 
 The far rule: two square patches in opposite corners, 24 pixels apart in both directions, have the same colour, one
-of eight. The near rule: so have two patches side by side, 8 pixels apart. Both colours are drawn for each picture
-and independent of its class, so a network has to make its two patches agree. All patches lie alike on any grid of
-4 or 8 pixels, so that far and near differ in the distance alone.
+of eight. The near rule: two patches side by side, 8 pixels apart, also have one colour. Both colours are random and
+independent of the class, so a network has to make its two patches agree. All patches have the same position on any
+grid of 4 or 8 pixels, so that far and near differ in the distance alone.
 
-What the class tells is the hue of the ground and the stripes of the panel: their direction and their period, 2.6 or
+The class determines the hue of the ground and the stripes of the panel: their direction and their period, 2.6 or
 3.6 pixels. The texture rule: the stripes are regular and in full contrast in each quarter of the panel.
 
-The offset of the stripes varies from picture to picture, and so do contrast and all colours, by a little: else a
-picture would have near doubles, and pictures that were never trained on would pass for copies.
+The offset of the stripes is random, and so are contrast and all colours within JITTER. Without that, pictures would
+have near duplicates, and held-out pictures would count as copies.
 
 Letters: N images, H x W pixels (always 32 x 32), h x w those of the panel, Q of its quarters, P patches, K classes.
 """
@@ -93,7 +93,7 @@ def kept_rules(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
 def clear_and_equal(pixels: Tensor, corners: tuple[tuple[int, int], ...]) -> tuple[Tensor, Tensor]:
     """Whether all patches are near a colour of the palette, and nearest to the same one: [N] bool each.
 
-    Without the outermost pixels of a patch, so that a soft edge is no wrong colour.
+    The outermost pixels of a patch are ignored, so that blurred edges do not change its colour.
     """
     parts = [pixels[:, :, row + 1 : row + PATCH - 1, column + 1 : column + PATCH - 1] for row, column in corners]
     means = torch.stack([part.mean((2, 3)) for part in parts], dim=1)  # [N, P, 3]

@@ -48,7 +48,7 @@ FINAL_LR = 0.02  # of the peak
 
 
 class TrainingDiverged(ValueError):
-    """Numbers that are no longer finite; the state on disk is from before."""
+    """Loss, gradient or weights are no longer finite; the state on disk is from an earlier step."""
 
     def __init__(self, step: int, reason: str):
         super().__init__(
@@ -60,13 +60,13 @@ class TrainingDiverged(ValueError):
 def train(config: TrainConfig, signals: Signals | None = None) -> Path:
     """Train until config.steps, continuing from the state in config.out where there is one.
 
-    Returns the folder of the finished checkpoint (model.safetensors and config.json). signals: tells of a signal in
-    the last step, which ends nothing here.
+    Returns the folder of the finished checkpoint (model.safetensors and config.json). signals: receives also a
+    signal during the last step, after which the run finishes as usual.
 
     Raises:
         DataError, CheckpointError, StateError: bad input, named in the message.
         TrainingDiverged: the loss or the weights are no longer finite.
-        Stopped: SIGINT or SIGTERM ended it; its state is saved.
+        Stopped: SIGINT or SIGTERM ended the run; its state is saved.
     """
     check_own(config.out)
     if config.threads:
@@ -80,7 +80,7 @@ def train(config: TrainConfig, signals: Signals | None = None) -> Path:
 
 
 def load_training_data(config: TrainConfig) -> Data:
-    """What a run learns from and is measured on. Raises DataError."""
+    """The config's data, with its subset as `train`. Raises DataError."""
     channels, size = config.arguments.get("image_channels", 3), config.arguments.get("image_size", 32)
     data = load_data(config.data, config.data_path, size, channels, config.hold_out or 0.0)
     return replace(data, train=take_subset(data.train, config.subset))
@@ -108,7 +108,7 @@ class Trainer:
         self.null_label = len(self.data.class_names)
         self.schedule, self.prediction = NoiseSchedule(config.schedule), Prediction(config.prediction)
         self.ema = EMA(self.model, config.ema_decay)
-        betas = 0.5 if config.few_step else 0.9, 0.99  # a critic must follow soon
+        betas = 0.5 if config.few_step else 0.9, 0.99  # less momentum: the critic must follow a changing student
         self.optimizer = torch.optim.AdamW(
             self.trained.parameters(), config.lr, betas, weight_decay=config.weight_decay, fused=True
         )
@@ -118,7 +118,7 @@ class Trainer:
         self.network: nn.Module = DistributedDataParallel(self.trained) if world.size > 1 else self.trained
 
     def tuning(self, folder: Path) -> Tuning:
-        """The network with its critic; folder: of the teacher."""
+        """The few-step network with its critic; folder: of the teacher's checkpoint."""
         if self.config.batch_size < KINDS * self.world.size:
             raise ValueError(f"batch_size must be at least {KINDS} a process for few_step")
         teacher, known = load_checkpoint(folder)
@@ -139,7 +139,7 @@ class Trainer:
         return self.config.out
 
     def loop(self, log: LossLog | None, signals: Signals) -> None:
-        """Until the last step or a signal. log: of process 0."""
+        """Train until the last step or a signal. log: None in all processes but 0."""
         started = time.monotonic() - self.seconds
         watch = start_watch(self.config, self.data, self.model_config, self.step) if log else None
         with Meter(self.config.steps, self.step, bool(log)) as meter:
@@ -155,7 +155,7 @@ class Trainer:
                     self.stop(number)
 
     def stop(self, number: int) -> None:
-        """Raises Stopped."""
+        """Save the state in process 0 and raise Stopped; number: of the signal."""
         if self.world.rank == 0 and self.saved_step != self.step:
             self.save()
         name, steps = signal.Signals(number).name, f"step {self.step} of {self.config.steps}"
@@ -170,7 +170,7 @@ class Trainer:
         loss = self.loss()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.trained.parameters(), self.config.clip, foreach=True)
-        # The norm is the same in all processes, and the sum waits for the device once.
+        # The norm is the same in all processes. Adding both on the device needs one synchronisation instead of two.
         if not math.isfinite(loss.detach() + norm):
             raise TrainingDiverged(self.step + 1, f"the loss is {loss:g}, the norm of its gradient {norm:g}")
         self.optimizer.step()
@@ -222,7 +222,7 @@ class Trainer:
         return config.lr * (FINAL_LR + (1 - FINAL_LR) * (1 + math.cos(math.pi * progress)) / 2)
 
     def save_if_due(self, watch: Watch | None) -> None:
-        """Measurement, state and checkpoint, sample grid: no state lacks its measurement. Of process 0 only."""
+        """Measure, save, then draw samples, so that no saved step lacks its measurement. In process 0 only."""
         config, last = self.config, self.step == self.config.steps
         due = watch and (last or self.step % config.measure_every == 0)
         if watch and due and watch.measure(self.ema.model, self.step):
@@ -234,9 +234,9 @@ class Trainer:
             save_sample_grid(path, self.ema.model, self.model_config, columns=8)
 
     def save(self) -> None:
-        """The state, then the average as a checkpoint: a checkpoint without a state is taken for another run's.
+        """Save the state, then the average as a checkpoint, because check_own refuses a checkpoint without a state.
 
-        Weights that cannot be exported must not replace the last good state.
+        Raises TrainingDiverged if the weights cannot be exported, before they replace the last good state.
         """
         try:
             half_weights(self.ema.model)
@@ -254,7 +254,7 @@ class Trainer:
         )
 
     def exported(self) -> bool:
-        """Whether the checkpoint of this step lies in config.out, whole."""
+        """Whether config.out has a complete checkpoint of this step."""
         try:
             _, config = load_checkpoint(self.config.out)
         except CheckpointError:
@@ -262,11 +262,11 @@ class Trainer:
         return config.training.get("steps") == self.step
 
     def identity(self) -> dict[str, Any]:
-        """What tells this run from another one."""
+        """Recipe and hashes; a state can be resumed only by a run with the same ones."""
         return self.config.recipe() | self.sources()
 
     def sources(self) -> dict[str, str]:
-        """SHA-256 of what the run starts with: the pictures, and the weights where they are not fresh."""
+        """SHA-256 of the training pictures, and of the initial weights with init_from."""
         initial = {"init_sha256": self.init_sha256} if self.init_sha256 else {}
         return {"train_sha256": self.train_sha256} | initial
 

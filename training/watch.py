@@ -1,4 +1,4 @@
-"""What a run measures of itself while it trains: is it still learning, or does it begin to copy?
+"""Measurements during training: held-out loss and copies, to detect memorisation and keep the best checkpoint.
 
 Letters: B batch, C x H x W the image.
 """
@@ -23,14 +23,14 @@ logger = logging.getLogger(__name__)
 
 FILE, BEST = "measures.csv", "best"
 FIELDS = ("step", "held_out_loss", "training_loss", "copies")
-IMAGES = 128  # noisy images behind each loss; 256 forwards cost about three training steps of 32
-SAMPLES = 32  # by 5 evaluations each, about as much again: 2.6 % of 250 steps
+IMAGES = 128  # noisy images of each loss; the 256 forwards of both cost about three training steps of 32
+SAMPLES = 32  # with 5 evaluations each, which cost about as much; together 2.6 % of 250 steps
 SAMPLING = Sampling("dpmpp_2m", 5, Guidance(1.0))
-# Copies are near when the held-out loss lies by GAP above the training loss, and by RISE above its own lowest or a
-# sample is a copy already. With 3,000 digits the gap was 4 % after 96,000 images of either network, and 7 % after
-# all that the shipped DiT has seen. With 100 digits both were exceeded before the first copy: docs/experiments.md.
+# Warn of copies when the held-out loss is GAP above the training loss, and either RISE above its own minimum or a
+# sample is a copy already. With 3,000 digits the gap was 4 % after 96,000 images of either network, and 7 % at the
+# end of the shipped DiT's training. With 100 digits both were exceeded before the first copy: docs/experiments.md.
 GAP, RISE = 0.25, 0.01
-SEED = 2_000_000  # of the first sample; no other samples have it
+SEED = 2_000_000  # of the first sample; different from the seeds of all other samples
 
 
 class Watch:
@@ -46,7 +46,7 @@ class Watch:
 
     @torch.no_grad()
     def measure(self, model: nn.Module, step: int) -> bool:
-        """Add a row; returns whether its held-out loss is the lowest. The training draws nothing of it."""
+        """Add a row; returns whether its held-out loss is the lowest. Uses no random numbers of the training."""
         device = next(model.parameters()).device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
             held_out, train = (self.loss(model, *(part.to(device) for part in batch)) for batch in self.batches)
@@ -66,7 +66,7 @@ class Watch:
         return self.best[1] == step
 
     def note(self, step: int, held_out: float, train: float, copies: float) -> bool:
-        """Remember a row; returns whether it is the first that warns of copies."""
+        """Update best and warned by a row; returns whether it is the first to warn of copies."""
         self.best = min(self.best, (held_out, step))
         rising = held_out > (1 + RISE) * self.best[0] or copies > 0
         first = not self.warned and rising and held_out > (1 + GAP) * train
@@ -74,7 +74,7 @@ class Watch:
         return first
 
     def loss(self, model: nn.Module, x0: Tensor, labels: Tensor, u: Tensor, eps: Tensor) -> float:
-        """The one that training minimises."""
+        """The loss that training minimises."""
         schedule = NoiseSchedule(self.config.schedule)
         alpha, sigma = schedule.rows(u)
         output = model(alpha * x0 + sigma * eps, u * NUM_TIMESTEPS, labels)  # [B, C, H, W]
@@ -82,9 +82,9 @@ class Watch:
 
 
 def start_watch(config: TrainConfig, data: Data, model_config: ModelConfig, step: int) -> Watch | None:
-    """None where nothing is held out, and of a few-step network, whose loss is another one.
+    """A Watch; None if turned off, without held-out pictures, or for few-step networks, which have another loss.
 
-    config: with autocast decided.
+    config.autocast must not be None.
     """
     if not config.measure_every or config.few_step or not len(data.test):
         return None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kernels.backend import TRITON_DEVICES
 from models.checkpoint import ModelConfig, build_model, load_checkpoint
 from service.engine.graphs import CapturedStep, CudaDevice, GraphRunner
-from service.engine.launched import HAS_COME, Event
+from service.engine.launched import COMPLETED, Event
 from service.engine.plan import compile_plan
 from service.engine.request import ImageTask, Request
 from service.wire.messages import SamplingParams
@@ -41,7 +41,7 @@ class DryDevice(CudaDevice):
 
     def fetch(self, source: Tensor, target: Tensor) -> Event:
         target.copy_(source)
-        return HAS_COME
+        return COMPLETED
 
     def seconds(self, replay: Callable[[], None]) -> float:
         return 1e-3

@@ -1,4 +1,4 @@
-"""Whether the device can take one more request: what is asked of it, and how long an answer would take.
+"""Admission control: the load that requests put on the device, and the expected latency of a new one.
 
 Letters: R forward rows of a model's next step, k steps that a request still needs.
 """
@@ -12,17 +12,18 @@ from service.engine.policy import DeviceShare, Outlook
 from service.engine.request import ImageTask, Request, RequestStatus
 
 # These numbers were settled on a virtual clock (docs/experiments.md).
-# Utilisation that is too much. It may be above 1, for all requests never need their pace at once. How far above, is
-# learnt from the answers under refusals: a late one lowers it, ten in time raise it as much.
+# Utilisation above which requests are refused. It exceeds 1, because requests never all need their pace at once. It
+# adapts while requests are refused: a late answer lowers it, ten in time raise it as much.
 LEAST_FULL, FIRST_FULL, MOST_FULL = 1.1, 1.25, 1.5
 LATE_LOWERS, IN_TIME_RAISES = 0.005, 0.0005
-STANDING_SECONDS = 0.2  # a burst may pass it for so long and is queued
-LEARNING_RATE = 0.2  # of the last five requests that were watched
-# A model's demand is summed up anew after so long, or when no larger part of its requests is left. Who came since
-# is added to it. So the sum costs a request the same however many there are.
+STANDING_SECONDS = 0.2  # a shorter overload is a burst, which is queued
+LEARNING_RATE = 0.2  # of DeviceShare.stretch: about the mean of the last five requests that were watched
+# A model's demand is summed anew after FRESH_SECONDS, or once at most FRESH_PART of its requests are left. New
+# requests are added to the last sum meanwhile, so the cost of a request does not grow with the queue.
 FRESH_SECONDS, FRESH_PART = 0.02, 0.75
-# The queue is played anew for a deadline after so long, or where it has no more images than that. In between, what
-# came and went since is added. With 256 requests queued a play takes 1.6 ms: a flood must not ask for all of them.
+# For a deadline the queue is simulated anew after PLAY_SECONDS, or always if it has at most FEW_IMAGES images. In
+# between, the last result is corrected by the change of the backlog. With 256 requests queued a simulation takes
+# 1.6 ms, which is too much for each request of a flood.
 PLAY_SECONDS, FEW_IMAGES = 0.05, 16
 CALM_SECONDS = 1.0  # without a refusal, until the next burst is queued again
 
@@ -50,8 +51,8 @@ class Demand:
 NOTHING = Demand(0, 0.0)
 
 
-class Sum(NamedTuple):
-    """When it was made, of how many requests."""
+class CachedDemand(NamedTuple):
+    """A model's demand, when it was summed, and of how many requests."""
 
     at: float
     requests: int
@@ -59,30 +60,30 @@ class Sum(NamedTuple):
 
 
 def demand(share: DeviceShare, now: float) -> Demand:
-    """Of all requests of a model."""
+    """The demand of all requests of a model."""
     requests = share.scheduler.requests.values()
     return sum((_demand_of(request, now - request.arrived) for request in requests), NOTHING)
 
 
 def _demand_of(request: Request, age: float) -> Demand:
     open_tasks = [task for task in request.tasks if task.remaining_rows]
-    left = max(request.target_seconds - age, request.needed_seconds, 1e-9)  # else the late ones would hide the load
+    left = max(request.target_seconds - age, request.needed_seconds, 1e-9)  # a late request has a negative rest
     k = max((request.params.num_steps - task.step for task in open_tasks), default=0)
     return Demand(sum(task.rows for task in open_tasks), k / left)
 
 
 class OverloadGuard:
-    """Refuses what would make itself or others late, but only under a load that stands.
+    """Refuses requests that would be late or make others late, but only while an overload lasts.
 
-    Like CoDel (Nichols & Jacobson 2012) it tells a burst, which a queue is for, from a standing queue, which
-    makes everybody late for ever and serves nobody.
+    Like CoDel (Nichols & Jacobson 2012) it tells a burst, which a queue absorbs, from a standing queue, which only
+    makes every request late.
     """
 
     def __init__(self) -> None:
         self.full = FIRST_FULL  # utilisation that is too much
         self._full_since: float | None = None
         self._refused: float | None = None  # when it last did
-        self._sums: dict[str, Sum] = {}  # by model
+        self._sums: dict[str, CachedDemand] = {}  # by model
 
     def refuses(self, request: Request, shares: dict[str, DeviceShare], now: float) -> bool:
         """Ask once a request, before it is queued."""
@@ -101,11 +102,11 @@ class OverloadGuard:
         elif self._refused is None:
             self._full_since = None
         seen = self._sums[request.model]
-        self._sums[request.model] = Sum(seen.at, seen.requests + 1, demands[request.model])
+        self._sums[request.model] = CachedDemand(seen.at, seen.requests + 1, demands[request.model])
         return False
 
     def learn(self, ended: Request) -> None:
-        """Whether it was in time, while there are refusals."""
+        """Adapt the limit by whether a request was in time; only while there are refusals."""
         if self._refused is None or ended.status is RequestStatus.FAILED:
             return
         is_late = ended.finished - ended.arrived >= ended.target_seconds
@@ -113,14 +114,14 @@ class OverloadGuard:
         self.full = min(max(full, LEAST_FULL), MOST_FULL)
 
     def _demand(self, model: str, share: DeviceShare, now: float) -> Demand:
-        seen, requests = self._sums.get(model, Sum(-inf, 0, NOTHING)), len(share.scheduler.requests)
+        seen, requests = self._sums.get(model, CachedDemand(-inf, 0, NOTHING)), len(share.scheduler.requests)
         if now - seen.at >= FRESH_SECONDS or requests <= FRESH_PART * seen.requests:
-            seen = self._sums[model] = Sum(now, requests, demand(share, now))
+            seen = self._sums[model] = CachedDemand(now, requests, demand(share, now))
         return seen.demand
 
 
 def _part_of(model: str, shares: dict[str, DeviceShare]) -> float:
-    """Of the device, by weight: what a model gets whatever is asked of the others."""
+    """The part of the device that a model gets by its weight, however much the others demand."""
     return shares[model].weight / sum(
         s.weight for name, s in shares.items() if name == model or s.scheduler.has_work
     )
@@ -129,11 +130,11 @@ def _part_of(model: str, shares: dict[str, DeviceShare]) -> float:
 def expected_seconds(new: Request, shares: dict[str, DeviceShare], now: float, exact: bool = True) -> float:
     """Latency of a request that is admitted now.
 
-    The steps of its model up to its last one are played; what other models and later arrivals will add is taken
-    from what they lately added to others.
+    The steps of its model up to its last one are simulated. DeviceShare.stretch then accounts for other models and
+    later arrivals, by how much they lately delayed other requests.
 
     Args:
-        exact: play them for this request, whatever that costs.
+        exact: simulate for this request, whatever that costs.
     """
     share = shares[new.model]
     new.seconds_alone = _seconds_alone(share, new, now, exact)
@@ -147,7 +148,7 @@ def is_watched(share: DeviceShare) -> bool:
 
 
 def learn(share: DeviceShare, ended: Request) -> None:
-    """Compare what was foretold with what came."""
+    """Update stretch by the latency of a request over its forecast."""
     if ended.seconds_alone:
         seen = (ended.finished - ended.arrived) / ended.seconds_alone
         share.stretch += LEARNING_RATE * (seen - share.stretch)
@@ -168,7 +169,7 @@ def _seconds_alone(share: DeviceShare, new: Request, now: float, exact: bool) ->
 
 
 def _play(share: DeviceShare, new: Request) -> float:
-    """The model's steps from one event, an image that ends or starts, to the next, until the new request ends."""
+    """Simulate the model's steps, from each start or end of an image to the next; seconds until `new` ends."""
     cap, step, seconds, rows = share.scheduler.max_rows, 0, 0.0, 0
     waiting = [*share.scheduler.running, *share.scheduler.waiting, *new.tasks][::-1]
     running: list[tuple[int, int]] = []  # last step and rows of each image, a heap
@@ -189,5 +190,5 @@ def _play(share: DeviceShare, new: Request) -> float:
 
 
 def _mean_rows(task: ImageTask) -> int:
-    """Guidance may rest for a part of the steps."""
+    """Average rows of the remaining steps; some of them may be without guidance."""
     return round(task.remaining_rows / (task.request.params.num_steps - task.step))

@@ -1,7 +1,7 @@
-"""What x is before a step where that is not plain noise: between the noise of two seeds, or of an image.
+"""x before a step where it is not plain noise: interpolated between two seeds, or taken from an image.
 
-Requests bring images along: x starts from them, or keeps a part of them at each step. The step itself knows nothing
-of all that. It is painted into x before it, in launches of its own, which no step has without such a request.
+A request may bring an image: x starts from it, or keeps a part of it at each step. The step itself does not know.
+Its x is painted before it, in launches of their own, which only steps with such a request have.
 """
 
 import numpy as np
@@ -27,7 +27,7 @@ def _slots(pool: LatentPool, step: TaskArrays, places: list[int]) -> torch.Tenso
 
 
 def _noise(pool: LatentPool, step: TaskArrays, places: list[int]) -> torch.Tensor:
-    """What these images began with, [n, C, H, W]."""
+    """The initial noise of these images, [n, C, H, W]."""
     seeds = torch.from_numpy(step.seeds[places]).to(pool.x.device)
     return first_noise(seeds, tuple(pool.x.shape[1:]), [step.tasks[place].way for place in places])
 
@@ -36,7 +36,7 @@ def _paint_known(pool: LatentPool, step: TaskArrays) -> None:
     places, (channels, height, width), device = step.painted, pool.x.shape[1:], pool.x.device
     known = [brought(step.tasks[place].request.params, (height, width, channels)) for place in places]
     images, free = (np.stack(arrays) for arrays in zip(*known, strict=True))
-    free &= (step.steps[places] > 0)[:, None, None]  # all of x starts with the noise of the image
+    free &= (step.steps[places] > 0)[:, None, None]  # the first step replaces all of x
     found = images, free[:, None], step.numbers[places, LEVELS]
     x0, free, levels = (torch.from_numpy(array).to(device) for array in found)
     x0 = x0.permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -45,7 +45,7 @@ def _paint_known(pool: LatentPool, step: TaskArrays) -> None:
 
 
 def keep_known(picture: np.ndarray, params: SamplingParams) -> np.ndarray:
-    """The picture [H, W, C] uint8 with the bytes of what was to be kept."""
+    """The picture [H, W, C] uint8, with the kept pixels copied from the image of the request."""
     if not params.free:
         return picture
     image, free = brought(params, picture.shape)
@@ -53,7 +53,7 @@ def keep_known(picture: np.ndarray, params: SamplingParams) -> np.ndarray:
 
 
 def brought(params: SamplingParams, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """The image, of shape H, W, C, uint8; and what of it is free, [H, W] bool."""
+    """The image of a request, of shape H, W, C, uint8, and which pixels may change, [H, W] bool."""
     image = np.frombuffer(params.image, np.uint8).reshape(shape)
     free = np.frombuffer(params.free, bool).reshape(shape[:2]) if params.free else np.ones(shape[:2], bool)
     return image, free

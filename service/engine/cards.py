@@ -31,7 +31,7 @@ def signature(core: EngineCore) -> object:
 def _card(name: str, core: EngineCore) -> ModelCard:
     runner, share = core.runners[name], core.shares.get(name)
     config = runner.config
-    # whoever needs equal bits waits for the backend that stays
+    # None makes deterministic requests wait for the final backend, as each backend gives other bits
     repeats = runner.repeats_itself if runner.faster is None else None
     return ModelCard(
         name=name,
@@ -57,7 +57,7 @@ def _card(name: str, core: EngineCore) -> ModelCard:
 
 
 def _build(runner: ModelRunner) -> str:
-    """What the bits of an image depend on besides its request and its weights, which may mean another thing."""
+    """All that the bits of an image depend on besides its request and weights, with what the weights mean."""
     meaning = replace(runner.config, sampling={}, qualities={}, training={})  # a request brings the first two
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     cpu = (torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())

@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 READ_BYTES = 256 * 1024  # of a socket between two steps
 MAX_UNSENT = 8 * 1024 * 1024  # bytes that wait for a worker; beyond it previews are dropped, answers never
 STUCK_SECONDS = 5.0  # without taking a byte, after which a worker is given up
-FEW_FILES = 512  # that are open at the start
-LAST_WORDS_SECONDS = 1.0  # for the last answers to leave
+FEW_FILES = 512  # open at the start: a larger number leaves too few descriptors for select()
+CLOSE_SECONDS = 1.0  # for the last answers to leave
 
 
 class Client:
@@ -83,7 +83,7 @@ class Client:
 
     @property
     def awaits(self) -> int:
-        """What its socket is watched for."""
+        """The events of its socket to wait for."""
         return selectors.EVENT_READ | (selectors.EVENT_WRITE if self._unsent else 0)
 
     def finish(self, seconds: float) -> None:
@@ -109,7 +109,7 @@ class Clients:
         self._control, self._names = control, 0
         self._all: list[Client] = []
         self._cards: Cards | None = None
-        # select() waits for less than a millisecond, and takes descriptors below 1024
+        # Only select() can wait for less than a millisecond, but it takes only descriptors below 1024.
         few_files = control.fileno() < FEW_FILES
         self._selector = selectors.SelectSelector() if few_files else selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ)
@@ -181,12 +181,12 @@ class Clients:
                 self._selector.modify(client.sock, client.awaits, client)
 
     def close(self, reason: str) -> None:
-        """Answer what nobody has looked at, send the rest, and close everything."""
+        """Refuse requests that were not handled, send all answers, and close every socket."""
         while self.received:
             client, message = self.received.popleft()
             if isinstance(message, Generate | Swap):
                 client.refuse(message.number, Unavailable.because(reason))
         for client in self._all:
-            client.finish(LAST_WORDS_SECONDS)
+            client.finish(CLOSE_SECONDS)
         self._selector.close()
         self._control.close()

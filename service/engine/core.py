@@ -1,4 +1,4 @@
-"""The engine in one sitting: requests in, one denoising step at a time, answers out. Single-threaded."""
+"""The engine without sockets or threads: requests in, one denoising step a call, results out."""
 
 import logging
 import secrets
@@ -11,7 +11,7 @@ from itertools import count
 
 from service.engine.admission import OverloadGuard, expected_seconds, is_watched, learn
 from service.engine.device_clock import DeviceClock
-from service.engine.launched import HAS_COME, Event, StepResult
+from service.engine.launched import COMPLETED, Event, StepResult
 from service.engine.policy import DeviceShare, Policy, pick
 from service.engine.repetition import find_fixed_rows
 from service.engine.request import ImageTask, Request, RequestStatus
@@ -23,13 +23,13 @@ from service.wire.messages import Preview, TrajectoryPoint
 
 logger = logging.getLogger(__name__)
 
-# The host waits on purpose, and a step may end before it asks: so much of that time is believed to be the step's.
-# Were none believed, a host that once took its device for slow would wait for too long while there is work. A step
-# of 3 ms then took 43.
+# The host waits on purpose, and a step may end before the wait does. Then this part of the time counts as that of
+# the step. If none counted, a host that once took its device for slow would go on waiting for too long: a step of
+# 3 ms then took 43.
 SURELY_BUSY = 0.5
-NUMBER_BITS = 48  # of a forward's first number: JSON's numbers are exact up to 53
-LEAVING = "/leaving"  # behind a model's name, which has no slash: the version before, while requests need it
-RETRY_STEPS = 4  # full ones; half of what the guard refused on the virtual clock would have been admitted by then
+NUMBER_BITS = 48  # of an engine's first forward number: JSON's numbers are exact up to 53
+LEAVING = "/leaving"  # suffix for a model's old version, while requests need it; names have no slash
+RETRY_STEPS = 4  # full steps; on the virtual clock half of the refused requests would have been admitted by then
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +39,13 @@ class EngineConfig:
     max_rows: int | None = None  # forward rows a step; None measures it
     max_requests: int = 256  # waiting requests a model
     max_evaluations: int = 50_000  # waiting model evaluations a model
-    shed_load: bool = False  # refuse what would be late, under a load that stands
-    outside_seconds: float = 0.0  # of a latency, before and behind the engine: the order leaves room for it
+    shed_load: bool = False  # refuse requests that would be late, while an overload lasts
+    outside_seconds: float = 0.0  # part of each latency that is spent outside the engine; the order allows for it
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a call of EngineCore.step brought."""
+    """The result of one call of EngineCore.step."""
 
     ended: list[Request]
     previews: Sequence[tuple[Request, Preview]] = ()
@@ -101,13 +101,13 @@ class EngineCore:
         return cap
 
     def measure(self, runner: ModelRunner, on_progress: Callable[[], None] = lambda: None) -> int:
-        """The row cap of a runner that serves nobody yet; it then knows its times, and if it repeats itself."""
+        """Measure a runner that serves nobody yet: its step times and its determinism. Returns its row cap."""
         cap = runner.warm_up(self.config.max_rows, on_progress)
         runner.repeats_itself = find_fixed_rows(runner, cap) is not None
         return cap
 
     def new_share(self, model: str, cap: int) -> DeviceShare:
-        """With an empty queue, of the runner that the model has now."""
+        """A share with an empty queue, for the runner that the model has now."""
         scheduler = Scheduler(
             cap,
             self.config.max_requests,
@@ -124,7 +124,7 @@ class EngineCore:
         """Queue a request.
 
         Raises:
-            DeadlineUnreachable, Overloaded, QueueFull: with the time that the work of all models will take.
+            DeadlineUnreachable, Overloaded, QueueFull: retry_after says in how many seconds to try again.
             InvalidRequest: an image has more classes than a step has rows.
         """
         share, now = self.shares[request.model], self.clock()
@@ -153,7 +153,7 @@ class EngineCore:
             share.watched = request
 
     def _retry_seconds(self) -> float:
-        """After which a request that the guard refuses is usually admitted: somebody ends with every few steps."""
+        """Time after which the guard usually admits a refused request: some request ends every few steps."""
         busy = [share for share in self.shares.values() if share.scheduler.has_work]
         seconds = sum(share.step_seconds(share.scheduler.max_rows) for share in busy)
         return RETRY_STEPS * seconds / max(1, len(busy))
@@ -163,11 +163,11 @@ class EngineCore:
         return next((request for request in aborted if request), None)
 
     def spare_seconds(self) -> float:
-        """For so long the next step may wait, as the device is busy; who comes by then takes part in it."""
+        """Time that the next step may wait while the device is busy; requests that arrive meanwhile join it."""
         return self._device.spare_seconds() if self._on_device else 0.0
 
     def step(self) -> Progress:
-        """End what is too late, launch a step of one model, and collect the oldest one.
+        """Expire requests, launch a step of one model, and collect the oldest one.
 
         Where the host runs ahead of the device, the step just launched stays there and nothing may be collected.
         """
@@ -207,7 +207,7 @@ class EngineCore:
         rest = sum(left.share.step_seconds(left.num_rows) for left in self._on_device)
         seconds, is_known = self._device.collected(launch.started, now, rest)
         share.virtual_time += seconds / share.weight
-        if not result.failed:  # a step that has failed took any time
+        if not result.failed:  # the time of a step that has failed says nothing
             share.learn_step(launch.num_rows, seconds if is_known else SURELY_BUSY * seconds)
         ended = share.scheduler.end(launch.output, result.failed, now)
         for request in ended:
@@ -218,14 +218,14 @@ class EngineCore:
         # a request may have been aborted while its step was on the device
         shown = [(task.request, p) for task, p in result.previews.items() if task.request.request_id in open_ones]
         alive = (RequestStatus.RUNNING, RequestStatus.FINISHED)
-        told = [(task.request, point) for task, point in result.points.items() if task.request.status in alive]
-        return Progress(ended, shown, stats, told)
+        points = [(task.request, point) for task, point in result.points.items() if task.request.status in alive]
+        return Progress(ended, shown, stats, points)
 
     def _start(self, model: str, tasks: list[ImageTask]) -> tuple[Event, Callable[[], StepResult], int]:
-        """Launch a step; returns its end, what collects it, and its rows with the padding.
+        """Launch a step; returns its end event, the function that collects it, and its rows with the padding.
 
-        When the model raises, its images run one by one so that only the guilty ones fail. A lost device, or a
-        failure behind the forward, ends the engine instead: no later step could be trusted.
+        When the model raises, its images run one by one so that only those that make it raise fail. A lost device,
+        or a failure after the forward, ends the engine instead: no later step could be trusted.
         """
         try:
             launched = self.runners[model].launch(tasks)
@@ -239,16 +239,16 @@ class EngineCore:
             if isinstance(error.__cause__, OutOfMemory):
                 self._lower_cap(model, rows)
             if len(tasks) == 1:  # the text of the error may hold what clients must not see
-                return HAS_COME, partial(StepResult, failed={tasks[0]: f"the model raised {error}"}), rows
+                return COMPLETED, partial(StepResult, failed={tasks[0]: f"the model raised {error}"}), rows
         results = [self._start(model, [task])[1]() for task in tasks]
         images = {task: image for result in results for task, image in result.images.items()}
         failed = {task: why for result in results for task, why in result.failed.items()}
         previews = {task: preview for result in results for task, preview in result.previews.items()}
         points = {task: point for result in results for task, point in result.points.items()}
-        return HAS_COME, partial(StepResult, images, previews, failed, points), rows
+        return COMPLETED, partial(StepResult, images, previews, failed, points), rows
 
     def _lower_cap(self, model: str, rows: int) -> None:
-        """Half of what did not fit, but what each image needs: two rows if it is guided, more for more classes."""
+        """Lower the cap to half of the rows that did not fit, but not below what one image needs in a step."""
         scheduler = self.shares[model].scheduler
         least = max([2, *(request.most_rows for request in scheduler.requests.values())])
         scheduler.max_rows = max(least, min(scheduler.max_rows, rows // 2))
@@ -258,7 +258,7 @@ class EngineCore:
         )
 
     def stats(self) -> dict[str, ModelStats]:
-        """What the gauges show, by model, the version that leaves included."""
+        """Values of the gauges by model; an old version that is leaving counts with its model."""
         found: dict[str, ModelStats] = {}
         for key, scheduler in ((key, share.scheduler) for key, share in self.shares.items()):
             model = key.removesuffix(LEAVING)

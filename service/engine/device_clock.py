@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 
-# So long before the device is free, the next step is launched. With less the device waits for it, with more those
-# who come by then are left out. One step in fifty may be late: each of them raises the lead, the others lower it.
+# The next step is launched this long before the device is free. With a shorter lead the device idles, with a longer
+# one requests that arrive meanwhile are left out. A late launch raises the lead 50 times as much as another one
+# lowers it, so about one step in fifty is late.
 LEAST_LEAD, MOST_LEAD = 0.0003, 0.002  # seconds
 LATE_RAISES, IN_TIME_LOWERS = 1e-4, 2e-6  # seconds
-SEEN_LATE = 0.0003  # seconds; so long after its end a host that waits for a step may see it
+SEEN_LATE = 0.0003  # seconds between the end of a step and when a waiting host sees it, at most
 
 
 class DeviceClock:
@@ -20,13 +21,13 @@ class DeviceClock:
         self._clock = clock
         self._free_at = 0.0  # when the device will have run what is on it
         self._lead = MOST_LEAD
-        self._waiting_since: float | None = None  # of the host, of its own will
+        self._waiting_since: float | None = None  # of a host that waits for more requests
         self._waited = 0.0  # before the step that is under way on the host
         self._overslept = False  # the step that it collects had ended while it waited
         self._last_collected = 0.0
 
     def spare_seconds(self) -> float:
-        """For so long the next launch may wait, as the device is busy."""
+        """Time that the next launch may wait while the device is busy; negative if it is late."""
         now = self._clock()
         spare = self._free_at - self._lead - now
         if spare > 0 and self._waiting_since is None:
@@ -50,10 +51,10 @@ class DeviceClock:
         self._overslept = has_ended and self._waited > 0
 
     def collected(self, started: float, now: float, rest: float) -> tuple[float, bool]:
-        """The oldest step has ended; returns its seconds, and whether it needed them.
+        """The oldest step has ended; returns its seconds, and whether they are exact.
 
-        That is not known where it had ended before anybody asked for it, because the host had waited for too long.
-        Were it believed, the host would wait for even longer next time.
+        They are not if the step had ended before `ask`, because the host had waited for too long. If they were
+        trusted, the host would wait for even longer next time.
 
         Args:
             started: its launch.

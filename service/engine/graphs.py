@@ -1,8 +1,8 @@
 """The step as a CUDA graph per row bucket, with the host one step ahead of the device.
 
-A step of few rows costs what its launches cost: about a hundred from Python, one when the device replays them by
-itself. A graph is bound to its addresses and shapes, so each bucket has one that reads its block from a fixed
-place, and smaller steps are padded to the next bucket.
+The launches of a step of few rows take longer than its computations: Python makes about a hundred, a replay is one.
+A graph is bound to its addresses and shapes, so each bucket has one that reads its block from a fixed place, and
+smaller steps are padded to the next bucket.
 
 What only a GPU can execute is CudaDevice. GraphRunner runs with any device that captures and fetches; the plain
 ModelRunner is its reference.

@@ -35,7 +35,7 @@ class Event(Protocol):
         ...
 
 
-class HasCome:
+class Completed:
     """The end of a step that has ended when its launch returns, as on a CPU."""
 
     def query(self) -> bool:
@@ -45,7 +45,7 @@ class HasCome:
         pass
 
 
-HAS_COME = HasCome()
+COMPLETED = Completed()
 
 
 class LaunchedStep:
@@ -56,7 +56,7 @@ class LaunchedStep:
         finite: [n or more] bool on the host, valid at the end.
         pixels: [images that are shown, or more, H, W, C] uint8 on the host, likewise.
         end: when all of that is on the host.
-        states: of the images that are told, [t, 2, C, H, W] float32 on the host, likewise.
+        states: x and history of the images in step.recorded, [t, 2, C, H, W] float32 on the host, likewise.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class LaunchedStep:
         num_rows: int,
         finite: Tensor,
         pixels: Tensor,
-        end: Event = HAS_COME,
+        end: Event = COMPLETED,
         states: Tensor | None = None,
     ):
         self.num_rows = num_rows
@@ -95,7 +95,7 @@ class LaunchedStep:
             else:
                 result.previews[task] = Preview(picture.tobytes(), view.shape, task.index, step + 1, forward)
         if self._states is not None:
-            for place, (x, history) in zip(self._step.told, self._states.numpy(), strict=True):
+            for place, (x, history) in zip(self._step.recorded, self._states.numpy(), strict=True):
                 if (task := tasks[place]) not in failed:
                     result.points[task] = point(self._step, place, x, history)
         return result

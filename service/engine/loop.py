@@ -25,12 +25,12 @@ logger = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.5  # between heartbeats of an idle engine
 SWAP_SECONDS = 0.005  # between two looks at a swap while the engine is idle
-COMMAND_SECONDS = 0.002  # between two steps, for requests that come and go
+COMMAND_SECONDS = 0.002  # for commands between two steps, at most
 GAUGE_SECONDS = 0.1  # between two updates of the gauges
 
 
 class Stopped(Exception):
-    """Before everything was warm."""
+    """The engine was told to stop while it warmed up."""
 
 
 class EngineLoop:
@@ -49,10 +49,10 @@ class EngineLoop:
         self._gauges_at = 0.0
         self._told: object = None  # signature of the cards that the clients have
         self.ready = False
-        self.died = False  # by itself, and not because it was told to
+        self.died = False  # of an error
 
     def run(self) -> None:
-        """Until it is told to stop, or dies. Every open request is answered then."""
+        """Run until told to stop or until an error, then refuse every open request."""
         try:
             self._tell_cards()
             self._warm_up()
@@ -99,9 +99,9 @@ class EngineLoop:
         return not self._core.has_work or time.monotonic() >= self._stop_at
 
     def _handle_commands(self) -> None:
-        """Commands that are there, as far as the time for them goes; waits for one when there is no work.
+        """Handle commands, and wait for one when there is no work.
 
-        Whatever comes in, and however it is refused, the steps of those who are in go on.
+        COMMAND_SECONDS bounds the time, so that no flood of commands holds up the steps of accepted requests.
         """
         idle_seconds = SWAP_SECONDS if self._swaps.is_busy else IDLE_SECONDS
         self._receive(0.0 if self._core.has_work else idle_seconds)
@@ -110,7 +110,7 @@ class EngineLoop:
         self._show_gauges()
 
     def _receive(self, seconds: float) -> None:
-        if not self._clients.received:  # else it has not caught up: the sockets hold what comes
+        if not self._clients.received:  # else the last ones are not all handled, and the sockets keep what arrives
             self._clients.receive(seconds)
         self._handle_received()
         self._clients.flush()  # refusals need not wait for a step
@@ -149,7 +149,7 @@ class EngineLoop:
         self._swaps.end("the service is shutting down")
 
     def _refuses(self, client: Client, message: Generate | Swap) -> bool:
-        """Answers that it is too early or too late, if it is."""
+        """Refuse the message if the engine is not ready; returns whether it did."""
         if not self.ready:
             text = f"the service is {'not ready yet' if self._stop_at is None else 'shutting down'}"
             client.refuse(message.number, Unavailable.because(text))
@@ -168,7 +168,7 @@ class EngineLoop:
         if self._refuses(client, message):
             return
         request_id = f"{client.name}/{message.number}"
-        # before add: were that to raise, this one is answered, too
+        # before add, so that `run` answers this one, too, if add raises anything else
         self._open[request_id] = client, message.number
         client.open[message.number] = request_id
         try:
@@ -204,7 +204,7 @@ class EngineLoop:
         if progress.stats is not None:
             self._board.step(progress.stats)
         if progress.ended:
-            self._tell_cards()  # before the answers: a lack of memory may have changed what their bits depend on
+            self._tell_cards()  # before the answers: fixed_rows, on which their bits depend, may have changed
         for request in progress.ended:
             self._answer(request)
         self._clients.flush()
@@ -236,13 +236,13 @@ class EngineLoop:
 
 
 def _return_memory() -> None:
-    """What a start has freed, where the C library keeps it (glibc)."""
+    """Give memory that the start has freed back to the system; glibc would keep it."""
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _request(core: EngineCore, request_id: str, message: Generate) -> Request:
-    """Raises ServiceError: the model cannot do it."""
+    """The request of a message. Raises ServiceError: the model cannot do it."""
     params, model = message.params, key(core, message.params.model, message.version)
     if model is None:  # the worker has hung for as long as a swap takes
         raise Unavailable.because("the model was replaced while the request was on its way")

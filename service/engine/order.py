@@ -1,6 +1,6 @@
 """Which images of one model go first where not all fit into a step: those of the least slack.
 
-It was settled on a virtual clock against first come first served, earliest target and fewest remaining rows
+The rule was chosen on a virtual clock over first come first served, earliest target and fewest remaining rows
 (docs/experiments.md).
 """
 
@@ -11,29 +11,28 @@ from math import inf
 
 from service.engine.request import ImageTask, Request
 
-# Who is late has nothing to lose and goes behind those who are not, but not for ever: from so many idle latencies
-# beyond the target on, a part of the rows is theirs, the oldest first.
+# Late requests go behind those that can still be in time. So that they do not starve, those that are OVERDUE idle
+# latencies beyond their target get OVERDUE_PART of the rows, the oldest first.
 OVERDUE, OVERDUE_PART = 10.0, 1 / 8
 
-
-# The order is made anew after so long; newcomers find their place in it meanwhile. A step of a GPU may take 0.1 ms,
-# and with 256 requests the order takes 0.5. A joiner may wait for 2 ms in any case.
+# The order is sorted anew after this time; new requests are inserted meanwhile. A step of a GPU may take 0.1 ms,
+# and sorting 256 requests takes 0.5. A new request may wait for 2 ms in any case.
 ORDER_SECONDS = 0.002
 
 
 class LeastSlack:
-    """The order of a model's requests, as it lately was."""
+    """A model's requests by slack, as they were at most ORDER_SECONDS ago."""
 
     def __init__(self) -> None:
         self._count = count()
         self.forget()
 
     def forget(self) -> None:
-        """All fit: nobody needs an order."""
+        """Drop the order; for steps in which all images fit."""
         self._made, self._overdue, self._entries = -inf, [], []
 
     def add(self, request: Request, now: float) -> None:
-        """A newcomer, which finds its place if there is an order."""
+        """Insert a new request, if there is an order."""
         if self._entries:
             insort(self._entries, self._entry(request.slack(now), request))
 
@@ -64,7 +63,7 @@ class LeastSlack:
 
 
 def _least(overdue: list[Request]) -> int:
-    """Rows with which the oldest of them goes on, whatever its guidance and classes."""
+    """Rows that the oldest overdue request needs for a step of any of its images, at least 2."""
     oldest = next((request for request in overdue if request.is_open), None)
     return max([2, *(task.rows for task in oldest.tasks if task.step <= task.last_step)] if oldest else [2])
 

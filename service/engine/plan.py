@@ -13,7 +13,7 @@ from models.sampling import Guidance, step_coefficients
 from service.engine.request import Plan
 from service.wire.messages import SamplingParams
 
-LOOK = 2  # factors of x and d in the image that leaves the device
+LOOK = 2  # factors of x and d in a picture: see SamplerTable.look
 COEFFICIENTS, LOOKS = slice(1, 1 + NUM_COEFFICIENTS), slice(1 + NUM_COEFFICIENTS, 1 + NUM_COEFFICIENTS + LOOK)
 INPUTS = [0, LOOKS.stop, LOOKS.stop + 1]  # of the network: t, r, w
 LEVELS = slice(LOOKS.stop + 2, LOOKS.stop + 4)  # alpha and sigma of x before the step
@@ -34,10 +34,14 @@ def compile_plan(config: ModelConfig, params: SamplingParams) -> Plan:
 
 def compile_plans(config: ModelConfig, params: SamplingParams) -> tuple[Plan, ...]:
     """One of each image where params has mixtures, else one for all; as compile_plan."""
-    scale, interval, negative = params.guidance_scale, params.guidance_interval, params.negative_label is not None
-    guidance = Guidance(scale, *interval, config.guidance_range, negative)
+    guidance = guidance_of(config, params)
     table = config.table(params.sampler, params.num_steps, params.spacing, params.strength)
     return tuple(_compile(table, guidance, max(1, len(mixture))) for mixture in params.mixtures or [()])
+
+
+def guidance_of(config: ModelConfig, params: SamplingParams) -> Guidance:
+    negative = params.negative_label is not None
+    return Guidance(params.guidance_scale, *params.guidance_interval, config.guidance_range, negative)
 
 
 @lru_cache(maxsize=1024)

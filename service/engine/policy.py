@@ -22,11 +22,11 @@ SLOWDOWN_RATE, MOST_SLOWDOWN = 1 / 50, 20.0
 
 
 class Outlook(NamedTuple):
-    """What a newcomer's deadline was compared with lately; see service/engine/admission.py."""
+    """The last forecast of a new request's wait, which is reused for a while; see service/engine/admission.py."""
 
     at: float
     wait: float  # seconds until it would begin
-    backlog_rows: int  # of the model, then
+    backlog_rows: int  # of the model at that time
 
 
 @dataclass(slots=True)
@@ -36,13 +36,13 @@ class DeviceShare:
     scheduler: Scheduler
     weight: float = 1.0
     measured_seconds: Callable[[int], float] = lambda rows: 0.0  # of a step at the start, by row count
-    slowdown: float = 1.0  # lately, the time of a step over the measured one
-    stretch: float = 1.0  # lately, latency over what the model's own work at admission explains
-    watched: Request | None = None  # from which stretch will learn next
+    slowdown: float = 1.0  # recent mean of the time of a step over the measured one
+    stretch: float = 1.0  # recent mean of latency over what the model's own queue at admission explains
+    watched: Request | None = None  # the request that updates stretch next
     outlook: Outlook = Outlook(-math.inf, 0.0, 0)
     virtual_time: float = 0.0  # device seconds used over weight
     was_busy: bool = False
-    _slacks: dict[bool, tuple[float, float]] = field(default_factory=dict)  # lately, when and how much
+    _slacks: dict[bool, tuple[float, float]] = field(default_factory=dict)  # cached: when, least slack
 
     def step_seconds(self, rows: int) -> float:
         """What a step of so many rows takes lately, with the host's part."""
@@ -56,11 +56,10 @@ class DeviceShare:
     def relative_slack(self, now: float, ahead: float = 0.0) -> float:
         """Least slack among the requests that need another step, in units of their idle latency.
 
-        At least 0: requests that are late already have nothing to lose, and must not make others late. It is looked
-        up again after ORDER_SECONDS.
+        At least 0, so that requests that are late already do not make others late. Cached for ORDER_SECONDS.
 
         Args:
-            ahead: seconds from now, as of when.
+            ahead: seconds after `now` for which the slack is computed.
         """
         at, least = self._slacks.get(ahead > 0, (-math.inf, 0.0))
         if now - at >= ORDER_SECONDS:

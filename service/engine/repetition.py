@@ -1,8 +1,8 @@
-"""Whether this machine keeps the promise of the deterministic mode; asked once, at start-up.
+"""Tests at start-up whether the deterministic mode works on this machine.
 
 Libraries choose their algorithm by the row count, so equal bits need equal counts: every step with a deterministic
-image is padded to the same one. That a row then does not depend on its place or its neighbours is a property of the
-libraries that nobody documents, so it is looked at before it is promised.
+image is padded to the same one. No library documents that a row is then independent of its place and neighbours, so
+that is tested.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""The nouns of the engine: what a client asked for, and what became of it."""
+"""Requests inside the engine: their plans, images and status."""
 
 import math
 from collections import Counter
@@ -60,7 +60,7 @@ class ImageTask:
 
     @property
     def way(self) -> tuple[int, float]:
-        """Another seed, and how far to its noise the image begins; at 0 it has none."""
+        """Another seed, and how far from 0 to 1 the initial noise lies on the way to its noise; 0 ignores it."""
         ways = self.request.params.ways
         return ways[self.index] if ways else (0, 0.0)
 
@@ -82,7 +82,7 @@ class Request:
     request_id: str
     params: SamplingParams
     plan: Plan  # of all images, or of the first one
-    deadline_seconds: float | None = None  # after its arrival; it is worth nothing later
+    deadline_seconds: float | None = None  # after its arrival; it expires then
     num_previews: int = 0  # of each image on its way, evenly spread over the steps
     keeps_previews: bool = False  # all of them are sent, however slowly the worker reads
     key: str = ""  # of its runner, where that is not the model's name
@@ -130,24 +130,24 @@ class Request:
 
     @property
     def steps_by_rows(self) -> dict[int, int]:
-        """How many steps have so many rows, if its images take them together."""
+        """Number of steps by row count, if its images take each step together."""
         if self.plans:
             return dict(Counter(map(sum, zip(*(plan.rows for plan in self.plans), strict=True))))
         return {len(self.tasks) * rows: steps for rows, steps in self.plan.steps_by_rows.items()}
 
     @property
     def most_rows(self) -> int:
-        """Of a step of one of its images, which must fit into a forward."""
+        """Most rows of a step of one of its images; they must fit into a forward."""
         return max([max(plan.steps_by_rows) for plan in self.plans or (self.plan,)])
 
     @property
     def target_seconds(self) -> float:
-        """After its arrival: its deadline, or a multiple of its own idle latency, so that short ones are sooner."""
+        """Target latency: the deadline, or a multiple of the idle latency, which is earlier for short requests."""
         return TARGET_FACTOR * self.idle_seconds if self.deadline_seconds is None else self.deadline_seconds
 
     @property
     def needed_seconds(self) -> float:
-        """To its end, if it had the device for itself."""
+        """Time to its end if it had the device for itself."""
         return self.idle_seconds * self.remaining_rows / self.total_rows
 
     def slack(self, now: float) -> float:

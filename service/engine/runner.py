@@ -45,11 +45,11 @@ class ModelRunner:
     """
 
     steps_ahead = 0  # steps that the host may launch before it collects the oldest one
-    backend = "torch"  # that runs the network; its name is part of what the bits of an image depend on
-    is_int8 = False  # whether its products are; dtype is that of all between them
-    ranges = ""  # SHA-256 of those by which int8 rounds, a part of what the bits depend on, too
-    faster: "Faster | None" = None  # what makes another runner of the same weights, which is to take over
-    repeats_itself: bool | None = None  # whether the deterministic mode works; None until it was looked at
+    backend = "torch"  # that runs the network; the bits of an image depend on it
+    is_int8 = False  # whether products are computed in int8; dtype is that of all other operations
+    ranges = ""  # SHA-256 of the ranges by which int8 rounds; the bits depend on it, too
+    faster: "Faster | None" = None  # makes a faster runner of the same weights, which then replaces this one
+    repeats_itself: bool | None = None  # whether the deterministic mode works; None until that is tested
 
     def __init__(
         self, model: nn.Module, config: ModelConfig, device: torch.device, dtype: torch.dtype, max_rows: int
@@ -136,8 +136,15 @@ class ModelRunner:
     def warm_up(self, max_rows: int | None, on_progress: Callable[[], None] = lambda: None) -> int:
         """Run each row count until it is fast, keep its best time, and choose the row cap.
 
-        max_rows: the cap if the operator set one. on_progress: called after each count. Returns the cap, which is
-        lower where the device has no memory for more.
+        Args:
+            max_rows: the cap if the operator set one.
+            on_progress: called after each count.
+
+        Returns:
+            The cap, which is lower where the device has no memory for more.
+
+        Raises:
+            OutOfMemory, ModelFailed: not even two rows fit, or the network raised.
         """
         self.step_seconds.clear()
         for rows in reversed(row_counts(max_rows or self.max_rows)):
@@ -208,8 +215,8 @@ class ModelRunner:
         return {"device": str(self.device), "dtype": dtype, "backend": self.backend}
 
 
-# From a runner to another one of the same weights; takes seconds. It raises where it fails. Once the event is set
-# it must give up, and raise, too.
+# Takes a runner and returns a faster one of the same weights, after some seconds. It raises if it fails, and soon
+# after the event is set.
 Faster = Callable[[ModelRunner, threading.Event], ModelRunner]
 
 

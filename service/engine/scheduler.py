@@ -1,4 +1,4 @@
-"""Which images take part in the next step of one model, joined at every step.
+"""Which images take part in the next step of one model; images join and leave at every step.
 
 There is no compatibility key: steps, sampler, guidance and seed are data of a row. All take part where they fit,
 else those of the least slack (order.py). An image that is left out keeps its slot and its latents.
@@ -28,7 +28,7 @@ class Scheduler:
     Args:
         max_rows: forward rows a step, at least 2 so that a guided image fits.
         max_requests, max_evaluations: bounds of the queue; evaluations are images x steps x rows.
-        seconds_per_row: for the time a full queue asks its clients to wait.
+        seconds_per_row: of the device, for backlog_seconds.
     """
 
     def __init__(

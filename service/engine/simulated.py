@@ -24,7 +24,7 @@ NO_WEIGHTS = torch.device("cpu")
 
 
 class SimulatedRunner(ModelRunner):
-    """A ModelRunner whose steps last as long as they are told to, launched ahead as those of a GraphRunner are.
+    """A ModelRunner whose steps take a configured time, launched ahead as those of a GraphRunner are.
 
     Args:
         device: shared by all models of a process; default: one of its own.

@@ -1,4 +1,4 @@
-"""What the host looks up for the images of a step: written when an image takes its slot, read as whole arrays.
+"""Data of images by slot, on the host: written when an image takes its slot, read as arrays at each step.
 
 Letters: S slots, n images of a step.
 """
@@ -40,7 +40,7 @@ class TaskArrays(NamedTuple):
     begun: list[int]  # places of images that begin between the noise of two seeds; see service/engine/canvas.py
     painted: list[int]  # places of images whose x is painted before the step, with what a request brought
     further: FurtherRows
-    told: list[int]  # places of images of which every step is told; see service/engine/trajectory.py
+    recorded: list[int]  # places of images whose trajectory is recorded; see service/engine/trajectory.py
 
     @property
     def num_rows(self) -> int:
@@ -65,14 +65,14 @@ class SlotTable:
         self._ways: set[int] = set()  # slots whose images begin between the noise of two seeds
         self._mixtures: dict[int, Mixture] = {}  # further classes, by slot
         self._painted: dict[int, bool] = {}  # slots whose requests brought an image: whether they keep a part of it
-        self._told: set[int] = set()  # slots whose requests ask for the trajectory
+        self._recorded: set[int] = set()  # slots whose requests ask for the trajectory
         self._numbers = np.zeros((LEAST_ROWS, NUM_NUMBERS), np.float32)
         self._guided = np.zeros(LEAST_ROWS, bool)
         self._plans: dict[int, tuple[Plan, int]] = {}  # with its first row, by identity
         self._used = 0
 
     def look_up(self, tasks: list[ImageTask]) -> TaskArrays:
-        """Every task holds a slot."""
+        """The arrays of a step of these tasks, each of which holds a slot."""
         seen = self._tasks
         places = [task.slot for task in tasks]
         for task, slot in zip(tasks, cast(list[int], places), strict=True):
@@ -85,7 +85,7 @@ class SlotTable:
         if self._previews:
             for place, task in enumerate(tasks):
                 shown[place] |= task.step in self._previews.get(cast(int, task.slot), ())
-        told = [place for place, slot in enumerate(places) if slot in self._told] if self._told else []
+        recorded = [place for place, slot in enumerate(places) if slot in self._recorded] if self._recorded else []
         fresh, begun, painted = steps == 0, [], []
         if self._ways or self._painted:
             begun = [place for place, task in enumerate(tasks) if task.slot in self._ways and task.step == 0]
@@ -95,7 +95,7 @@ class SlotTable:
         found = self._numbers[rows], self._guided[rows]
         further = self._further(places) if self._mixtures else FurtherRows()
         facts = seeds, labels, second_labels
-        touched = begun, painted, further, told
+        touched = begun, painted, further, recorded
         return TaskArrays(tasks, slots, steps, *facts, fresh, *found, shown, deterministic, *touched)
 
     def _further(self, slots: list[int | None]) -> FurtherRows:
@@ -107,7 +107,7 @@ class SlotTable:
         return FurtherRows(np.array(places), np.array(labels), np.array(weights, np.float32))
 
     def _is_painted(self, task: ImageTask) -> bool:
-        """At the start of what begins with an image; later, what keeps a part of it."""
+        """At its first step if it starts from an image, later if it keeps a part of one."""
         keeps = self._painted.get(cast(int, task.slot))
         if keeps is None:
             return False
@@ -122,9 +122,6 @@ class SlotTable:
         self._mixtures.pop(slot, None)
         if further := task.mixture[1:]:
             self._mixtures[slot] = further
-        self._ways.discard(slot)
-        if task.way[1]:
-            self._ways.add(slot)
         self._previews.pop(slot, None)
         if request.preview_steps:
             self._previews[slot] = request.preview_steps
@@ -133,7 +130,8 @@ class SlotTable:
             self._painted[slot] = bool(request.params.free)
         for slots, belongs in (
             (self._deterministic, request.params.deterministic),
-            (self._told, request.params.trajectory),
+            (self._recorded, request.params.trajectory),
+            (self._ways, bool(task.way[1])),
         ):
             slots.discard(slot)
             if belongs:

@@ -16,11 +16,13 @@ class SlotAllocator:
         return len(self._free)
 
     def allocate(self) -> int:
+        """A free slot. Raises IndexError where there is none."""
         slot = self._free.pop()
         self._is_free[slot] = False
         return slot
 
     def free(self, slot: int) -> None:
+        """Raises ValueError: the slot is not in use."""
         if not 0 <= slot < self.num_slots or self._is_free[slot]:
             raise ValueError(f"slot {slot} is not in use")
         self._is_free[slot] = True

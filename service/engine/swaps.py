@@ -1,7 +1,8 @@
 """A model gets other weights while it serves.
 
 A thread reads and checks them. The engine's own thread then prepares the new runner between its steps, a little at
-a time, and switches between two of them. Who was admitted before keeps the old runner, which then goes.
+a time, and switches between two of them. Requests that were admitted before keep the old runner until
+they end.
 """
 
 import logging
@@ -25,9 +26,9 @@ from service.wire.messages import Reply, Swap, Swapped
 
 logger = logging.getLogger(__name__)
 
-# A thread that reads hands the interpreter to the steps after so long. Python's own 5 ms a call would stop them.
+# After this time the reading thread hands the interpreter to the steps, which Python's own 5 ms would hold up.
 SWITCH_SECONDS = 0.0005
-PAUSES = 4  # times as long as a part of the preparation took, the steps go on before the next part
+PAUSES = 4  # pause between two parts of the preparation, as a multiple of what the first of them took
 REHEARSAL_ROWS = 2  # a guided image
 
 # A model, a folder and the model's runner -> a runner of the weights in the folder.
@@ -147,27 +148,25 @@ class Swaps:
             swap.parts = self._preparation(swap)
 
     def _start_reader(self, swap: _Swap) -> None:
-        """It is no daemon: one that is cut off inside of torch at the end of the process would abort it."""
+        """The thread is no daemon: torch aborts the process if it ends while a daemon thread is inside."""
         load, core, runner = self._load, self._core, self._core.runners[swap.model]
         assert load is not None  # begin has seen to it
 
         def read() -> None:
-            # At no lower priority: while it waited for a core with the interpreter in hand, the steps would stop.
+            # Its priority is not lower: if it waited for a core while it holds the GIL, the steps would stop.
             before, threads = sys.getswitchinterval(), torch.get_num_threads()
             sys.setswitchinterval(SWITCH_SECONDS)
-            torch.set_num_threads(
-                1
-            )  # of this thread; with two, which wait for each other, it took six times the CPU
+            torch.set_num_threads(1)  # in this thread; two wait for each other, and took six times the CPU
             try:
                 read = load(swap.model, swap.folder, runner)
                 torch.set_num_threads(threads)
-                if read.backend != runner.backend:  # nothing that was measured is true of it
+                if read.backend != runner.backend:  # the old measurements do not hold for it
                     core.measure(read)
                 swap.read = read
             except Exception as error:
                 swap.read = _as_answer(swap.model, error)
             finally:
-                torch.set_num_threads(threads)  # with as many do later threads begin
+                torch.set_num_threads(threads)  # the number with which later threads begin
                 sys.setswitchinterval(before)
 
         swap.reader = threading.Thread(target=read, name="swap")
@@ -209,7 +208,7 @@ class Swaps:
         logger.info("model %s has the weights of %s: version %d", swap.model, swap.folder, version)
 
     def _answer(self, swap: _Swap) -> None:
-        """Once every worker knows, so that whoever asks any of them after the answer gets the new version."""
+        """Answer once every worker knows, so that any of them then serves the new version."""
         if not swap.unaware:
             self._board.swapped(swap.model, "ok")
             swap.client.send(Reply(swap.number, Swapped()))
@@ -217,7 +216,7 @@ class Swaps:
 
 
 def _as_answer(model: str, error: Exception) -> ServiceError:
-    """What an operator is told; the error itself would keep the frames alive that hold the weights."""
+    """A new error for the operator: the frames of the original one would keep the weights in memory."""
     if isinstance(error, ServiceError):
         return error
     if isinstance(error, CheckpointError):

@@ -1,7 +1,7 @@
 """A model gets a faster runner of the same weights while it serves: one that takes seconds to make.
 
-A thread makes and measures it, one model at a time. Then it takes over between two steps. Requests that are in keep
-the runner that they have; deterministic ones wait for it at their worker, so no link ever names two kinds of bits.
+A thread makes and measures it, one model at a time. Then it takes over between two steps. Accepted requests keep
+the runner that they have. Deterministic ones wait for the new one at their worker, so no link ever has two results.
 """
 
 import logging
@@ -27,7 +27,7 @@ class _Making:
 
 
 class Takeovers:
-    """Those of an engine: every runner with a `faster` makes room for what that makes."""
+    """Replaces every runner of an engine that has a `faster` by the runner that `faster` makes."""
 
     def __init__(self, core: EngineCore):
         self._core = core
@@ -52,7 +52,7 @@ class Takeovers:
             self._making = None
 
     def pause(self) -> bool:
-        """Give up what is being made, to begin anew with the next advance; True once nothing runs any more."""
+        """Stop the thread, until the next advance begins anew; returns whether it has ended."""
         if self._making is not None:
             self._making.stop.set()
             if self._has_ended():
@@ -73,7 +73,7 @@ class Takeovers:
         return not self._making.thread.is_alive()
 
     def _begin(self, making: _Making) -> None:
-        """The thread is no daemon: one that is cut off inside of a library at the end would abort the process."""
+        """The thread is no daemon: some libraries abort a process that ends while a daemon thread is inside."""
         make, core = making.before.faster, self._core
         assert make is not None
 

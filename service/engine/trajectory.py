@@ -1,7 +1,7 @@
 """What each step of a request did, for requests that ask for it: x, the denoised image and the step's numbers.
 
-x and the sampler's history are copied out of their slots behind the step, in launches of their own, which no step
-has without such a request. The noise is not: whoever knows the request can draw it again (models/noise.py).
+x and the sampler's history are copied out of their slots after the step, in launches of their own, which only
+steps with such a request have. The noise is not copied: it can be drawn again from the request (models/noise.py).
 """
 
 import numpy as np
@@ -19,10 +19,10 @@ NOISE_SCALE = COEFFICIENTS.start + NUM_COEFFICIENTS - 2  # s of w, p, q, a, b, c
 
 
 def copy_states(pool: LatentPool, step: TaskArrays) -> Tensor | None:
-    """x and history of the images step.told, [t, 2, C, H, W] float32 on the device; None where there are none."""
-    if not step.told:
+    """x and history of the images step.recorded, [t, 2, C, H, W] float32 on the device, or None."""
+    if not step.recorded:
         return None
-    slots = torch.from_numpy(step.slots[step.told]).to(pool.x.device)
+    slots = torch.from_numpy(step.slots[step.recorded]).to(pool.x.device)
     return torch.stack([pool.x[slots], pool.history[slots]], dim=1).contiguous()
 
 

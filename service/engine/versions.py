@@ -9,7 +9,7 @@ from service.engine.runner import ModelRunner
 
 
 def key(core: EngineCore, model: str, version: int | None) -> str | None:
-    """Of the runner with that version of a model, None standing for the newest; None if it has left."""
+    """The key of the runner with that version of a model (None: the newest); None if it has left."""
     if version is None or core.versions[model] == version:
         return model
     return model + LEAVING if core.versions.get(model + LEAVING) == version else None
@@ -18,7 +18,7 @@ def key(core: EngineCore, model: str, version: int | None) -> str | None:
 def switch(core: EngineCore, model: str, runner: ModelRunner, version: int) -> None:
     """Give a model another runner of the same network; call between two steps.
 
-    Requests that are in keep the runner and the queue that they have until `leave`.
+    Accepted requests keep the runner and the queue that they have until `leave`.
 
     Args:
         version: of its weights; that of the runner before if they are the same ones.
@@ -29,7 +29,7 @@ def switch(core: EngineCore, model: str, runner: ModelRunner, version: int) -> N
         core.runners[model], old, core.versions[model],
     )  # fmt: skip
     is_alike = runner.backend == core.runners[model].backend
-    if is_alike:  # else it was measured by itself
+    if is_alike:  # else it has measurements of its own
         runner.fixed_rows = core.runners[model].fixed_rows
     core.runners[model], core.versions[model] = runner, version
     core.shares[model] = share = core.new_share(model, old.scheduler.max_rows)

@@ -114,7 +114,7 @@ class Layout:
                 self.width += family.width
         for key in self.keys:
             self.places["in_flight", key] = self.width
-            self.places["tokens", key] = self.width + 1  # in row 0, for all; after it the time when that was true
+            self.places["tokens", key] = self.width + 1  # in row 0, for all workers; the next column has their time
             self.width += 3
 
 
@@ -137,7 +137,7 @@ class Board:
         return Row(self, index)
 
     def cells(self, index: int) -> "memoryview[float]":
-        """Of a row."""
+        """The cells of a row."""
         start = index * self.layout.width
         return self._cells[start : start + self.layout.width]
 
@@ -145,7 +145,7 @@ class Board:
         return sum(self.column(column))
 
     def column(self, column: int) -> Sequence[float]:
-        """Its number in each row."""
+        """The numbers of a column, one a row."""
         return self._cells[column :: self.layout.width].tolist()
 
     def release(self, index: int) -> None:
@@ -231,7 +231,7 @@ class EngineBoard(Row):
 
 
 def _memory(size: int) -> int:
-    """A file without a name: it needs no folder that can be written where the system has memory files."""
+    """An unnamed file in memory, which needs no writable folder; a temporary file where there is no memfd."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("stepwise")
     else:

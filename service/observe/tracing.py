@@ -1,6 +1,6 @@
-"""OpenTelemetry spans, for whoever installs the otel extra: a request, and in it queue, denoise and encode.
+"""OpenTelemetry spans, with the otel extra: a request, and in it queue, denoise and encode.
 
-Where they go is said by OpenTelemetry's own variables (OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_SERVICE_NAME, ...).
+OpenTelemetry's own variables say where they go (OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_SERVICE_NAME, ...).
 """
 
 import time
@@ -19,7 +19,7 @@ SERVICE_NAME = "stepwise-diffusion"
 
 
 class Spans:
-    """What happened when, inside the request that is being served; without a provider it is forgotten."""
+    """Records spans inside the request that is being served; without a provider it does nothing."""
 
     def __init__(self, provider: "TracerProvider | None" = None):
         self._tracer = provider and provider.get_tracer("service")

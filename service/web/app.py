@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def _operation_id(route: APIRoute) -> str:
-    """Clients turn it into the name of a function."""
+    """A unique id for OpenAPI; client generators use it as a function name."""
     return route.name.replace("model", "model_version") if "{version}" in route.path else route.name
 
 
@@ -47,9 +47,9 @@ def assemble(
     """The application; nothing runs until the server starts the lifespan.
 
     Args:
-        row: of the engine's board, for what this process counts.
-        provider: gets the spans of requests, if there is one.
-        start, stop: called with the lifespan, by whoever keeps the engine in the same process.
+        row: of the engine's board; this process writes its counters there.
+        provider: receives the spans of requests; None turns tracing off.
+        start, stop: called when the lifespan starts and ends, to run an engine in the same process.
     """
     metrics = Metrics(engine.board, row, lambda: engine.cards.values())
 
@@ -78,7 +78,7 @@ def assemble(
 
 
 def _add_routes(app: FastAPI, settings: Settings) -> None:
-    """A path belongs to the first route that matches, so /v2/models/stats stands before /v2/models/{model}."""
+    """The first matching route wins, so /v2/models/stats is added before /v2/models/{model}."""
     for routes in (page, generate, openai, edits, triton, inference_v2, ops):
         app.include_router(routes.router)
     if settings.admin_key is not None:
@@ -89,13 +89,13 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
 
 
 def _direct_routes() -> dict[tuple[str, str], APIRoute]:
-    """Those that generate, at paths without parameters."""
+    """The POST routes that generate, by method and path; their paths have no parameters."""
     routers = (module.router.routes for module in (generate, openai, edits))
     routes = [route for found in routers for route in found if isinstance(route, APIRoute)]
     return {("POST", route.path): route for route in routes if route.methods == {"POST"}}
 
 
 def _rehearse() -> None:
-    """What the first request would otherwise pay for: Pillow's encoders, a thread."""
+    """Load Pillow's encoders and start a pool thread, so that the first request does not wait for them."""
     for form in ("png", "webp", "jpeg"):
         images.encode([np.zeros((32, 32, 3), np.uint8)], form)

@@ -1,4 +1,4 @@
-"""What each image of a request is: its classes and its noise, which may lead from one to another."""
+"""The classes and seeds of each image of a request, with interpolation by class_to, seed_to and between."""
 
 import secrets
 from typing import Any, NamedTuple
@@ -11,22 +11,22 @@ from service.wire.messages import Mixture, ModelCard
 
 
 class Way(NamedTuple):
-    """From the first image of a request to the last."""
+    """The interpolation from the first image of a request to the last."""
 
-    leads: tuple[str, ...]  # what changes: "class", "seed"
-    parts: list[float]  # how far each image is, from 0 to 1; without a way 0
+    leads: tuple[str, ...]  # what is interpolated: "class", "seed"
+    parts: list[float]  # position of each image, from 0 to 1; 0 without interpolation
 
 
 def describe_images(
     card: ModelCard, fields: GenerateFields, limits: Limits, labels: tuple[int, ...] = ()
 ) -> dict[str, Any]:
-    """What SamplingParams says about classes and seeds.
+    """The arguments of SamplingParams for classes and seeds.
 
     Args:
         labels: class index of each image, instead of fields.class_.
 
     Raises:
-        InvalidRequest: what is wrong, and what is allowed.
+        InvalidRequest: names the field and what is allowed.
     """
     mixtures, listed = _classes(card, fields, limits, labels)
     if listed and fields.n not in (None, len(mixtures)):
@@ -39,14 +39,14 @@ def describe_images(
         mixtures = [blend(mixtures[0], last, part) for part in way.parts]
     elif not listed:
         mixtures *= len(way.parts)
-    leads = way.leads if len(way.parts) > 1 else ()  # one image tells where it is by itself
+    leads = way.leads if len(way.parts) > 1 else ()  # one image has its own mixture and position
     return _describe_classes(mixtures) | _seeds(fields, way) | {"leads": leads}
 
 
 def _classes(
     card: ModelCard, fields: GenerateFields, limits: Limits, labels: tuple[int, ...]
 ) -> tuple[list[Mixture], bool]:
-    """One for all images or one for each, and which of both it is."""
+    """Mixtures: one for all images, or one for each image; the bool is true for the latter."""
     if labels:
         return [((_check_label(card, label), 1.0),) for label in labels], True
     if fields.class_ is not None:
@@ -63,7 +63,7 @@ def _check_label(card: ModelCard, label: int) -> int:
 
 
 def _describe_classes(mixtures: list[Mixture]) -> dict[str, Any]:
-    """One of each image."""
+    """mixtures: one for each image. Fields that hold no extra information are left out."""
     labels = tuple(mixture[0][0] for mixture in mixtures)
     found: dict[str, Any] = {"class_label": labels[0]}
     if len(set(labels)) > 1:
@@ -91,7 +91,7 @@ def _way(fields: GenerateFields, n: int) -> Way:
 
 
 def _seeds(fields: GenerateFields, way: Way) -> dict[str, Any]:
-    """A way begins with one seed; noise that is added later is that of the image's own seed."""
+    """All images of an interpolation start from one seed's noise; later noise comes from the image's own seed."""
     seed = secrets.randbits(SEED_BITS) if fields.seed is None else fields.seed
     if not way.leads:
         return {"seeds": tuple(image_seed(seed, index) for index in range(len(way.parts)))}
@@ -104,11 +104,14 @@ def _seeds(fields: GenerateFields, way: Way) -> dict[str, Any]:
 
 
 def find_negative(card: ModelCard, fields: GenerateFields, label: int, scale: float) -> int | None:
-    """The class to lead away from.
+    """Index of the class that guidance leads away from, or None.
 
     Args:
-        label: of the first image.
-        scale: of the guidance.
+        label: class index of the first image.
+        scale: guidance scale.
+
+    Raises:
+        InvalidRequest: the image has no class, guidance is off, or there is no such class.
     """
     if fields.negative_class is None:
         return None

@@ -29,7 +29,7 @@ async def read_bytes(request: Request) -> bytes:
 
 
 async def read_json(request: Request, model: type[T], fields: Fields) -> T:
-    """The body's fields. Of a name that is given twice in JSON the last one counts, as in most JSON readers.
+    """The body's fields. If a name occurs twice, its last value counts, as in most JSON parsers.
 
     Raises:
         CompressedBody, InvalidRequest: what is wrong with which field.
@@ -37,7 +37,7 @@ async def read_json(request: Request, model: type[T], fields: Fields) -> T:
     body = await read_bytes(request)
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if not (media_type.startswith("application/") and media_type.endswith(("/json", "+json"))):
-        # a form of a foreign page can send any other type without asking
+        # Against CSRF: a form on another site can send text types, but a browser asks before it sends JSON.
         raise InvalidRequest.field("body", "send a JSON object, with Content-Type: application/json")
     try:
         return model.model_validate_json(body)
@@ -66,12 +66,12 @@ async def read_form(request: Request, model: type[T], fields: Fields) -> T:
 
 
 def _parts(body: bytes, boundary: bytes, most: int) -> dict[str, str | bytes]:
-    """By name: text, and the bytes of files. The parser says no word about a form that ends too soon."""
+    """Text and files by field name; on_end detects a truncated form, which the parser accepts in silence."""
     found: dict[str, str | bytes] = {}
     ended: list[bool] = []
 
     def keep(name: bytes | None, value: str | bytes) -> None:
-        text = (name or b"").decode().removesuffix("[]")  # as some clients write a list, also of one file
+        text = (name or b"").decode().removesuffix("[]")  # some clients mark lists so, even of one file
         if text in found:
             raise InvalidRequest.field(text[:40], "given more than once")
         if len(found) == most:
@@ -88,7 +88,7 @@ def _parts(body: bytes, boundary: bytes, most: int) -> dict[str, str | bytes]:
         on_file=keep_file,
         on_end=lambda: ended.append(True),
         boundary=boundary,
-        config={"MAX_MEMORY_FILE_SIZE": len(body) + 1},  # no file on a disk that may be read-only
+        config={"MAX_MEMORY_FILE_SIZE": len(body) + 1},  # keep files in memory: the disk may be read-only
     )
     parser.write(body)
     parser.finalize()
@@ -111,13 +111,13 @@ def read_query(request: Request, model: type[T], fields: Fields) -> T:
 
 
 def refuse_repeats(request: Request) -> None:
-    """Of two values of a field in the query none is the right one."""
+    """Refuse a query that gives a field twice: neither value is sure to be the one that was meant."""
     for name in request.query_params:
         if len(request.query_params.getlist(name)) > 1:
             raise InvalidRequest.field(name[:40], "given more than once in the query")
 
 
 def refuse_query(request: Request, message: str = "fields belong into the body, the query takes none") -> None:
-    """Where the body has all fields, one in the query would have no effect."""
+    """Refuse any query, where only the body is read and a field in the query would have no effect."""
     for name in request.query_params:
         raise InvalidRequest.field(name[:40], message)

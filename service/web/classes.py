@@ -1,4 +1,4 @@
-"""What an image shall show: a class by its name or index, or a mixture of up to four, as text or as JSON."""
+"""Parse the class of an image: a name, an index, or a mixture of up to four classes, as text or as JSON."""
 
 import json
 import math
@@ -21,10 +21,10 @@ ONE = 'the name of a class, its index as a whole number, or a mixture such as {"
 
 
 def check_shape(value: Any, several: bool = True) -> Any:
-    """The value, if it is a Choice, or if several may be given, a list of them.
+    """Return the value if it is a Choice, or with `several` a list of them.
 
     Raises:
-        ValueError: in a sentence.
+        ValueError: it is neither; the message is meant for the client.
     """
     kind = Choice | list[Choice] | None if several else Choice | None
     try:
@@ -35,12 +35,16 @@ def check_shape(value: Any, several: bool = True) -> Any:
 
 @lru_cache(maxsize=64)
 def _labels(names: tuple[str, ...]) -> dict[str, int]:
-    """By their keys, which no two classes share."""
+    """Class indices by normalised name; no two classes of a model share one."""
     return {class_key(name): label for label, name in enumerate(names)}
 
 
 def find_class(card: ModelCard, value: str | int | None, field: str = "class") -> int:
-    """A number is an index. Text is a name, which may consist of digits, and an index where it is no name."""
+    """Class index. A number is an index. Text is a name; digits that are no class's name are an index.
+
+    Raises:
+        InvalidRequest: there is no such class.
+    """
     names = _labels(tuple(card.class_names))
     wanted = f"one of {', '.join(card.class_names[:20])}" + (", ..." if len(names) > 20 else "")
     wanted += f", or an index from 0 to {len(names) - 1}"
@@ -57,7 +61,11 @@ def find_class(card: ModelCard, value: str | int | None, field: str = "class") -
 
 
 def find_mixture(card: ModelCard, value: Any, field: str = "class") -> Mixture:
-    """Of one class or several; value is a Choice, or text that says one."""
+    """The mixture of a Choice, or of text that contains one; one class has weight 1.
+
+    Raises:
+        InvalidRequest: names the field and what is allowed.
+    """
     value = _read(card, value, field)
     if isinstance(value, list):
         raise InvalidRequest.field(field, f"must be {ONE}, and not a list")
@@ -68,10 +76,13 @@ def find_mixture(card: ModelCard, value: Any, field: str = "class") -> Mixture:
 
 
 def find_mixtures(card: ModelCard, value: Any, most: float) -> tuple[list[Mixture], bool]:
-    """Of the field class: one for all images, or one for each, and which of both it is.
+    """Mixtures of the field class: one for all images, or one for each; the bool is true for the latter.
 
     Args:
-        most: images of a request.
+        most: limit on the images of a request.
+
+    Raises:
+        InvalidRequest: names the field and what is allowed.
     """
     value = _read(card, value, "class")
     if not isinstance(value, list):
@@ -82,7 +93,7 @@ def find_mixtures(card: ModelCard, value: Any, most: float) -> tuple[list[Mixtur
 
 
 def blend(first: Mixture, last: Mixture, part: float) -> Mixture:
-    """On the way from one mixture to another; its ends are these."""
+    """Interpolate linearly from `first` (part 0) to `last` (part 1)."""
     if part in (0, 1):
         return last if part else first
     weights = {label: (1 - part) * weight for label, weight in first}
@@ -92,7 +103,7 @@ def blend(first: Mixture, last: Mixture, part: float) -> Mixture:
 
 
 def told(card: ModelCard, mixture: Mixture) -> str:
-    """As the field class has it; "" for no class."""
+    """The mixture as text that the field class accepts; "" for no class."""
     if len(mixture) == 1:
         return card.class_name(mixture[0][0]) or ""
     names = [(card.class_names[label], weight) for label, weight in mixture]
@@ -107,7 +118,7 @@ def _is_name(card: ModelCard, text: str) -> bool:
 
 
 def _read(card: ModelCard, value: Any, field: str) -> Any:
-    """Text that is no name but says a mixture or a list, as what it says; all else as it is."""
+    """Parse text that contains a mixture or a list; return class names and all other values unchanged."""
     if not isinstance(value, str) or _is_name(card, value):
         return value
     if value.lstrip()[:1] in ("{", "["):
@@ -119,7 +130,7 @@ def _read(card: ModelCard, value: Any, field: str) -> Any:
 
 
 def _weights(text: str, field: str) -> Weights:
-    """Of a mixture in text, such as 3:0.5,8:0.5."""
+    """Parse a mixture in text, such as 3:0.5,8:0.5."""
     weights: Weights = {}
     for part in text.split(","):
         name, colon, weight = part.rpartition(":")
@@ -146,7 +157,7 @@ def _check_count(weights: Sized, field: str, how: str = "") -> None:
 
 
 def _checked(weights: dict[int, float], field: str, how: str = "") -> Mixture:
-    """With weights that sum up to 1; those that do stay as they are, so that a recipe gives the same again."""
+    """Normalise weights to the sum 1. If it is 1 already, keep their bits, so that a recipe repeats its image."""
     _check_count(weights, field, how)
     total = sum(weights.values())
     factor = 1.0 if math.isclose(total, 1.0, rel_tol=1e-9) else total

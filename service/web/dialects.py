@@ -1,6 +1,6 @@
-"""How the three APIs say an error: RFC 9457 on the own one, OpenAI's object under /v1, Open Inference's under /v2.
+"""Error bodies of the three APIs: OpenAI's under /v1, Open Inference's under /v2, RFC 9457 elsewhere.
 
-The path decides, so that what goes wrong before any route is found is said in the caller's dialect, too.
+The path decides, so that an error before routing has the caller's format, too.
 """
 
 from collections.abc import Mapping
@@ -113,7 +113,7 @@ def dialect_of(path: str) -> Dialect:
 
 
 def answer(scope: Scope | Request, error: ServiceError) -> Response:
-    """The response that says the error to whoever sent the request."""
+    """The error's response, in the dialect of the request's path."""
     facts: Mapping[str, Any] = scope.scope if isinstance(scope, Request) else scope
     dialect = dialect_of(facts["path"])
     body = dialect.say(error, facts.get("request_id", ""))
@@ -136,7 +136,7 @@ def install(app: FastAPI, fields: Fields) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        """Its router raises 404 and 405; the routes raise ServiceErrors."""
+        """FastAPI's router raises only 404 and 405; this service's routes raise ServiceErrors."""
         if error.status_code != 405:
             return answer(request, NotFound("there is nothing at this path: see /openapi.json"))
         methods = _allowed_methods(app, request.scope["path"])
@@ -146,7 +146,7 @@ def install(app: FastAPI, fields: Fields) -> None:
 
 
 def _allowed_methods(app: FastAPI, path: str) -> list[str]:
-    """Of all routes of a path; Starlette's Allow names those of the first one."""
+    """Methods of all routes at a path; Starlette's Allow header names only the first route's."""
     found = {
         m for route in iter_route_contexts(app.routes) if route.path_regex.match(path) for m in route.methods or ()
     }
@@ -156,16 +156,16 @@ def _allowed_methods(app: FastAPI, path: str) -> list[str]:
 
 
 def invalid(items: Any, fields: Fields) -> InvalidRequest:
-    """What pydantic found wrong, one field error an item.
+    """Turn pydantic's errors into one InvalidRequest, with a field error for each item.
 
     Args:
         items: as ValidationError.errors() lists them.
-        fields: of the API, to say what is allowed.
+        fields: names and limits of the API, for the messages.
     """
     return InvalidRequest.of([_field_error(item, fields) for item in items])
 
 
-# pydantic's error types begin with the type that it wanted: int_parsing, int_type, int_from_float, ...
+# pydantic's error types begin with the expected type: int_parsing, int_type, int_from_float, ...
 KINDS = {
     "int": "a whole number",
     "float": "a number",

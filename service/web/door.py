@@ -1,4 +1,4 @@
-"""Where connections come in: a worker that has its share of them leaves the next ones to the others."""
+"""Accept connections, balanced over workers: one that has its share leaves the next ones to the others."""
 
 import asyncio
 import logging
@@ -12,12 +12,12 @@ PATIENCE = 0.1  # seconds for another worker to take a connection
 
 
 class Door:
-    """A server in asyncio's sense; the event loop's own can neither be paused nor told whom to leave alone.
+    """Accepts connections in place of asyncio's Server, which cannot pause accepting.
 
     Args:
         listeners: shared with the other workers; the supervisor has called listen.
-        protocol: makes one for a connection.
-        is_crowded: whether this worker, with so many connections more, has enough.
+        protocol: makes the protocol of a connection.
+        is_crowded: gets the connections being accepted; whether this worker then has more than its share.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Door:
         self._loop.call_later(PATIENCE, self._resume, listener)
 
     def _resume(self, listener: socket.socket) -> None:
-        """Take one, if there still is one: the others are dead or busy."""
+        """Accept a connection that no other worker has taken meanwhile, even when crowded."""
         if listener in self._listeners:
             self._loop.add_reader(listener, self._look, listener)
             self._take(listener)

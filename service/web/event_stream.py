@@ -1,4 +1,4 @@
-"""Pictures on their way, as server-sent events with the names and fields of the OpenAI Images API."""
+"""Previews and images as server-sent events, with the names and fields of the OpenAI Images API."""
 
 import asyncio
 import json
@@ -26,9 +26,7 @@ EVENT_SCHEMA = {  # of one event, as OpenAPI documents a stream
     "type": "object",
     "required": ["event", "data"],
     "properties": {
-        "event": {
-            "enum": [*(f"image_{kind}.{state}" for kind in ("generation", "edit") for state in STATES), "error"]
-        },
+        "event": {"enum": [*NAMES, "error"]},
         "data": {"type": "string", "contentMediaType": "application/json"},
     },
 }
@@ -38,7 +36,7 @@ NO_TOKENS = {  # OpenAI's clients expect the field
     "output_tokens": 0,
     "total_tokens": 0,
 }
-REFUSAL_SECONDS = 1.0  # the engine refuses within a step: so long an answer may wait for its status
+REFUSAL_SECONDS = 1.0  # the status waits so long for a refusal, which the engine sends within a step
 KEEP_ALIVE_SECONDS = 15.0  # between two comments, so that no proxy takes a long queue for a dead connection
 
 Updates = AsyncGenerator[Shown[list[str]] | Generated[list[str]]]  # pictures in base64
@@ -52,7 +50,7 @@ async def picture_events(
 
     Args:
         form: png, webp or jpeg.
-        kind: with which the names of the events begin.
+        kind: prefix of the event names: image_generation or image_edit.
     """
     shown = Counter[int]()
     async for update in updates:
@@ -68,13 +66,17 @@ async def picture_events(
 
 
 def _event(name: str, index: int, picture: str, job: Job, form: str, **more: Any) -> Event:
-    openai = {"background": "opaque", "created_at": int(time.time())}  # its clients expect them
+    openai = {"background": "opaque", "created_at": int(time.time())}  # OpenAI's clients expect them
     own = {"image_index": index, "seed": job.params.seeds[index], "steps": job.params.num_steps}
     return name, {"type": name, "b64_json": picture, "output_format": form, "size": job.size} | openai | own | more
 
 
 async def open_stream(events: AsyncGenerator[Event], headers: dict[str, str]) -> "EventStream":
-    """Start the work; a refusal is raised as it is, as long as the answer can still have its status."""
+    """Start the work, and wait REFUSAL_SECONDS before status 200 is sent.
+
+    Raises:
+        ServiceError: the request was refused within that time, so the answer can have the error's status.
+    """
     first = asyncio.ensure_future(anext(events))
     try:
         await asyncio.wait({first}, timeout=REFUSAL_SECONDS)
@@ -87,7 +89,7 @@ async def open_stream(events: AsyncGenerator[Event], headers: dict[str, str]) ->
 
 
 class EventStream(Response):
-    """The rest of the events. Leaving clients end the work; an error from here on is an event of its own.
+    """Sends all events. A disconnect cancels the work; a later error is sent as an event named error.
 
     Args:
         first: the next event, already being waited for.
@@ -117,7 +119,7 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b""})
 
     def _take(self, scope: Scope) -> str | None:
-        """The event that has come; None after the last one."""
+        """The text of the event that is ready; None after the last one."""
         done = self._next
         self._next = asyncio.ensure_future(anext(self._events))
         try:
@@ -137,9 +139,9 @@ def _error_event(scope: Scope, error: ServiceError) -> Event:
 
 
 async def _abandon(pending: asyncio.Future[Event], events: AsyncGenerator[Event]) -> None:
-    """End the work, if it has not ended."""
+    """Cancel the work, if it has not ended."""
     pending.cancel()
     await asyncio.wait({pending})
     if not pending.cancelled():
-        pending.exception()  # looked at, or asyncio complains that nobody did
+        pending.exception()  # retrieved, or asyncio logs "exception was never retrieved"
     await events.aclose()

@@ -35,10 +35,11 @@ from service.wire.async_engine import AsyncEngine, pixels
 from service.wire.messages import ModelCard, Preview, RequestOutput
 
 T = TypeVar("T")
-# Of files that come, or of pixels that leave: 3 KiB take 20 us as PNG, at most 1 ms as webp; 15 KiB can take 9.
+# Uploads and pixels up to this size are handled on the event loop, larger ones in a thread.
+# 3 KiB of pixels take 20 us as PNG and at most 1 ms as webp; 15 KiB can take 9 ms.
 INLINE_BYTES = 4 * 1024
-HOPELESS = 0.5  # of the measured time of a request's steps: the measured ones may be slow, but not that slow
-Encode = Callable[[list[np.ndarray]], T]  # images [H, W, C] uint8 to whatever an API sends; may run in a thread
+HOPELESS = 0.5  # share of the measured step times that a deadline must leave; they may be too high, but not twofold
+Encode = Callable[[list[np.ndarray]], T]  # images [H, W, C] uint8 to what an API sends; may run in a thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +64,13 @@ class Generated(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Generator:
-    """What the routes generate with."""
+    """Checks requests, sends them to the engine and encodes its images, for all routes."""
 
     engine: AsyncEngine
     metrics: Metrics
     settings: Settings
     names: tuple[str, ...]  # of the models
-    spans: Spans = Spans()  # forgets
+    spans: Spans = Spans()  # without a provider: records nothing
     version: str = "none"  # of this service
     room: Room = field(default_factory=Room)  # for trajectories and animations
 
@@ -81,20 +82,21 @@ class Generator:
         """Why the engine counts as dead; "" while it lives, warms up or drains."""
         if self.engine.gone or self.engine.board.state in ("stopped", "dead"):
             return "the engine has stopped"
-        if self.engine.board.state == "starting":  # it reads checkpoints, for as long as that takes
+        if self.engine.board.state == "starting":  # reading checkpoints has no time limit
             return ""
         silent = time.monotonic() - self.engine.board.heartbeat
         return f"the engine has been silent for {silent:.0f} s" if silent > self.settings.heartbeat_seconds else ""
 
     def unreadiness(self) -> str:
-        """Why it would refuse all work now; "" when all models are warm."""
+        """Why the engine would refuse all work now; "" when all models are warm."""
         return "" if self.engine.is_ready else "warming up or shutting down"
 
     def card(self, model: str | None) -> ModelCard:
-        """What the engine has told about a model.
+        """The model's card, as the engine has sent it.
 
         Raises:
-            InvalidRequest, UnknownModel: no model is named, or there is none of that name.
+            InvalidRequest: model is None.
+            UnknownModel: there is no model of that name.
             Unavailable: the engine still reads the checkpoints.
         """
         names = ", ".join(self.names)
@@ -121,12 +123,13 @@ class Generator:
         Args:
             labels: class index of each image, instead of fields.class_ for all.
             seeds: of each image, instead of those that follow from fields.seed.
-            timeout: in seconds, instead of fields.deadline_ms.
-            transparent: image and mask say by transparency what may change.
-            known: what read_known makes of the two, if they have been read.
+            timeout: in seconds; fields.deadline_ms has precedence.
+            transparent: what may change is marked by transparency in the image or mask, not by white in the mask.
+            known: the result of read_known, if image and mask have been read.
 
         Raises:
-            UnknownModel, InvalidRequest: what is wrong, and what is allowed.
+            UnknownModel, InvalidRequest: names the field and what is allowed.
+            Unavailable: the engine still reads the checkpoints.
         """
         card = self.card(fields.model)
         params = resolve(card, self.engine.spacings, fields, self.limits, labels, seeds, transparent, known)
@@ -137,9 +140,9 @@ class Generator:
         return Job(params, card, f"Stepwise {self.version}", timeout)
 
     async def admit(self, fields: GenerateFields, transparent: bool = False) -> Job:
-        """resolve. Large files are read in a thread before it: one of 64 KiB can hold 64 MiB of compressed text.
+        """As resolve, but decode large files in a thread first: one of 64 KiB can hold 64 MiB of compressed text.
 
-        All else is checked behind that in one turn of the event loop, against the version that serves then.
+        All else is checked after that in one turn of the event loop, against the model version that serves then.
         """
         known, size = None, len(fields.image or b"") + len(fields.mask or b"")
         if fields.image is not None and size > INLINE_BYTES:
@@ -148,8 +151,8 @@ class Generator:
         return self.resolve(fields, transparent=transparent, known=known)
 
     def etag(self, job: Job, form: str) -> str:
-        """Names the bytes of a deterministic answer, which depend on nothing else; "" while the model warms up."""
-        card = self.card(job.params.model)  # as it is now
+        """ETag of a deterministic answer: a hash of all that its bytes depend on; "" while the model warms up."""
+        card = self.card(job.params.model)  # the current one: a swap may have replaced job.card
         if not card.repeats_itself:
             return ""
         build = (self.version, np.__version__, PIL.__version__, card.build, card.device, card.dtype)
@@ -157,11 +160,11 @@ class Generator:
         return f'"{sha256(repr(facts).encode()).hexdigest()[:32]}"'
 
     def generate(self, job: Job, encode: Encode[T]) -> Coroutine[Any, Any, Generated[T]]:
-        """Run a request to its encoded answer; raises as stream does."""
+        """Run a request and return its encoded answer; raises as stream does."""
         return _last(self.stream(job, encode))
 
     def record(self, job: Job, recorder: Recorder) -> Coroutine[Any, Any, Generated[bytes]]:
-        """Run a request to the file of all its steps; raises as stream does."""
+        """Run a request and return the file of all its steps; raises as stream does."""
         return _last(self.stream(job, recorder.encode, recorder.num_previews, recorder=recorder))
 
     def stream(
@@ -172,23 +175,23 @@ class Generator:
         encode_preview: Encode[T] | None = None,
         recorder: Recorder | None = None,
     ) -> AsyncGenerator[Shown[T] | Generated[T]]:
-        """Run a request, yield its previews and then its answer, and count it by its end.
+        """Run a request, yield its previews and then its answer, and count its outcome in the metrics.
 
         Args:
-            encode_preview: of one image; default: encode.
-            recorder: takes all that comes before the answer, and nothing of it is yielded.
+            encode_preview: encodes one image; default: encode.
+            recorder: takes all updates before the answer; none of them is yielded.
 
         Raises:
-            DeadlineUnreachable: at once, no device that is idle could meet it.
-            ServiceError: while it runs, the engine's refusals.
+            DeadlineUnreachable: at once, if not even an idle device could meet the deadline.
+            ServiceError: the engine refused the request, or failed while it ran.
         """
         params = job.params
         logs.note(model=params.model, steps=params.num_steps, n=len(params.seeds))
         needed = params.num_steps * min(job.card.step_seconds.values(), default=0.0)
         if job.deadline_seconds is not None and job.deadline_seconds < HOPELESS * needed:
-            # Here rather than in the engine, which has better things to do than to answer a flood.
+            # Refused here, so that a flood of such requests costs the engine no time.
             text = f"deadline_ms: the deadline cannot be met: at least {1000 * needed:.0f} ms are needed"
-            refusal = DeadlineUnreachable(text)  # without a time to come back: it would be refused then, too
+            refusal = DeadlineUnreachable(text)  # no retry_after: a retry would be refused, too
             self.count_end(params.model, refusal)
             raise refusal
         return self._run(job, encode, num_previews, encode_preview or encode, recorder)
@@ -214,7 +217,7 @@ class Generator:
                         result = await encoded(encode_preview, [pixels(update)])
                         yield Shown(result, update.index, update.step, update.forward)
         except InvalidRequest:
-            raise  # counts in no metric, as every request that is invalid
+            raise  # invalid requests count in no metric
         except BaseException as error:
             self.count_end(job.params.model, error)
             raise
@@ -240,7 +243,7 @@ class Generator:
         return Generated(result, job, timings, output.forwards)
 
     def count_end(self, model: str, error: BaseException) -> None:
-        """Of a request without images."""
+        """Count the outcome of a request that got no images, by its error."""
         match error:
             case Refused():
                 outcome = "rejected"
@@ -264,6 +267,6 @@ async def _last(updates: AsyncGenerator[Shown[T] | Generated[T]]) -> Generated[T
 
 
 async def encoded(encode: Encode[T], images: list[np.ndarray]) -> T:
-    """In a thread where that costs less than it holds up the others."""
+    """Encode small images on the event loop, larger ones in a thread, so that other requests do not wait."""
     small = sum(image.nbytes for image in images) <= INLINE_BYTES
     return encode(images) if small else await asyncio.to_thread(encode, images)

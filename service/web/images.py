@@ -1,4 +1,4 @@
-"""Pixels to bytes. Small pictures are encoded on the event loop, others in a thread; see generation.py."""
+"""Encode pixels as files. generation.py decides whether that runs on the event loop or in a thread."""
 
 import base64
 import io
@@ -21,7 +21,8 @@ MEDIA_TYPES = {
     "json": "application/json",
     **ANIMATIONS,
 }
-ANIMATION_MS, FRAME_MS, LAST_MS = 3000, (40, 250), 1500  # of all frames; of one, at least and at most; of the last
+# Milliseconds: of all frames together, the least and the most of one frame, and of the last frame.
+ANIMATION_MS, FRAME_MS, LAST_MS = 3000, (40, 250), 1500
 
 
 def encode(
@@ -62,15 +63,15 @@ def encode_base64(
     texts: Sequence[Mapping[str, str]] | None = None,
     quality: int | None = None,
 ) -> list[str]:
-    """Each image by itself in base64, as JSON answers and events carry it; texts has one for each."""
+    """Encode each image by itself, in base64, for JSON answers and events; texts: one mapping an image."""
     pairs = zip(images, texts or [{}] * len(images), strict=True)
     return [base64.b64encode(encode([image], form, text, quality)).decode() for image, text in pairs]
 
 
 def write_png(sheet: np.ndarray, text: Mapping[str, str], animation: Sequence[bytes] = ()) -> bytes:
-    """A PNG without filters at zlib's fastest level: of digits 2 to 3 % larger than Pillow's, three times as fast.
+    """A PNG without row filters at zlib's fastest level: for digits 2 to 3 % larger than Pillow's, but 3 x as fast.
 
-    sheet: [H, W, C] uint8. animation: chunks, of which the first stands before the picture.
+    sheet: [H, W, C] uint8. animation: chunks; the first one is written before the image data, the others after it.
     https://www.w3.org/TR/png-3/
     """
     height, width, channels = sheet.shape
@@ -81,9 +82,9 @@ def write_png(sheet: np.ndarray, text: Mapping[str, str], animation: Sequence[by
 
 
 def encode_animation(sheets: list[np.ndarray], form: str, text: Mapping[str, str]) -> bytes:
-    """Pictures [H, W, C] uint8 one after the other, for ever, without loss; the last one stays longer.
+    """A lossless animation of pictures [H, W, C] uint8 that loops for ever; the last one is shown longer.
 
-    A program that knows no APNG shows the last picture, and so do those that make thumbnails.
+    Programs without APNG support, and thumbnails, show the last picture.
 
     Args:
         form: apng or webp-animation.
@@ -101,7 +102,7 @@ def encode_animation(sheets: list[np.ndarray], form: str, text: Mapping[str, str
 
 
 def _animation_chunks(sheets: list[np.ndarray], milliseconds: list[int]) -> Iterator[bytes]:
-    """acTL, then two chunks a frame, which are numbered; each frame is a whole picture."""
+    """The acTL chunk, then fcTL and fdAT of each frame, with sequence numbers; each frame is a whole picture."""
     yield _chunk(b"acTL", struct.pack(">2I", len(sheets), 0))
     for number, (sheet, shown) in enumerate(zip(sheets, milliseconds, strict=True)):
         height, width, _ = sheet.shape
@@ -111,7 +112,7 @@ def _animation_chunks(sheets: list[np.ndarray], milliseconds: list[int]) -> Iter
 
 def _compressed(sheet: np.ndarray) -> bytes:
     height, width, channels = sheet.shape
-    rows = np.zeros((height, 1 + width * channels), np.uint8)  # each begins with the number of its filter
+    rows = np.zeros((height, 1 + width * channels), np.uint8)  # first byte of a row: filter type 0, none
     rows[:, 1:] = sheet.reshape(height, -1)
     return zlib.compress(rows.tobytes(), 1)
 
@@ -121,7 +122,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def _text_chunk(key: str, value: str) -> bytes:
-    """tEXt; iTXt, which holds UTF-8, where a value does not fit into Latin-1."""
+    """A tEXt chunk, or iTXt in UTF-8 if the value does not fit into Latin-1."""
     name = key.encode("latin-1") + b"\0"
     try:
         return _chunk(b"tEXt", name + value.encode("latin-1"))
@@ -130,7 +131,10 @@ def _text_chunk(key: str, value: str) -> bytes:
 
 
 def grid(images: list[np.ndarray], columns: int | None = None) -> np.ndarray:
-    """Row by row into the smallest near-square grid, or so many columns; cells that are left over stay black."""
+    """Place images [H, W, C] row by row in one [rows * H, columns * W, C]; unused cells stay black.
+
+    columns: default: those of the smallest near-square grid.
+    """
     columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     height, width, channels = images[0].shape

@@ -1,4 +1,4 @@
-"""What this service is made of: models, versions, and the settings that are in force."""
+"""The models, package versions and settings of this service, for /models and /info."""
 
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
@@ -16,7 +16,7 @@ PACKAGES = (PROJECT, "torch", "triton", "openvino", "fastapi", "starlette", "uvi
 
 
 def describe_service(engine: AsyncEngine, settings: Settings) -> ServiceInfo:
-    """No secret is in it: the value of an API key is masked wherever it is printed."""
+    """The answer of /info. It has no secrets: pydantic masks the values of API keys."""
     warm = [card for card in engine.cards.values() if card.max_rows is not None]
     return ServiceInfo(
         versions={"python": python_version()} | {name: version(name) for name in PACKAGES},
@@ -31,7 +31,7 @@ def describe_service(engine: AsyncEngine, settings: Settings) -> ServiceInfo:
 
 
 def version(package: str) -> str:
-    """ "none" where it is not installed, as in a checkout that is run in place."""
+    """The installed version, or "none", as for this project in a checkout that is run in place."""
     try:
         return installed_version(package)
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""A request that was checked: what the routes and the generator hand each other."""
+"""A request after validation, as the routes pass it to the generator."""
 
 import json
 from dataclasses import dataclass, replace
@@ -9,16 +9,16 @@ from service.wire.messages import ModelCard, SamplingParams
 
 MAX_SEEDS_TOLD = 16  # in a header and in a PNG: 272 characters, which every proxy and client takes
 
-MAX_COLUMNS = 16  # of a way, so that a WebP of 16,383 pixels holds images of 1,023
+MAX_COLUMNS = 16  # of an interpolation's grid: WebP has at most 16,383 pixels a side, so images up to 1,023 fit
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What to draw, the model as it was known then, and when the client gives up.
+    """The sampling parameters, the model's card at validation, and the deadline.
 
     Args:
         software: name and version of this service, for the recipe in a PNG.
-        deadline_seconds: after the arrival, None for never.
+        deadline_seconds: from the arrival of the request; None for no deadline.
     """
 
     params: SamplingParams
@@ -33,14 +33,14 @@ class Job:
 
     @property
     def seeds(self) -> str:
-        """Those of the first images; with n, the first one gives all of them again."""
+        """Seeds of the first MAX_SEEDS_TOLD images; the first seed and n are enough to repeat a request."""
         return ",".join(str(seed) for seed in self.params.seeds[:MAX_SEEDS_TOLD])
 
     @property
     def recipe(self) -> dict[str, str]:
-        """What a PNG says about itself: fields of /generate that make it again, and the weights that made it.
+        """Text of a PNG: the fields of /generate that repeat it, the hash of the weights, the version.
 
-        Of an image and a mask it has the hashes of their pixels.
+        An image and a mask are recorded as the SHA-256 of their pixels.
         """
         card, params = self.card, self.params
         low, high = params.guidance_interval
@@ -68,16 +68,16 @@ class Job:
 
     @property
     def recipes(self) -> list[dict[str, str]]:
-        """The same for each image by itself."""
+        """A recipe for each image by itself."""
         return [replace(self, params=self.params.alone(index)).recipe for index in range(len(self.params.seeds))]
 
     def class_text(self, index: int) -> str:
-        """Of an image, as the field class has it; "" where it has none."""
+        """The class of an image, as the field class takes it; "" if it has none."""
         return told(self.card, self.params.mixture(index))
 
     @property
     def classes_and_seeds(self) -> dict[str, str]:
-        """Fields of /generate, those that are needed."""
+        """The fields of /generate for classes and seeds that repeat this request, as text."""
         params, count = self.params, len(self.params.seeds)
         texts = [self.class_text(index) for index in range(count)]
         same = "class" in params.leads or len(set(texts)) == 1
@@ -95,5 +95,5 @@ class Job:
 
     @property
     def columns(self) -> int | None:
-        """Of a picture of several images: a way lies in rows, all else in a square."""
+        """Columns of the grid of images: interpolations fill rows; None, a near-square grid, for all else."""
         return min(len(self.params.seeds), MAX_COLUMNS) if self.params.leads else None

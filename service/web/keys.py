@@ -1,4 +1,4 @@
-"""API keys: who may ask, how often, and how much at once. Keys are secrets; their names go to logs and metrics."""
+"""API keys with a rate and a concurrency limit. Keys are secrets; their names go to logs and metrics."""
 
 import hmac
 import logging
@@ -17,20 +17,23 @@ logger = logging.getLogger(__name__)
 
 ADMIN_FOLDER = "/admin/"
 ADMIN_NAME = "admin"  # of its key in the log
-NEWEST = 0.2  # share of the newest request in the mean duration
+NEWEST = 0.2  # weight of the newest request in the moving average of durations
 
 
 class Account:
-    """What one key has used up, in all processes together. Times are in seconds, on the clock of its ring."""
+    """Usage of one key, summed over all processes. Times are in seconds, on the KeyRing's clock."""
 
     def __init__(self, name: str, quota: ApiKey, board: Board, row: Row):
         self.name, self.quota, self._board, self._row = name, quota, board, row
         places = board.layout.places
         self._tokens, self._in_flight = places["tokens", name], places["in_flight", name]
-        self.mean_seconds = 0.0  # of a request in this process, as far as known
+        self.mean_seconds = 0.0  # moving average duration of a request in this process; 0 before the first
 
     def enter(self, now: float) -> tuple[str, float]:
-        """Let a request in; or else which limit forbids it, and the seconds until it may come again."""
+        """Admit a request if the limits allow it.
+
+        Returns "accepted" and 0, or the limit that is exceeded ("concurrency", "rate") and the seconds to wait.
+        """
         with self._board.locked(self._tokens) as shared:
             if wait := self._wait_for_slot():
                 return "concurrency", wait
@@ -40,12 +43,12 @@ class Account:
         return "accepted", 0.0
 
     def leave(self, seconds: float) -> None:
-        """A request has ended; it took so long."""
+        """Free the slot of a request that took `seconds`."""
         self._row.hold(self.name, -1)
         self.mean_seconds += (seconds - self.mean_seconds) * (NEWEST if self.mean_seconds else 1)
 
     def _take_token(self, shared: "memoryview[float]", now: float) -> float:
-        """Seconds until the rate allows a request; 0 took its token."""
+        """Take a token and return 0, or return the seconds until the bucket has one."""
         rate = self.quota.requests_per_second
         if rate is None:
             return 0.0
@@ -56,14 +59,14 @@ class Account:
         return wait
 
     def _wait_for_slot(self) -> float:
-        """Seconds until one of the open requests has probably ended; 0 is now."""
+        """Expected seconds until one of the open requests ends; 0 if a slot is free now."""
         limit = self.quota.concurrency
         if limit is None or self._board.total(self._in_flight) < limit:
             return 0.0
         return max(1.0, self.mean_seconds / limit)
 
     def limit(self, outcome: str) -> str:
-        """In words."""
+        """The exceeded limit in words; outcome: "rate" or "concurrency"."""
         if outcome == "rate":
             return f"{self.quota.requests_per_second:g} requests a second"
         return f"{self.quota.concurrency} requests at once"
@@ -77,8 +80,8 @@ class KeyRing:
     """All keys, as SHA-256 digests to compare with, and their accounts.
 
     Args:
-        board, row: where all processes count, and this one's row.
-        clock: seconds that never go back, and that all processes share.
+        board, row: shared counters of all processes, and this process's row.
+        clock: monotonic seconds, the same in all processes.
     """
 
     def __init__(
@@ -91,7 +94,7 @@ class KeyRing:
         ]
 
     def admit(self, headers: Iterable[tuple[bytes, bytes]]) -> "Visit":
-        """Let a request in; it holds its place until its visit ends.
+        """Admit a request; it holds its slot until end() of the Visit is called.
 
         Raises:
             Unauthorized: no key, or one that is not ours.
@@ -111,7 +114,7 @@ class KeyRing:
         return Visit(account, now, self._clock)
 
     def _find(self, headers: Iterable[tuple[bytes, bytes]]) -> Account | None:
-        """Every key is compared, whatever the ones before it were, so that time tells nothing."""
+        """Compare with every key, also after a match, so that the duration leaks nothing."""
         found = None
         for given in presented(headers):
             digest = sha256(given).digest()
@@ -133,7 +136,7 @@ class Visit:
 
 
 class AdminMiddleware:
-    """401 under ADMIN_FOLDER without the admin's key, which opens nothing else."""
+    """Answers 401 under ADMIN_FOLDER without the admin's key, which is valid for no other path."""
 
     def __init__(self, app: ASGIApp, key: str):
         self.app, self._digest = app, sha256(key.encode()).digest()
@@ -148,7 +151,7 @@ class AdminMiddleware:
 
 
 def presented(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
-    """The keys that a request carries: none, one, or two where both headers are used."""
+    """The keys in a request's headers: none, one, or two if both headers are used."""
     given = dict(headers)
     scheme, _, token = given.get(b"authorization", b"").partition(b" ")
     keys = [token.strip()] if scheme.lower() == b"bearer" else []

@@ -1,4 +1,4 @@
-"""The wait for an answer, and the client that leaves meanwhile."""
+"""Cancel the work on a request when its client disconnects."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -26,7 +26,7 @@ async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) ->
     try:
         return await work
     except asyncio.CancelledError as error:
-        if left and task.uncancel() == 0:  # else someone else wants the end of it
+        if left and task.uncancel() == 0:  # otherwise the task was cancelled from elsewhere, too
             raise ClientGone from error
         raise
     finally:

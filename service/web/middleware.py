@@ -1,4 +1,4 @@
-"""What surrounds every request: its name, its key, and limits on its query and body."""
+"""ASGI middleware around every request: request id, API key, errors, limits on query and body."""
 
 import asyncio
 import logging
@@ -37,13 +37,13 @@ CLIENT_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 MAX_BODY = 64 * 1024  # bytes; a request without files needs a few hundred
 MAX_FILES_BODY = 12 * 1024 * 1024  # two files of uploads.MAX_FILE in base64, and the rest
 FILES_PATHS = ("/generate", "/v1/images/edits", "/v1/images/variations")
-MAX_HELD = 32 * 1024 * 1024  # of a worker's bodies, as far as they are above MAX_BODY
+MAX_HELD = 32 * 1024 * 1024  # bytes above MAX_BODY, summed over the bodies that a worker holds
 MAX_QUERY = 4096  # bytes
-# Without a key: what a person or a probe opens first. Everything else needs one, also what is added later.
+# Paths that need no key: the page and the probes. All others need one, also routes that are added later.
 OPEN_PATHS = HEALTH_PATHS | {"/", "/favicon.ico", "/openapi.json"}
 OPEN_FOLDERS = ("/static/", "/v2/health/")
 CORS_METHODS = ["GET", "HEAD", "POST"]
-CORS_READ = [  # every header of an answer that a page's script may want and that browsers hide
+CORS_READ = [  # headers of answers that scripts of other origins may read; browsers hide them by default
     "Accept-Encoding", "Allow", "Content-Disposition", "ETag", "Inference-Header-Content-Length", "Retry-After",
     "Retry-After-Ms", "Server-Timing", "WWW-Authenticate", "X-Request-Id", "X-Seed", "X-Simulated",
 ]  # fmt: skip
@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 
 def install(app: FastAPI, settings: Settings, metrics: Metrics, provider: "TracerProvider | None" = None) -> None:
-    """Surround the application; from the inside out, as add_middleware has it."""
+    """Add all middleware, the innermost first, because add_middleware wraps what is there already."""
     app.add_middleware(LimitMiddleware, body_seconds=settings.body_seconds)
     if settings.api_keys:
         app.add_middleware(KeyMiddleware, ring=KeyRing(settings.api_keys, metrics.board, metrics.row))
@@ -64,8 +64,8 @@ def install(app: FastAPI, settings: Settings, metrics: Metrics, provider: "Trace
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=CORS_METHODS,
-            # Whatever is asked for: SDKs send headers of their own (x-stainless-*), tracers add traceparent, and no
-            # cookie of this service exists that a header could use.
+            # All headers: SDKs send their own (x-stainless-*), tracers add traceparent. It is safe, because this
+            # service uses no cookies.
             allow_headers=["*"],
             expose_headers=CORS_READ,
         )
@@ -75,9 +75,9 @@ def install(app: FastAPI, settings: Settings, metrics: Metrics, provider: "Trace
 
 
 class RequestIdMiddleware:
-    """Names every request; a client's own X-Request-Id is echoed when it is short and plain.
+    """Gives every request an id; a client's own X-Request-Id is kept if CLIENT_REQUEST_ID matches it.
 
-    It is the outermost one, and takes the server's start and end past all others, which see requests only.
+    It is the outermost middleware. It passes lifespan events to the router, so the others see requests only.
     """
 
     def __init__(self, app: ASGIApp):
@@ -90,7 +90,7 @@ class RequestIdMiddleware:
         given = dict(scope["headers"]).get(b"x-request-id", b"")
         request_id = given.decode() if CLIENT_REQUEST_ID.fullmatch(given) else uuid4().hex
         scope["request_id"] = request_id
-        logs.request_id.set(request_id)  # never reset: what the server logs after us is about this request, too
+        logs.request_id.set(request_id)  # never reset, so that uvicorn's later lines on this request have it, too
         line = logs.AccessLine(scope)
 
         async def named(message: Message) -> None:
@@ -108,9 +108,9 @@ class RequestIdMiddleware:
 
 
 class DirectMiddleware:
-    """Calls the endpoints that generate without FastAPI's layers, which take as long as all the rest of an answer.
+    """Calls the endpoints that generate directly: FastAPI's layers would take as long as all the rest of an answer.
 
-    FastAPI keeps these routes for its document and for other methods.
+    FastAPI keeps these routes for the OpenAPI document and to answer other methods with 405.
 
     Args:
         routes: by method and path; their endpoints take the request alone.
@@ -124,7 +124,7 @@ class DirectMiddleware:
         if route is None:
             await self.app(scope, receive, send)
             return
-        scope["route"] = route  # where FastAPI puts it, for traces
+        scope["route"] = route  # as FastAPI does, for traces
         response = await route.endpoint(Request(scope, receive))
         await response(scope, receive, send)
 
@@ -142,10 +142,10 @@ class HeadMiddleware:
 
 
 class ErrorMiddleware:
-    """Answers what the application raises: a ServiceError as it is, anything else with 500.
+    """Turns exceptions into answers: a ServiceError with its own status, anything else with 500.
 
     Starlette would do so outside of all middleware. Here the answer gets the CORS headers, without which a browser
-    reports a failed permission and hides the failure itself.
+    reports a CORS failure and hides the error itself.
     """
 
     def __init__(self, app: ASGIApp):
@@ -179,7 +179,7 @@ class KeyMiddleware:
         self.app, self.ring = app, ring
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if is_open(scope["path"]) or "key_name" in scope:  # let in by another key
+        if is_open(scope["path"]) or "key_name" in scope:  # AdminMiddleware has accepted the admin's key
             await self.app(scope, receive, send)
             return
         visit = self.ring.admit(scope["headers"])
@@ -195,10 +195,10 @@ def is_open(path: str) -> bool:
 
 
 class LimitMiddleware:
-    """414 for a long query, 413 for a large body, 408 for a slow one, 503 where large ones would fill the memory.
+    """Answers 414 to a long query, 413 to a large body, 408 to a slow one, 503 if large ones would fill the memory.
 
-    The body is read here, before the application runs, and the answer is the same whatever the application would
-    have done with it. What follows a refusal is thrown away by service/web/protocol.py.
+    The whole body is read here, before the application runs, so that every route has the same limits. After a
+    refusal service/web/protocol.py discards the rest of the body.
     """
 
     def __init__(self, app: ASGIApp, body_seconds: float):
@@ -211,17 +211,17 @@ class LimitMiddleware:
         body = bytearray()
         try:
             await self._read(receive, body, limit)
-            with ExitStack() as scope["at_end"]:  # of the answer: what a route holds until then
+            with ExitStack() as scope["at_end"]:  # routes add contexts that end with the answer
                 await self.app(scope, _replay(bytes(body), receive), send)
         finally:
             self._held -= _beyond(body)
 
     async def _read(self, receive: Receive, body: bytearray, limit: int) -> None:
-        """Fill body, and count what it holds.
+        """Read into body, and add its bytes above MAX_BODY to self._held.
 
         Raises:
-            BodyTooLarge, Unavailable, RequestTimeout: as soon as that is known.
-            ClientGone: it will not be complete.
+            BodyTooLarge, Unavailable, RequestTimeout: as soon as the limit is exceeded.
+            ClientGone: the client left before the body was complete.
         """
         try:
             async with asyncio.timeout(self.body_seconds):
@@ -246,7 +246,7 @@ def _beyond(body: bytearray) -> int:
 
 
 def _check_head(scope: Scope, limit: int) -> None:
-    """h11 counts only heads that are not complete yet.
+    """Check the head's size here, because h11 limits only incomplete heads.
 
     Raises:
         UriTooLong, HeadersTooLarge, BodyTooLarge: before the body is read.
@@ -266,7 +266,7 @@ def _too_large(limit: int) -> BodyTooLarge:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """The body as one message, then what really comes."""
+    """A receive function that returns the body as one message, then the messages of `receive`."""
     waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replayed() -> Message:

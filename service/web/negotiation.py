@@ -1,4 +1,4 @@
-"""Which format an answer has: the Accept header against what the service can make (RFC 9110, section 12.5.1)."""
+"""Choose the format of an answer by the Accept header (RFC 9110, section 12.5.1)."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -11,16 +11,16 @@ MAX_RANGES = 32  # of a header that are looked at; browsers send ten
 def negotiate(accept: str, formats: Mapping[str, str]) -> str:
     """The name of the format for an Accept header.
 
-    A format is wanted as much as the most specific range that holds it; among equals the one that the header names
-    first wins, then the order of formats.
+    A format has the q of the most specific media range that matches it. Among equal q the range that the header
+    names first wins, then the order of formats.
 
     Args:
-        formats: media types by name; the first one answers where there is no header.
+        formats: media types by name; the first one is the default without a header.
 
     Raises:
-        NotAcceptable: nothing is wanted at all.
+        NotAcceptable: no format has a q above 0.
     """
-    if accept.strip() in ("", "*/*"):  # nearly all: clients that are no browser
+    if accept.strip() in ("", "*/*"):  # nearly all clients but browsers
         return next(iter(formats))
     ranges = _parse_accept(accept)
 
@@ -36,7 +36,7 @@ def negotiate(accept: str, formats: Mapping[str, str]) -> str:
 
 
 def _parse_accept(accept: str) -> dict[str, tuple[float, int]]:
-    """By media range its q, and minus its place in the header; a q that is no number counts as 1."""
+    """q and negative position in the header, by media range; an invalid q counts as 1."""
     ranges: dict[str, tuple[float, int]] = {}
     parts = accept.split(",", MAX_RANGES)[:MAX_RANGES]
     for place, part in enumerate(filter(str.strip, parts)):

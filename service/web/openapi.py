@@ -1,4 +1,4 @@
-"""The OpenAPI document: this service's models, limits and keys, and the schemas that routes name by hand."""
+"""The OpenAPI document, with this service's models, limits and keys, and schemas that routes refer to by name."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -32,7 +32,7 @@ SECURITY = {
 
 
 def install(app: FastAPI, generator: Generator) -> None:
-    """Make app.openapi() tell what this service really takes."""
+    """Make app.openapi() state the models, limits and keys of this service."""
 
     def openapi() -> Schema:
         if app.openapi_schema is None:
@@ -84,7 +84,7 @@ def _operations(schema: Schema) -> Iterator[tuple[str, Schema]]:
 
 
 def _mark_required(schema: Schema) -> None:
-    """The schemas allow None, because their errors name the models and classes that there are."""
+    """Mark fields as required. The classes allow None for them, so that errors can list the models and classes."""
     for name, required in REQUIRED.items():
         body = schema["components"]["schemas"][name]
         body["required"] = required
@@ -98,7 +98,7 @@ def _mark_required(schema: Schema) -> None:
 
 
 def _not_null(schema: Schema) -> Schema:
-    """Without the option null, and without a choice where one option is left."""
+    """Remove null from anyOf, and anyOf itself if one option is left."""
     rest = {name: value for name, value in schema.items() if name not in ("anyOf", "default")}
     options = [option for option in schema.get("anyOf", []) if option != {"type": "null"}]
     return rest | (options[0] if len(options) == 1 else {"anyOf": options} if options else {})

@@ -1,4 +1,4 @@
-"""HTTP/1.1 for clients that mean no good: uvicorn's protocol, with limits on time, size and connections."""
+"""uvicorn's HTTP/1.1 protocol with limits on time, size and connections, against slow or hostile clients."""
 
 import asyncio
 import logging
@@ -20,23 +20,23 @@ from service.web.dialects import answer
 logger = logging.getLogger(__name__)
 
 MAX_HEAD = 16 * 1024  # bytes of a request line and its headers
-MAX_DISCARD = 16 * 1024 * 1024  # bytes of a refused body that are thrown away, so that its sender reads the answer
-LINGER_SECONDS = 1.0  # for a client that is turned away to read why
-RETRY_SECONDS = 1.0  # for the same client to come back
+MAX_DISCARD = 16 * 1024 * 1024  # bytes of a refused body that are discarded, so that its sender reads the answer
+LINGER_SECONDS = 1.0  # a refused connection stays open so long, so that its client can read the refusal
+RETRY_SECONDS = 1.0  # Retry-After of that refusal
 HEALTH_PATHS = {"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"}  # answered beyond the limit, too
-MAX_EXTRA = 32  # connections of a worker beyond the limit
-EXTRA_SECONDS = 2.0  # for the whole of such a connection
-WHOLE_URL = re.compile(rb"https?://[^/?]*", re.IGNORECASE)  # as a request's target: RFC 9112, 3.2.2
+MAX_EXTRA = 32  # connections of a worker beyond the limit, which may ask for HEALTH_PATHS only
+EXTRA_SECONDS = 2.0  # lifetime of such a connection
+WHOLE_URL = re.compile(rb"https?://[^/?]*", re.IGNORECASE)  # absolute-form of a target: RFC 9112, 3.2.2
 FIRST_BYTES = b"HTTP/1.1 "  # of every answer
-WAITS = (0.0, 0.002, 0.008, 0.03, 0.1, 0.3, 1.0, 10.0, 400.0)  # seconds after each of these, sent ahead of the rest
+WAITS = (0.0, 0.002, 0.008, 0.03, 0.1, 0.3, 1.0, 10.0, 400.0)  # seconds after each of FIRST_BYTES is sent early
 
 Phase = Literal["head", "rest"]  # what a client has to send: a request's head, or a body that was answered already
 
 
 class Connection(h11.Connection):
-    """h11's, for whole URLs and for answers whose first bytes have left."""
+    """Accepts whole URLs as targets, and omits the bytes of an answer that were sent early."""
 
-    ahead = 0  # so many
+    ahead = 0  # bytes of FIRST_BYTES that were sent early
     head: h11.Response | None = None  # of the last answer
 
     def next_event(self) -> Any:
@@ -51,7 +51,7 @@ class Connection(h11.Connection):
 
     @property
     def is_answering(self) -> bool:
-        """Whether a whole request waits for its answer, or for the rest of one whose length is known."""
+        """Whether a complete request waits for its answer, or for the rest of one with a Content-Length."""
         if self.their_state not in (h11.DONE, h11.MUST_CLOSE):
             return False
         if self.our_state is h11.SEND_BODY and self.head is not None:
@@ -68,24 +68,24 @@ class Connection(h11.Connection):
 
 
 class GuardedProtocol(H11Protocol):
-    """Cuts who sends too slowly, reads too slowly, or comes when the house is full."""
+    """Closes connections whose client sends or reads too slowly, and refuses those beyond max_connections."""
 
     settings: Settings
-    max_connections: int  # of the service
-    count: Callable[[int], float]  # is told those of this process, and returns those of the service
-    extra: set["GuardedProtocol"]  # beyond the limit
+    max_connections: int  # of the whole service
+    count: Callable[[int], float]  # takes this process's open connections, returns those of the whole service
+    extra: set["GuardedProtocol"]  # connections beyond the limit, which may ask for HEALTH_PATHS only
     conn: Connection
     _turned_away = False
-    _phase: Phase | None = None  # under a time limit
-    _deadline: asyncio.TimerHandle | None = None  # of that
-    _unread: asyncio.TimerHandle | None = None  # runs while the client does not take what was sent
-    _waited = _waiting_since = 0.0  # seconds, for the reader of this answer; when the timer was started
-    _discarded = 0  # bytes of the rest
+    _phase: Phase | None = None  # the phase that has a time limit now
+    _deadline: asyncio.TimerHandle | None = None  # timer of that phase
+    _unread: asyncio.TimerHandle | None = None  # runs while the client does not read what was sent
+    _waited = _waiting_since = 0.0  # seconds spent waiting for the client to read this answer; start of _unread
+    _discarded = 0  # bytes of a refused body
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         self.conn = Connection(h11.SERVER, MAX_HEAD)
         super().connection_made(transport)
-        # A send then waits until the kernel has taken all before it, and one timer tells whether the client reads.
+        # With 0, writing pauses until the kernel has all bytes, so the timer _unread sees a client that stalls.
         transport.set_write_buffer_limits(high=0)
         if self.count(len(self.connections)) > self.max_connections:
             self._serve_health_only()
@@ -112,10 +112,10 @@ class GuardedProtocol(H11Protocol):
             self._await(self._expected(idle="head"))
 
     def eof_received(self) -> Any:  # uvicorn's says None, asyncio's bool
-        """The client sends no more: it has left, or it waits for its answer.
+        """Handle a half-closed connection: the client has left, or it only waits for its answer.
 
-        Its kernel tells, for it resets a connection that gets bytes when nobody is left to read them. The only
-        bytes that are known before the answer are its first ones. A stream has none to spare: it ends.
+        To find out, send bytes: if the client's process is gone, its kernel answers with a reset. The only bytes
+        known before the answer are FIRST_BYTES. A stream has no such bytes, so its connection is closed.
 
         Returns:
             Whether the connection stays open for the answer.
@@ -127,7 +127,7 @@ class GuardedProtocol(H11Protocol):
         return True
 
     def _send_ahead(self) -> None:
-        """Send a byte of the answer, and more of them later, until the answer comes or the client has left."""
+        """Send the next of FIRST_BYTES, and repeat after WAITS until the answer starts or the client resets."""
         if self.conn.our_state is not h11.SEND_RESPONSE:
             return
         if self.conn.ahead == len(FIRST_BYTES):
@@ -150,7 +150,7 @@ class GuardedProtocol(H11Protocol):
         return "rest" if answered and self.conn.their_state is h11.SEND_BODY else None
 
     def _await(self, phase: Phase | None) -> None:
-        """Start the clock of a phase; more bytes of the same phase do not wind it up again."""
+        """Start the timer of a phase; None stops it. More bytes of the same phase do not restart it."""
         if phase == self._phase:
             return
         if self._deadline is not None:
@@ -177,12 +177,12 @@ class GuardedProtocol(H11Protocol):
             self._waited += self.loop.time() - self._waiting_since
 
     def _cut(self, reason: str) -> None:
-        """Close at once: a polite close would wait until the client has read everything."""
+        """Abort the connection: close() would wait until the client has read everything."""
         logger.info("connection of %s cut: %s", self.client, reason)
         self.transport.abort()
 
     def _serve_health_only(self) -> None:
-        """Of a connection beyond the limit, for a moment; one that asks for anything else is turned away."""
+        """Serve a connection beyond the limit for EXTRA_SECONDS; refuse any path but HEALTH_PATHS."""
         self.connections.discard(self)
         self.count(len(self.connections))
         if len(self.extra) >= MAX_EXTRA:
@@ -207,7 +207,7 @@ class GuardedProtocol(H11Protocol):
         self.app = health_only
 
     def _abandon(self) -> None:
-        """Whatever works on the request has nobody to answer."""
+        """Tell the application that the client has disconnected."""
         self.cycle.disconnected = True
         self.cycle.message_event.set()
 
@@ -220,7 +220,7 @@ class GuardedProtocol(H11Protocol):
         self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
     def send_400_response(self, msg: str) -> None:
-        """uvicorn's answer to what is not HTTP, called where it has caught h11's error."""
+        """Answer invalid HTTP; uvicorn calls this while it handles h11's error, whose status hint is used."""
         hint = getattr(sys.exception(), "error_status_hint", 400)
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self._cut("its request broke while it was answered")
@@ -232,7 +232,7 @@ class GuardedProtocol(H11Protocol):
         self.transport.close()
 
     def _say(self, error: ServiceError) -> None:
-        """Before a request has a path, in the own API's dialect."""
+        """Send an error and close; without a request's path it has the dialect of /generate."""
         known = self.cycle.scope if self.cycle is not None and not self.cycle.response_started else {}
         request_id = known.get("request_id") or uuid4().hex
         response = answer({"type": "http", "path": known.get("path", "/"), "request_id": request_id}, error)
@@ -244,11 +244,11 @@ class GuardedProtocol(H11Protocol):
 
 
 def complete(headers: Iterable[tuple[bytes, bytes]], request_id: str) -> list[tuple[bytes, bytes]]:
-    """Add what every answer has; caches keep only those that say so themselves."""
+    """Add the headers of every answer; Cache-Control is no-store unless the answer has one."""
     said = list(headers)
     if not any(name == b"cache-control" for name, _ in said):
         said.append((b"cache-control", b"no-store"))
-    # A browser must not take an answer for a page.
+    # nosniff: a browser must not render an answer as HTML.
     return [*said, (b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")]
 
 

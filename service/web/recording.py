@@ -1,4 +1,4 @@
-"""What is kept of every step of a request: its numbers, for an npz, or its pictures, for an animation.
+"""Record every step of a request: arrays for an npz file, or denoised images for an animation.
 
 Letters: n images of H x W x C, S steps.
 """
@@ -20,23 +20,23 @@ from service.wire.async_engine import pixels
 from service.wire.messages import Preview, TrajectoryPoint
 
 RECORDED = ("npz", *ANIMATIONS)  # formats
-MOST_NUMBERS = 36 * 1024 * 1024  # bytes of x, denoised and noise: 1,024 images x steps of 3 x 32 x 32
-BYTES_A_STEP = 3 * 4  # of each number of an image
-MAX_HELD = 4 * MOST_NUMBERS  # bytes of a worker: two of the largest, as arrays and as files
+MOST_NUMBERS = 36 * 1024 * 1024  # bytes of x, denoised and noise in a request: 1,024 images x steps of 3 x 32 x 32
+BYTES_A_STEP = 3 * 4  # for each element of an image: x, denoised and noise in float32
+MAX_HELD = 4 * MOST_NUMBERS  # bytes of a worker: two of the largest recordings, each as arrays and as a file
 
 
 class Room:
-    """The memory of a worker for what it records. What the engine has yet to send of that is bounded by it, too."""
+    """A worker's memory budget in bytes for recordings, including steps that the engine has yet to send."""
 
     def __init__(self, size: int = MAX_HELD):
         self.free = size
 
     @contextmanager
     def taken(self, size: int) -> Iterator[None]:
-        """Until the answer is sent, or has failed.
+        """Reserve `size` bytes until the answer is sent or has failed.
 
         Raises:
-            Unavailable: others hold it.
+            Unavailable: other requests hold the memory.
         """
         if size > self.free:
             raise Unavailable.because("too many trajectories at once")
@@ -48,10 +48,10 @@ class Room:
 
 
 def recorded_bytes(job: Job) -> int:
-    """Memory that a recording takes, as arrays and as a file.
+    """Bytes that a recording takes, as arrays and as a file together.
 
     Raises:
-        AnswerTooLarge: it would be more than MOST_NUMBERS.
+        AnswerTooLarge: the arrays would be larger than MOST_NUMBERS.
     """
     images, steps, elements = len(job.params.seeds), job.params.num_steps, int(np.prod(job.card.image_shape))
     most = MOST_NUMBERS // (BYTES_A_STEP * elements)
@@ -62,9 +62,9 @@ def recorded_bytes(job: Job) -> int:
 
 
 class Recorder(ABC):
-    """Takes what comes on the way, and makes the answer of it."""
+    """Collects the engine's updates during a request, and encodes them as the answer."""
 
-    num_previews = 0  # that it wants
+    num_previews = 0  # previews of each image that it needs
 
     @abstractmethod
     def add(self, update: Preview | TrajectoryPoint) -> None: ...
@@ -75,7 +75,7 @@ class Recorder(ABC):
 
 
 class Trajectory(Recorder):
-    """x, denoised image and noise of every step, as arrays."""
+    """An npz file with x, denoised image and noise of every step."""
 
     def __init__(self, job: Job):
         self._job, self._params = job, job.params
@@ -96,7 +96,7 @@ class Trajectory(Recorder):
             self._level = update.level
 
     def arrays(self, images: list[np.ndarray]) -> dict[str, np.ndarray]:
-        """By name, as docs/api.md has them."""
+        """The arrays of the npz file by name; docs/api.md describes their shapes."""
         params, noise = self._params, np.zeros_like(self._denoised)
         for index, seed in enumerate(params.seeds):
             self._x[index, 0] = self._start(index)
@@ -124,7 +124,7 @@ class Trajectory(Recorder):
         return normal(seed, step, int(np.prod(shape))).reshape(shape)
 
     def _start(self, index: int) -> np.ndarray:
-        """[C, H, W]: noise, maybe between that of two seeds, or an image under it."""
+        """The first state [C, H, W]: noise of one seed or between two seeds, or the noised input image."""
         noise = self._normal(self._params.seeds[index], 0)
         if self._params.ways and self._params.ways[index][1]:
             other, part = self._params.ways[index]
@@ -139,7 +139,7 @@ class Trajectory(Recorder):
 
 
 class Animation(Recorder):
-    """The denoised image behind every step, and the finished one."""
+    """An animation of the denoised image after every step, and the finished image."""
 
     def __init__(self, job: Job, form: str):
         self._form, self._text, self.num_previews = form, job.recipe, job.params.num_steps - 1

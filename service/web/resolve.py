@@ -1,4 +1,4 @@
-"""From the fields of a request to SamplingParams."""
+"""Turn the fields of a request into SamplingParams."""
 
 from collections.abc import Collection
 from typing import Any
@@ -9,9 +9,9 @@ from service.web.schemas import GenerateFields, Limits, allowed
 from service.web.uploads import read_known
 from service.wire.messages import ModelCard, SamplingParams
 
-STANDS_FOR = ("steps", "sampler", "spacing", "guidance", "guidance_low", "guidance_high")  # fields, of a quality
-STRENGTH = 0.6  # of a variation: a digit keeps its place and slant, and may change its class
-MAX_PREVIEWS_SHOWN = 256  # of one request, on all its images
+STANDS_FOR = ("steps", "sampler", "spacing", "guidance", "guidance_low", "guidance_high")  # set by quality
+STRENGTH = 0.6  # default without a mask: a digit keeps its place and slant, and may change its class
+MAX_PREVIEWS_SHOWN = 256  # of one request, over all its images
 
 
 def resolve(
@@ -27,14 +27,14 @@ def resolve(
     """Check the fields against their limits and the model, and fill in its defaults.
 
     Args:
-        spacings: the names that there are.
+        spacings: the names that are allowed.
         labels: class index of each image, instead of fields.class_ for all.
         seeds: of each image, instead of those that follow from fields.seed.
-        transparent: image and mask say by transparency what may change.
-        known: what read_known makes of the two, if they have been read.
+        transparent: what may change is marked by transparency in the image or mask, not by white in the mask.
+        known: the result of read_known, if image and mask have been read.
 
     Raises:
-        InvalidRequest: what is wrong, and what is allowed.
+        InvalidRequest: names the field and what is allowed.
     """
     _check_limits(fields, limits)
     _check_quality(fields)
@@ -57,7 +57,7 @@ def resolve(
 
 
 def _guidance(card: ModelCard, fields: GenerateFields, label: int, own: float) -> float:
-    """An image without a class is denoised as the model sees fit."""
+    """The guidance scale; always 1 (off) without a class."""
     if label != card.null_label:
         return own if fields.guidance is None else fields.guidance
     if fields.guidance not in (None, 1.0):
@@ -68,7 +68,7 @@ def _guidance(card: ModelCard, fields: GenerateFields, label: int, own: float) -
 def _known(
     card: ModelCard, fields: GenerateFields, transparent: bool, known: tuple[bytes, bytes] | None
 ) -> dict[str, Any]:
-    """What SamplingParams says about an image."""
+    """The arguments of SamplingParams for the input image and its mask."""
     if fields.image is None:
         for name in ("mask", "strength"):
             if getattr(fields, name) is not None:
@@ -114,10 +114,10 @@ def _interval(own: dict[str, Any], fields: GenerateFields) -> tuple[float, float
 
 
 def check_previews(images: int, previews: int, field: str) -> int:
-    """Each is a picture to encode and to keep until its reader takes it; the device pays for none.
+    """Return `previews` of each image. They are limited because a worker encodes and keeps each until it is sent.
 
     Raises:
-        InvalidRequest: there would be more of them than MAX_PREVIEWS_SHOWN.
+        InvalidRequest: all images together would have more than MAX_PREVIEWS_SHOWN.
     """
     if previews * images > MAX_PREVIEWS_SHOWN:
         message = f"{previews} of each of {images} images are more than {MAX_PREVIEWS_SHOWN} in all"

@@ -1,4 +1,4 @@
-"""What clients send and receive."""
+"""The pydantic models of requests and answers; their field descriptions go into the OpenAPI document."""
 
 import re
 from functools import partial
@@ -19,7 +19,7 @@ Limits = dict[str, tuple[float, float]]  # the least and the greatest number tha
 
 
 def limits(max_steps: int, max_images: int) -> Limits:
-    """Of the fields of /generate. Generator.resolve checks them, and the OpenAPI document states them."""
+    """Limits of the fields of /generate. resolve.py checks them, and the OpenAPI document states them."""
     return {
         "steps": (1, max_steps),
         "n": (1, max_images),
@@ -36,23 +36,23 @@ def limits(max_steps: int, max_images: int) -> Limits:
 
 
 def allowed(limit: tuple[float, float]) -> str:
-    """In plain words; the type of the limit tells whole numbers from others."""
+    """The limit in words; bounds of type int mean that the field takes whole numbers only."""
     kind = "a whole number" if isinstance(limit[0], int) else "a number"
     low, high = (str(bound) if isinstance(bound, int) else f"{bound:g}" for bound in limit)
     return f"{kind} from {low} to {high}"
 
 
 class Fields(NamedTuple):
-    """What the messages of an API say about its fields."""
+    """Names and limits of an API's fields, for error messages."""
 
     names: list[str]
     limits: Limits
 
 
 def _digits(value: Any) -> Any:
-    """The query has text only, and int() would also take "1_0", " 5" and "5.0"."""
+    """Check digits in a query, which has text only; pydantic would also accept "1_0", " 5" and "5.0"."""
     if isinstance(value, str) and not re.fullmatch("[0-9]{1,30}", value):
-        raise ValueError  # the message is made of the field's limits
+        raise ValueError  # dialects.py makes the message from the field's limits
     return value
 
 

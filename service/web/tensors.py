@@ -1,4 +1,4 @@
-"""Bodies of the Open Inference Protocol: JSON, or JSON with raw tensors behind it (its binary extension).
+"""Bodies of the Open Inference Protocol: JSON, or JSON followed by raw tensors (its binary extension).
 
 https://github.com/kserve/open-inference-protocol
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
@@ -56,7 +56,7 @@ class InferenceRequest(BaseModel):
     outputs: list[RequestedOutput] = Field([], max_length=16)
 
     def wants_binary(self, output: str) -> bool:
-        """By the output itself, or else for all."""
+        """Whether an output is sent raw: by its own binary_data, or else by the request's binary_data_output."""
         everywhere = self.parameters.get("binary_data_output", False)
         own = [wanted.parameters.get("binary_data", everywhere) for wanted in self.outputs if wanted.name == output]
         return bool(own[0] if own else everywhere)
@@ -79,13 +79,13 @@ class InferenceResponse(BaseModel):
 
 
 def parse(body: bytes, json_length: str | None) -> tuple[InferenceRequest, dict[str, list[int]]]:
-    """The request, and its inputs as flat lists by name.
+    """Parse a body: returns the request, and its inputs as flat lists of integers by name.
 
     Args:
         json_length: the header Inference-Header-Content-Length, if there is one.
 
     Raises:
-        InvalidRequest: what is wrong with which tensor.
+        InvalidRequest: names the tensor, and what is wrong with it.
     """
     length = len(body) if json_length is None else _whole(json_length)
     if length > len(body):
@@ -114,7 +114,7 @@ def _whole(text: str) -> int:
 
 
 def _read(tensor: InputTensor, binary: bytes) -> tuple[list[int], bytes]:
-    """One input's integers, and the binary data behind them."""
+    """The integers of one input, and the binary data that is left for the next inputs."""
     name, count = tensor.name[:40], math.prod(tensor.shape)
     if tensor.datatype not in INTEGERS:
         raise InvalidRequest.field(
@@ -160,7 +160,7 @@ def serialise(
     """The body, and the length of its JSON part where raw tensors follow.
 
     Args:
-        response: its outputs are filled from arrays, in their order.
+        response: the outputs are appended to it, in the order of arrays.
         binary: names of the outputs that are sent raw.
     """
     for name, array in arrays.items():

@@ -14,16 +14,16 @@ from service.wire.messages import ModelCard
 MAX_FILE = 4 * 1024 * 1024  # bytes
 FORMATS = ("PNG", "WEBP", "JPEG")
 GRAY, COLOUR = ("1", "L"), ("RGB", "P")  # modes of 8 bits or less; a palette has colours
-WITH_ALPHA = {"LA": "L", "La": "L", "PA": "RGB", "RGBA": "RGB", "RGBa": "RGB"}  # and without
+WITH_ALPHA = {"LA": "L", "La": "L", "PA": "RGB", "RGBA": "RGB", "RGBa": "RGB"}  # the mode without alpha, by mode
 UNREADABLE = "must be a PNG, WebP or JPEG file in base64"
-HALF = 128  # a mask is black below it
+HALF = 128  # mask values below it count as black, alpha values below it as transparent
 
 
 def decode(value: Any) -> Any:
     """The bytes of a file in base64, which may be a data URL as browsers write it.
 
     Raises:
-        ValueError: in a sentence.
+        ValueError: not base64; the message is meant for the client.
     """
     if isinstance(value, bytes) or value is None:
         return value
@@ -37,14 +37,14 @@ def decode(value: Any) -> Any:
 
 
 def read_known(card: ModelCard, image: bytes, mask: bytes | None, transparent: bool = False) -> tuple[bytes, bytes]:
-    """The pixels of a picture and which of them may change, as SamplingParams has them.
+    """Decode an image and its mask: bytes of [H, W, C] uint8, and of [H, W] bool, true where pixels may change.
 
     Args:
-        mask: a picture that is white where the other may change; without one all of it may.
-        transparent: both say by transparency what may change, as in the API of OpenAI.
+        mask: a picture that is white where the image may change. Without one the second result is b"": all may.
+        transparent: mask or image are transparent where the image may change, as in the API of OpenAI.
 
     Raises:
-        InvalidRequest: what is wrong with which picture.
+        InvalidRequest: names the field, image or mask, and what is wrong with it.
     """
     picture = _open("image", image, card)
     masked_by = ("image", picture) if mask is None else ("mask", _open("mask", mask, card))
@@ -60,7 +60,7 @@ def read_known(card: ModelCard, image: bytes, mask: bytes | None, transparent: b
 
 
 def _open(field: str, data: bytes, card: ModelCard) -> Image.Image:
-    """Decoded only once its size is known to be that of the model."""
+    """Open a picture; its pixels are decoded only after its size is checked, against decompression bombs."""
     _, height, width = card.image_shape
     if len(data) > MAX_FILE:
         raise InvalidRequest.field(field, f"must have at most {MAX_FILE} bytes, not {len(data)}")
@@ -108,7 +108,7 @@ def _free(field: str, free: np.ndarray, colour: str) -> bytes:
 
 
 def _pixels(picture: Image.Image, card: ModelCard) -> bytes:
-    """[H, W, C] uint8. A gray picture has the same bytes in all channels, and no other loses any."""
+    """Bytes of [H, W, C] uint8. A gray model refuses colours, and a colour model gets gray in all channels."""
     if card.image_shape[0] == 3:
         return np.asarray(picture.convert("RGB")).tobytes()
     pixels = np.asarray(picture.convert("RGB" if picture.mode in (*COLOUR, "RGBA") else "L"))

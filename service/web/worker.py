@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from service.cgroup import cores
-from service.child import open_board, spare_collector
+from service.child import freeze_heap, open_board
 from service.observe import logs, tracing
 from service.observe.board import CONNECTIONS, Board, Row
 from service.settings import Settings, load_settings
@@ -32,12 +32,12 @@ from service.wire.control import ANSWER_SECONDS, STARTED
 
 logger = logging.getLogger(__name__)
 
-ORPHAN_SECONDS = 1.0  # for a supervisor to say that the engine has died
-LAST_WORDS_SECONDS = 0.5  # for refusals to leave behind the second signal
-FAIR_SHARE = 1.25  # of the mean number of connections: who holds more leaves new ones to the other workers
-FREE_CONNECTIONS = 4  # where the mean is small
-OTHER_FILES = 64  # that are open beside the connections
-BEAT_SECONDS = 1.0  # between two signs of life
+ORPHAN_SECONDS = 1.0  # after the engine is lost, the supervisor has so long to send a signal
+LAST_WORDS_SECONDS = 0.5  # after the second signal, refusals have so long to be sent
+FAIR_SHARE = 1.25  # times the mean number of connections: a worker with more leaves new ones to the others
+FREE_CONNECTIONS = 4  # above FAIR_SHARE are allowed, for small means
+OTHER_FILES = 64  # open files beside the connections
+BEAT_SECONDS = 1.0  # between two heartbeats
 NICE = 5  # where the engine has no core of its own
 
 
@@ -59,14 +59,14 @@ class SideServer(uvicorn.Server):
 
 
 class Worker(uvicorn.Server):
-    """Obeys its supervisor: a byte on the control socket is the number of signals so far.
+    """Drains on signals of its supervisor: a byte on the control socket is the number of signals so far.
 
-    After the first signal accepted work ends in answers, the rest in clear refusals.
+    After the first signal accepted requests are still answered, and new ones are refused.
 
     Args:
-        row: of the board, for its signs of life.
+        row: of the board, for its heartbeats.
         is_crowded: see service/web/door.py.
-        side: starts after this server and ends after it, so that the drain can be watched.
+        side: starts after this server and ends after it, so that its metrics show the drain.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Worker(uvicorn.Server):
         return made(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
     def _obey(self) -> None:
-        for signals in self._control.recv(64) or b"\1":  # closed: the supervisor has gone, and so will this process
+        for signals in self._control.recv(64) or b"\1":  # closed: the supervisor has gone, so end, too
             self.should_exit = True
             self.force_exit = signals > 2
             if signals == 2:
@@ -111,11 +111,11 @@ class Worker(uvicorn.Server):
             await self._side.end()
 
     def end_soon(self) -> None:
-        """The engine has closed its socket. If it lives, it has given up this worker: another one must start."""
+        """Handle a closed engine socket: the engine has died or dropped this worker, so this process ends."""
         asyncio.get_running_loop().call_later(ORPHAN_SECONDS, setattr, self, "should_exit", True)
 
     def _cut_connections(self) -> None:
-        """Of clients that neither send the rest of their request nor read their answer."""
+        """Abort the connections that are still open: their clients do not send or read on."""
         for connection in list(self.server_state.connections):
             connection.transport.abort()
 
@@ -123,9 +123,10 @@ class Worker(uvicorn.Server):
 def configure(
     app: ASGIApp, settings: Settings, drain_seconds: float = 0.0, count: Callable[[int], float] = float
 ) -> uvicorn.Config:
-    """uvicorn under this service's limits; h11 by name, for no other parser has them.
+    """uvicorn's config with this service's limits, which only the h11 protocol of protocol.py has.
 
     Args:
+        drain_seconds: uvicorn waits so long, and ANSWER_SECONDS more, for open requests at the end.
         count: see service/web/protocol.py.
     """
     return uvicorn.Config(
@@ -133,16 +134,16 @@ def configure(
         http=guarded(settings, connection_limit(settings.max_connections), count),
         ws="none",
         timeout_keep_alive=settings.keep_alive_seconds,
-        log_config=None,  # service/observe/logs.py writes its lines, too
-        log_level="warning" if settings.log_level == "info" else settings.log_level,  # start and end are told here
-        access_log=False,  # ours knows the request's id and its key's name
+        log_config=None,  # service/observe/logs.py formats uvicorn's lines, too
+        log_level="warning" if settings.log_level == "info" else settings.log_level,  # without start and end
+        access_log=False,  # our access log has the request id and the key's name
         timeout_graceful_shutdown=math.ceil(drain_seconds) + ANSWER_SECONDS,
         server_header=False,
     )
 
 
 def connection_limit(wanted: int) -> int:
-    """As many as may be open at once; beyond the limit on open files not even a refusal could be said."""
+    """`wanted`, or less if the process may not open so many files: without one not even a refusal can be sent."""
     try:
         import resource
     except ImportError:  # Windows, which has no such limit on sockets
@@ -183,7 +184,7 @@ def main(given: dict[str, Any]) -> None:
     crowded = partial(is_crowded, board, given["row"])
     worker = Worker(config, socket.socket(fileno=given["control"]), board.row(given["row"]), crowded, side)
     engine.on_loss = worker.end_soon
-    spare_collector()
+    freeze_heap()
     worker.run(_sockets(given["listeners"]))
 
 

@@ -31,13 +31,13 @@ from service.wire.messages import (
     TrajectoryPoint,
 )
 
-# Many images may end with one step. Were all of them answered in one turn of the event loop, then all their clients
-# would be heard in another one, and stay together for ever; the device would idle between. With 2 instead of all, a
-# closed loop of 64 clients gave 935 images a second instead of 780.
+# Messages that one turn of the event loop handles. Many images may end with one step. If one turn answered all of
+# them, their clients would send their next requests together, too, and the device would idle meanwhile. With 2
+# instead of all, a closed loop of 64 clients gave 935 images a second instead of 780.
 MESSAGES_A_TURN = 2
 
-# After Cards with another version of a model: by then all requests that were checked before are sent, which happens
-# in the turn of the event loop that checks them, or in the next one.
+# Between Cards with another version of a model and Seen. By then all requests that were checked by the old version
+# are sent, which happens in the turn of the event loop that checks them, or in the next one.
 SEEN_SECONDS = 0.05
 
 # Any number of the first two, then one of the others.
@@ -57,11 +57,11 @@ class AsyncEngine:
         self.samplers: list[str] = []
         self.spacings: list[str] = []
         self.shed_load = False
-        self.gone = ""  # why the engine will answer no more
-        self.on_loss: Callable[[], None] = lambda: None  # called once that is so
+        self.gone = ""  # why the engine no longer answers; empty while it does
+        self.on_loss: Callable[[], None] = lambda: None  # called when `gone` is set
         self._sock, self._numbers = sock, count()
         self._link: _Link | None = None
-        self._news = asyncio.Event()  # of the next cards
+        self._news = asyncio.Event()  # set by the next cards
         self._open: dict[int, asyncio.Queue[Answer]] = {}
 
     @property
@@ -69,7 +69,7 @@ class AsyncEngine:
         return not self.gone and self.board.state == "ready" and bool(self.cards)
 
     async def connect(self) -> None:
-        """Call once, on the event loop that will generate."""
+        """Call once, on the event loop that calls generate."""
         loop = asyncio.get_running_loop()
         _, self._link = await loop.create_unix_connection(lambda: _Link(self), sock=self._sock)
 
@@ -117,7 +117,12 @@ class AsyncEngine:
                 link.send(Abort(number))
 
     async def _settle(self, model: str, seconds: float | None) -> float | None:
-        """Wait until the backend of a model is final; returns what is left of the seconds."""
+        """Wait until the backend of a model is final; returns what is left of the seconds.
+
+        Raises:
+            DeadlinePassed: the seconds were not enough.
+            InvalidRequest: the deterministic mode does not work here.
+        """
         until = None if seconds is None else time.monotonic() + seconds
         try:
             async with asyncio.timeout(seconds):
@@ -149,7 +154,7 @@ class AsyncEngine:
         return self.cards[model]
 
     def _begin(self) -> tuple["_Link", int, asyncio.Queue[Answer]]:
-        """A number for what is asked next, and the queue of its answers."""
+        """The link, a number for the next request, and the queue of its answers. Raises Unavailable."""
         if self._link is None or not self.is_ready:
             raise Unavailable.because(self.gone or "the service is not ready")
         number = next(self._numbers)
@@ -174,7 +179,7 @@ class AsyncEngine:
                 self._end(number, refusal.error())
 
     def _tell_news(self) -> None:
-        """Wake those who wait for other cards, or for an end of the waiting."""
+        """Wake the requests that wait for new cards, which end, too, when the engine has gone."""
         self._news.set()
         self._news = asyncio.Event()
 

@@ -29,7 +29,7 @@ class SamplingParams:
     guidance_interval: tuple[float, float]  # in noise time, 0 clean .. 1 noise
     seeds: tuple[int, ...]  # one an image
     class_labels: tuple[int, ...] = ()  # one an image, where they differ
-    deterministic: bool = False  # the same bytes in any company, for the price of full steps
+    deterministic: bool = False  # the same bytes whatever else runs, at the cost of full steps
     spacing: str = "trailing"  # of the noise times
     image: bytes = b""  # [H, W, C] uint8 to start from; none: from noise
     free: bytes = b""  # [H, W] bool: which pixels of it may change; none: all
@@ -41,13 +41,13 @@ class SamplingParams:
     trajectory: bool = False  # every step is told as a TrajectoryPoint
 
     def mixture(self, index: int) -> Mixture:
-        """Of an image; of one class, too."""
+        """Classes and weights of an image, also if it has one class only."""
         if self.mixtures and self.mixtures[index]:
             return self.mixtures[index]
         return ((self.class_labels[index] if self.class_labels else self.class_label, 1.0),)
 
     def alone(self, index: int) -> "SamplingParams":
-        """An image by itself."""
+        """The parameters that give image `index` by itself."""
         mixture = self.mixture(index)
         return replace(
             self,
@@ -148,7 +148,7 @@ class Preview(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class TrajectoryPoint(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """What a step has made of an image, and what it was."""
+    """The state of an image after a step, and the numbers of the step."""
 
     index: int  # of the image in its request
     step: int  # from 0
@@ -191,7 +191,7 @@ class Refusal(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Reply(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """What has become of the request of that number."""
+    """A result of the request of that number."""
 
     number: int
     result: Preview | TrajectoryPoint | RequestOutput | Swapped | Refusal

@@ -109,8 +109,8 @@ def test_the_commands_run(live: Running, tmp_path: Path, number: int) -> None:
     command = ["sh", "-ec", commands]
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stderr
-    if "-o three.png" in commands:
-        assert (tmp_path / "three.png").read_bytes().startswith(b"\x89PNG")
+    if pictures := re.findall(r"-o (\w+\.png)", commands):
+        assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
     elif "-X PUT" in commands:
         assert '"version":2' in ended.stdout
     else:

@@ -76,7 +76,10 @@ def test_one_plain_key_needs_no_json(monkeypatch: pytest.MonkeyPatch) -> None:
         ("a secret with spaces in it", "visible ASCII"),
         ("s\u00e9cret-s\u00e9cret-s\u00e9cret", "visible ASCII"),
         ('{"alice": {"key": "alice-has-a-secret-key"', "not a JSON object"),
-        ('{"alice": {"key": "alice-has-a-secret-key", "speed": 3}}', "Extra inputs"),
+        (
+            '{"alice": {"key": "alice-has-a-secret-key", "speed": 3}}',
+            "use one of burst, concurrency, key, requests_per_second",
+        ),
         ('{"alice": {"key": "alice-has-a-secret-key", "burst": 3}}', "needs requests_per_second"),
         ('{"alice": {"key": "alice-has-a-secret-key", "concurrency": 0}}', "greater than or equal to 1"),
         ('{"alice": {"key": "alice-has-a-secret-key", "requests_per_second": 0}}', "greater than 0"),

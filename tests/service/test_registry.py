@@ -109,6 +109,12 @@ def test_fresh_weights_from_an_inline_config() -> None:
     assert {p.dtype for p in runner.model.parameters()} == {torch.bfloat16}
 
 
+def test_an_error_of_an_inline_config_names_the_model_once() -> None:
+    entry = ModelEntry(config={"architecture": "dit", "schedule": "none"})
+    with pytest.raises(CheckpointError, match="^model x: unknown noise schedule"):
+        load_runners(Settings(models={"x": entry}, device="cpu"))
+
+
 def test_the_wrong_number_of_class_names() -> None:
     config = {"architecture": "dit", "arguments": TINY["dit"] | {"num_classes": 3}, "class_names": ["a"]}
     with pytest.raises(CheckpointError, match="1 class_names for a model of 3"):

@@ -48,7 +48,7 @@ def test_the_checkpoint_still_names_classes_and_shape(simulated: Running) -> Non
         ('{"t0_ms": -1, "t1_ms": 1}', "greater than or equal to 0"),
         ('{"t0_ms": 0, "t1_ms": 0}', "must take time"),
         ('{"t0_ms": 1}', "Field required"),
-        ('{"t0_ms": 1, "t1_ms": 1, "rows": 3}', "Extra inputs"),
+        ('{"t0_ms": 1, "t1_ms": 1, "rows": 3}', "simulate.rows: unknown field: use one of t0_ms, t1_ms"),
     ],
 )
 def test_a_cost_that_is_none(monkeypatch: pytest.MonkeyPatch, simulate: str, reason: str) -> None:

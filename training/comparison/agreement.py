@@ -1,8 +1,8 @@
 """Do two networks draw the same image from the same noise? (Kadkhodaie et al. 2310.02557, Zhang et al. 2310.05264)
 
 A gallery holds images [N, C, H, W] uint8, labels [N] and seeds [N] of their noise; see gallery.py.
-Two images of one class resemble each other from whatever noise. So the correlation of a pair of one noise stands
-beside that of pairs of one class whose noise differs, and only what lies above it is owed to the noise.
+Two images of one class resemble each other whatever their noise. So the correlation of pairs with the same noise is
+compared with that of pairs with the same class and other noise; only the difference is due to the noise.
 """
 
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ Gallery = Mapping[str, np.ndarray]
 
 
 def agreement(a: Gallery, b: Gallery) -> dict[str, float]:
-    """Means over the images; images are no replicates of a training, so an interval needs further seeds.
+    """Means over the images. They have no interval: its replicates would be trainings, not images.
 
     same_noise: correlation of the pixels of image i of a with image i of b. same_class: with the images j of b of
     the same label, j not i. beyond_class: the difference. found: share of images whose partner correlates more than
-    all others of its class, mean of both directions. found_by_chance: what it would be without any agreement.
+    all others of its class, mean of both directions. found_by_chance: expected `found` without any agreement.
     """
     table, alike = correlations(a, b), same_class(a)
     partner = np.diag(table)
@@ -34,7 +34,7 @@ def agreement(a: Gallery, b: Gallery) -> dict[str, float]:
 
 
 def pair_correlations(a: Gallery, b: Gallery) -> np.ndarray:
-    """Of image i of a with image i of b: [N]."""
+    """Correlation of image i of a with image i of b: [N]."""
     return np.diag(correlations(a, b)).copy()
 
 
@@ -45,10 +45,10 @@ def class_means(a: Gallery, b: Gallery) -> np.ndarray:
 
 
 def correlations(a: Gallery, b: Gallery) -> np.ndarray:
-    """Pearson's, over pixels and channels, of image i of a with image j of b: [N, N]; 0 with an even image.
+    """Pearson correlation over pixels and channels of image i of a with image j of b: [N, N]; 0 if one is constant.
 
     Raises:
-        ValueError: galleries of other noise, other classes or another size.
+        ValueError: the galleries differ in noise, classes or image size.
     """
     for name in ("seeds", "labels"):
         if not np.array_equal(a[name], b[name]):
@@ -59,7 +59,7 @@ def correlations(a: Gallery, b: Gallery) -> np.ndarray:
 
 
 def standard_rows(images: np.ndarray) -> np.ndarray:
-    """[N, C * H * W] float64 of mean 0 and length 1; an even image stays 0."""
+    """[N, C * H * W] float64 with mean 0 and length 1; a constant image becomes 0."""
     rows = images.reshape(len(images), -1).astype(np.float64)
     rows = rows - rows.mean(1, keepdims=True)
     length = np.linalg.norm(rows, axis=1, keepdims=True)
@@ -70,7 +70,7 @@ def same_class(gallery: Gallery) -> np.ndarray:
     """Whether i and j are different images of one label: [N, N] bool.
 
     Raises:
-        ValueError: a class with one image, which has no other.
+        ValueError: a class has only one image.
     """
     labels = gallery["labels"]
     alike = (labels[:, None] == labels) & ~np.eye(len(labels), dtype=bool)
@@ -80,10 +80,10 @@ def same_class(gallery: Gallery) -> np.ndarray:
 
 
 def output_agreement(a: np.ndarray, b: np.ndarray) -> list[float]:
-    """Of two networks that denoised the same inputs, by noise level: [L, B, C, H, W] uint8 both, L numbers.
+    """Agreement of two networks' outputs [L, B, C, H, W] uint8 for the same inputs: a number for each noise level.
 
-    1 - sum |a - b|^2 / the mean of both sums |outputs - their mean over the images|^2: r2 of denoisers.py without a
-    side that is the reference. Bytes instead of numbers change it by less than 1e-3 on digits.
+    1 - sum |a - b|^2 / the mean of both sums |outputs - their mean over the images|^2: a symmetric form of r2 in
+    denoisers.py. Using uint8 instead of floats changes it by less than 1e-3 on digits.
     """
     x, y = a.astype(np.float64), b.astype(np.float64)
     spread = sum(((z - z.mean(1, keepdims=True)) ** 2).sum((1, 2, 3, 4)) for z in (x, y)) / 2

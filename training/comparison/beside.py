@@ -1,4 +1,4 @@
-"""What stands beside a verdict and never decides it: a text for each `beside` of docs/comparison/questions.toml."""
+"""Further figures for each verdict, which do not decide it: a text for each `beside` in questions.toml."""
 
 import math
 import statistics
@@ -22,19 +22,19 @@ from training.comparison.effects import (
     mean_rule,
     step_exponent,
 )
-from training.comparison.selection import DIT, MISSING, PAIR, TITLES, UNET, Line, Lines, Run
+from training.comparison.selection import DIT, MISSING, PAIR, TITLES, UNET, Lines, Run
 from training.comparison.verdicts import Finding, Question, interval
 from training.comparison.words import favoured, number, percent, points, span
 
 Show = Callable[[float], str]
 IMAGES: Figure = lambda line: line["images_seen"]
 FLOP: Figure = lambda line: line["train_flop"]
-MOST = 0.9  # of the samples
+MOST = 0.9  # share of samples that keep a rule, for images_until
 ABOUT = {"loss": s.loss, "Frechet ratio": s.ratio, "share of wrong classes": s.wrong}
 
 
 def beside(question: Question, lines: Lines, agreement: dict[str, str]) -> list[tuple[str, str]]:
-    """Pairs of what it is and what was measured. agreement: texts of D4, by the beginning of their names."""
+    """(name, measured value as text) for each `beside` of a question. agreement: texts of D4 by name."""
     return [(what, text(question.name, what, lines, agreement)) for what in question.beside]
 
 
@@ -49,7 +49,7 @@ def over_seeds(effects: Effects, show: Show = number) -> str:
 
 
 def each(pairs: dict[int, tuple[Run, Run]], figure: Callable[[Run], float], show: Show = number) -> str:
-    """Both networks over their paired seeds."""
+    """The mean of a figure with its interval, for both networks over their paired seeds."""
     if not pairs:
         return ""
     values = zip(*((figure(dit), figure(unet)) for dit, unet in pairs.values()), strict=True)
@@ -61,7 +61,7 @@ def at_end(figure: Figure, show: Show, lines: Lines) -> str:
 
 
 def started(lines: Lines, what: str, axes: dict[str, Figure | None]) -> str:
-    """How many times as fast the UNet is, by what is paid."""
+    """The UNet's speed over the DiT's to the same figure `what`, by cost: images, FLOP or seconds."""
     pairs = d1(lines)
     parts = [
         f"{name} {over_seeds({k: head_start(*pair, cost, ABOUT[what]) for k, pair in pairs.items()}, doubled)}"
@@ -72,7 +72,7 @@ def started(lines: Lines, what: str, axes: dict[str, Figure | None]) -> str:
 
 
 def contrary(findings: list[Finding], lines: Lines) -> list[str]:
-    """Where a network is recommended for its training, and other figures than the loss favour the other one."""
+    """Sentences for figures that favour the other network than the one recommended for its loss while training."""
     network = next((favoured(f) for f in findings if f.question.name == "faster-to-train"), "")
     cost, said = by_seconds(lines), list[str]()
     if not network or not cost:
@@ -100,7 +100,7 @@ def other_figures(lines: Lines) -> str:
 
 
 def equal_cost(lines: Lines) -> str:
-    """ln of the ratios where the cheaper network ends, straight in logarithms between points."""
+    """The ratio of Frechet ratios at the final cost of the cheaper network, interpolated log-linearly."""
     parts = []
     for name, cost in (("FLOP", FLOP), ("seconds", by_seconds(lines))):
         if cost and (pairs := d1(lines)):
@@ -116,7 +116,7 @@ def at_common_cost(dit: Run, unet: Run, cost: Figure) -> float:
 
 
 def interpolate(xs: list[float], ys: list[float], x: float) -> float:
-    """Straight in logarithms; beyond the ends, the end."""
+    """Log-log interpolation; beyond the ends, the value at the end."""
     import numpy as np
 
     return float(np.exp(np.interp(math.log(x), np.log(xs), np.log(ys))))
@@ -129,7 +129,7 @@ def slopes(figure: Figure, lines: Lines) -> str:
 
 
 def images_until(rule: str, lines: Lines) -> str:
-    """Straight in the logarithm of the images and of the share that fails."""
+    """Images seen until MOST of the samples keep a rule; log-log interpolation of the failing share."""
     pairs = d6(lines)
     shown = []
     for position, name in enumerate(PAIR):
@@ -157,10 +157,6 @@ def neighbours(lines: Lines) -> str:
 
 def near(run: Run) -> float:
     return mean_rule(run, "near")
-
-
-def sizes_fit(timing: Line, name: str, sizes: set[str]) -> bool:
-    return sizes <= timing.get(name, {}).keys()
 
 
 def attention_flop(lines: Lines) -> str:
@@ -195,7 +191,7 @@ def whole_step(lines: Lines) -> str:
 
 
 def break_even(lines: Lines) -> str:
-    """Where the difference of the logarithms of both steps changes its sign; means over the processes, one row."""
+    """The image size at which a one-row step of both networks takes equally long, from means over processes."""
     both = {name: s.mean_steps(lines, name, "1") for name in PAIR}
     sides = sorted(both[DIT].keys() & both[UNET].keys())
     gaps = [math.log(both[DIT][side] / both[UNET][side]) for side in sides]
@@ -207,7 +203,7 @@ def break_even(lines: Lines) -> str:
 
 
 def other_counts(lines: Lines) -> str:
-    """With 3,000 pictures, D1's runs are those of the question where D3 has none."""
+    """Lowest losses by number of training pictures; if D3 has no runs on 3,000 pictures, D1's are used."""
     found = {n: few_pictures(lines, n) for n in (100, 1000, 3000)}
     found[3000] = found[3000] or {
         k: math.log(min(map(s.loss, a)) / min(map(s.loss, b))) for k, (a, b) in d1(lines).items()

@@ -1,9 +1,9 @@
-"""A campaign: the trainings of a list one after another, each measured as it goes, every result a line.
+"""A campaign: trains and measures the runs of a list one after another, and appends each result as a line.
 
-A run is trained to its first point, measured there, then given more steps to the next one. To the bit that is the
-same as training straight on, because the random numbers of a step follow from the seed and the step. Whatever ends
-this process, the same command goes on: training continues at its last state, and no line is measured twice.
-Other tasks, as timings and probes, are one line each.
+A run is trained to its first point, measured there, then continued to the next one. This gives the same bits as
+uninterrupted training, because the random numbers of a step depend on the seed and the step alone. If the process
+ends, the same command resumes: training continues from its last state, and no line is measured twice. Other tasks,
+such as timings and probes, are one line each.
 """
 
 import importlib.metadata
@@ -40,13 +40,13 @@ from training.train import TrainingDiverged, load_training_data, train
 logger = logging.getLogger(__name__)
 
 JUDGES = 3  # classifiers that differ by their seed
-PASSES = 3  # FLOPs of a training image, in forwards: the backward costs two
-SEGMENT = {"steps", "autocast"}  # of a recipe: differ from point to point, and are decided by the machine
+PASSES = 3  # FLOPs of a training image, in forwards: the backward counts as two
+SEGMENT = {"steps", "autocast"}  # ignored in comparing recipes: steps differs by point, autocast by machine
 PACKAGES = ("torch", "numpy", "mlxtend")
 
 
 class Campaign:
-    """Where a campaign keeps its things. results: the file of lines; work: checkpoints, states, judges, locks."""
+    """Runs a campaign. results: the file of lines; work: folder of checkpoints, states, judges and locks."""
 
     def __init__(self, results: Path, work: Path, threads: int | None = None):
         self.results, self.work, self.threads = results, work, threads
@@ -55,13 +55,13 @@ class Campaign:
             torch.set_num_threads(threads)
 
     def work_off(self, runs: list[Run]) -> str:
-        """Always the first run that is neither done nor held by another process; see perform."""
+        """Perform runs in order, skipping those of other processes, until none is left; returns status."""
         while any(self.take(run) for run in runs):
             pass
         return self.status(runs)
 
     def take(self, run: Run) -> bool:
-        """Whether it was there to be done."""
+        """Perform a run; False if it is done, waits for another, or another process has its lock."""
         with held(self.work / "locks" / run.name, wait=False) as mine:
             if not mine or self.is_done(run) or self.waits(run):
                 return False
@@ -73,7 +73,7 @@ class Campaign:
             return True
 
     def perform_task(self, run: Run) -> None:
-        """Raises ValueError: a timing on a machine that others used."""
+        """Perform a timing, probe or sample task. Raises ValueError: other processes disturbed a timing."""
         started = time.monotonic()
         if run.of:
             model, config = load_checkpoint(self.work / run.of.name)
@@ -83,7 +83,7 @@ class Campaign:
         self.append(run, result | {"measure_seconds": round(time.monotonic() - started, 1)})
 
     def look_into(self, run: Run, of: Run, model: nn.Module, config: ModelConfig) -> dict[str, Any]:
-        """The figures of a probe, or of samples with other numbers of evaluations; of: the finished training."""
+        """Figures of a probe, or of samples by number of evaluations; of: the finished training."""
         data, how = pictures_of(of), of.measure
         if run.task == "probe":
             figures, arrays = probe(model, config, data)
@@ -96,7 +96,7 @@ class Campaign:
         return {"guidance": how.guidance, "by_evaluations": found}
 
     def waits(self, run: Run) -> str:
-        """Why a task must wait for a training; empty where it need not."""
+        """The reason why a task must wait for a training, or ""."""
         if run.of is None:
             return ""
         if not self.is_done(run.of):
@@ -109,7 +109,7 @@ class Campaign:
         return "" if whole else f"{run.of.name} ended before its last image"
 
     def perform(self, run: Run) -> None:
-        """Raises what train raises, among it Stopped; but TrainingDiverged is a result."""
+        """Train and measure a run. Raises what train raises, but records TrainingDiverged as a result."""
         folder, data = self.work / run.name, pictures_of(run)
         for point in self.points_left(run):
             steps, signals = point.images_seen // run.config.batch_size, Signals()
@@ -118,7 +118,7 @@ class Campaign:
             except TrainingDiverged as error:
                 failed = {"images_seen": point.images_seen, "guidance": point.guidance, "diverged": str(error)}
                 return self.append(run, failed | {"recipe": run.config.recipe()})
-            if signals.received:  # in the last step, which has its samples to draw, too
+            if signals.received:  # during the last step, so that train did not raise Stopped
                 raise Stopped(
                     signals.received, f"stopped after step {steps} of {run.name}, the same command goes on"
                 )
@@ -126,7 +126,7 @@ class Campaign:
         return self.save_gallery(run, folder, data)
 
     def measure(self, folder: Path, data: Data, run: Run, point: Point) -> dict[str, Any]:
-        """On the average of the weights, as it lies in the checkpoint."""
+        """Measure the checkpoint, which holds the average of the weights; returns the fields of a line."""
         judges, started = self.judges(data), time.monotonic()
         model, config = load_checkpoint(folder)
         sampling = Sampling(run.measure.sampler, run.measure.evaluations, Guidance(point.guidance))
@@ -148,7 +148,7 @@ class Campaign:
         }
 
     def judges(self, data: Data) -> list[Judge]:
-        """Trained by the first process that needs them; none for data with rules of their own."""
+        """The judges, trained by the first process that needs them; [] for data with rules."""
         if data.rules:
             return []
         folder = self.work / "judges"
@@ -174,7 +174,7 @@ class Campaign:
         logger.info("%s: line of %s", run.name, what.format(**result))
 
     def lines(self, run: Run) -> list[dict[str, Any]]:
-        """Raises ValueError: they belong to another recipe, so the list has changed."""
+        """The results of a run. Raises ValueError: they have another recipe, because the list has changed."""
         lines = [line for line in read_results(self.results) if line["run"] == run.name]
         for line in lines if run.of is None else []:
             if run.task == "time":
@@ -191,7 +191,7 @@ class Campaign:
         return lines
 
     def points_left(self, run: Run) -> list[Point]:
-        """Without those that have their line; none of a run that diverged."""
+        """The points without a line; [] for a run that diverged."""
         lines = self.lines(run)
         measured = {(line["images_seen"], line["guidance"]) for line in lines}
         diverged = any("diverged" in line for line in lines)
@@ -204,7 +204,7 @@ class Campaign:
         return not self.points_left(run) and (diverged or self.gallery(run).exists())
 
     def status(self, runs: list[Run]) -> str:
-        """What is done, what is next, and the hours left for one process at the speed of the lines so far."""
+        """Text: finished runs by group, the next run, and the hours left for one process, from lines so far."""
         left = [run for run in runs if not self.is_done(run)]
         rows = []
         for group in dict.fromkeys(run.group for run in runs):
@@ -221,7 +221,7 @@ class Campaign:
         return "\n".join(rows)
 
     def seconds_left(self, run: Run) -> float | None:
-        """None where the network has no line yet, of this group for other tasks."""
+        """Estimated seconds; None if no line has this network, for other tasks than train in this group."""
         if run.task != "train":
             mine = {"group": run.group, "network": run.network}
             spent = [line["measure_seconds"] for line in read_results(self.results) if mine.items() <= line.items()]
@@ -236,7 +236,7 @@ class Campaign:
 
 
 def pictures_of(run: Run) -> Data:
-    """Raises DataError, also where too few pictures are held out."""
+    """The data of a run, with judge and test as it declares. Raises DataError, also if too few are held out."""
     data = load_training_data(run.config)
     check_held_out(data, "declare a larger hold_out")
     if not len(data.judge):  # of a folder, whose held-out pictures all measure

@@ -1,6 +1,6 @@
 """The list of a campaign: which networks are trained, how often, and when they are measured.
 
-A list is TOML, and its groups stand in order of value:
+A list is a TOML file; its groups are worked off in order:
 
     [defaults]                # fields of TrainConfig (options of `run.py train`) and of Measure, for all runs
     batch_size = 32
@@ -24,12 +24,12 @@ A list is TOML, and its groups stand in order of value:
 
     [[group]]
     name = "D5"
-    task = "probe"            # look into what the runs of a group above have learnt, when they are finished
+    task = "probe"            # probe the finished runs of a group above
     of = "D1"
 
     [[group]]
     name = "D1-evaluations"
-    task = "sample"           # grade them by so many evaluations a sample; all else is as after their last image
+    task = "sample"           # grade samples with these numbers of evaluations; all else as at their last point
     of = "D1"
     evaluations = [5, 10, 20]
 
@@ -72,7 +72,7 @@ class Measure:
     sampler: str = "dpmpp_2m"
     evaluations: int = 10  # of the network, for a sample
     loss_images: int = 500  # held-out images of the denoising loss, and as many of the training images
-    swap_held_out: bool = False  # judge and test pictures change places: choices are made on others than verdicts
+    swap_held_out: bool = False  # swaps judge and test, so that hyperparameters are chosen on other pictures
 
     def __post_init__(self) -> None:
         at = self.measure_at
@@ -95,7 +95,7 @@ class Point:
     images_seen: int
     samples: int
     guidance: float
-    with_loss: bool  # which no guidance changes
+    with_loss: bool  # false for further guidance scales, which do not change the loss
 
     @property
     def key(self) -> tuple[int, float]:
@@ -112,8 +112,8 @@ class Run:
     config: TrainConfig  # with the steps of the whole run
     measure: Measure
     task: str = "train"
-    of: "Run | None" = None  # the training that is looked into, by a probe or by samples
-    evaluations: tuple[int, ...] = ()  # of a sample, one set of samples each
+    of: "Run | None" = None  # the training that a probe or sample task examines
+    evaluations: tuple[int, ...] = ()  # of a sample task: one set of samples for each number
 
     @property
     def points(self) -> list[Point]:
@@ -129,7 +129,7 @@ class Run:
 TRAIN = {f.name: f.type for f in fields(TrainConfig) if f.name not in ("out", "steps")}
 MEASURE = {f.name: f.type for f in fields(Measure)}
 TYPES = TRAIN | MEASURE
-FIELDS = TYPES.keys() - {"threads"}  # which the command line tells, except for timings
+FIELDS = TYPES.keys() - {"threads"}  # threads is an option of the command line, except for timings
 
 
 def read_list(path: Path) -> list[Run]:
@@ -163,7 +163,7 @@ def read_list(path: Path) -> list[Run]:
 
 
 def choose(runs: list[Run], names: list[str]) -> list[Run]:
-    """Those of the named groups and runs; all where none is named. Raises ListError: a name that is neither."""
+    """The runs of the named groups and the named runs; all for no names. Raises ListError: an unknown name."""
     if unknown := set(names) - {name for run in runs for name in (run.group, run.name)}:
         raise ListError(f"the list has no group or run {', '.join(sorted(unknown))}")
     return [run for run in runs if not names or {run.group, run.name} & set(names)]
@@ -177,7 +177,7 @@ def check_names(table: Any, known: set[str], where: str) -> None:
 
 
 def runs_of_group(group: dict[str, Any], networks: dict[str, Any], defaults: dict[str, Any]) -> Iterator[Run]:
-    """Networks take turns, so that a list that is cut short has all of them."""
+    """The runs of a group. Networks alternate, so that an interrupted campaign has runs of all of them."""
     name, task = name_of_group(group), group.get("task", "train")
     if task not in TASKS:
         raise ValueError(f"task of group {name} must be one of {', '.join(TASKS)}, got {task!r}")
@@ -202,7 +202,7 @@ def name_of_group(group: dict[str, Any]) -> str:
 
 
 def afterwards(group: dict[str, Any], runs: list[Run]) -> Iterator[Run]:
-    """Of a task that looks into finished trainings. runs: those of the groups above."""
+    """The runs of a probe or sample task. runs: those of the groups above."""
     name, task, of = name_of_group(group), group["task"], group.get("of")
     samples = task == "sample"
     check_names(group, {"name", "task", "of"} | ({"evaluations"} if samples else set()), f"group {name}")
@@ -219,7 +219,7 @@ def afterwards(group: dict[str, Any], runs: list[Run]) -> Iterator[Run]:
 
 
 def runs_of_network(group: str, network: str, values: dict[str, Any]) -> Iterator[Run]:
-    """The product over all lists of values."""
+    """A run for each combination of the listed values."""
     axes = {key: value for key, value in values.items() if key in TRAIN and isinstance(value, list)}
     for choice in product(*axes.values()):
         chosen = dict(zip(axes, choice, strict=True))
@@ -262,7 +262,7 @@ def check_sampling(config: TrainConfig, sampler: str, evaluations: int) -> None:
 
 
 def typed(name: str, value: Any) -> Any:
-    """As the fields have it: tuples for lists, paths for strings."""
+    """Convert a TOML value to the field's type: lists to tuples, strings to paths. Raises ValueError."""
     kind = TYPES[name]
     wanted = KINDS.get(kind, kind)
     if not isinstance(value, wanted) or (wanted is list and not all(isinstance(v, (int, float)) for v in value)):

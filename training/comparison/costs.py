@@ -1,4 +1,4 @@
-"""Figures of costs: steps against rows and pixels (D8), and what quality costs where networks are served (D9)."""
+"""Figures of costs: step times by rows and pixels (D8), and quality against serving cost (D9)."""
 
 import json
 import statistics
@@ -21,8 +21,8 @@ from training.comparison.selection import DIT, PAIR, TITLES, Line, Lines
 from training.comparison.verdicts import Interval, interval
 from training.comparison.words import missing, number, percent, span
 
-WAY, ROWS = "OpenVINO bfloat16", "8"  # of docs/cpu.json: what the service takes on a CPU that has it
-SHOWN = 0.975  # accuracy from which a way to sample is a candidate
+WAY, ROWS = "OpenVINO bfloat16", "8"  # keys of docs/cpu.json: the service's choice on a CPU with bfloat16
+SHOWN = 0.975  # accuracy that a way to sample needs to be listed
 Row = dict[int, float]  # a value by size
 
 
@@ -54,7 +54,7 @@ def steps(lines: Lines) -> Picture | str:
 
 
 def quiet(lines: Lines) -> str:
-    """Whether others used the machine meanwhile, which some systems do not tell."""
+    """A sentence on the load by other processes during the timing, which some systems do not report."""
     loads = [line["timing"].get("load") for line in lines]
     if None in loads:
         return "What other programs used of the machine meanwhile is not known."
@@ -62,7 +62,7 @@ def quiet(lines: Lines) -> str:
 
 
 def by_pixels(seconds: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Of one row."""
+    """Seconds of a forward with one row, by pixels a side."""
     return {side: by_rows["1"] for side, by_rows in seconds.items() if "1" in by_rows}
 
 
@@ -71,7 +71,7 @@ def milliseconds(seconds: dict[str, float]) -> Row:
 
 
 def attention_percent(lines: Lines) -> list[Row]:
-    """A row for each process."""
+    """The attention's share of the DiT's step in %, by pixels a side; one dict for each process."""
     shares = s.attention_share(lines)
     return [
         {side: 100 * share for side, share in zip(shares, values, strict=True)}
@@ -80,7 +80,7 @@ def attention_percent(lines: Lines) -> list[Row]:
 
 
 def draw(axes: Any, rows: list[Row], name: str) -> None:
-    """Each process thin, their mean thick, over a logarithmic axis with a tick at every size."""
+    """Plot each process thin and their mean thick, on a logarithmic x axis with a tick at every size."""
     sizes = sorted({x for row in rows for x in row})
     if not sizes:
         return
@@ -93,7 +93,7 @@ def draw(axes: Any, rows: list[Row], name: str) -> None:
 
 
 def read_serving(docs: Path) -> tuple[Lines, Line]:
-    """Reports of evaluations.jsonl on networks tuned for few steps, and cpu.json; nothing where they lack."""
+    """Reports of evaluations.jsonl on networks tuned for few steps, and cpu.json; empty for missing files."""
     path, cpu = docs / "evaluations.jsonl", docs / "cpu.json"
     text = path.read_text("utf-8") if path.exists() else ""
     lines = [json.loads(line) for line in text.splitlines()]
@@ -105,7 +105,7 @@ Way = tuple[str, str, float, Interval, Interval, float]  # model, how, rows, acc
 
 
 def ways(tuned: Lines, cpu: Line) -> list[Way]:
-    """Every reported way to sample: intervals over trainings, milliseconds by the rows that it takes."""
+    """Every reported way to sample: intervals over trainings; milliseconds from its rows an image and the speed."""
     found = []
     for model in PAIR:
         speed = cpu.get("rows", {}).get(model, {}).get(WAY, {}).get(ROWS)
@@ -129,7 +129,7 @@ def named(point: Line) -> str:
 
 
 def serving_table(found: list[Way]) -> Table:
-    """Without ways that another one of the network beats in everything."""
+    """The table of the Pareto-optimal ways of each network with an accuracy of at least SHOWN."""
     head = ["network", "way to sample", "rows an image", "accuracy", "Frechet ratio", "ms an image"]
     rows = [
         [TITLES[way[0]], way[1], f"{way[2]:g}", span(way[3], percent), span(way[4]), number(way[5])]
@@ -140,7 +140,7 @@ def serving_table(found: list[Way]) -> Table:
 
 
 def beats(a: Way, b: Way) -> bool:
-    """Whether a is of the same network, as cheap, and as good in both figures."""
+    """Whether a is another way of the same network that is no worse in cost and in both figures."""
     better = a[3].mean >= b[3].mean and a[4].mean <= b[4].mean and a[5] <= b[5]
     return a[0] == b[0] and better and a != b
 

@@ -1,6 +1,6 @@
-"""Denoisers that follow from the training images alone, without learning: what a trained network is held against.
+"""Analytic denoisers, computed from the training images without learning, as references for trained networks.
 
-A denoised image is the mean of x0 given x = alpha x0 + sigma eps. Three answers to what x0 may be:
+A denoised image is the mean of x0 given x = alpha x0 + sigma eps. Three assumptions on the distribution of x0:
 
 optimal  one of the training images (a network that did this would only copy)
 wiener   Gaussian, with the mean and the covariance of the training images: the best linear answer
@@ -8,8 +8,8 @@ local    for every pixel: the pixel of one of the training images, known only by
          place. This is the local score machine of Kamb & Ganguli (arXiv:2412.20292). Their equivariant one also
          compares patches across places, at 1,024 times the cost; and digits lie in the middle of their images.
 
-None of them knows the class. Where all channels of the training images are equal, the mean of the channels of x is
-all that x tells about x0, and its noise is smaller by the root of the channels. Then it is what is computed with.
+None of them uses the class. If all channels of the training images are equal, the mean of x over the channels is a
+sufficient statistic for x0, with noise smaller by the root of the number of channels. Then only this mean is used.
 
 Letters: N training images, B noisy images, C x H x W the image, R x R the patch.
 """
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-CHUNK = 64  # noisy images that are compared with patches at once
+CHUNK = 64  # noisy images compared with patches at once
 PATCHES = 100_000  # of training images at once: 350 MB in colour at 17 x 17
 
 
@@ -38,7 +38,7 @@ class Denoisers:
         self.variances, self.axes = torch.linalg.eigh(centred.T @ centred / len(train))  # [P], [P, P]
 
     def reduced(self, x: Tensor) -> Tensor:
-        """What x tells about x0."""
+        """x, or its mean over the channels for gray training images."""
         return x.mean(1, keepdim=True) if self.gray else x
 
     def optimal(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
@@ -54,11 +54,11 @@ class Denoisers:
         return self.image((along * gain) @ self.axes.T + self.mean.flatten())
 
     def local(self, x: Tensor, alpha: Tensor, sigma: Tensor, size: int) -> Tensor:
-        """size: R, odd. alpha, sigma: [B], because cutting the patches costs more than a level.
+        """[B, C, H, W] -> [B, C, H, W]. size: R, odd. Pixels of a patch outside the image are ignored.
 
-        What of a patch lies outside the image is left out. [B, C, H, W] -> [B, C, H, W].
+        alpha, sigma: [B], so that one call has all noise levels, because cutting the patches is the larger cost.
         """
-        mean = self.mean.float()  # whose removal keeps the squares small, for float32
+        mean = self.mean.float()  # subtracted to keep the squares small, for float32
         known = margin(self.reduced(x) - alpha[:, None, None, None] * mean, size)
         train = margin(self.train - mean, size)
         slope = alpha[:, None] / (sigma[:, None] * self.narrowed) ** 2  # [B, 1]
@@ -76,7 +76,7 @@ class Denoisers:
         return self.image(answer)
 
     def image(self, rows: Tensor) -> Tensor:
-        """With all its channels, float32."""
+        """Rows as images [B, C, H, W] float32 with all channels."""
         return rows.float().reshape(-1, *self.train.shape[1:]).expand(-1, self.channels, -1, -1)
 
 

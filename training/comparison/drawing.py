@@ -1,6 +1,6 @@
-"""How figures of the comparison look, and how they become text: the same bytes from the same numbers.
+"""Style of the comparison's figures, and their deterministic output as SVG.
 
-Colours are two that colour-blind readers tell apart. In a page they follow its light or dark theme.
+The two colours are safe for colour-blind readers. In a page they follow its light or dark theme.
 """
 
 import io
@@ -40,7 +40,7 @@ class Picture:
     file: str = ""
 
     def inline(self) -> str:
-        """For a page, whose colours and fonts it takes."""
+        """The SVG for embedding in a page, with the page's colours and fonts."""
         text = re.sub(r"^.*?(?=<svg)", "", self.svg, flags=re.DOTALL)
         text = re.sub(r" <metadata>.*?</metadata>\n", "", text, flags=re.DOTALL)
         used = set(re.findall(r"#([\w-]+)[\")]", text))
@@ -68,7 +68,7 @@ def figure(
 ) -> Iterator[tuple[Any, Callable[[], str]]]:
     """Axes [rows, columns], and a function that turns them into SVG. left .. between: inches around them.
 
-    Margins are given, because working them out takes as long as drawing.
+    Margins are fixed, because computing a layout takes as long as drawing.
     """
     import matplotlib
 
@@ -95,7 +95,7 @@ def svg_of(drawn: Any) -> str:
 
 
 def curves(axes: Any, found: Runs, x: Callable[[Line], float], y: Callable[[Line], float], network: str) -> None:
-    """Every seed thin, their mean thick."""
+    """Plot every seed thin and their mean thick."""
     rows = [[(x(line), y(line)) for line in run] for run in found.values()]
     for row in rows:
         axes.plot(*zip(*row, strict=True), color=COLOURS[network], lw=0.8, alpha=0.4)
@@ -108,17 +108,17 @@ MARKS = {DIT: "o", UNET: "s"}
 
 
 def plain_logarithm(axis: Any, values: Sequence[float], show: Callable[[float], str]) -> None:
-    """Ticks where there are values."""
+    """Put labelled ticks at the values, and no labels on minor ticks."""
     axis.set_ticks(values, labels=[show(value) for value in values])
     axis.set_minor_formatter("")
 
 
 STEPS = ((1, 10), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7))
-NARROW = 3.0  # between the ends of an axis: a logarithm is nearly straight there, so even steps are legible
+NARROW = 3.0  # ratio of the ends of an axis; below it a logarithm is nearly linear, so evenly spaced ticks do
 
 
 def plain_values(axis: Any) -> None:
-    """A logarithmic axis with four to nine round numbers as they are said, and not as powers of ten."""
+    """Label a logarithmic axis with four to nine round numbers instead of powers of ten."""
     from matplotlib.ticker import MaxNLocator
 
     low, high = sorted(axis.get_view_interval())

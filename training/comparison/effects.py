@@ -1,6 +1,6 @@
-"""The effect of every question of docs/comparison/questions.toml: a number for each seed, from the lines.
+"""Compute the effect of every question of docs/comparison/questions.toml: a number for each seed.
 
-A seed without whole runs of both networks has no effect, and a question without lines has none at all.
+A seed without complete runs of both networks has no effect, and a question without lines has none at all.
 """
 
 import math
@@ -29,7 +29,7 @@ from training.comparison.selection import (
 Effects = dict[int, float]
 Figure = Callable[[Line], float]  # of a line
 FEW = 300  # pictures of D3's question
-APART = 1.3  # two budgets of D2; runs of one budget differ by rounding to whole points
+APART = 1.3  # least ratio of FLOP between two budgets of D2; runs of one budget differ by rounding
 BUDGETS, WIDTHS = 3, 4  # of D2
 
 
@@ -58,7 +58,7 @@ def by_seconds(lines: Lines) -> Figure | None:
 
 
 def first_reached(xs: list[float], ys: list[float], target: float) -> float | None:
-    """The x at which y first is as low as the target, straight in logarithms between two points."""
+    """The x at which y first falls to the target, by log-log interpolation; None if it never does."""
     for i, (x, y) in enumerate(zip(xs, ys, strict=True)):
         if y <= target:
             if i == 0:
@@ -69,9 +69,9 @@ def first_reached(xs: list[float], ys: list[float], target: float) -> float | No
 
 
 def head_start(dit: Run, unet: Run, cost: Figure, figure: Figure) -> float:
-    """log2 of the whole cost of the network that ends with the higher figure, over the other's cost to reach it.
+    """log2 of (the cost of the whole run that ends with the higher, worse figure) / (the other's cost to reach it).
 
-    Positive where the UNet is the other.
+    Positive if the UNet is the better network.
     """
     slow, fast, sign = (dit, unet, 1) if figure(dit[-1]) >= figure(unet[-1]) else (unet, dit, -1)
     reached = first_reached([cost(x) for x in fast], [figure(x) for x in fast], figure(slow[-1]))
@@ -94,7 +94,7 @@ def more_scalable(lines: Lines) -> Effects:
 
 
 def d2(lines: Lines, network: str) -> dict[int, list[Lines]]:
-    """By seed: the lines of each budget. A network's widths may have names of their own, so the model counts.
+    """Lines of each budget, by seed. A network is identified by its model, because widths have names of their own.
 
     Seeds without all budgets and widths are left out.
     """
@@ -117,7 +117,7 @@ def split_budgets(lines: Lines) -> list[Lines]:
 
 
 def fall(budgets: list[Lines], figure: Figure) -> float:
-    """Exponent of the fall of a figure with FLOP, each budget at its best width."""
+    """Exponent of the power law by which a figure falls with FLOP, each budget at its best width."""
     best = [min(budget, key=figure) for budget in budgets]
     flop, values = np.log([x["train_flop"] for x in best]), np.log([figure(x) for x in best])
     return -float(np.polyfit(flop, values, 1)[0])
@@ -148,7 +148,7 @@ def global_coherence(lines: Lines) -> Effects:
 
 
 def exponent(small: float, large: float, factor: float) -> float:
-    """Of the growth from `small` to `large` while the size grows by `factor`."""
+    """Exponent of a power law that grows from `small` to `large` while the size grows by `factor`."""
     return math.log(large / small) / math.log(factor)
 
 
@@ -168,7 +168,7 @@ def linear_convolutions(lines: Lines) -> Effects:
 
 
 def step_exponent(timing: Line) -> float:
-    """With the number of pixels, from 64 to 128 a side, of one row."""
+    """Exponent of a one-row step's time in the number of pixels, from 64 to 128 a side."""
     steps = timing["step_seconds"]
     return exponent(steps["64"]["1"], steps["128"]["1"], (128 / 64) ** 2)
 

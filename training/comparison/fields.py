@@ -1,11 +1,11 @@
-"""Sheets of D5: where a network looks, and what it and the other denoisers make of one noisy image."""
+"""Sheets of D5: sensitivity fields, and the outputs of a network and of analytic denoisers for one noisy image."""
 
 from pathlib import Path
 
 import numpy as np
 
 from training.comparison.drawing import source
-from training.comparison.galleries import Rows, Sheet, draw
+from training.comparison.galleries import Rows, Sheet, as_picture, draw
 from training.comparison.selection import PAIR, Line, Lines, of, seed_of
 
 STAGES = ("noisy", "outputs", "local", "wiener", "optimal")  # rows of a block
@@ -28,7 +28,7 @@ def sensitivity(folder: Path, found: dict[str, Lines]) -> Sheet:
             [load(folder, line, "sensitivity").astype(np.float64) for line in lines], axis=0
         )  # [L, H, W]
         shades = 255 * (mean / mean.max(axis=(1, 2), keepdims=True)) ** 0.5
-        blocks.append((name, [[shown(field.round().astype(np.uint8)[None]) for field in shades]]))
+        blocks.append((name, [[as_picture(field.round().astype(np.uint8)[None]) for field in shades]]))
     caption = (
         "Sensitivity of the denoised middle pixel to each input pixel: square root, the largest white, mean over "
         "the runs. From little noise (left) to much (right); above the DiT, below the UNet. "
@@ -50,14 +50,9 @@ def denoised(folder: Path, found: dict[str, Lines]) -> Sheet:
 
 
 def stages(folder: Path, line: Line) -> Rows:
-    return [[shown(images[0]) for images in load(folder, line, stage)] for stage in STAGES]
+    return [[as_picture(images[0]) for images in load(folder, line, stage)] for stage in STAGES]
 
 
 def load(folder: Path, line: Line, name: str) -> np.ndarray:
     with np.load(folder / f"{line['run']}.npz", allow_pickle=False) as arrays:
         return arrays[name]
-
-
-def shown(image: np.ndarray) -> np.ndarray:
-    """[C, H, W] -> [H, W, 3]."""
-    return image.transpose(1, 2, 0).repeat(3 // len(image), axis=2)

@@ -43,7 +43,7 @@ class Sheet:
 
 
 def load(folder: Path, lines: Lines, group: str, keep: Callable[[Line], bool] = lambda _: True) -> Galleries:
-    """Those that exist, of the runs of a group."""
+    """The galleries in `folder` of a group's runs, by network and seed."""
     found = {}
     for line in of(lines, group, keep=lambda x: x["network"] in PAIR and "recipe" in x and keep(x)):
         path = folder / f"{line['run']}.npz"
@@ -54,7 +54,7 @@ def load(folder: Path, lines: Lines, group: str, keep: Callable[[Line], bool] = 
 
 
 def halves(folder: Path, lines: Lines) -> dict[str, list[tuple[Gallery, Gallery]]]:
-    """By network: both halves of one seed."""
+    """Pairs of galleries of one seed, trained on disjoint halves of the data, by network."""
     first, second = (
         load(folder, lines, "D4", lambda x, part=part: x["recipe"]["subset"] == part) for part in ("1/2", "2/2")
     )
@@ -104,7 +104,7 @@ def agreement_table(found: Agreements) -> Table:
 
 
 def agreement_texts(found: Agreements) -> dict[str, str]:
-    """For the `beside` of the questions. Pairs of seeds share networks, so they have a range and no interval."""
+    """Texts for `beside` of the questions. Pairs of seeds are not independent, so they get a range, no interval."""
     across, dits, unets, half_dits, half_unets = ([x["same_noise"] for x in figures] for figures in found.values())
     texts = {}
     if half_dits and half_unets and len(half_dits) == len(half_unets):
@@ -199,9 +199,9 @@ def pairs_sheet(found: Galleries, seeds: list[int], worst: bool) -> Sheet:
 
 
 def oddest(found: Galleries, seeds: list[int]) -> Sheet:
-    """Failures, found without a judge: samples whose nearest of all samples of their class is the farthest.
+    """Failures, found without a judge: samples that correlate least with their most similar sample of the class.
 
-    Of the seeds that both networks have, and one sample of each noise, for several seeds fail at the same one.
+    Only seeds that both networks have, and one sample for each noise, because several seeds fail at the same noise.
     """
     both = {(name, seed): found[name, seed] for name in PAIR for seed in seeds}
     blocks, alike = [], likeness(both)
@@ -237,7 +237,7 @@ def picture(gallery: Gallery, index: int) -> np.ndarray:
 
 
 def as_picture(image: np.ndarray) -> np.ndarray:
-    """[C, H, W] uint8 to [H, W, 3]."""
+    """[C, H, W] uint8, C 1 or 3, to [H, W, 3]."""
     return image.transpose(1, 2, 0).repeat(3 // len(image), axis=2)
 
 

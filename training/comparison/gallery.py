@@ -67,5 +67,5 @@ def trajectories(model: nn.Module, config: ModelConfig, labels: Tensor, seeds: T
 
 
 def channels(images: Tensor, gray: bool) -> Tensor:
-    """The mean of the channels where they are all one."""
+    """Reduce gray images to one channel, their mean over the channels."""
     return images.float().mean(-3, keepdim=True).round().byte() if gray else images

@@ -64,8 +64,8 @@ def glance(findings: list[Finding], lines: Lines) -> Picture | str:
         drawn = svg()
     caption = (
         "Effects with 95 % intervals over seeds, positive where the sentence is right. In the gray band no "
-        "difference matters. Circle: holds. Cross: does not hold. Square: no difference that matters. Hollow: "
-        f"undecided. {source(lines)}"
+        "difference matters; exponents are right inside of it. Circle: holds. Cross: does not hold. Square: no "
+        f"difference that matters. Hollow: undecided. {source(lines)}"
     )
     return Picture(drawn, ". ".join(f"{f.question.sentence}: {f.verdict}" for f in shown), caption, "verdicts.svg")
 

@@ -1,4 +1,4 @@
-"""Figures of what is remembered of few pictures (D3), of rules (D6), and of what the denoisers are like (D5)."""
+"""Figures of memorisation with few pictures (D3), of rules (D6), and of comparison with other denoisers (D5)."""
 
 import statistics
 from collections.abc import Callable
@@ -117,7 +117,7 @@ PANELS: dict[str, Callable[[Line], list[float]]] = {
 
 
 def denoisers(folder: Path, lines: Lines) -> Picture | str:
-    """r2 against the denoisers that follow from the data, and what a shift of the input changes."""
+    """r2 against the analytic denoisers, the error of shifted inputs, and the reach of the sensitivity."""
     used = s.of(lines, "D5", keep=lambda x: "probe" in x)
     if not used:
         return missing("D5")

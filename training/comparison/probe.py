@@ -1,9 +1,9 @@
-"""What a trained network does with noise: which denoiser it resembles, where it looks, whether it minds a shift.
+"""Probe a trained denoiser: the analytic denoiser it resembles, its sensitivity field, its shift equivariance.
 
-The network predicts x0 for the null class, because the denoisers that it is held against know no class either.
+The network predicts x0 for the null class, because the denoisers it is compared with do not use the class either.
 Inputs are held-out images under fixed noise, the same for all networks.
 
-What a difference between two networks may also come from, besides attention or convolutions:
+Other causes of a difference between two networks than attention or convolutions:
 
 - Convolutions pad with zeros, so a UNet sees where the border is. GroupNorm takes its statistics from all pixels:
   each of its outputs depends on the whole image, a little, however small the convolutions are.
@@ -33,12 +33,12 @@ from training.data import Data, take_subset, to_float
 from training.measure import LEVELS
 
 IMAGES = 40
-OUTPUTS = slice(None, None, 2)  # of these images, whose answers are kept; the classes lie in order
-FIELDS = slice(None, None, 4)  # of these images, whose sensitivity is taken
-EXAMPLES = slice(None, None, 20)  # of these images, for which the other denoisers' answers are kept
+OUTPUTS = slice(None, None, 2)  # images whose outputs are stored
+FIELDS = slice(None, None, 4)  # images whose sensitivity is computed
+EXAMPLES = slice(None, None, 20)  # images whose outputs by the analytic denoisers are stored
 PATCHES = (1, 3, 5, 7, 9, 13, 17)  # sides of the local denoiser's patch
 SHIFTS = (1, 2, 4)  # pixels
-SQUARE = 4  # pixels a side in the middle, whose reach is averaged: one of each place in a DiT's patch
+SQUARE = 4  # side in pixels of the middle square whose reach is averaged: it has each position of a DiT's patch
 
 Denoise = Callable[[Tensor], Tensor]
 
@@ -132,7 +132,7 @@ def shift_errors(denoise: list[Denoise], noisy: list[Tensor]) -> dict[str, list[
 def shift_error(denoise: Denoise, x: Tensor, pixels: int) -> float:
     """sum |D(shifted x) - shifted D(x)|^2 / sum |D(x) - mean|^2, see r2; mean over the four directions.
 
-    Shifts in a circle. 0: the network does not mind where things are.
+    Shifts are circular. 0: the network is equivariant to them.
     """
     output = denoise(x)
     total = torch.zeros(())
@@ -163,7 +163,7 @@ def pixel_fields(denoise: Denoise, x: Tensor, row: int, column: int) -> Iterator
 
 
 def weighted_distance(field: Tensor, row: int, column: int) -> float:
-    """Of a field that is zero everywhere: 0."""
+    """Mean distance in pixels to (row, column), weighted by field [H, W]; 0 if the field is zero."""
     rows, columns = torch.meshgrid(*(torch.arange(n) for n in field.shape), indexing="ij")
     distance = torch.hypot((rows - row).float(), (columns - column).float())
     return float((field * distance).sum() / field.sum().clamp(min=1e-30))

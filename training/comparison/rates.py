@@ -10,7 +10,7 @@ Table = tuple[list[str], list[list[str]]]  # head and rows
 
 @dataclass(frozen=True)
 class Chosen:
-    """lr, guidance: by the rule. scales: the lines of the last point at this rate, one a guidance scale."""
+    """The chosen lr and guidance. scales: lines of the last point at this rate, one for each guidance scale."""
 
     lr: float
     guidance: float

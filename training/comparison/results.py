@@ -30,7 +30,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 
 
 def append_result(path: Path, line: dict[str, Any]) -> None:
-    """One write to the end, which lasts when this returns; processes take turns."""
+    """Append a line under a lock, and fsync, so that it is durable when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with held(path) as descriptor:
         content = path.read_bytes()

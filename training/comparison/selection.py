@@ -14,8 +14,8 @@ DIT, UNET = "dit", "unet"
 PAIR = (DIT, UNET)
 TITLES = {DIT: "DiT", UNET: "UNet"}
 MISSING = "not measured yet"
-BUDGET = 96_000  # images of a run of D1 whose lines do not tell
-PATCH, DEPTH = 4, 2  # pixels a side of a token of the DiT; its layers, where a timing does not say
+BUDGET = 96_000  # images of a run of D1 whose lines have no budget
+PATCH, DEPTH = 4, 2  # the DiT's patch side in pixels; its depth if a timing has no settings
 
 
 def of(
@@ -39,10 +39,10 @@ def trained_on(images: int) -> Callable[[Line], bool]:
 
 
 def runs_of(lines: Lines, group: str, keep: Callable[[Line], bool] = lambda _: True) -> dict[str, Runs]:
-    """Of both networks: the whole runs of a group, which have every point that any line of it has.
+    """The complete runs of a group for both networks: runs with every point that any line of the group has.
 
-    A diverged run, or one that goes on, is no replicate. A line tells the `budget` of its run, the images of the
-    last point; older lines of D1 do not, which had 96,000.
+    Diverged or unfinished runs are left out. `budget` of a line is the number of images at the last point of its
+    run; older lines of D1 lack it, and had 96,000.
 
     Raises:
         ValueError: two runs of one network and seed.
@@ -98,12 +98,12 @@ def accuracy(line: Line) -> float:
 
 
 def wrong(line: Line) -> float:
-    """Share of the samples that are not their class; half a sample where there is none, for the logarithm."""
+    """Share of samples of a wrong class, at least half a sample, because its logarithm is taken."""
     return max(1 - accuracy(line), 0.5 / line["samples"])
 
 
 def kid(line: Line) -> float:
-    """Less its floor."""
+    """KID minus the KID of real images, mean over judges."""
     return mean_of_judges(line, lambda judge: judge["kid"] - judge["kid_real"])
 
 

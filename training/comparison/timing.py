@@ -33,9 +33,9 @@ from training.train import Trainer
 SIDES = (16, 32, 64, 128)  # pixels
 ROWS = (1, 2, 4, 8, 16, 32)
 MOST = 8 * 128**2  # pixels of a forward
-ROUNDS, TURN = 10, 0.1  # turns of each size, and the seconds of one; a call that takes longer has a turn for itself
+ROUNDS, TURN = 10, 0.1  # turns of each size, and seconds of a turn, which has at least one call
 WARM_UP = 3  # calls
-LOAD = 0.1  # of the cores; more work of others spoils a timing
+LOAD = 0.1  # share of the cores that other processes may use during a timing
 
 Call = Callable[[], object]
 
@@ -148,13 +148,13 @@ def run(call: Call) -> float:
 
 
 class Load:
-    """What other processes use of the machine's cores from now on; work of the hypervisor for others counts."""
+    """Measures the load of the machine by other processes from now on, including steal time of the hypervisor."""
 
     def __init__(self) -> None:
         self.before = cpu_seconds()
 
     def share(self) -> float | None:
-        """Of all cores, 0 to 1; None where the system does not tell."""
+        """Share of all cores, 0 to 1; None without /proc/stat."""
         now = cpu_seconds()
         if not self.before or not now:
             return None
@@ -163,7 +163,7 @@ class Load:
 
 
 def cpu_seconds(table: Path = Path("/proc/stat")) -> tuple[float, float, float] | None:
-    """So far: busy and in all, over all cores, and of this process; None without such a table, which Linux has."""
+    """CPU seconds so far: busy and total over all cores, and of this process; None without /proc/stat."""
     if not table.exists():
         return None
     ticks = [int(number) for number in table.read_text().splitlines()[0].split()[1:9]]  # guests count as users

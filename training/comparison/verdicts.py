@@ -26,7 +26,7 @@ class Question:
     margin: float
     seeds: tuple[int, ...]
     beside: tuple[str, ...]
-    looks: int = 1  # how often a test was seen or is, with fewer seeds or all; p is multiplied by it (Bonferroni)
+    looks: int = 1  # number of interim and final tests; p is multiplied by it (Bonferroni)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def interval(values: list[float]) -> Interval:
 
 
 def p_value(values: list[float], bound: float) -> float:
-    """Of Student's two-sided test that the mean is `bound`. Equal replicates leave no doubt about their mean."""
+    """p of Student's two-sided test that the mean is `bound`; with equal replicates 1 if they are it, else 0."""
     from scipy import stats
 
     if statistics.stdev(values) == 0:
@@ -111,7 +111,7 @@ def p_value(values: list[float], bound: float) -> float:
 
 
 def bound_of(question: Question, mean: float) -> float:
-    """What the effect is tested against; for equal the nearer of both bounds."""
+    """The bound that the effect is tested against; for kind equal the nearer one of -margin and margin."""
     if question.kind == "equal":
         return math.copysign(question.margin, mean)
     return question.margin if question.kind == "better" else -question.margin
@@ -141,7 +141,7 @@ def judge(questions: list[Question], effects: dict[str, dict[int, float]]) -> li
 
 
 def p_of(question: Question, values: list[float]) -> float:
-    """p of the declared test; 1 until all declared seeds are there, for a test at every new one errs more often."""
+    """p of the declared test; 1 until all declared seeds are measured, because repeated tests err more often."""
     if len(values) < len(question.seeds):
         return 1.0
     return min(1.0, question.looks * p_value(values, bound_of(question, statistics.fmean(values))))

@@ -1,4 +1,4 @@
-"""Findings in plain words, and the paragraph for a reader in a hurry; never stronger than the verdicts."""
+"""Findings in plain words, and the summary paragraph, which claims no more than the verdicts."""
 
 import math
 import statistics
@@ -118,7 +118,7 @@ def missing(what: str) -> str:
 
 
 def speak(question: Question) -> Words:
-    """A question that is new here is spoken of in its own words."""
+    """The words of a question; one without an entry in WORDS is described by its name."""
     own = Words(question.name, "", "", lambda known: span(known), lambda m: f"{m:g}")
     return WORDS.get(question.name, own)
 

@@ -1,4 +1,4 @@
-"""What operators change while the service runs. These paths exist only if there is an admin's key."""
+"""Routes for operators, which change the running service. They exist only if an admin key is set."""
 
 from pathlib import Path
 from typing import Any
@@ -64,10 +64,10 @@ async def swap_model(request: Request, model: str) -> ModelInfo:
 
 
 def checkpoint_folder(root: Path, name: str) -> Path:
-    """A folder with a checkpoint in it, none of whose files lie outside of the root, whatever links say.
+    """A folder under root that contains a checkpoint; links must not lead out of root.
 
     Raises:
-        InvalidRequest: there is none of that name.
+        InvalidRequest: there is no such folder.
     """
     wanted = Path(name)
     try:
@@ -77,7 +77,7 @@ def checkpoint_folder(root: Path, name: str) -> Path:
         inside = all(place.is_relative_to(base) for place in places) and folder != base
         if inside and not wanted.is_absolute() and ".." not in wanted.parts and (folder / CONFIG).is_file():
             return folder
-    except (OSError, ValueError, RuntimeError):  # a name that no file can have, links in a circle
+    except (OSError, ValueError, RuntimeError):  # an invalid file name, or a loop of links
         pass
     message = f"must be a folder in DIFFUSION_CHECKPOINTS with a {CONFIG}, not {echo(name)}"
     raise InvalidRequest.field("checkpoint", message)

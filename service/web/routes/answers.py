@@ -1,4 +1,4 @@
-"""What the answers of all routes that generate have in common."""
+"""Headers and response classes that all generating routes share."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from starlette.types import Receive, Scope, Send
 from service.web.generation import Generated
 from service.web.job import Job
 
-PIECE = 256 * 1024  # bytes of a large body that are handed to the connection at once
+PIECE = 256 * 1024  # bytes
 
 
 class LargeResponse(Response):
-    """A body that is not copied as a whole for a client that reads slowly."""
+    """Sends a large body in PIECEs, so that the connection never buffers a copy of all of it."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})

@@ -27,12 +27,12 @@ from service.web.schemas import FIELD_NAMES, Fields, GenerateBody, GeneratedImag
 router = APIRouter(tags=["Stepwise"])
 
 DEFAULT_PREVIEWS = 4
-FRESH_SECONDS = 3600  # a cache may answer so long without asking, also after another model took the name
-# Those that Accept may choose: a browser's image/apng says what it can show, and does not ask for an animation.
+FRESH_SECONDS = 3600  # max-age: a cache may serve old pictures so long after a model's weights have changed
+# Formats that Accept may choose. No animations: browsers list image/apng only because they can show it.
 FORMATS = {name: kind for name, kind in MEDIA_TYPES.items() if name not in ANIMATIONS}
 FORMATS["stream"] = event_stream.MEDIA_TYPE
 PICTURES = ("png", "webp", "jpeg")
-LASTING = {name: kind for name, kind in MEDIA_TYPES.items() if name != "json"}  # JSON has timings in it
+LASTING = {name: kind for name, kind in MEDIA_TYPES.items() if name != "json"}  # JSON has timings, which vary
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 HEADERS = {
     "X-Seed": {"description": "Seed of each image, the first 16, comma separated", "schema": {"type": "string"}},
@@ -97,9 +97,8 @@ async def get_image(request: Request, query: Annotated[GenerateFields, Query()])
     if etag and has_tag(request.headers.getlist("if-none-match"), etag):
         return Response(status_code=304, headers=cached)
     generated = await _finish(request, generator, job, form)
-    if (
-        not etag or generator.etag(job, form) != etag
-    ):  # the device ran out of memory and lowered the rows on the way
+    # The ETag changes on the way if the device runs out of memory and lowers the rows of a step.
+    if not etag or generator.etag(job, form) != etag:
         cached = {}
     return _response(generated.result, form, answer_headers(generated) | cached)
 
@@ -114,11 +113,11 @@ async def _read(request: Request, generator: Generator) -> GenerateFields:
 
 
 def choose_format(fields: GenerateFields, accept: str) -> str:
-    """A key of FORMATS: of an event stream, fields.format is the one of its pictures.
+    """A key of MEDIA_TYPES, or "stream" for an event stream, whose pictures have the format fields.format.
 
     Raises:
-        NotAcceptable: the Accept header allows nothing that there is.
-        InvalidRequest: the fields contradict it, or each other.
+        NotAcceptable: the Accept header allows no format of this service.
+        InvalidRequest: fields.format or fields.preview contradict the Accept header or each other.
     """
     if fields.format and event_stream.MEDIA_TYPE not in accept.lower():
         form = fields.format
@@ -163,10 +162,10 @@ async def _finish(request: Request, generator: Generator, job: Job, form: str) -
 
 
 async def _record(request: Request, generator: Generator, job: Job, form: str) -> Generated[bytes]:
-    """Raises AnswerTooLarge, or Unavailable where others hold the memory for it."""
+    """Generate with all steps; raises AnswerTooLarge, or Unavailable if other requests hold the memory."""
     try:
         request.scope["at_end"].enter_context(generator.room.taken(recorded_bytes(job)))
-    except Unavailable as error:  # before the engine hears of it, so it is counted here
+    except Unavailable as error:  # counted here, because the request never reaches Generator.stream
         generator.count_end(job.params.model, error)
         raise
     job = replace(job, params=replace(job.params, trajectory=form == "npz"))
@@ -195,13 +194,13 @@ def _cache_headers(etag: str, has_format: bool, settings: Settings) -> dict[str,
 
 
 def has_tag(if_none_match: list[str], etag: str) -> bool:
-    """By weak comparison, as RFC 9110 has it for this header."""
+    """Whether If-None-Match has the tag, by weak comparison (RFC 9110, section 13.1.2)."""
     tags = {tag.strip().removeprefix("W/") for line in if_none_match for tag in line.split(",")}
     return bool(tags & {etag, "*"})
 
 
 def as_json(generated: Generated[Any], request_id: str) -> bytes:
-    """generated.result holds PNGs in base64."""
+    """The JSON answer; generated.result holds PNGs in base64."""
     job, params = generated.job, generated.job.params
     fields = job.classes_and_seeds
     only = params.mixture(0)[0][0]

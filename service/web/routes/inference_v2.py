@@ -31,7 +31,7 @@ from service.wire.messages import ModelCard
 
 router = APIRouter(prefix="/v2", tags=["Open Inference"])
 
-VERSION = "1"  # a model has one; what it is made of is told by /models
+VERSION = "1"  # the only version of each model; /models has the version of the weights
 PARAMETERS = (*STANDS_FOR, "negative_class", "quality", "deadline_ms", "deterministic")
 TRITON_PARAMETERS = ("timeout", "priority")  # of its client's infer()
 TIMEOUT = (1, 3_600_000_000)  # microseconds
@@ -87,7 +87,7 @@ async def server_ready(request: Request) -> Response:
 
 
 def add_twice(router: APIRouter, routes: APIRouter) -> None:
-    """Routes of one model, under the model itself and under its version."""
+    """Add the routes of one model twice: under /models/{model} and under its /versions/{version}."""
     unknown = document(INFERENCE, (UnknownModel,))
     for prefix, checks in (("", []), ("/versions/{version}", [Depends(_check_version)])):
         router.include_router(routes, prefix="/models/{model}" + prefix, dependencies=checks, responses=unknown)
@@ -181,7 +181,7 @@ def _resolve(generator: Generator, model: str, asked: InferenceRequest, inputs: 
 
 
 def _read_inputs(inputs: dict[str, list[int]], images: tuple[float, float]) -> tuple[list[int], list[int]]:
-    """Class indices and seeds, one an image; no seeds where none were sent."""
+    """Class indices and seeds, one an image each; seeds is empty if none were sent."""
     for name in inputs:
         if name not in INPUTS:
             raise InvalidRequest.field(name[:40], f"there is no such input: use {', '.join(INPUTS)}")

@@ -41,7 +41,7 @@ from service.web.schemas import (
 
 router = APIRouter(prefix="/v1", tags=["OpenAI Images"])
 
-# Ours: theirs.
+# OpenAI's or diffusers' name by the name of /generate.
 OWN_NAMES = {
     "class": "prompt",
     "steps": "num_inference_steps",
@@ -50,7 +50,7 @@ OWN_NAMES = {
     "negative_class": "negative_prompt",
     "class_to": "prompt_to",
 }
-# Theirs: ours. "auto" is as good as none, so it may stand beside steps and the like.
+# Quality of /generate by OpenAI's. "auto" is as good as none, so it may be combined with steps and the like.
 OWN_QUALITIES = {"low": "draft", "medium": "default", "standard": "default"} | dict.fromkeys(
     ("high", "hd", "xhigh", "max"), "best"
 )
@@ -99,7 +99,7 @@ class ImageRequest(BaseModel):
     deterministic: bool | None = None
 
     def own(self) -> GenerateFields:
-        """The same request to /generate."""
+        """This request as fields of /generate."""
         same = {"model", "n", "sampler", "spacing", "seed", "seed_to", "between", "deadline_ms", "deterministic"}
         fields = {
             "class": self.prompt,
@@ -117,7 +117,7 @@ FIELD_NAMES = list(ImageRequest.model_fields)
 
 
 def own_limits(limits: Limits) -> Limits:
-    """By the names of this API."""
+    """The limits of /generate under the names of this API, and those of its own fields."""
     return {OWN_NAMES.get(name, name): limit for name, limit in limits.items()} | {"output_compression": (0, 100)}
 
 
@@ -173,7 +173,11 @@ async def create_image(request: Request) -> Response:
 
 
 async def draw(request: Request, body: ImageRequest, kind: str) -> Response:
-    """kind: of the events; see picture_events."""
+    """Generate and answer in OpenAI's format; kind: prefix of the event names, see picture_events.
+
+    Raises:
+        InvalidRequest: names the field as this API does.
+    """
     try:
         return await _draw(request, body, kind)
     except InvalidRequest as error:
@@ -223,5 +227,5 @@ async def retrieve_model(request: Request, model: str) -> Model:
 
 
 def _model(request: Request, name: str) -> Model:
-    """Its date is that of this process: checkpoints carry none."""
+    """created is the start of this process, because checkpoints have no date."""
     return Model(id=name, created=request.app.state.started, owned_by=request.app.title)

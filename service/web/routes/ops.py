@@ -9,10 +9,8 @@ from starlette.responses import JSONResponse, Response
 from service.web.info import describe_model, describe_service
 from service.web.schemas import Health, ModelList, ServiceInfo
 
-router, exposition = (
-    APIRouter(tags=["Operations"]),
-    APIRouter(tags=["Operations"]),
-)  # the second may have a port of its own
+router = APIRouter(tags=["Operations"])
+exposition = APIRouter(tags=["Operations"])  # /metrics, which may have a port of its own
 UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": Health, "description": "Not so"}}
 
 

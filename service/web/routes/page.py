@@ -1,4 +1,4 @@
-"""The page at /: static files, with headers that keep everything foreign out."""
+"""The page at /: static files, with a Content-Security-Policy that allows only this origin."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ HEADERS = {
     "Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in POLICY.items()),
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-cache",  # with FileResponse's ETag: a new version of the service is seen at once
+    "Cache-Control": "no-cache",  # browsers revalidate by FileResponse's ETag, so they see a new version at once
 }
 
 

@@ -1,4 +1,4 @@
-"""What Triton's clients and tools ask for beside the Open Inference Protocol: statistics, configuration, the index.
+"""Triton's extensions of the Open Inference Protocol: statistics, model configuration, repository index.
 
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_statistics.md
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_model_configuration.md

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.graphs import WARM_UP_RUNS, CudaDevice, GraphRunner
-from service.engine.launched import Event, HasCome
+from service.engine.launched import Completed, Event
 from service.engine.request import Request, RequestStatus
 from service.engine.runner import ModelRunner
 from tests.service.engine.tiny import (
@@ -35,7 +35,7 @@ from tests.service.engine.tiny import (
 
 
 @dataclass
-class Arrival(HasCome):
+class Arrival(Completed):
     """Of a copy, when it is waited for."""
 
     value: Tensor
