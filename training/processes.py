@@ -29,6 +29,15 @@ class Processes:
             dist.init_process_group("gloo")
         return cls(dist.get_rank(), dist.get_world_size(), device)
 
+    def wait(self) -> None:
+        """Return when all processes are here.
+
+        Call it before the last one leaves. A thread of gloo may still hold the tensor of the last collective. If the
+        interpreter ends meanwhile, torch aborts this process (github.com/pytorch/pytorch/pull/179291).
+        """
+        if self.size > 1:
+            dist.barrier()
+
     def leave(self) -> None:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -153,11 +153,13 @@ class Trainer:
                 number = self.world.largest(signals.received)  # else processes would stop at different steps
                 if number and self.step < self.config.steps:
                     self.stop(number)
+        self.world.wait()
 
     def stop(self, number: int) -> None:
         """Save the state in process 0 and raise Stopped; number: of the signal."""
         if self.world.rank == 0 and self.saved_step != self.step:
             self.save()
+        self.world.wait()
         name, steps = signal.Signals(number).name, f"step {self.step} of {self.config.steps}"
         raise Stopped(
             number, f"stopped by {name}: {steps} is saved in {self.config.out}, the same command goes on from there"
