@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from models.extras import how_to_install
 from service.errors import FieldError, ServiceError, UnknownModel
 from service.python_api import FILES, Preview, Sampler
 from service.wire.messages import KINDS
@@ -28,7 +29,7 @@ class RemoteModel(Sampler):
         try:
             import httpx
         except ImportError as error:
-            raise ImportError("stepwise.connect needs httpx: pip install 'stepwise-diffusion[client]'") from error
+            raise ImportError(f"stepwise.connect needs httpx: {how_to_install('client')}") from error
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(base_url=url.rstrip("/"), headers=headers, timeout=httpx.Timeout(patience))
         self._patience = patience

@@ -74,7 +74,7 @@ def test_without_ray_one_sentence_says_how_to_get_it() -> None:
     command = [sys.executable, "-m", "service.ray_app", "--port", "0"]
     ended = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2
-    assert "Ray is missing: in a checkout, pip install -c constraints.txt -e '.[ray]'" in ended.stderr
+    assert "Ray is not installed: pip install 'stepwise-diffusion[ray]'" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

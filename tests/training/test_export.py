@@ -129,4 +129,4 @@ def test_a_missing_package_is_named(
     monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
     assert main(["export", str(SHIPPED / "dit"), *options]) == 2
     said = capsys.readouterr().err
-    assert said == f"error: export needs {module}: pip install -c constraints.txt -e '.[{extra}]'\n"
+    assert said == f"error: export needs {module}: pip install 'stepwise-diffusion[{extra}]'\n"
