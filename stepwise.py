@@ -48,8 +48,8 @@ def load(checkpoint: str | Path, device: str = "auto", dtype: str = "auto") -> "
     folder = Path(checkpoint)
     if not (folder / CONFIG).exists() and (shipped := default_checkpoints() / folder / CONFIG).exists():
         folder = shipped.parent
+    place = choose_device(device, "device")
     network, config = load_checkpoint(folder)
-    place = choose_device(device)
     return Model(folder.name, network.to(place, choose_dtype(dtype, place)).eval(), config, place, __version__)
 
 

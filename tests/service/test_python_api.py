@@ -261,6 +261,12 @@ def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
         stepwise.load("dit", dtype="int3")
 
 
+def test_without_cuda_the_error_names_the_argument(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match="^device is cuda, but torch finds no CUDA device: use cpu or auto$"):
+        stepwise.load("dit", device="cuda")
+
+
 def test_unknown_models_and_keys_are_told(server: Running, checkpoints: Path) -> None:
     with pytest.raises(UnknownModel, match="there is no model 'cow' at http.*, only dit, unet"):
         stepwise.connect(server.url, "cow")
