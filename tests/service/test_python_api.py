@@ -249,9 +249,12 @@ def test_in_an_event_loop(local: Model) -> None:
     assert difference(np.array(cat), np.array(dog)) > 0
 
 
-def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"nope/config\.json does not exist"):
-        stepwise.load(tmp_path / "nope")
+def test_what_cannot_be_loaded_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError) as raised:
+        stepwise.load("nope")
+    looked = f"{ROOT}/checkpoints/nope and {tmp_path}/nope; {ROOT}/checkpoints has dit, unet"
+    assert str(raised.value) == f"no checkpoint 'nope': looked for config.json in {looked}"
     assert stepwise.load("dit").class_names == list("0123456789")  # a shipped one, by its name
     with pytest.raises(ValueError, match="device: must be one of auto, cpu, cuda, not 'tpu'"):
         stepwise.load("dit", device="tpu")
