@@ -1,5 +1,6 @@
 """`run.py export`: the graph beside the weights, and the ONNX file that other programs run."""
 
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +75,14 @@ def test_other_programs_draw_the_same_images(load: Callable[[Path], Network], n:
 def test_an_onnx_file_stands_alone(onnx_file: Path) -> None:
     others = {file.name for file in onnx_file.parent.iterdir()} - {"config.json", WEIGHTS}
     assert others == {"file.onnx"}
+
+
+def test_warnings_that_no_user_can_act_on_are_silent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write_checkpoint(tmp_path / "mine", "dit")
+    assert main(["export", str(folder), "--onnx", str(tmp_path / "file.onnx")]) == 0
+    logging.getLogger("torch.onnx._internal.exporter._registration").warning("another one")
+    said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert said == ["another one"]
 
 
 def test_export_writes_the_graph_into_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
