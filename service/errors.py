@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 MAX_FIELD_ERRORS = 10  # in one answer
 MAX_ECHO = 40  # characters of a value that a message repeats
@@ -49,6 +49,10 @@ class ServiceError(Exception):
     def __init__(self, detail: str, errors: list[FieldError] | None = None, retry_after: float | None = None):
         super().__init__(detail)
         self.detail, self.errors, self.retry_after = detail, errors or [], retry_after
+
+    @classmethod
+    def field(cls, field: str, message: str, retry_after: float | None = None) -> Self:
+        return cls(f"{field}: {message}", [FieldError(field, message)], retry_after)
 
     @property
     def retry_after_seconds(self) -> int | None:
@@ -120,10 +124,6 @@ class CompressedBody(ClientError):
 
 class InvalidRequest(ClientError):
     status, code, title = 422, "invalid-request", "Invalid request"
-
-    @classmethod
-    def field(cls, field: str, message: str) -> "InvalidRequest":
-        return cls(f"{field}: {message}", [FieldError(field, message)])
 
     def renamed(self, names: dict[str, str]) -> "InvalidRequest":
         """The same error with the field names of another API, also inside messages."""

@@ -46,7 +46,7 @@ class RemoteModel(Sampler):
             models = {info["name"]: info for info in json.loads(answer.read())["models"]}
         if model not in models:
             message = f"there is no model {model!r} at {self._http.base_url}, only {', '.join(models)}"
-            raise UnknownModel(f"model: {message}", [FieldError("model", message)])
+            raise UnknownModel.field("model", message)
         return models[model]
 
     def close(self) -> None:

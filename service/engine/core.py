@@ -143,8 +143,9 @@ class EngineCore:
             request.expected_seconds = expected_seconds(request, self.shares, now, exact=watch)
         expected = request.expected_seconds
         if request.deadline_seconds is not None and expected > request.deadline_seconds:
-            text = f"deadline_ms: the deadline cannot be met: about {1000 * expected:.0f} ms are needed"
-            raise DeadlineUnreachable(text, retry_after=max(expected - request.deadline_seconds, backlog))
+            text = f"the deadline cannot be met: about {1000 * expected:.0f} ms are needed"
+            wait = max(expected - request.deadline_seconds, backlog)
+            raise DeadlineUnreachable.field("deadline_ms", text, wait)
         if self.config.shed_load and self._guard.refuses(request, self.shares, now):
             text = "the device is busy beyond what it can answer in time: try again later"
             raise Overloaded(text, retry_after=self._retry_seconds())

@@ -222,9 +222,8 @@ class EngineLoop:
         if request.status is RequestStatus.FAILED:
             client.refuse(number, GenerationFailed(request.error))
         elif request.status is RequestStatus.EXPIRED:
-            client.refuse(
-                number, DeadlinePassed("deadline_ms: the deadline has passed; work on the request has stopped")
-            )
+            text = "the deadline has passed; work on the request has stopped"
+            client.refuse(number, DeadlinePassed.field("deadline_ms", text))
         else:
             client.send(Reply(number, _output(request)))
             request.images.clear()  # request and tasks refer to each other: pixels need not wait for the collector

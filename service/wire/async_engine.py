@@ -129,8 +129,8 @@ class AsyncEngine:
                 while self.is_ready and self.cards[model].repeats_itself is None:
                     await self._news.wait()
         except TimeoutError:
-            text = "deadline_ms: the deadline has passed before the model's backend was final"
-            raise DeadlinePassed(text) from None
+            text = "the deadline has passed before the model's backend was final"
+            raise DeadlinePassed.field("deadline_ms", text) from None
         if self.is_ready and self.cards[model].repeats_itself is False:
             raise InvalidRequest.field("deterministic", NOT_REPEATED)
         return None if until is None else max(0.0, until - time.monotonic())
