@@ -30,11 +30,12 @@ from service.wire import messages
 from service.wire.messages import Mixture, ModelCard, SamplingParams, TrajectoryPoint
 
 BOUNDS = limits(max_steps=1000, max_images=1024)
-OF_A_SERVICE = {"deterministic", "deadline_ms"}  # fields
 
 
 class Model(Sampler):
     """A network and its configuration; see stepwise.load."""
+
+    _refused = frozenset({"deterministic", "deadline_ms"})  # which a running service takes
 
     def __init__(self, name: str, network: nn.Module, config: ModelConfig, device: torch.device, version: str):
         self.name, self.network, self.config, self.device = name, network, config, device
@@ -87,7 +88,7 @@ class Model(Sampler):
 
     def _check(self, fields: dict[str, Any]) -> Job:
         """Raises InvalidRequest as the service does."""
-        for name in OF_A_SERVICE & fields.keys():
+        for name in self._refused & fields.keys():
             raise InvalidRequest.field(name, "is for a running service: see stepwise.connect")
         try:
             given = GenerateBody.model_validate(fields)

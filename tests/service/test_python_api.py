@@ -238,6 +238,11 @@ def test_what_only_a_service_can_do(local: Model, remote: RemoteModel) -> None:
     for more in refused:
         with pytest.raises(InvalidRequest, match=r"is for a running service: see stepwise\.connect"):
             local.sample("cat", **more)
+    unknown: dict[str, Any] = {"colour": "red"}
+    for model, takes in ((local, False), (remote, True)):
+        with pytest.raises(InvalidRequest, match="colour: unknown field: use class_") as raised:
+            model.sample("cat", **unknown)
+        assert [name in str(raised.value) for name in ("deterministic", "deadline_ms")] == [takes] * 2
 
 
 def test_in_an_event_loop(local: Model) -> None:
