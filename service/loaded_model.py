@@ -112,7 +112,7 @@ class Model(Sampler):
             "null_label": config.num_classes if params.negative_label is None else params.negative_label,
             "known": self._known(params),
             "further": self._further(mixtures),
-            "ways": params.ways,
+            "slerps": params.slerps,
             "watch": watch,
         }
         return sample(network, table, labels, seeds, config.image_shape, **more)
