@@ -57,7 +57,7 @@ class Model(Sampler):
 
         def watch(step: int, x: Tensor, d: Tensor) -> None:
             if on_preview is not None and step in shown:
-                of_x, of_d = table.look[step].tolist()
+                of_x, of_d = table.preview[step].tolist()
                 for index, image in enumerate(pixels(of_x * x + of_d * d, params)):
                     on_preview(Preview(picture(image), index, step + 1))
 
@@ -73,7 +73,7 @@ class Model(Sampler):
         table = self.config.table(params.sampler, params.num_steps, params.spacing, params.strength)
 
         def watch(step: int, x: Tensor, d: Tensor) -> None:
-            of_x, of_d = table.look[step].tolist()
+            of_x, of_d = table.preview[step].tolist()
             denoised = of_x * x + of_d * d
             if form == "npz":
                 numbers = table.rows[step, T] / NUM_TIMESTEPS, tuple(table.levels[step]), table.rows[step, S]

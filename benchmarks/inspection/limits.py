@@ -18,7 +18,7 @@ LOOKUPS = {
     + 1
     + 3
     + 3
-    + 1,  # indices, coefficients, flag, place and look, span and weight, and the picture, which is of bytes
+    + 1,  # indices, coefficients, flag, place and preview, span and weight, and the picture, which is of bytes
     "gather_rows_kernel": 3,
     "label_silu_kernel": 1,
     "sinusoidal_embedding_kernel": 1,
