@@ -136,9 +136,9 @@ class InvalidRequest(ClientError):
     @classmethod
     def of(cls, errors: list[FieldError]) -> "InvalidRequest":
         """Names the first MAX_FIELD_ERRORS: a thousand wrong fields must not give an answer of a megabyte."""
-        told = errors[:MAX_FIELD_ERRORS]
-        more = f"; and {len(errors) - len(told)} more" if len(errors) > len(told) else ""
-        return cls("; ".join(f"{error.field}: {error.message}" for error in told) + more, told)
+        named = errors[:MAX_FIELD_ERRORS]
+        more = f"; and {len(errors) - len(named)} more" if len(errors) > len(named) else ""
+        return cls("; ".join(f"{error.field}: {error.message}" for error in named) + more, named)
 
 
 class QuotaExceeded(ClientError):

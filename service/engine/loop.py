@@ -47,7 +47,7 @@ class EngineLoop:
         self._open: dict[str, tuple[Client, int]] = {}  # requests and whose they are
         self._stop_at: float | None = None
         self._gauges_at = 0.0
-        self._told: object = None  # signature of the cards that the clients have
+        self._sent: object = None  # signature of the cards that the clients have
         self.ready = False
         self.died = False  # of an error
 
@@ -229,8 +229,8 @@ class EngineLoop:
             request.images.clear()  # request and tasks refer to each other: pixels need not wait for the collector
 
     def _tell_cards(self) -> None:
-        if (now := signature(self._core)) != self._told:
-            self._told = now
+        if (now := signature(self._core)) != self._sent:
+            self._sent = now
             self._clients.tell(describe(self._core))
 
 

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, replace
 from hashlib import sha256
 
-from service.web.classes import told
+from service.web.classes import mixture_text
 from service.wire.messages import ModelCard, SamplingParams
 
 MAX_SEEDS_TOLD = 16  # in a header and in a PNG: 272 characters, which every proxy and client takes
@@ -73,7 +73,7 @@ class Job:
 
     def class_text(self, index: int) -> str:
         """The class of an image, as the field class takes it; "" if it has none."""
-        return told(self.card, self.params.mixture(index))
+        return mixture_text(self.card, self.params.mixture(index))
 
     @property
     def classes_and_seeds(self) -> dict[str, str]:

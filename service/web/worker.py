@@ -22,8 +22,8 @@ from service.child import freeze_heap, open_board
 from service.observe import logs, tracing
 from service.observe.board import CONNECTIONS, Board, Row
 from service.settings import Settings, load_settings
+from service.web.acceptor import Acceptor
 from service.web.app import assemble
-from service.web.door import Door
 from service.web.middleware import RequestIdMiddleware
 from service.web.protocol import guarded
 from service.web.routes import ops
@@ -65,7 +65,7 @@ class Worker(uvicorn.Server):
 
     Args:
         row: of the board, for its heartbeats.
-        is_crowded: see service/web/door.py.
+        is_crowded: see service/web/acceptor.py.
         side: starts after this server and ends after it, so that its metrics show the drain.
     """
 
@@ -83,7 +83,7 @@ class Worker(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup([])
-        cast(Any, self).servers = [Door(sockets or [], self._protocol, self._is_crowded)]
+        cast(Any, self).servers = [Acceptor(sockets or [], self._protocol, self._is_crowded)]
         if self._side is not None:
             self._side.begin()
         asyncio.get_running_loop().add_reader(self._control, self._obey)

@@ -38,7 +38,7 @@ class SamplingParams:
     negative_label: int | None = None  # of the second row; none: the null label
     slerps: tuple[tuple[int, float], ...] = ()  # one an image: another seed, and how far to its noise, from 0 to 1
     interpolated: tuple[str, ...] = ()  # of "class", "seed": what goes from the first image to the last
-    trajectory: bool = False  # every step is told as a TrajectoryPoint
+    trajectory: bool = False  # every step is sent as a TrajectoryPoint
 
     def mixture(self, index: int) -> Mixture:
         """Classes and weights of an image, also if it has one class only."""
