@@ -20,7 +20,7 @@ from service.cgroup import cores
 from service.child import Arguments, Child, open_board
 from service.listening import bind, urls
 from service.observe import logs
-from service.observe.board import HEARTBEAT
+from service.observe.scoreboard import HEARTBEAT
 from service.settings import Settings, SettingsError, load_settings, model_entries
 from service.wire.control import ANSWER_SECONDS, ATTACH, BAD_INPUT, CONTROL, ENGINE_DIED, STARTED, STOP
 
@@ -57,7 +57,7 @@ class Supervisor:
         self._num_workers = num_workers(settings)
         self._models = list(model_entries(settings))
         self._board = open_board(self._models, settings, rows=1 + self._num_workers)
-        self._workers: dict[int, Child] = {}  # by their row of the board
+        self._workers: dict[int, Child] = {}  # by their row of the scoreboard
         self._started: dict[int, Pulse] = {}  # by rows of workers that accept connections
         self._failed_starts = defaultdict[int, deque[float]](lambda: deque(maxlen=MANY_DEATHS))  # times, by row
         self._signals = 0

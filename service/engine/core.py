@@ -18,7 +18,7 @@ from service.engine.request import ImageTask, Request, RequestStatus
 from service.engine.runner import ModelFailed, ModelRunner, OutOfMemory, device_is_lost
 from service.engine.scheduler import Scheduler, SchedulerOutput
 from service.errors import FULL_QUEUE, DeadlineUnreachable, InvalidRequest, Overloaded, QueueFull
-from service.observe.board import ModelStats, StepStats
+from service.observe.scoreboard import ModelStats, StepStats
 from service.wire.messages import Preview, TrajectoryPoint
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from service.engine.request import Request, RequestStatus
 from service.engine.swaps import Loader, Swaps
 from service.engine.versions import key
 from service.errors import DeadlinePassed, GenerationFailed, InvalidRequest, ServiceError, Unavailable
-from service.observe.board import EngineBoard
+from service.observe.scoreboard import EngineScoreboard
 from service.wire.messages import Abort, FromWorker, Generate, Reply, RequestOutput, Seen, Swap
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class EngineLoop:
         load: makes the runner of another checkpoint, for swaps; None: there are none.
     """
 
-    def __init__(self, core: EngineCore, clients: Clients, board: EngineBoard, load: Loader | None = None):
+    def __init__(self, core: EngineCore, clients: Clients, board: EngineScoreboard, load: Loader | None = None):
         self._core, self._clients, self._board = core, clients, board
         self._swaps = Swaps(core, board, load, lambda: clients.all, self._tell_cards)
         self._open: dict[str, tuple[Client, int]] = {}  # requests and whose they are

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from service.observe.board import Board, EngineBoard, Layout, ModelStats, State
+from service.observe.scoreboard import EngineScoreboard, Layout, ModelStats, Scoreboard, State
 from service.ray_app import BACKLOG, BacklogPolicy, Replica, Scale, _choose
 from service.settings import Settings, SettingsError
 from service.web.generation import Generator
@@ -27,8 +27,8 @@ def replica(state: State = "ready", heartbeat: float = 0.0, **backlog: float) ->
         backlog: seconds of each model.
     """
     settings = Settings(heartbeat_seconds=5)
-    board = Board(Layout(("dit", "unet"), ()), rows=2)
-    engine_board = EngineBoard(board)
+    board = Scoreboard(Layout(("dit", "unet"), ()), rows=2)
+    engine_board = EngineScoreboard(board)
     engine_board.state(state)
     engine_board.beat(time.monotonic() + heartbeat)
     engine_board.stats({model: ModelStats(backlog_seconds=seconds) for model, seconds in backlog.items()})

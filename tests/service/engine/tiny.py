@@ -22,7 +22,7 @@ from service.engine.launched import LaunchedStep
 from service.engine.plan import compile_plans
 from service.engine.request import ImageTask, Request
 from service.engine.runner import ModelRunner
-from service.observe.board import StepStats
+from service.observe.scoreboard import StepStats
 from service.wire.messages import SamplingParams
 from tests.waiting import PATIENCE, wait_until
 
