@@ -9,7 +9,7 @@ from typing import Any, Self
 MAX_FIELD_ERRORS = 10  # in one answer
 MAX_ECHO = 40  # characters of a value that a message repeats
 FULL_QUEUE = "the queue is full: try again later"
-NOT_REPEATED = "this machine does not repeat itself bit by bit, as a check showed before the model served"
+NOT_REPEATED = "not possible on this machine, where a check found that the bits of an image depend on its batch"
 
 
 @dataclass(frozen=True, slots=True)
