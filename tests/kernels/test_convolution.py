@@ -6,9 +6,8 @@ from torch import Tensor, nn
 
 from kernels import DeferredSum, convolve
 from kernels.convolution import PARTS, tiles
+from tests.kernels.rounding import DTYPES, ROUNDING
 
-ROUNDING = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
-DTYPES = pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
 # B, C, H, W, N, side, stride: all kinds of channels, an odd image, one pixel, every side
 SMALL = [
     (2, 3, 8, 8, 16, 3, 1),

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from kernels import convolution as module
-from tests.kernels.test_convolution import DTYPES, SMALL, case, check
+from tests.kernels.rounding import DTYPES
+from tests.kernels.test_convolution import SMALL, case, check
 
 
 @DTYPES
