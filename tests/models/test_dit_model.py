@@ -1,4 +1,4 @@
-"""The transformer: its sizes, what its output hangs on, and the constructions it refuses."""
+"""The transformer: its sizes, what its output depends on, and the constructions it refuses."""
 
 import pytest
 import torch
@@ -65,7 +65,7 @@ def test_kv_heads_are_fewer_than_query_heads_by_default() -> None:
     assert parameter_count(small(num_kv_heads=4)) > parameter_count(small(num_kv_heads=1))
 
 
-def test_positions_matter() -> None:
+def test_the_output_depends_on_positions() -> None:
     """Without them a transformer would carry a permutation of the patches through."""
     model = awake_small()
     x, t, y = inputs(1, 2, 8, 3)

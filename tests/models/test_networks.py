@@ -80,7 +80,7 @@ def test_null_class_is_a_class_of_its_own(network: type[nn.Module]) -> None:
 
 
 @each_network
-def test_rows_do_not_know_their_neighbours(network: type[nn.Module]) -> None:
+def test_rows_do_not_depend_on_their_neighbours(network: type[nn.Module]) -> None:
     model = small(network)
     x, t, y = inputs(4, 2, 8, 3)
     together = model(x, t, y)

@@ -1,4 +1,4 @@
-"""The plain loop: guidance, its interval, noise by request, and images that do not know each other."""
+"""The plain loop: guidance, its interval, noise by request, and images that do not depend on each other."""
 
 from dataclasses import dataclass
 from itertools import pairwise
