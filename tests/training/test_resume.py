@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.checkpoint import ModelConfig, build_model, load_checkpoint, save_checkpoint
 from training.config import TrainConfig
-from training.state import StateError
+from training.state import STATE, StateError
 from training.train import Trainer, TrainingDiverged, train
 
 TINY_UNET = {"base_channels": 8, "channel_multipliers": [1, 2], "num_res_blocks": 1}
@@ -50,7 +50,10 @@ def test_another_recipe_does_not_continue_a_run(
 ) -> None:
     folder = train(tiny_config())
     before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
-    with pytest.raises(StateError, match=rf"another run: {difference}.*another --out, or delete {folder}"):
+    with pytest.raises(
+        StateError,
+        match=rf"{folder / STATE} belongs to another run: {difference}.*another --out, or delete {folder}",
+    ):
         train(tiny_config(**changes))
     assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
 
