@@ -15,7 +15,8 @@ from PIL import Image, PngImagePlugin
 from models.checkpoint import ModelConfig, load_checkpoint
 from models.names import class_key
 from tests.training.pictures import write_pictures
-from training.config import LATER, TrainConfig
+from tests.training.runs import Config
+from training.config import LATER
 from training.data import DataError, Split, hold_back, load_data
 from training.image_folder import LITTER, SUFFIXES, natural_key, read_image, read_image_folder
 from training.train import train
@@ -57,9 +58,7 @@ def test_the_same_pictures_are_held_back_again(tmp_path: Path) -> None:
     assert torch.equal(first.test.images, again.test.images)
 
 
-def test_what_a_run_holds_back_is_part_of_its_recipe(
-    tmp_path: Path, tiny_config: Callable[..., TrainConfig]
-) -> None:
+def test_what_a_run_holds_back_is_part_of_its_recipe(tmp_path: Path, tiny_config: Config) -> None:
     pets = write_pictures(tmp_path / "pets", {"cat": 10, "dog": 10})
     folder = train(tiny_config(data="folder", data_path=pets, steps=1))
     facts = load_checkpoint(folder)[1].training
