@@ -16,15 +16,8 @@ from torch import Tensor, nn
 from models import graph
 from models.checkpoint import CheckpointError, ModelConfig, load_checkpoint
 from models.files import CONFIG, CONSTANTS, GRAPH, SHIPPED, WEIGHTS
-from tests.checkpoints import CLASS_NAMES, TINY, write_checkpoint
+from tests.checkpoints import CLASS_NAMES, KINDS, TINY, write_checkpoint
 
-FEW_STEP = {"arguments": TINY["dit"] | {"few_step": True}, "guidance_range": (1.0, 3.0)}
-KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "dit": ("dit", {}),
-    "unet": ("unet", {}),
-    "few-step": ("dit", FEW_STEP),
-    "odd groups": ("unet", {"arguments": TINY["unet"] | {"base_channels": 18, "image_channels": 1}}),
-}
 ROUNDING = 1e-4  # of the largest pixel: both compute in float32 and add in another order
 
 
