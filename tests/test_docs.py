@@ -1,4 +1,4 @@
-"""The documents say what is so: tests, settings, metrics, statuses and files that they name."""
+"""The documents agree with the code: tests, settings, metrics, statuses and files that they name exist."""
 
 import ast
 import re

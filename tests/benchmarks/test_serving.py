@@ -120,7 +120,7 @@ def test_the_first_fifth_is_dropped_and_the_rest_counted() -> None:
 def test_a_disturbed_run_is_made_again(
     monkeypatch: pytest.MonkeyPatch, elsewhere: list[float], kept: float, tries: int
 ) -> None:
-    """The runs themselves are replaced: nobody can order a hypervisor to steal."""
+    """The runs themselves are replaced: a test cannot make a hypervisor take time away."""
     left = iter(elsewhere)
 
     @contextlib.asynccontextmanager

@@ -58,7 +58,7 @@ def test_both_targets_are_there_and_every_stage_is_used() -> None:
 
 
 def test_the_base_is_named_exactly() -> None:
-    assert ARGUMENTS["BASE_DIGEST"] == ""  # for whoever builds: a digest that nobody has checked pins nothing
+    assert ARGUMENTS["BASE_DIGEST"] == ""  # the builder names it: this project has checked no digest
     version = re.fullmatch(r"docker\.io/library/python:(\d+\.\d+)-slim-\w+", ARGUMENTS["BASE"])
     assert version
     assert PROJECT["project"]["requires-python"] == f">={version[1]}"

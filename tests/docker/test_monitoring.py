@@ -234,7 +234,7 @@ def test_a_wrong_name_would_be_noticed(prometheus: Prometheus) -> None:
 
 
 def test_every_metric_of_the_service_is_in_view() -> None:
-    """A metric that nobody looks at is either missing on the dashboard or not worth its series."""
+    """Each exported metric is in a query of a dashboard."""
     names = re.findall(r"^# TYPE (diffusion_\w+) ", generate_latest(registry()).decode(), re.MULTILINE)
     shown = " ".join(dashboard_queries().values())
     exported = {name for name in names if not name.endswith("_created")}

@@ -90,7 +90,7 @@ def test_the_sum_is_divided_while_programs_are_few() -> None:
     assert parts[0] == PARTS[0]
     assert parts == sorted(parts, reverse=True)
     assert parts[-1] == 1
-    # 1,024 pixels a norm's program reads once, not nine times
+    # an image of 1,024 pixels is never divided: one program of the next norm would read all of its parts
     assert tiles(1024, 1024, 32, 32, 3, torch.bfloat16).parts == 1
 
 

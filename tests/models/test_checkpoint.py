@@ -23,7 +23,7 @@ from models.checkpoint import (
     save_checkpoint,
 )
 from models.files import SHIPPED, default_checkpoints
-from tests.models.networks import awake, inputs
+from tests.models.networks import inputs, randomized
 
 DIT_ARGUMENTS = {"image_size": 8, "patch_size": 4, "hidden_dim": 16, "depth": 1, "num_heads": 2}
 UNET_ARGUMENTS = {"image_size": 8, "base_channels": 4, "channel_multipliers": [1, 2], "num_res_blocks": 1}
@@ -48,7 +48,7 @@ FOREIGN = f"{__name__}:Foreign"
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A sound DIT checkpoint."""
-    save_checkpoint(tmp_path / "dit", awake(build_model(DIT_CONFIG)), DIT_CONFIG)
+    save_checkpoint(tmp_path / "dit", randomized(build_model(DIT_CONFIG)), DIT_CONFIG)
     return tmp_path / "dit"
 
 
@@ -59,7 +59,7 @@ def edit(folder: Path, **changes: Any) -> None:
 
 @pytest.mark.parametrize("config", [DIT_CONFIG, UNET_CONFIG], ids=["dit", "unet"])
 def test_round_trip_keeps_weights_to_half_a_unit_of_float16(config: ModelConfig, tmp_path: Path) -> None:
-    model = awake(build_model(config))
+    model = randomized(build_model(config))
     save_checkpoint(tmp_path / "new" / "folder", model, config)
     loaded, read = load_checkpoint(tmp_path / "new" / "folder")
     assert type(loaded) is type(model)

@@ -14,7 +14,7 @@ from models.checkpoint import CheckpointError, ModelConfig, build_model
 from models.graph import core, import_openvino, trace
 from models.quantization import RANGES, Ranges, int8_model, products, quantize, read_ranges, write_ranges
 from tests.checkpoints import TINY
-from tests.models.networks import awake, inputs
+from tests.models.networks import inputs, randomized
 from training.quantize import measure
 
 SHA256 = "0" * 64
@@ -55,7 +55,7 @@ class Bright(nn.Module):
 def network(request: pytest.FixtureRequest) -> tuple[Any, tuple[Tensor, ...]]:
     """A traced network with weights everywhere, and inputs for it."""
     config = ModelConfig(request.param, TINY[request.param])
-    return trace(awake(build_model(config)), config), inputs(8, 3, 8, 10)
+    return trace(randomized(build_model(config)), config), inputs(8, 3, 8, 10)
 
 
 @pytest.fixture

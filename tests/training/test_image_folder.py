@@ -1,4 +1,4 @@
-"""A folder of pictures as people have it: what a viewer shows is what is learnt, and litter is no class."""
+"""A folder of pictures as people have it: they are read as viewers show them, and litter is left out."""
 
 import io
 import shutil
