@@ -1,3 +1,5 @@
+"""The classifier that grades samples, and the distortions that it is trained with."""
+
 from dataclasses import replace
 from pathlib import Path
 

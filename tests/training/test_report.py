@@ -1,3 +1,5 @@
+"""Loss logs, curves and grids of samples."""
+
 import csv
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""The training loop: it resumes exactly, shares batches among processes, and learns."""
+
 import csv
 import json
 import math
