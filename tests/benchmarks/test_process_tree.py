@@ -12,7 +12,7 @@ from benchmarks import process_tree
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 
 BURN = "import time\nwhile time.process_time() < 0.3: pass"
-# burns by itself, by a child that has ended, and by a child's child that lives
+# burns by itself, by a child that has ended, and by a child's child that runs on
 PARENT = f"""
 import subprocess, sys, time
 subprocess.run([sys.executable, "-c", {BURN!r}], check=True)
@@ -25,18 +25,18 @@ child.wait()
 """
 
 
-def test_the_dead_and_the_living_are_counted() -> None:
+def test_ended_and_running_processes_are_counted() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as parent:
         assert parent.stdin
         assert parent.stdout
-        assert [parent.stdout.readline() for _ in range(2)] == ["burnt\n"] * 2  # the two that live
+        assert [parent.stdout.readline() for _ in range(2)] == ["burnt\n"] * 2  # the two that run on
         family = process_tree.tree(parent.pid)
         assert len(family) == 3
         assert family[0] == parent.pid
         assert process_tree.cpu_seconds(parent.pid) >= 0.85  # 0.9 but for the ticks
-        assert process_tree.cpu_of(parent.pid, BURN) >= 0.56  # the two that live; the one in between only waits
+        assert process_tree.cpu_of(parent.pid, BURN) >= 0.56  # the two that run on; the one between them only waits
         assert process_tree.cpu_of(parent.pid, "no.such.module") == 0.0
         assert process_tree.machine_seconds() > process_tree.cpu_seconds(parent.pid)
         assert process_tree.status(parent.pid, "Threads") >= 3

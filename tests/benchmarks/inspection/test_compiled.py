@@ -74,19 +74,9 @@ def test_a_kernel_that_spills_is_seen() -> None:
 
 def sound(**changes: Any) -> Facts:
     values: dict[str, Any] = {
-        "registers": 90,
-        "stack": 0,
-        "local_accesses": 0,
-        "shared": 20_000,
-        "mma": 96,
-        "wgmma": 14,
-        "tcgen05": 0,
-        "loads": {16: 3},
-        "stores": {16: 1},
-        "async_copies": 0,
-        "double": False,
-        "occupancy": 0.5,
-    }
+        "registers": 90, "stack": 0, "local_accesses": 0, "shared": 20_000, "mma": 96, "wgmma": 14, "tcgen05": 0,
+        "loads": {16: 3}, "stores": {16: 1}, "async_copies": 0, "double": False, "occupancy": 0.5,
+    }  # fmt: skip
     return Facts(**(values | changes))
 
 
