@@ -3,9 +3,11 @@
 import os
 import re
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 PROC = Path("/proc")
+ENDED = (FileNotFoundError, ProcessLookupError)  # what reading raises when the process has just ended
 TICKS = os.sysconf("SC_CLK_TCK")  # a second
 MAPPING = re.compile(r"^[0-9a-f]+-[0-9a-f]+ \S+ \S+ (\S+ \d+)|^(Rss|Anonymous): +(\d+) kB", re.MULTILINE)
 
@@ -62,7 +64,12 @@ def memory(pid: int) -> float:
 
 
 def open_files(pid: int) -> int:
-    return sum(len(os.listdir(PROC / str(process) / "fd")) for process in tree(pid))
+    """Open file descriptors, summed over the tree."""
+    found = 0
+    for process in tree(pid):
+        with suppress(*ENDED):
+            found += len(os.listdir(PROC / str(process) / "fd"))
+    return found
 
 
 def _stat(path: Path) -> list[int]:
@@ -75,7 +82,7 @@ def _stat(path: Path) -> list[int]:
 
 
 def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (FileNotFoundError, ProcessLookupError):  # it has just ended
-        return ""
+    """The text of a file; empty if its process has ended. A name is cut after 15 bytes, also within a character."""
+    with suppress(*ENDED):
+        return path.read_text(errors="replace")
+    return ""

@@ -54,3 +54,22 @@ def test_the_time_of_a_process_is_what_it_says_itself() -> None:
     while time.process_time() - started < 0.2:
         pass
     assert process_tree.cpu_seconds(os.getpid()) - before >= 0.18
+
+
+def test_a_process_with_any_name_is_counted() -> None:
+    """Linux cuts a name after 15 bytes, also in the middle of a character."""
+    program = "open('/proc/self/comm', 'wb').write(b'\\xc3'); print(flush=True); input()"
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as named:
+        assert named.stdout
+        named.stdout.readline()
+        assert process_tree.tree(named.pid) == [named.pid]
+        assert process_tree.cpu_seconds(named.pid) > 0
+        named.communicate("\n")
+
+
+def test_a_process_that_ends_meanwhile_has_no_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    monkeypatch.setattr(process_tree, "tree", lambda pid: [pid, ended.pid])
+    assert process_tree.open_files(os.getpid()) > 0
