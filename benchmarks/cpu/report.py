@@ -109,7 +109,7 @@ def plot(results: Results, path: Path) -> None:
     with matplotlib.rc_context({"svg.hashsalt": "cpu", "svg.fonttype": "none"}):
         figure = Figure(figsize=(9.5, 6.4), layout="constrained")
         panels = figure.subplots(2, 2).flat
-        for axes, (name, measured) in zip(panels, networks.items(), strict=False):
+        for (name, measured), axes in zip(networks.items(), panels, strict=False):
             for way, speeds in measured.items():
                 colour, line = ("0.4", "--") if way == BASE else (f"C{ways.index(way)}", "-")
                 places = [int(rows) for rows in speeds]

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
     picture = (tmp_path / "cpu.svg").read_text()
     assert all(title.replace("`", "") in picture for title in (report.TITLES["dit"], report.TITLES["full-unet"]))
     assert report.TITLES["unet"] not in picture
+    assert len(re.findall(r'id="axes_\d', picture)) == len(RESULTS["rows"])  # no empty panel
 
 
 def test_the_page_of_the_project_is_that_of_its_figures() -> None:
