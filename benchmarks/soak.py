@@ -95,7 +95,7 @@ class Soak:
             self.left -= 1
             try:
                 self.answers[await self._one()] += 1
-            except aiohttp.ClientError as error:
+            except (aiohttp.ClientError, TimeoutError) as error:
                 self.answers[f"broken: {type(error).__name__}"] += 1
 
     async def _one(self) -> str:
