@@ -70,6 +70,14 @@ def cells() -> list[Cell]:
     return [*plan, Cell("ours", "npy16", 1), Cell("ours", "npy16", CROWD)]
 
 
+def client_processes() -> ProcessPoolExecutor:
+    """PROCESSES processes for clients, all of them ready: one that still imports torch would join a run late."""
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(PROCESSES, context, initializer=context.Barrier(PROCESSES).wait)
+    list(pool.map(abs, range(PROCESSES)))  # each task starts a process, and none ends before all have started
+    return pool
+
+
 def ask(server: str, port: int, workload: Workload, seed: int) -> list[Answer]:
     """What one process of clients sees."""
     return asyncio.run(_ask("stepwise" if server in OURS else "fastapi", port, workload, seed))
@@ -153,7 +161,7 @@ def main() -> None:
     parse(argparse.ArgumentParser(description=__doc__))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a time limit ends the servers, too
     names = ["ours", "batch-graph"] if DRY else [*OURS, *OTHERS]
-    with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn")) as pool:
+    with client_processes() as pool:
         asyncio.run(measure_all(pool, names))
 
 

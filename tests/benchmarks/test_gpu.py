@@ -10,9 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import numpy as np
 import pytest
 import torch
+from aiohttp import test_utils, web
 from PIL import Image
 
 from benchmarks import gpu_report, kernels, steps
@@ -116,7 +118,32 @@ def test_a_difference_is_seen() -> None:
     a = {("r", 0): np.zeros((2, 2), np.uint8), ("r", 1): np.zeros((2, 2), np.uint8)}
     b = a | {("r", 1): np.full((2, 2), 200, np.uint8)}
     assert graphs.difference(a, b) == {"images": 2, "equal": 1, "max": 200, "p95_of_max": 190.0, "mean": 100.0}
-    assert served.apart(a["r", 0], b["r", 1]) == {"mean": 200.0, "p99": 200, "max": 200}
+    assert served.difference(a["r", 0], b["r", 1]) == {"mean": 200.0, "p99": 200, "max": 200}
+
+
+@pytest.mark.parametrize("status", [503, 500])
+def test_only_refusals_count_as_refused(out: Path, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    asked = 0
+
+    async def answer(request: web.Request) -> web.Response:
+        nonlocal asked
+        asked += 1  # requests come one by one, then all at once
+        png = pipelines.png(torch.zeros(2, 2, 3, dtype=torch.uint8))
+        return web.Response(body=png, status=status if asked == 2 * served.CONCURRENT else 200)
+
+    async def run() -> None:
+        app = web.Application()
+        app.router.add_post("/generate", answer)
+        async with test_utils.TestServer(app) as server, aiohttp.ClientSession(server.make_url("")) as session:
+            await served.compare_alone_with_concurrent(served.ImageClient(session))
+
+    monkeypatch.setattr(served, "CONCURRENT", 3)
+    if status == 503:
+        asyncio.run(run())
+        assert [(r["images"], r["refused"], r["max"]) for r in read(out)] == [(3, 1, 0)]
+    else:
+        with pytest.raises(RuntimeError, match="500"):
+            asyncio.run(run())
 
 
 def test_a_reference_is_a_picture() -> None:
@@ -161,6 +188,13 @@ def test_loads_are_divided_among_processes() -> None:
     assert (closed.clients, closed.form, closed.kind.images) == (16, "npy", 16)
     assert isinstance(rate, Open)
     assert len(list(rate.arrivals())) == pytest.approx(10 * load.SECONDS, abs=4 * (10 * load.SECONDS) ** 0.5)
+
+
+def test_all_clients_are_ready_before_the_first_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "PROCESSES", 2)
+    with load.client_processes() as pool:
+        assert len(pool._processes) == 2
+        assert pool.submit(abs, -1).result() == 1
 
 
 def test_every_load_has_a_place_in_the_table() -> None:
