@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 import stepwise
-from benchmarks.client import ROOT
+from benchmarks import ROOT
 
 PICTURE = ROOT / "docs" / "between.png"
 IMAGES, FOURS, STEPS = 6, 3, 6  # of a way; with and without a class to lead away from; of the sampler

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 import stepwise
-from benchmarks.client import ROOT
+from benchmarks import ROOT
 
 ANIMATION, STRIP = ROOT / "docs" / "denoising.webp", ROOT / "docs" / "denoising.png"
 MODELS, DIGIT, SEED, STEPS = ("dit", "unet"), "8", 3, 16

@@ -11,9 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import pages
+from benchmarks import ROOT, pages
 
-ROOT = Path(__file__).resolve().parents[1]
 MODELS = {
     "dit": "DiT, shipped",
     "unet": "UNet, shipped",
@@ -79,7 +78,7 @@ def kernels(results: Results) -> str:
     found = [r for r in results if r["part"] == "kernel times" and "kernel" in r]
     (ceiling,) = (r["ceiling_GB_s"] for r in results if r["part"] == "kernel times" and "ceiling_GB_s" in r)
     times = {(r["kernel"], r["rows"]): r for r in found}
-    counts, rows = {r["rows"] for r in found}, []
+    counts, rows = {r["rows"] for r in found} or {0}, []
     fewest, most = min(counts), max(counts)
     for kernel in (kernel for kernel, count in times if count == most and (kernel, fewest) in times):
         few, many = times[kernel, fewest], times[kernel, most]

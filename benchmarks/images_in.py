@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 import stepwise
-from benchmarks.client import ROOT
+from benchmarks import ROOT
 
 PICTURE = ROOT / "docs" / "images-in.png"
 STRENGTHS, CLASSES = (0.3, 0.6, 0.8, 1.0), "3589"

@@ -193,6 +193,8 @@ def main() -> None:
     parser.add_argument("--info", help="a service's GET /info, or a file with its answer: step times")
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
+    if not 0 < arguments.target < 1 or min(arguments.rates) <= 0:
+        parser.error("--target must lie between 0 and 1, and --rates must be greater than 0")
     models = SIMULATED
     if arguments.info:
         file = Path(arguments.info)

@@ -136,6 +136,8 @@ def main() -> int:
     parser.add_argument("--t1-ms", type=float, default=0.5)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    if arguments.swaps < 1 or arguments.load <= 0:
+        parser.error("--swaps must be at least 1, and --load greater than 0")
     sides = dict(zip(("with swaps", "without"), asyncio.run(run(arguments)), strict=True))
     print(f"{'':<12}{'requests':>10}{'failed':>8}{'p50 ms':>8}{'p99 ms':>8}{'swaps':>7}")
     for name, side in sides.items():

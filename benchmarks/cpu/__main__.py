@@ -23,8 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from benchmarks import process_tree
-from benchmarks.client import ROOT
+from benchmarks import ROOT, process_tree
 from benchmarks.cpu import report
 from benchmarks.cpu.through_http import BACKENDS, beside
 from benchmarks.cpu.ways import BASE, Forward, build, check, compare, inputs, possible_ways

@@ -66,6 +66,8 @@ async def by_quality(server: Server, model: str, seconds: float) -> tuple[list[f
         target = f"/generate?model={model}&class=3&quality={quality}"
         for clients, found in ((CLIENTS, rates), (1, latencies)):
             answers = [a for a in await closed_loop(server, target, clients, seconds) if a.outcome == OK]
+            if not answers:
+                raise RuntimeError(f"no request of quality {quality} got its image in {seconds:g} s")
             rate = len(answers) / max(answer.due + answer.latency for answer in answers)
             found.append(statistics.median(answer.latency for answer in answers) if clients == 1 else rate)
     return rates, latencies

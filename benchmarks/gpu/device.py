@@ -5,11 +5,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks import ROOT
 from kernels.backend import TRITON_DEVICES
 from models.checkpoint import ModelConfig, build_model, load_checkpoint
 from service.engine.graphs import CapturedStep, CudaDevice, GraphRunner
@@ -111,7 +111,7 @@ def void(value: object) -> None:
 def model_of(name: str) -> tuple[nn.Module, ModelConfig]:
     """On the CPU in float32. Weights of the full size are random everywhere, for zeros would flatter the clocks."""
     if name in SHIPPED:
-        return load_checkpoint(Path(__file__).resolve().parents[2] / "checkpoints" / name)
+        return load_checkpoint(ROOT / "checkpoints" / name)
     config = ModelConfig(FULL_SIZE[name], {})
     model = build_model(config)
     with torch.no_grad():

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from benchmarks import ROOT
 from benchmarks.gpu.device import DEVICE, DRY, ceilings, graph_device, kernel_seconds, parse, wall_seconds
 from benchmarks.gpu.results import guarded, note
 
-ROOT = Path(__file__).resolve().parents[2]
 COMMIT = ROOT / ".whl" / "COMMIT"  # written by prepare.sh, because a copy may lack its repository
 PACKAGES = ("torch", "triton", "numpy", "fastapi", "uvicorn", "pydantic", "msgspec", "uvloop", "aiohttp", "pytest")
 SMI = ["nvidia-smi", "--query-gpu=name,driver_version,clocks.sm,clocks.mem,power.limit", "--format=csv,noheader"]

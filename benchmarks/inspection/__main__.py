@@ -78,6 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
                 broken += [
                     f"{' '.join(rows[-1][:4])}: {limit}" for limit in broken_limits(case, architecture, found)
                 ]
+    if not rows:
+        parser.error(f"no served kernel has {chosen.kernel!r} in its name")
     sys.stdout.write("\n".join([*table(rows), *broken]) + "\n")
     return 1 if broken else 0
 

@@ -24,8 +24,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from benchmarks import process_tree
-from benchmarks.client import ROOT, Server
+from benchmarks import ROOT, process_tree
+from benchmarks.client import Server
 from benchmarks.serving import ideal, report
 from benchmarks.serving.client import Client
 from benchmarks.serving.load import Answer, offer, repeat

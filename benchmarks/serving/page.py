@@ -24,7 +24,7 @@ from urllib.parse import SplitResult, urlencode, urlsplit
 import httpx
 import numpy as np
 
-from benchmarks.client import ROOT
+from benchmarks import ROOT
 from benchmarks.serving.client import Client
 from benchmarks.serving.load import OK, REFUSED, Answer, ask, offer, outcome_of
 from benchmarks.serving.servers import http_post
@@ -114,7 +114,7 @@ def page(load: Load) -> str:
         ),
         ("mixture", f"steps {_shares(STEPS.items())}; guidance {' or '.join(map(str, GUIDANCE))}; models equally"),
         ("in time", f"{good / load.seconds:.1f} a second, {good / max(1, len(load.answers)):.0%} of the requests"),
-        ("Retry-After of refusals", f"{min(waits)} to {max(waits)} s" if waits else "none was refused"),
+        ("Retry-After of refusals", f"{min(waits)} to {max(waits)} s" if waits else "none"),
     ]
     kinds = sorted(load.alone, key=lambda kind: (kind.model, kind.steps, kind.guidance))
     return "\n".join(
@@ -192,6 +192,8 @@ def main() -> int:
     given = parser.parse_args()
     if not urlsplit(given.url).hostname:
         parser.error(f"{given.url!r} is no URL: give one like http://127.0.0.1:8000")
+    if given.seconds <= 0 or (given.rate is not None and given.rate <= 0):
+        parser.error("--seconds and --rate must be greater than 0")
     try:
         load = asyncio.run(measure(given.url, os.environ.get("STEPWISE_KEY"), given.rate, given.seconds))
     except (httpx.HTTPError, OSError, RuntimeError) as error:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from benchmarks.client import ROOT, Server, serving, started
+from benchmarks import ROOT
+from benchmarks.client import Server, serving, started
 from benchmarks.serving.workloads import Device, Kind, Workload
 
 ENVIRONMENTS = ROOT / "build" / "serving"

@@ -121,3 +121,13 @@ def test_the_report_and_the_picture(
     assert printed.count("\n| 30 |") == len(PLANNED)
     assert printed.count("\n| 2 |") == len(fleet.FLEETS)
     assert picture.stat().st_size > 5_000
+
+
+@pytest.mark.parametrize("wrong", [["--target", "1"], ["--rates", "10", "0"]])
+def test_what_no_fleet_can_meet_is_refused(
+    wrong: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["scaling", *wrong])
+    with pytest.raises(SystemExit):
+        scaling.main()
+    assert "--target must lie between 0 and 1" in capsys.readouterr().err
