@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.scheduling import CONFIG, COSTS, GUIDANCE, STEPS, Clock, VirtualRunner, arrivals
+from benchmarks.scheduling import CONFIG, COSTS, ROWS_A_REQUEST, Clock, VirtualRunner, arrivals
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.request import TARGET_FACTOR, Request
 from service.engine.simulated import StepCost
@@ -35,8 +35,7 @@ SIMULATED: Models = {name: Model(cost, ROWS) for name, cost in COSTS.items()}
 
 def capacity(models: Models) -> float:
     """Requests per second that one device can serve with full steps, with equally many for each model."""
-    needed = float(np.mean(STEPS)) * float(np.mean([1 + (scale != 1) for scale in GUIDANCE]))
-    return 1 / (needed * float(np.mean([m.cost.seconds(m.rows) / m.rows for m in models.values()])))
+    return 1 / (ROWS_A_REQUEST * float(np.mean([m.cost.seconds(m.rows) / m.rows for m in models.values()])))
 
 
 class CappedRunner(VirtualRunner):

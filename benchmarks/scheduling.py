@@ -28,15 +28,9 @@ from service.wire.messages import SamplingParams
 
 COSTS = {"dit": StepCost(2, 0.02), "unet": StepCost(4, 0.05)}
 STEPS, GUIDANCE = (5, 10, 20, 30, 50), (1.0, 2.0)
-# The images are not used, so the network is tiny.
-SMALL = {
-    "image_size": 4,
-    "image_channels": 1,
-    "hidden_dim": 32,
-    "depth": 1,
-    "num_heads": 4,
-}  # the smallest that fits: its images are not used
-CONFIG = ModelConfig("dit", SMALL)
+ROWS_A_REQUEST = float(np.mean(STEPS)) * float(np.mean([1 + (scale != 1) for scale in GUIDANCE]))
+# The smallest network that fits, because its images are not used.
+CONFIG = ModelConfig("dit", {"image_size": 4, "image_channels": 1, "hidden_dim": 32, "depth": 1, "num_heads": 4})
 
 
 class Clock:
@@ -100,8 +94,7 @@ class Outcome:
 
 def capacity(rows: int, shares: dict[str, float]) -> float:
     """Requests per second that the device can serve with full steps; shares are of the requests, by model."""
-    needed = float(np.mean(STEPS)) * float(np.mean([1 + (scale != 1) for scale in GUIDANCE]))
-    return 1 / (needed * sum(share * COSTS[model].seconds(rows) / rows for model, share in shares.items()))
+    return 1 / (ROWS_A_REQUEST * sum(share * COSTS[name].seconds(rows) / rows for name, share in shares.items()))
 
 
 def arrivals(rate: float, seconds: float, shares: dict[str, float], seed: int) -> list[tuple[float, Request]]:

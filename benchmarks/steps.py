@@ -25,7 +25,6 @@ from benchmarks.gpu.device import (
     DRY,
     DTYPE,
     FULL_SIZE,
-    SHIPPED,
     ceilings,
     graph_device,
     graph_runner,
@@ -35,6 +34,7 @@ from benchmarks.gpu.device import (
     wall_seconds,
 )  # fmt: skip
 from benchmarks.gpu.results import guarded, note
+from benchmarks.networks import SHIPPED
 from models.checkpoint import ModelConfig, build_model
 from service.engine.runner import preferred_layout
 from training.info import flops_by_part

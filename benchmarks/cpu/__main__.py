@@ -12,11 +12,8 @@ import argparse
 import asyncio
 import json
 import os
-import re
-import subprocess
 import time
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,16 +24,15 @@ from benchmarks import ROOT, process_tree
 from benchmarks.cpu import report
 from benchmarks.cpu.through_http import BACKENDS, beside
 from benchmarks.cpu.ways import BASE, Forward, build, check, compare, inputs, possible_ways
-from models import DIT, UNet
-from models.checkpoint import ModelConfig, load_checkpoint
-from training.checkpoints import find_checkpoint
+from benchmarks.networks import SHIPPED, full_size_network, shipped_network
+from benchmarks.versions import package_version, short_commit
+from models.checkpoint import ModelConfig
+from training.machine import processor
 
-SHIPPED = ("dit", "unet")
-FULL_SIZE = {"full-dit": ("dit", DIT), "full-unet": ("unet", UNet)}
+FULL_SIZE = {"full-dit": "dit", "full-unet": "unet"}
 HTTP = "http"
 PARTS = (*SHIPPED, *FULL_SIZE, HTTP)
 PACKAGES = ("torch", "openvino", "onnxruntime")
-SMALL = 0.02  # standard deviation of weights that training would begin as zeros
 
 
 class Plan(NamedTuple):
@@ -53,15 +49,7 @@ QUICK = Plan(counts=(1, 8), rounds=1, seconds=0.1, served_seconds=1.0)
 
 def network_of(name: str) -> tuple[nn.Module, ModelConfig]:
     """One of SHIPPED or FULL_SIZE, in float32."""
-    if name in SHIPPED:
-        return load_checkpoint(find_checkpoint(name))
-    architecture, cls = FULL_SIZE[name]
-    torch.manual_seed(0)
-    network = cls()
-    for parameter in network.parameters():
-        if parameter.dim() > 1 and not parameter.any():  # products with zeros would make half of the network idle
-            nn.init.normal_(parameter, std=SMALL)
-    return network.eval().requires_grad_(False), ModelConfig(architecture, {})
+    return shipped_network(name) if name in SHIPPED else full_size_network(FULL_SIZE[name])
 
 
 def ways_of(name: str, network: nn.Module, config: ModelConfig, compiled: bool) -> dict[str, Forward]:
@@ -95,27 +83,14 @@ def through_http(name: str, plan: Plan) -> dict[str, dict[str, float]]:
 
 
 def measured_at(elsewhere_cores: float) -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return {
-        "commit": commit.stdout.strip(),
+        "commit": short_commit(),
         "date": time.strftime("%Y-%m-%d"),
         "processor": processor(),
         "threads": torch.get_num_threads(),
-        "versions": {name: number for name in PACKAGES if (number := installed(name))},
+        "versions": {name: number for name in PACKAGES if (number := package_version(name))},
         "elsewhere_cores": round(elsewhere_cores, 2),
     }
-
-
-def installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def processor() -> str:
-    names = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return names[0] if names else "an unknown processor"
 
 
 def run(parts: Iterable[str], plan: Plan, compiled: bool, path: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterable
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -75,12 +76,10 @@ async def by_quality(server: Server, model: str, seconds: float) -> tuple[list[f
 
 async def closed_loop(server: Server, target: str, clients: int, seconds: float) -> list[Answer]:
     """Clients that ask for `target` without a pause."""
-    request, client = http_post(target, f"127.0.0.1:{server.port}"), Client("127.0.0.1", server.port)
+    request = http_post(target, f"127.0.0.1:{server.port}")
     workload = Closed("cpu", clients, Kind("", STEPS), seconds)
-    try:
+    with closing(Client("127.0.0.1", server.port)) as client:
         return await repeat(client, workload, lambda _: request)
-    finally:
-        client.close()
 
 
 async def wait_for_backend(server: Server, model: str, backend: str) -> None:

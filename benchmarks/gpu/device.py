@@ -9,9 +9,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from benchmarks import ROOT
+from benchmarks.networks import SHIPPED, full_size_network, shipped_network
 from kernels.backend import TRITON_DEVICES
-from models.checkpoint import ModelConfig, build_model, load_checkpoint
+from models.checkpoint import ModelConfig
 from service.engine.graphs import CapturedStep, CudaDevice, GraphRunner
 from service.engine.launched import COMPLETED, Event
 from service.engine.plan import compile_plan
@@ -21,7 +21,6 @@ from service.wire.messages import SamplingParams
 DRY = not torch.cuda.is_available()
 DEVICE = torch.device("cpu" if DRY else "cuda")
 DTYPE = torch.bfloat16
-SHIPPED = ("dit", "unet")
 FULL_SIZE = {"dit-full": "dit", "unet-full": "unet"}
 CALLS = 20  # of a kernel in one graph, whose launch then takes less than its kernels
 
@@ -109,15 +108,8 @@ def void(value: object) -> None:
 
 
 def model_of(name: str) -> tuple[nn.Module, ModelConfig]:
-    """On the CPU in float32. Weights of the full size are random everywhere, for zeros would flatter the clocks."""
-    if name in SHIPPED:
-        return load_checkpoint(ROOT / "checkpoints" / name)
-    config = ModelConfig(FULL_SIZE[name], {})
-    model = build_model(config)
-    with torch.no_grad():
-        for parameter in (p for p in model.parameters() if not p.any()):
-            nn.init.normal_(parameter, std=0.02)
-    return model.eval().requires_grad_(False), config
+    """One of SHIPPED or FULL_SIZE, on the CPU in float32."""
+    return shipped_network(name) if name in SHIPPED else full_size_network(FULL_SIZE[name])
 
 
 def graph_runner(name: str, rows: int, device: CudaDevice, dtype: torch.dtype = DTYPE) -> GraphRunner:

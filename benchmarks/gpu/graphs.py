@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.gpu.device import DEVICE, DRY, DTYPE, SHIPPED, graph_device, graph_runner, model_of, parse
+from benchmarks.gpu.device import DEVICE, DRY, DTYPE, graph_device, graph_runner, model_of, parse
 from benchmarks.gpu.results import guarded, note
+from benchmarks.networks import SHIPPED
 from models.samplers import PLAIN
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.plan import compile_plan

@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, closing
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -84,17 +84,14 @@ def ask(server: str, port: int, workload: Workload, seed: int) -> list[Answer]:
 
 
 async def _ask(system: str, port: int, workload: Workload, seed: int) -> list[Answer]:
-    client = Client("127.0.0.1", port)
     form = workload.form if isinstance(workload, Closed) else "png"
     write = cache(lambda kind: write_request(system, port, kind, form))
-    try:
+    with closing(Client("127.0.0.1", port)) as client:
         if isinstance(workload, Open):
             return await offer(client, list(workload.arrivals(seed)), write)
         endless = mixed(list(H100.costs), 1.0, math.inf, np.random.default_rng(seed))
         kinds = (kind for _, kind in endless) if workload.name == "mixed" else None
         return await repeat(client, workload, write, kinds)
-    finally:
-        client.close()
 
 
 async def measure(pool: ProcessPoolExecutor, server: Server, cell: Cell) -> dict[str, Any]:

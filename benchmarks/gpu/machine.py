@@ -4,11 +4,8 @@ python -m benchmarks.gpu.machine
 """
 
 import argparse
-import importlib.metadata
 import os
 import platform
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,18 +13,12 @@ import torch
 from benchmarks import ROOT
 from benchmarks.gpu.device import DEVICE, DRY, ceilings, graph_device, kernel_seconds, parse, wall_seconds
 from benchmarks.gpu.results import guarded, note
+from benchmarks.versions import output_of, package_version
+from training.machine import processor
 
 COMMIT = ROOT / ".whl" / "COMMIT"  # written by prepare.sh, because a copy may lack its repository
 PACKAGES = ("torch", "triton", "numpy", "fastapi", "uvicorn", "pydantic", "msgspec", "uvloop", "aiohttp", "pytest")
 SMI = ["nvidia-smi", "--query-gpu=name,driver_version,clocks.sm,clocks.mem,power.limit", "--format=csv,noheader"]
-
-
-def output_of(command: list[str]) -> str:
-    """What a command prints; nothing where there is no such command, or where it fails."""
-    try:
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
 
 
 def commit() -> str:
@@ -38,21 +29,12 @@ def commit() -> str:
 
 
 def versions() -> dict[str, Any]:
-    found = {name: version(name) for name in PACKAGES}
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    found |= {"python": platform.python_version(), "cores": os.cpu_count(), "cpu": cpu}
+    found = {name: package_version(name) for name in PACKAGES}
+    found |= {"python": platform.python_version(), "cores": os.cpu_count(), "cpu": processor()}
     if not DRY:
         found |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "smi": output_of(SMI)}
         found |= {"cudnn": torch.backends.cudnn.version()}
     return found | {"commit": commit()}
-
-
-def version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def main() -> None:

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.gpu.device import DEVICE, DRY, DTYPE, SHIPPED, graph_device, model_of, parse, plain_torch
+from benchmarks.gpu.device import DEVICE, DRY, DTYPE, graph_device, model_of, parse, plain_torch
+from benchmarks.networks import SHIPPED
 from benchmarks.serving.others.device import Settings
 from benchmarks.serving.others.fastapi_batcher import serve
 from models.samplers import build_table

@@ -19,8 +19,9 @@ import torch
 from PIL import Image
 
 from benchmarks.client import serving
-from benchmarks.gpu.device import DEVICE, DRY, SHIPPED, model_of, parse
+from benchmarks.gpu.device import DEVICE, DRY, model_of, parse
 from benchmarks.gpu.results import guarded, note
+from benchmarks.networks import SHIPPED
 from models.sampling import Guidance, sample, to_uint8
 
 SETTINGS = {"device": DEVICE.type, "max_requests": 4096, "log_level": "warning"}

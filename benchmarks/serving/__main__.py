@@ -17,9 +17,9 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Iterable
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,11 @@ from benchmarks import ROOT, process_tree
 from benchmarks.client import Server
 from benchmarks.serving import ideal, report
 from benchmarks.serving.client import Client
-from benchmarks.serving.load import Answer, offer, repeat
+from benchmarks.serving.load import offer, repeat
 from benchmarks.serving.servers import ENGINE, SYSTEMS, can_run, run_server, write_request
 from benchmarks.serving.summary import Cost, is_disturbed, summarise, window
 from benchmarks.serving.workloads import Closed, Workload, workloads
+from benchmarks.versions import short_commit
 
 JSON = ROOT / "docs" / "serving.json"
 IDEAL = "ideal"
@@ -39,18 +40,14 @@ TRIES = 3  # of a run
 
 
 async def measure(system: str, server: Server, workload: Workload) -> dict[str, Any]:
-    client = Client("127.0.0.1", server.port)
     form = workload.form if isinstance(workload, Closed) else "png"
     arrivals = [] if isinstance(workload, Closed) else list(workload.arrivals())
     rows_before = await rows_run(server) if system == "stepwise" else 0.0
     write = cache(lambda kind: write_request(system, server.port, kind, form))
     cost = asyncio.create_task(watch_cost(server, *window(workload)))
-    answers: list[Answer]
-    if isinstance(workload, Closed):
-        answers = await repeat(client, workload, write)
-    else:
-        answers = await offer(client, arrivals, write)
-    client.close()
+    with closing(Client("127.0.0.1", server.port)) as client:
+        is_closed = isinstance(workload, Closed)
+        answers = await (repeat(client, workload, write) if is_closed else offer(client, arrivals, write))
     rows = await rows_run(server) - rows_before if system == "stepwise" else None
     return summarise(workload, answers, rows, await cost)
 
@@ -105,9 +102,8 @@ def median(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def measured_at() -> dict[str, str]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return {
-        "commit": commit.stdout.strip(),
+        "commit": short_commit(),
         "date": time.strftime("%Y-%m-%d"),
         "python": platform.python_version(),
         "cores": str(os.cpu_count()),

@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from html import escape
@@ -78,15 +79,14 @@ async def measure(url: str, key: str | None, rate: float | None, seconds: float,
     """
     parts, models = urlsplit(url), served_models(url, key)
     tls = parts.scheme == "https"
-    client = Client(parts.hostname or "", parts.port or (443 if tls else 80), tls)
     write, rng = partial(write_request, parts, key), np.random.default_rng(seed)
     kinds = [Kind(model, steps, scale) for model in models for steps in STEPS for scale in GUIDANCE]
-    alone = {kind: await _alone(client, kind, write(kind)) for kind in kinds}
-    rate = rate or 1 / sum(alone[kind] * STEPS[kind.steps] / len(models) / len(GUIDANCE) for kind in kinds)
-    arrivals = [Arrival(due, kind) for due, kind in mixed(models, rate, seconds, rng)]
-    patience = max(TIMEOUT, PATIENCE * TARGET_FACTOR * max(alone.values()))
-    answers = await offer(client, arrivals, write, patience)
-    client.close()
+    with closing(Client(parts.hostname or "", parts.port or (443 if tls else 80), tls)) as client:
+        alone = {kind: await _alone(client, kind, write(kind)) for kind in kinds}
+        rate = rate or 1 / sum(alone[kind] * STEPS[kind.steps] / len(models) / len(GUIDANCE) for kind in kinds)
+        arrivals = [Arrival(due, kind) for due, kind in mixed(models, rate, seconds, rng)]
+        patience = max(TIMEOUT, PATIENCE * TARGET_FACTOR * max(alone.values()))
+        answers = await offer(client, arrivals, write, patience)
     return Load(url, rate, seconds, alone, answers)
 
 
