@@ -32,10 +32,10 @@ class Server:
             return metric(await answer.text(), name, **labels)
 
     def resident_mib(self) -> float:
-        return process_tree.status(self.process.pid, "VmRSS") / 1024
+        return process_tree.status_sum(self.process.pid, "VmRSS") / 1024
 
     def threads(self) -> int:
-        return process_tree.status(self.process.pid, "Threads")
+        return process_tree.status_sum(self.process.pid, "Threads")
 
     def open_files(self) -> int:
         return process_tree.open_files(self.process.pid)

@@ -20,7 +20,7 @@ MODELS = {
     "dit12-full": "DiT, full size, 12 blocks",
     "unet-full": "UNet, full size",
 }
-WAYS = {
+VARIANTS = {
     "floor_us": "floor",
     "ours_us": "**ours**",
     "compiled_graph_us": "torch.compile in a graph",
@@ -69,8 +69,8 @@ def steps(results: Results) -> str:
     found = sorted(
         (r for r in results if r["part"] == "steps"), key=lambda r: (list(MODELS).index(r["model"]), r["rows"])
     )
-    rows = ([MODELS[r["model"]], r["rows"], *(figure(r.get(way)) for way in WAYS)] for r in found)
-    return table(["a step of", "rows", *WAYS.values()], rows)
+    rows = ([MODELS[r["model"]], r["rows"], *(figure(r.get(way)) for way in VARIANTS)] for r in found)
+    return table(["a step of", "rows", *VARIANTS.values()], rows)
 
 
 def kernels(results: Results) -> str:
@@ -152,7 +152,7 @@ def plot(results: Results, path: Path) -> None:
             )
             for way, colour in colours.items():
                 points = [(r["rows"], r[way]) for r in found if r.get(way)]
-                label = WAYS[way].strip("*")
+                label = VARIANTS[way].strip("*")
                 axes.plot(
                     *zip(*points, strict=True),
                     marker="o",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks import gpu_report
 from benchmarks.gpu.device import DEVICE, DTYPE, ceilings, graph_device, kernel_seconds, parse
-from benchmarks.gpu.results import guarded, note
+from benchmarks.gpu.results import record_failures, record_result
 from kernels import (
     DeferredSum,
     attention,
@@ -139,16 +139,16 @@ def measure(device: CudaDevice, case: Case, rows: int, compiled: bool) -> dict[s
     facts = {way: round(1e6 * time, 2) for way, time in seconds.items()}
     if case.bytes:
         facts["GB_s"] = round(case.bytes / seconds["ours_us"] / 1e9)
-    return note("kernel times", kernel=case.kernel, rows=rows, **facts)
+    return record_result("kernel times", kernel=case.kernel, rows=rows, **facts)
 
 
 @torch.inference_mode()
 def measure_all(rows: list[int], compiled: bool = False) -> list[dict[str, Any]]:
     device = graph_device()
-    found = [note("kernel times", ceiling_GB_s=round(ceilings()["bytes"] / 1e9))]
+    found = [record_result("kernel times", ceiling_GB_s=round(ceilings()["bytes"] / 1e9))]
     for count in rows:
         for case in cases(count):
-            with guarded("kernel times", kernel=case.kernel, rows=count):
+            with record_failures("kernel times", kernel=case.kernel, rows=count):
                 found.append(measure(device, case, count, compiled))
     return found
 

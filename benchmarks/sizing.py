@@ -45,7 +45,7 @@ async def measure(models: dict[str, Path], threads: int, workers: int) -> Start:
             query = {"model": name, "class": "0"}
             async with server.session.post("/generate", params=query, raise_for_status=True) as answer:
                 await answer.read()
-        return Start(seconds, process_tree.memory(server.process.pid), server.threads())
+        return Start(seconds, process_tree.memory_mib(server.process.pid), server.threads())
 
 
 def row(label: str, starts: list[Start]) -> str:

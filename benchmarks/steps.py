@@ -33,7 +33,7 @@ from benchmarks.gpu.device import (
     plain_torch,
     wall_seconds,
 )  # fmt: skip
-from benchmarks.gpu.results import guarded, note
+from benchmarks.gpu.results import record_failures, record_result
 from benchmarks.networks import SHIPPED
 from models.checkpoint import ModelConfig, build_model
 from service.engine.runner import preferred_layout
@@ -74,12 +74,12 @@ class Network:
         self.runner = graph_runner(name, max(rows), self.device)
         self.model, self.config = self.runner.model, self.runner.config
         for count in sorted(rows, reverse=True):  # the largest first, as in the service
-            with guarded("steps", model=name, rows=count):
+            with record_failures("steps", model=name, rows=count):
                 self.runner.prepare(count)
         self.compiled: dict[int, tuple[Step, Step]] = {}  # from Python, and in a graph
         torch._dynamo.config.recompile_limit = 64  # every row count is a compilation of the same function
         for count in compiled_rows:
-            with guarded("compile", model=name, rows=count):
+            with record_failures("compile", model=name, rows=count):
                 self._compile(count)
 
     # not inference_mode: compiled code that writes into its inputs dislikes it
@@ -90,18 +90,18 @@ class Network:
             plain = plain_step(self.model, self.config, rows)
             step = torch.compile(plain, dynamic=False, backend="eager" if DRY else "inductor")
             self.compiled[rows] = step, self.device.capture(step)
-        note("compile", model=self.name, rows=rows, seconds=round(time.monotonic() - began, 1))
+        record_result("compile", model=self.name, rows=rows, seconds=round(time.monotonic() - began, 1))
 
     def measure(self, rows: int, flops: int, peaks: dict[str, float]) -> dict[str, Any]:
         weights = sum(p.nbytes for p in self.model.parameters())
         moved = weights + rows * math.prod(self.config.image_shape) * STATE_BYTES
         # no step is faster than its products at the peak, or weights once and the state of each image in and out
         found = {"floor": max(rows * flops / peaks["flops"], moved / peaks["bytes"])}
-        with guarded("steps", model=self.name, rows=rows), torch.inference_mode():
+        with record_failures("steps", model=self.name, rows=rows), torch.inference_mode():
             graph = loaded(self.runner, rows)
             found["ours"] = self.device.seconds(graph.replay)
             found["fused"] = wall_seconds(lambda: self.runner.advance(graph.block, graph.output))
-        with guarded("steps", model=self.name, rows=rows), torch.no_grad(), plain_torch():
+        with record_failures("steps", model=self.name, rows=rows), torch.no_grad(), plain_torch():
             step = plain_step(self.model, self.config, rows)
             found["eager"] = wall_seconds(step)
             found["eager_graph"] = self.device.seconds(self.device.capture(step))
@@ -133,7 +133,7 @@ def measure(
         flops = flops_by_part(build_model(network.config), network.config.image_shape).total()
     with turn(after):
         peaks = ceilings()
-        return [note("steps", model=name, rows=n, **network.measure(n, flops, peaks)) for n in rows]
+        return [record_result("steps", model=name, rows=n, **network.measure(n, flops, peaks)) for n in rows]
 
 
 def main() -> None:

@@ -4,8 +4,9 @@
 
 The real server runs in its own processes, with the shipped DiT's checkpoint on a simulated device, where a step of
 R rows takes t0 + t1 R ms. Requests of 10 guided steps arrive at random times, whether or not the service keeps up.
---load is the work that arrives over what the device can do. Windows with swaps and without alternate, under the same
-arrivals. A swap reads, checks and converts the whole checkpoint. Latencies count from the time a request was due.
+--load is the work that arrives over what the device can do. Windows with and without swaps alternate, and have the
+same arrivals. A swap reads, checks and converts the whole checkpoint.
+Latencies count from the time a request was due.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Which machine and code this is, how much it can do at most, and what a launch costs its host.
+"""The machine and the code that are measured, the machine's highest rates, and the cost of a kernel launch.
 
 python -m benchmarks.gpu.machine
 """
@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import ROOT
 from benchmarks.gpu.device import DEVICE, DRY, ceilings, graph_device, kernel_seconds, parse, wall_seconds
-from benchmarks.gpu.results import guarded, note
+from benchmarks.gpu.results import record_failures, record_result
 from benchmarks.versions import output_of, package_version
 from training.machine import processor
 
@@ -22,7 +22,7 @@ SMI = ["nvidia-smi", "--query-gpu=name,driver_version,clocks.sm,clocks.mem,power
 
 
 def commit() -> str:
-    """The commit, and the files that differ from it."""
+    """The commit, and the files that differ from it; empty where neither git nor prepare.sh tells."""
     if head := output_of(["git", "rev-parse", "HEAD"]):
         return f"{head}\n{output_of(['git', 'status', '--porcelain'])}".strip()
     return COMMIT.read_text().strip() if COMMIT.exists() else ""
@@ -39,20 +39,22 @@ def versions() -> dict[str, Any]:
 
 def main() -> None:
     parse(argparse.ArgumentParser(description=__doc__))
-    with guarded("versions"):
-        note("versions", **versions())
-    with guarded("ceilings"):
+    with record_failures("versions"):
+        record_result("versions", **versions())
+    with record_failures("ceilings"):
         peaks = ceilings()
-        note(
+        record_result(
             "ceilings",
             copy_TB_s=round(peaks["bytes"] / 1e12, 3),
             bf16_TFLOP_s=round(peaks["flops"] / 1e12, 1),
         )
-    with guarded("host costs"):
+    with record_failures("host costs"):
         numbers = torch.zeros(64, device=DEVICE)
         from_python = wall_seconds(lambda: numbers.add_(1), 2000)
         in_a_graph = kernel_seconds(graph_device(), lambda: numbers.add_(1))
-        note("host costs", eager_launch_us=round(1e6 * from_python, 2), graph_launch_us=round(1e6 * in_a_graph, 2))
+        record_result(
+            "host costs", eager_launch_us=round(1e6 * from_python, 2), graph_launch_us=round(1e6 * in_a_graph, 2)
+        )
 
 
 if __name__ == "__main__":

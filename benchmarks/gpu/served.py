@@ -1,4 +1,4 @@
-"""The real server over HTTP: when it is ready, whether its images are right, and how long a lone request takes.
+"""The real server over HTTP: the time until it is ready, the error of its images, the latency of a lone request.
 
 python -m benchmarks.gpu.served
 
@@ -20,12 +20,12 @@ from PIL import Image
 
 from benchmarks.client import serving
 from benchmarks.gpu.device import DEVICE, DRY, model_of, parse
-from benchmarks.gpu.results import guarded, note
+from benchmarks.gpu.results import record_failures, record_result
 from benchmarks.networks import SHIPPED
 from models.sampling import Guidance, sample, to_uint8
 
 SETTINGS = {"device": DEVICE.type, "max_requests": 4096, "log_level": "warning"}
-SETTINGS["keep_alive_seconds"] = 60  # connections outlast the reference, which blocks the client's loop
+SETTINGS["keep_alive_seconds"] = 60  # the reference blocks the client's loop for longer than the default
 SMALL = {"dtype": "float32", "max_rows": 8, "threads": 1, "http_workers": 1}
 CLASSES = 2 if DRY else 10
 CONCURRENT = 8 if DRY else 64  # requests at once
@@ -41,7 +41,7 @@ class ImageClient:
 
     def __init__(self, session: aiohttp.ClientSession):
         self._session = session
-        self.timing = ""  # of the last answer: what the server says of it
+        self.timing = ""  # the Server-Timing header of the last answer
 
     async def picture(self, **fields: Any) -> np.ndarray:
         """The image, uint8 [H, W, C]; fields are those of the query.
@@ -60,7 +60,7 @@ class ImageClient:
 
 
 def reference(name: str, labels: list[int], seeds: list[int]) -> np.ndarray:
-    """uint8 [n, H, W, C]."""
+    """Images of the plain sampling loop on the CPU, uint8 [n, H, W, C]."""
     model, config = model_of(name)
     how = config.default_sampling
     table = config.table(how["sampler"], how["steps"], how["spacing"])
@@ -82,7 +82,7 @@ async def compare_with_cpu(client: ImageClient, name: str) -> None:
     fields = [{"model": name, "class": label, "seed": seed} for label, seed in zip(labels, seeds, strict=True)]
     images = np.stack([await client.picture(**each) for each in fields])
     facts = difference(images, reference(name, labels, seeds))
-    note("images over HTTP against the CPU in float32", model=name, **facts, spread=int(images.std()))
+    record_result("images over HTTP against the CPU in float32", model=name, **facts, spread=int(images.std()))
 
 
 async def compare_alone_with_concurrent(client: ImageClient) -> None:
@@ -112,7 +112,7 @@ async def compare_alone_with_concurrent(client: ImageClient) -> None:
         raise RuntimeError(f"all {CONCURRENT} concurrent requests were refused")
     ones, others = (np.stack(images) for images in zip(*pairs, strict=True))
     facts = difference(ones, others)
-    note("alone against company", images=CONCURRENT, refused=CONCURRENT - len(pairs), **facts)
+    record_result("alone against company", images=CONCURRENT, refused=CONCURRENT - len(pairs), **facts)
 
 
 async def time_alone(client: ImageClient, name: str) -> None:
@@ -122,21 +122,21 @@ async def time_alone(client: ImageClient, name: str) -> None:
         await client.picture(model=name, seed=seed, **{"class": 1})
         times.append(1000 * (time.perf_counter() - began))
     p50, p95 = (round(float(value), 2) for value in np.percentile(times, (50, 95)))
-    note("latency of a lone request", model=name, p50_ms=p50, p95_ms=p95, server_timing=client.timing)
+    record_result("latency of a lone request", model=name, p50_ms=p50, p95_ms=p95, server_timing=client.timing)
 
 
 async def measure() -> None:
     began = time.monotonic()
     async with serving(**(SETTINGS | (SMALL if DRY else {}))) as running:
-        note("server", ready_s=round(time.monotonic() - began, 1))
+        record_result("server", ready_s=round(time.monotonic() - began, 1))
         client = ImageClient(running.session)
         for name in SHIPPED:
-            with guarded("images over HTTP", model=name):
+            with record_failures("images over HTTP", model=name):
                 await compare_with_cpu(client, name)
-        with guarded("alone against company"):
+        with record_failures("alone against company"):
             await compare_alone_with_concurrent(client)
         for name in SHIPPED:
-            with guarded("latency of a lone request", model=name):
+            with record_failures("latency of a lone request", model=name):
                 await time_alone(client, name)
 
 

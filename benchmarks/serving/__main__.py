@@ -61,8 +61,8 @@ async def watch_cost(server: Server, start: float, end: float) -> Cost:
     pid, began = server.process.pid, time.monotonic()
 
     def used() -> tuple[float, ...]:
-        engine = process_tree.cpu_of(pid, ENGINE)
-        return process_tree.cpu_seconds(pid), engine, time.process_time(), process_tree.machine_seconds()
+        engine = process_tree.cpu_seconds_of_module(pid, ENGINE)
+        return process_tree.cpu_seconds(pid), engine, time.process_time(), process_tree.machine_cpu_seconds()
 
     await asyncio.sleep(start)
     before, at = used(), time.monotonic()

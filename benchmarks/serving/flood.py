@@ -91,7 +91,7 @@ async def measure(flood: str, rate: float, workload: Open) -> dict[str, float]:
 
 def process_seconds(server: Server) -> list[float]:
     """CPU time of the engine and of the worker."""
-    return [process_tree.cpu_of(server.process.pid, module) for module in (ENGINE, WORKER)]
+    return [process_tree.cpu_seconds_of_module(server.process.pid, module) for module in (ENGINE, WORKER)]
 
 
 def start_flood(

@@ -36,13 +36,15 @@ def test_the_dead_and_the_living_are_counted() -> None:
         assert len(family) == 3
         assert family[0] == parent.pid
         assert process_tree.cpu_seconds(parent.pid) >= 0.85  # 0.9 but for the ticks
-        assert process_tree.cpu_of(parent.pid, BURN) >= 0.56  # the two that live; the one in between only waits
-        assert process_tree.cpu_of(parent.pid, "no.such.module") == 0.0
-        assert process_tree.machine_seconds() > process_tree.cpu_seconds(parent.pid)
-        assert process_tree.status(parent.pid, "Threads") >= 3
+        assert (
+            process_tree.cpu_seconds_of_module(parent.pid, BURN) >= 0.56
+        )  # the two that live; the one in between only waits
+        assert process_tree.cpu_seconds_of_module(parent.pid, "no.such.module") == 0.0
+        assert process_tree.machine_cpu_seconds() > process_tree.cpu_seconds(parent.pid)
+        assert process_tree.status_sum(parent.pid, "Threads") >= 3
         assert process_tree.open_files(parent.pid) >= 9
-        resident = process_tree.status(parent.pid, "VmRSS") / 1024
-        assert resident / 3 < process_tree.memory(parent.pid) < resident  # three times the same interpreter
+        resident = process_tree.status_sum(parent.pid, "VmRSS") / 1024
+        assert resident / 3 < process_tree.memory_mib(parent.pid) < resident  # three times the same interpreter
         parent.stdin.write("\n")
         parent.stdin.flush()
     assert process_tree.cpu_seconds(parent.pid) == 0.0  # nobody is left
