@@ -1,14 +1,15 @@
-"""What a server makes of an accelerator: good answers, refusals, latencies and CPU time, beside the ideal.
+"""Measures servers in front of a simulated accelerator, and compares them with an ideal one.
 
     python -m benchmarks.serving [--only W1 W2-70] [--systems stepwise ideal] [--scale 1] [--repeats 1]
 
 W1   closed loop, 64 clients        W2-x  mixed requests at x % of the capacity, open loop
 W4   one client, 20 steps           W5    50 %, then 150 %, then 50 %
-H-x  x clients at an H100's pace    W6    70 %, of which 30 % leave on the way
+H-x  x clients, steps of an H100    W6    70 %, of which 30 % leave before they are answered
 
-The figures are kept in docs/serving.json, and tables and picture are drawn from it; --report does only that.
-The machine must be quiet: clients and server share its cores. A run is made again, at most twice, where other
-programs or the hypervisor took more than a twentieth of a core.
+The figures are good answers, refusals, latencies and CPU time. They are kept in docs/serving.json. The tables and
+the picture of the documents are made from that file; --report does only that. No other program may be busy, because
+clients and server share the cores. A run is repeated, at most twice, if other programs or the hypervisor took more
+than a twentieth of a core.
 """
 
 import argparse
@@ -40,6 +41,7 @@ TRIES = 3  # of a run
 
 
 async def measure(system: str, server: Server, workload: Workload) -> dict[str, Any]:
+    """Run a workload against a running server; returns the figures of summarise."""
     form = workload.form if isinstance(workload, Closed) else "png"
     arrivals = [] if isinstance(workload, Closed) else list(workload.arrivals())
     rows_before = await rows_run(server) if system == "stepwise" else 0.0
@@ -53,11 +55,12 @@ async def measure(system: str, server: Server, workload: Workload) -> dict[str, 
 
 
 async def rows_run(server: Server) -> float:
+    """Rows that this service has run since its start."""
     return await server.metric("diffusion_evaluations_total")
 
 
 async def watch_cost(server: Server, start: float, end: float) -> Cost:
-    """CPU time between two times from now on."""
+    """CPU time between `start` and `end`, in seconds from now."""
     pid, began = server.process.pid, time.monotonic()
 
     def used() -> tuple[float, ...]:
@@ -73,7 +76,7 @@ async def watch_cost(server: Server, start: float, end: float) -> Cost:
 
 
 async def measure_all(system: str, wanted: list[Workload], repeats: int) -> dict[str, dict[str, Any]]:
-    """The median run of each workload; every run has a fresh server, for an overload may outlast its run."""
+    """The median run of each workload. Every run has a new server, because an overload may outlast its run."""
     found: dict[str, dict[str, Any]] = {}
     for workload in (workload for workload in wanted if can_run(system, workload)):
         runs = [await undisturbed(system, workload) for _ in range(repeats)]
@@ -95,7 +98,7 @@ async def undisturbed(system: str, workload: Workload) -> dict[str, Any]:
 
 
 def median(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The run in the middle by good answers, or by images where good answers are not the point."""
+    """The median run by good answers, or by images in a closed loop."""
     key = "good" if "in_time" in runs[0] else "images"
     middle = statistics.median_low(run[key] for run in runs)
     return next(run for run in runs if run[key] == middle) | {"runs": len(runs)}
@@ -117,7 +120,7 @@ def run(system: str, wanted: list[Workload], repeats: int) -> dict[str, dict[str
 
 
 def keep(path: Path, column: str, runs: dict[str, dict[str, Any]]) -> None:
-    """Add runs to a column of the file; the runs of other workloads stay."""
+    """Add runs to a column of the file; its runs of other workloads stay."""
     columns = json.loads(path.read_text()) if path.exists() else {}
     kept = columns.setdefault(column, {"runs": {}})
     kept["runs"] |= runs
@@ -134,11 +137,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(workloads()), metavar="WORKLOAD")
     parser.add_argument("--systems", nargs="+", choices=[*SYSTEMS, IDEAL], default=[*SYSTEMS, IDEAL])
-    parser.add_argument("--scale", type=float, default=1.0, help="of all durations, for a short try")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor of all durations, for a short try")
     parser.add_argument("--repeats", type=int, default=1, help="of each workload; the median run is kept")
     parser.add_argument("--column", default="now", help="under which the figures of this service are kept")
     parser.add_argument("--json", type=Path, default=JSON)
-    parser.add_argument("--report", action="store_true", help="measure nothing; draw table and picture anew")
+    parser.add_argument("--report", action="store_true", help="measure nothing, write tables and picture again")
     given = parser.parse_args()
     for system in [] if given.report else given.systems:
         runs = run(system, chosen(given.only, given.scale), given.repeats)

@@ -1,10 +1,10 @@
-"""Mixed requests against any running server of this project, and one HTML page of what came back.
+"""Sends mixed requests to a running server of this project, and writes an HTML page about the answers.
 
     make load URL=http://127.0.0.1:8000 [RATE=20] [DURATION=30]
     python -m benchmarks.serving.page URL [--rate 20] [--seconds 30] [--out build/load.html]
 
 Every kind of request is first sent alone. Then requests arrive at random (Poisson), whether or not the earlier ones
-were answered; a latency counts from the time at which the request was due. The default rate is what the server
+were answered. A latency counts from the time at which the request was due. The default rate is what the server
 could do with one request after another. An API key is read from STEPWISE_KEY.
 """
 
@@ -32,7 +32,7 @@ from benchmarks.serving.servers import http_post
 from benchmarks.serving.workloads import GUIDANCE, STEPS, TARGET_FACTOR, TIMEOUT, Arrival, Kind, mixed
 
 ALONE = 3  # times that each kind is sent before the load; the median counts
-PATIENCE = 2.0  # a client waits so many times longer than an answer in time may take
+PATIENCE = 2.0  # a client waits so many times as long as an answer in time may take
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .25rem .8rem; text-align: right }
@@ -43,12 +43,12 @@ svg { max-width: 100% }
 
 @dataclass(frozen=True)
 class Load:
-    """What was sent to a server, and what came back."""
+    """The requests that were sent to a server, and their answers."""
 
     url: str
     rate: float
     seconds: float
-    alone: dict[Kind, float]  # seconds
+    alone: dict[Kind, float]  # seconds of a request without others
     answers: list[Answer]
 
     def slowdown(self, answer: Answer) -> float:
@@ -186,9 +186,9 @@ def scatter(load: Load) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url", help="where the server listens, as in http://127.0.0.1:8000")
-    parser.add_argument("--rate", type=float, help="requests a second; default: what it could do one by one")
-    parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "load.html")
+    parser.add_argument("--rate", type=float, help="requests a second; default: what the server can do one by one")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of the load (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "load.html", help="default: build/load.html")
     given = parser.parse_args()
     if not urlsplit(given.url).hostname:
         parser.error(f"{given.url!r} is no URL: give one like http://127.0.0.1:8000")
