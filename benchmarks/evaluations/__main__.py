@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.evaluations.points import LEAST_ACCURACY, Point, initial_points, means, neighbours, pareto_front
 from benchmarks.evaluations.report import write_page
-from benchmarks.int8 import Kept
+from benchmarks.int8 import CopyingNetwork
 from models.checkpoint import load_checkpoint
 from models.graph import trace
 from models.sampling import to_uint8
@@ -51,7 +51,7 @@ class Evaluator:
 
     def __init__(self, folder: Path, judge: Judge, data: Data, file: Path):
         model, self.config = load_checkpoint(folder)
-        self.model = Kept(trace(model, self.config), PRECISION, torch.get_num_threads())
+        self.model = CopyingNetwork(trace(model, self.config), PRECISION, torch.get_num_threads())
         self.judge, self.data, self.file = judge, data, file
         self.name = self.config.architecture
         self.real = {
