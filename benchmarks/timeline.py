@@ -121,7 +121,7 @@ def svg(lanes: list[Lane], pictures: list[str]) -> str:
     for lane, picture, colour, y in zip(lanes, pictures, cycle(COLOURS), range(TOP, bottom, LANE), strict=False):
         parts += draw_lane(lane, picture, colour, y, width)
     rows = [sum(n for lane in lanes for at, _, n in lane.cells if at == forward) for forward in range(forwards)]
-    parts += draw_rows(rows, bottom, width)
+    parts += draw_rows(rows, bottom)
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {bottom + LEGEND}" width="{width}">'
     title = "<title>Eight requests with different samplers, steps and guidance share forward passes</title>"
     return "\n".join([head, title, f"<style>{STYLE}</style>", *parts, "</svg>\n"])
@@ -162,7 +162,7 @@ def draw_lane(lane: Lane, picture: str, colour: str, y: int, width: int) -> Iter
     yield f'<line class="line" x1="16" y1="{y + LANE}" x2="{width - 16}" y2="{y + LANE}"/>'
 
 
-def draw_rows(rows: list[int], y: int, width: int) -> Iterator[str]:
+def draw_rows(rows: list[int], y: int) -> Iterator[str]:
     yield f'<text class="strong" x="16" y="{y + 26}">rows in the forward</text>'
     yield f'<text x="16" y="{y + 41}">at most {ROW_CAP}; two for a guided image</text>'
     for forward, count in enumerate(rows):

@@ -31,12 +31,12 @@ KEYS: dict[str, dict[str, str | int]] = {
     "guest": {"key": "guest-has-a-key-of-its-own"},
     "flood": {"key": "flood-has-a-key-of-its-own", "requests_per_second": 1},
 }
-HOPELESS = Kind("dit", 100)
+FLOOD_KIND = Kind("dit", 100)  # of the requests of the flood
 FLOODS = {"none": 0, "quota": 429, "deadline": 503}  # and the status of their answers
 
 
 def request_of(flood: str, port: int) -> bytes:
-    fields = {"model": HOPELESS.model, "class": 0, "steps": HOPELESS.steps}
+    fields = {"model": FLOOD_KIND.model, "class": 0, "steps": FLOOD_KIND.steps}
     key, more = ("flood", "") if flood == "quota" else ("guest", "&deadline_ms=1")
     return http_post(
         f"/generate?{urlencode(fields)}{more}", f"127.0.0.1:{port}", headers=f"X-API-Key: {KEYS[key]['key']}\r\n"

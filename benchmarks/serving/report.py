@@ -28,8 +28,8 @@ def percent(share: float) -> str:
 
 def good(result: Result) -> str:
     late = result["outcomes"].get(LATE, 0) / result["sent"]
-    told = [(result["refused"], "refused"), (late, "timed out")]
-    return ", ".join([f"{result['good']:.0f}/s", *(f"{percent(share)} {what}" for share, what in told if share)])
+    bad = [(result["refused"], "refused"), (late, "timed out")]
+    return ", ".join([f"{result['good']:.0f}/s", *(f"{percent(share)} {what}" for share, what in bad if share)])
 
 
 def latencies(result: Result) -> str:
@@ -77,9 +77,9 @@ ROWS: tuple[Row, ...] = (
     ("W2: 50 % load, p50 / p95", "W2-50", latencies),
     ("W2: 70 % load, p50 / p95", "W2-70", latencies),
     ("W5: 150 % load, good answers", "W5", good),
-    ("W5: as before the burst again after", "W5", recovery),
+    ("W5: recovered from the burst after", "W5", recovery),
     ("W6: 30 % leave, good answers", "W6", good),
-    ("W6: rows run for who left", "W6", unanswered),
+    ("W6: rows run for clients that left", "W6", unanswered),
     *((f"CPU an answer, {name}", name, cpu) for name in ("W1", "W2-70", "W5")),
 )
 FAST: tuple[Row, ...] = (
