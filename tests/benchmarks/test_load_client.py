@@ -11,7 +11,8 @@ from typing import TypeVar
 
 import pytest
 
-from benchmarks.client import serving
+from benchmarks import client as server_client
+from benchmarks.client import serving, started
 from benchmarks.serving import load, page
 from benchmarks.serving.client import Client, Reply
 from benchmarks.serving.load import BROKEN, LATE, LEFT, OK, REFUSED, Answer, offer, outcome_of, repeat
@@ -174,6 +175,20 @@ def test_the_page_of_a_load(
     assert not any(mark in html for mark in ("src=", "<link", "@import"))  # it needs no other file
 
 
+def test_a_server_that_never_answers_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_client, "START_SECONDS", 0.5)
+    listens = (
+        "import socket, sys, time; s = socket.create_server(('127.0.0.1', int(sys.argv[-1]))); time.sleep(600)"
+    )
+
+    async def run() -> None:
+        async with started([sys.executable, "-c", listens], {}):
+            pass
+
+    with pytest.raises(RuntimeError, match="did not become ready"):
+        asyncio.run(run())
+
+
 def test_a_server_that_is_not_there_is_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,3 +199,8 @@ def test_a_server_that_is_not_there_is_said(
     with pytest.raises(SystemExit):
         page.main()
     assert "'nonsense' is no URL" in capsys.readouterr().err
+    for option in ("--rate", "--seconds"):
+        monkeypatch.setattr(sys, "argv", ["page", "http://127.0.0.1:9", option, "0"])
+        with pytest.raises(SystemExit):
+            page.main()
+        assert "--seconds and --rate must be greater than 0" in capsys.readouterr().err

@@ -151,6 +151,12 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert [cell.strip() for cell in rows[0].split("|")[1:5]] == ["label_silu", "condition 768", "bf16", "sm_90"]
 
 
+def test_a_kernel_that_is_not_served_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--kernel", "label_sillu"])
+    assert "no served kernel has 'label_sillu' in its name" in capsys.readouterr().err
+
+
 def test_every_kernel_file_is_served() -> None:
     """A kernel that nobody lists would escape the limits."""
     folder = Path(kernels.__file__).parent
