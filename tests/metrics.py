@@ -1,4 +1,4 @@
-"""The metrics of a service that nobody has asked anything."""
+"""The metrics of a service without requests."""
 
 from collections.abc import Iterable
 

@@ -254,7 +254,7 @@ def test_the_tree_in_a_readme_is_read() -> None:
 
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run make in a folder with the Makefile alone, deaf to a make that may be running these tests."""
+    """Run make in a folder with the Makefile alone, without the variables of a make that may run these tests."""
     shutil.copy(ROOT / "Makefile", folder)
     environment = {"PATH": os.environ["PATH"], "HOST": "name-of-this-machine"}
     command = ["make", *arguments]

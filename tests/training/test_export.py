@@ -16,14 +16,8 @@ from models.files import CONSTANTS, GRAPH, SHIPPED, WEIGHTS
 from models.graph import INPUTS, core, read_graph
 from models.sampling import Guidance, sample, to_uint8
 from run import main
-from tests.checkpoints import TINY, write_checkpoint
+from tests.checkpoints import KINDS, write_checkpoint
 
-FEW_STEP = {"arguments": TINY["dit"] | {"few_step": True}, "guidance_range": (1.0, 3.0)}
-KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "dit": ("dit", {}),
-    "unet": ("unet", {}),
-    "few-step": ("dit", FEW_STEP),
-}
 PIXEL = 1  # of 255: the most by which a pixel of a whole image may differ; sums in float32 have another order
 Network = Callable[..., Tensor]
 
@@ -54,7 +48,7 @@ def images(network: Network, config: ModelConfig, n: int) -> np.ndarray:
     return to_uint8(x).numpy().astype(int)
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=["dit", "unet", "few-step"])
 def onnx_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint's ONNX file, in its own folder."""
     architecture, changes = KINDS[request.param]
