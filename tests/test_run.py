@@ -112,7 +112,7 @@ def test_a_missing_extra_is_named_before_anything_is_done(
     monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
     assert main(command.split()) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"error: {command.split()[0]} needs {module}: pip install -c constraints.txt -e '.[train]'"
+    assert line == f"error: {command.split()[0]} needs {module}: pip install 'stepwise-diffusion[train]'"
     assert not list(tmp_path.iterdir())
 
 

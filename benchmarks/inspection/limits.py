@@ -13,7 +13,7 @@ from benchmarks.inspection.served import Case
 
 # Single numbers that a program reads or writes; all other accesses must move 16 bytes a thread.
 LOOKUPS = {
-    # 5 indices, 8 coefficients, the flag, 3 of place and look, 3 of span and weight, and the picture's bytes
+    # 5 indices, 8 coefficients, the flag, 3 of place and preview, 3 of span and weight, and the picture's bytes
     "sampler_step_kernel": 5 + 8 + 1 + 3 + 3 + 1,
     "gather_rows_kernel": 3,
     "label_silu_kernel": 1,

@@ -156,8 +156,8 @@ def step_cases(dtype: torch.dtype) -> Iterator[Case]:
             f"{name}", dtype, lambda a=(x, rows): gather_rows(*a, dtype), BATCH * E * (4 + dtype.itemsize)
         )
         pixels = meta(images, *shape[1:], shape[0], dtype=torch.uint8)
-        places, look = meta(images, dtype=torch.int64), meta(images, 2, dtype=torch.float32)
-        pictures = Pictures(pixels, places, look)
+        places, preview = meta(images, dtype=torch.int64), meta(images, 2, dtype=torch.float32)
+        pictures = Pictures(pixels, places, preview)
         mixtures = Mixtures(meta(images, 2, dtype=torch.int64), meta(BATCH, dtype=torch.float32))
         arguments = (x, x, output, block, coefficients, None, pictures, mixtures)
         minimum = images * E * 17 + BATCH * E * dtype.itemsize  # if every image leaves

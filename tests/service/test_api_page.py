@@ -122,6 +122,7 @@ def test_the_programs_run(live: Running, tmp_path: Path, number: int) -> None:
     program = blocks("python")[number].replace("localhost:8000", live.url.removeprefix("http://"))
     for package in re.findall(r"^(?:from|import) (openai|tritonclient)", program, re.MULTILINE):
         pytest.importorskip(package)
+        assert re.search(rf"`\.venv/bin/pip install '?{package}", PAGE)
     picture = live.client.post("/generate?model=dit&class=3&format=png").content
     (tmp_path / "three.png").write_bytes(picture)
     steps = live.client.post("/generate?model=dit&class=3&n=4&steps=20&format=npz").content

@@ -57,7 +57,7 @@ def loop(
         labels, weights = zip(*more, strict=True)
         further = Further(torch.zeros(len(more), dtype=torch.int64), torch.tensor(labels), torch.tensor(weights))
     table, own = config.table("dpmpp_2m", 6), torch.tensor(seeds[:1], dtype=torch.int64)
-    how = {"guidance": Guidance(SCALE), "null_label": second, "further": further, "ways": [(seeds[2], seeds[1])]}
+    how = {"guidance": Guidance(SCALE), "null_label": second, "further": further, "slerps": [(seeds[2], seeds[1])]}
     with torch.inference_mode():
         x = sample(network, table, torch.tensor([label]), own, config.image_shape, **how)  # pyright: ignore
     return to_uint8(x[0]).permute(1, 2, 0).numpy()

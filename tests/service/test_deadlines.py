@@ -30,6 +30,11 @@ def ask(live: Running, **fields: int | str) -> httpx.Response:
     return httpx.post(f"{live.url}/generate", params=query, timeout=60)
 
 
+def error_of_v1(live: Running, milliseconds: int) -> dict[str, str]:
+    body = {"model": "dit", "prompt": "1", "num_inference_steps": STEPS, "deadline_ms": milliseconds}
+    return live.client.post("/v1/images/generations", json=body).json()["error"]
+
+
 def test_a_deadline_with_room_is_met(live: Running) -> None:
     assert ask(live, deadline_ms=30_000).status_code == 200
 
@@ -42,13 +47,15 @@ def test_one_that_cannot_be_met_is_refused_at_once(live: Running, milliseconds: 
     problem = answer.json()
     assert problem["type"] == "urn:problem:deadline-unreachable"
     assert problem["detail"].startswith(f"deadline_ms: the deadline cannot be met: {needed}")
+    assert [f"{error['field']}: {error['message']}" for error in problem["errors"]] == [problem["detail"]]
+    assert error_of_v1(live, milliseconds)["param"] == "deadline_ms"
     if needed == "about ":
         assert 1 <= int(answer.headers["retry-after"]) < 60
         assert int(answer.headers["retry-after-ms"]) == problem["retry_after_ms"]
     else:  # no idle device could meet it: it would be refused at any time
         assert "retry-after" not in answer.headers
         assert "retry_after_ms" not in problem
-    assert live.metric("diffusion_rejections_total", model="dit", reason="deadline") == before + 1
+    assert live.metric("diffusion_rejections_total", model="dit", reason="deadline") == before + 2
 
 
 def test_one_that_passes_between_two_steps_is_504_and_its_work_stops(live: Running) -> None:
@@ -63,6 +70,7 @@ def test_one_that_passes_between_two_steps_is_504_and_its_work_stops(live: Runni
         assert answer.status_code == 504, answer.text
         problem = answer.json()
         assert problem["type"] == "urn:problem:deadline-passed"
+        assert problem["errors"][0]["field"] == "deadline_ms"
         assert answer.headers["content-type"] == "application/problem+json"
     runner.cost = profiled
     assert live.metric("diffusion_requests_total", model="dit", outcome="expired") >= 1

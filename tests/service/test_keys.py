@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 from service.api_keys import ApiKey
 from service.errors import QuotaExceeded, Unauthorized
 from service.local import create_app
-from service.observe.board import Board, Layout
+from service.observe.scoreboard import Layout, Scoreboard
 from service.settings import ModelEntry, Settings, SettingsError, load_settings
 from service.web.keys import KeyRing
 from service.web.middleware import KeyMiddleware
@@ -41,7 +41,7 @@ class Clock:
 
 
 def keyring(keys: dict[str, ApiKey], clock: Callable[[], float] = time.monotonic) -> KeyRing:
-    return KeyRing(keys, Board(Layout((), keys), rows=2), 1, clock)
+    return KeyRing(keys, Scoreboard(Layout((), keys), rows=2), 1, clock)
 
 
 def ring_of(clock: Clock, **quota: Any) -> KeyRing:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from service.local import create_app
-from service.observe.board import SECONDS
+from service.observe.scoreboard import SECONDS
 from service.settings import ModelEntry
 from tests.service.conftest import Running, running, tiny_settings
 from tests.skips import needs

@@ -10,7 +10,7 @@ import torch
 
 from service.errors import GENERATE_PROBLEMS
 from service.local import create_app
-from service.observe.board import OUTCOMES
+from service.observe.scoreboard import OUTCOMES
 from service.web.schemas import FIELD_NAMES
 from tests.checkpoints import write_checkpoint
 from tests.service.conftest import Running, running, tiny_settings

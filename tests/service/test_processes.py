@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks import client
 from benchmarks.client import reserved_port
-from service.supervisor import ENGINE_DIED, SILENT_LOOKS, WORKERS_FAIL, Pulse
+from service.supervisor import ENGINE_DIED, SILENT_POLLS, WORKERS_FAIL, Pulse
 from service.web.worker import NICE
 from tests.service.networks import Gated, entry
 from tests.service.process import (
@@ -109,7 +109,7 @@ def test_a_stuck_worker_is_replaced(checkpoints: Path, tmp_path: Path) -> None:
 def test_only_a_worker_that_goes_on_being_silent_is_stuck() -> None:
     """Whoever looks counts looks and not seconds: when the machine sleeps, nobody looks."""
     pulse = Pulse()
-    assert not any(pulse.stops(beat) for beat in [1.0] * SILENT_LOOKS + [2.0] * SILENT_LOOKS)
+    assert not any(pulse.stops(beat) for beat in [1.0] * SILENT_POLLS + [2.0] * SILENT_POLLS)
     assert [pulse.stops(2.0) for _ in range(3)] == [True, False, False]  # told once
 
 

@@ -238,6 +238,11 @@ def test_what_only_a_service_can_do(local: Model, remote: RemoteModel) -> None:
     for more in refused:
         with pytest.raises(InvalidRequest, match=r"is for a running service: see stepwise\.connect"):
             local.sample("cat", **more)
+    unknown: dict[str, Any] = {"colour": "red"}
+    for model, takes in ((local, False), (remote, True)):
+        with pytest.raises(InvalidRequest, match="colour: unknown field: use class_") as raised:
+            model.sample("cat", **unknown)
+        assert [name in str(raised.value) for name in ("deterministic", "deadline_ms")] == [takes] * 2
 
 
 def test_in_an_event_loop(local: Model) -> None:
@@ -249,9 +254,12 @@ def test_in_an_event_loop(local: Model) -> None:
     assert difference(np.array(cat), np.array(dog)) > 0
 
 
-def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"nope/config\.json does not exist"):
-        stepwise.load(tmp_path / "nope")
+def test_what_cannot_be_loaded_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError) as raised:
+        stepwise.load("nope")
+    looked = f"{ROOT}/checkpoints/nope and {tmp_path}/nope; {ROOT}/checkpoints has dit, unet"
+    assert str(raised.value) == f"no checkpoint 'nope': looked for config.json in {looked}"
     assert stepwise.load("dit").class_names == list("0123456789")  # a shipped one, by its name
     with pytest.raises(ValueError, match="device: must be one of auto, cpu, cuda, not 'tpu'"):
         stepwise.load("dit", device="tpu")
@@ -259,6 +267,12 @@ def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
         stepwise.load("dit", dtype="int8")  # it would be bfloat16
     with pytest.raises(ValueError, match="dtype: must be one of auto, float32, .*, not 'int3'"):
         stepwise.load("dit", dtype="int3")
+
+
+def test_without_cuda_the_error_names_the_argument(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match="^device is cuda, but torch finds no CUDA device: use cpu or auto$"):
+        stepwise.load("dit", device="cuda")
 
 
 def test_unknown_models_and_keys_are_told(server: Running, checkpoints: Path) -> None:

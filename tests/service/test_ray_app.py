@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from service.observe.board import Board, EngineBoard, Layout, ModelStats, State
+from service.observe.scoreboard import EngineScoreboard, Layout, ModelStats, Scoreboard, State
 from service.ray_app import BACKLOG, BacklogPolicy, Replica, Scale, _choose
 from service.settings import Settings, SettingsError
 from service.web.generation import Generator
@@ -27,8 +27,8 @@ def replica(state: State = "ready", heartbeat: float = 0.0, **backlog: float) ->
         backlog: seconds of each model.
     """
     settings = Settings(heartbeat_seconds=5)
-    board = Board(Layout(("dit", "unet"), ()), rows=2)
-    engine_board = EngineBoard(board)
+    board = Scoreboard(Layout(("dit", "unet"), ()), rows=2)
+    engine_board = EngineScoreboard(board)
     engine_board.state(state)
     engine_board.beat(time.monotonic() + heartbeat)
     engine_board.stats({model: ModelStats(backlog_seconds=seconds) for model, seconds in backlog.items()})
@@ -74,7 +74,7 @@ def test_without_ray_one_sentence_says_how_to_get_it() -> None:
     command = [sys.executable, "-m", "service.ray_app", "--port", "0"]
     ended = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2
-    assert "Ray is missing: in a checkout, pip install -c constraints.txt -e '.[ray]'" in ended.stderr
+    assert "Ray is not installed: pip install 'stepwise-diffusion[ray]'" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

@@ -62,7 +62,7 @@ def walk(folder: Path, found: dict[str, np.ndarray]) -> tuple[ModelConfig, np.nd
     steps: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def watch(step: int, x: Tensor, d: Tensor) -> None:
-        of_x, of_d = table.look[step].tolist()
+        of_x, of_d = table.preview[step].tolist()
         steps.append((x.clone(), d.clone(), of_x * x + of_d * d))
 
     scale, low, high = (float(recipe[name]) for name in ("guidance", "guidance_low", "guidance_high"))

@@ -1,5 +1,6 @@
 """`run.py export`: the graph beside the weights, and the ONNX file that other programs run."""
 
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +71,14 @@ def test_an_onnx_file_stands_alone(onnx_file: Path) -> None:
     assert others == {"file.onnx"}
 
 
+def test_warnings_that_no_user_can_act_on_are_silent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write_checkpoint(tmp_path / "mine", "dit")
+    assert main(["export", str(folder), "--onnx", str(tmp_path / "file.onnx")]) == 0
+    logging.getLogger("torch.onnx._internal.exporter._registration").warning("another one")
+    said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert said == ["another one"]
+
+
 def test_export_writes_the_graph_into_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_checkpoint(tmp_path / "mine", "unet")
     assert main(["export", str(folder)]) == 0
@@ -123,4 +132,4 @@ def test_a_missing_package_is_named(
     monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
     assert main(["export", str(SHIPPED / "dit"), *options]) == 2
     said = capsys.readouterr().err
-    assert said == f"error: export needs {module}: pip install -c constraints.txt -e '.[{extra}]'\n"
+    assert said == f"error: export needs {module}: pip install 'stepwise-diffusion[{extra}]'\n"

@@ -249,6 +249,10 @@ def test_checkpoints_of_different_data_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=words):
             cases_of({name: configs[name] for name in (first, other)}, Request(data_path=tmp_path))
     assert cases_of({name: configs[name] for name in ("dit", "part")}, Request()).keys() == {"dit", "part"}
+    with pytest.raises(DataError, match="^more was trained on a folder of pictures: name it with --data-path, to"):
+        cases_of({"more": configs["more"]}, Request())
+    with pytest.raises(DataError, match="^cifar was trained on cifar10: name it with --data-path, to"):
+        cases_of({"cifar": configs["cifar"]}, Request())
     with pytest.raises(DataError, match=r"lacks batches\.meta.* \(cifar is measured with cifar10\)"):
         cases_of({"cifar": configs["cifar"]}, Request(data_path=tmp_path))
     with pytest.raises(DataError, match=r"no sub-folders.* \(dit is measured with folder\)"):

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import pytest
 
 from service.errors import GenerationFailed, InvalidRequest, QueueFull, Unavailable
-from service.observe.board import Board, EngineBoard, Layout, StepStats
+from service.observe.scoreboard import EngineScoreboard, Layout, Scoreboard, StepStats
 from service.wire.async_engine import MESSAGES_A_TURN, AsyncEngine, pixels
 from service.wire.frames import frame
 from service.wire.messages import Abort, FromEngine, Preview, Refusal, Reply, RequestOutput, TrajectoryPoint
@@ -233,7 +233,7 @@ def test_answers_that_come_together_are_handed_on_over_several_turns() -> None:
 
     async def main() -> list[tuple[int, int]]:
         mine, theirs = socket.socketpair()
-        engine, turn = AsyncEngine(mine, Board(Layout(("dit",), ()), rows=2)), 0
+        engine, turn = AsyncEngine(mine, Scoreboard(Layout(("dit",), ()), rows=2)), 0
         await engine.connect()
         heard: list[tuple[int, int]] = []
 
@@ -260,8 +260,8 @@ def test_answers_that_come_together_are_handed_on_over_several_turns() -> None:
 def test_answers_that_have_come_are_handed_on_though_the_engine_has_gone() -> None:
     async def main() -> list[BaseException | None]:
         mine, theirs = socket.socketpair()
-        board = Board(Layout(("dit",), ()), rows=2)
-        EngineBoard(board).state("ready")
+        board = Scoreboard(Layout(("dit",), ()), rows=2)
+        EngineScoreboard(board).state("ready")
         engine = AsyncEngine(mine, board)
         engine.cards = {"dit": None}  # pyright: ignore[reportAttributeAccessIssue]
         await engine.connect()
@@ -283,7 +283,7 @@ def test_answers_that_have_come_are_handed_on_though_the_engine_has_gone() -> No
 def test_a_message_that_cannot_be_read_ends_the_connection(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> bool:
         mine, theirs = socket.socketpair()
-        engine, lost = AsyncEngine(mine, Board(Layout(("dit",), ()), rows=2)), asyncio.Event()
+        engine, lost = AsyncEngine(mine, Scoreboard(Layout(("dit",), ()), rows=2)), asyncio.Event()
         engine.on_loss = lost.set
         await engine.connect()
         engine._open[3] = asyncio.Queue()

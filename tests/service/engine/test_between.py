@@ -64,7 +64,7 @@ def test_one_class_has_the_bits_of_a_plain_request() -> None:
     how = {"class_label": 3, "sampler": "ddpm", "guidance_scale": 2.0}
     plain, other = (
         make_request(make_params(**how)),
-        make_request(make_params(**how, mixtures=((),), ways=((9, 0.0),))),
+        make_request(make_params(**how, mixtures=((),), slerps=((9, 0.0),))),
     )
     for request in (plain, other):
         drive(core, {0: [request]})
@@ -83,7 +83,7 @@ def test_only_images_between_two_seeds_launch_more(monkeypatch: pytest.MonkeyPat
     core = warm_core(recording_runner(tiny_model(), tiny_config()))
     drive(core, {0: [request_of(TWO, FOUR), make_request(make_params(guidance_scale=2.0, negative_label=4))]})
     assert begun == []
-    drive(core, {0: [make_request(make_params(seeds=(1, 2, 3), ways=((9, 0.0), (9, 0.5), (9, 0.7))))]})
+    drive(core, {0: [make_request(make_params(seeds=(1, 2, 3), slerps=((9, 0.0), (9, 0.5), (9, 0.7))))]})
     assert begun == [2]  # at the first step of three images, and the one at 0 is as any other
 
 

@@ -10,7 +10,7 @@ from service.engine.core import EngineConfig, EngineCore, Progress
 from service.engine.request import Request, RequestStatus
 from service.engine.runner import ModelRunner
 from service.errors import QueueFull
-from service.observe.board import ModelStats
+from service.observe.scoreboard import ModelStats
 from tests.service.engine.tiny import (
     Turnstile,
     drive,

@@ -10,7 +10,7 @@ from service.engine import loop as loop_module
 from service.engine.core import EngineCore
 from service.engine.request import Request
 from service.errors import GenerationFailed, QueueFull, Unavailable
-from service.observe.board import ModelStats
+from service.observe.scoreboard import ModelStats
 from service.wire.async_engine import pixels
 from service.wire.messages import RequestOutput
 from tests.service.engine.desk import Counting, Desk, Rig, make_core, running

@@ -94,11 +94,13 @@ def test_the_comparison_would_see_a_mix_up(architecture: str, changes: dict) -> 
 
 
 @BOTH
-@pytest.mark.parametrize("other", [{"ways": ((6, 0.2),)}, {"ways": ((7, 0.1),)}, {}], ids=["far", "seed", "none"])
+@pytest.mark.parametrize(
+    "other", [{"slerps": ((6, 0.2),)}, {"slerps": ((7, 0.1),)}, {}], ids=["far", "seed", "none"]
+)
 def test_the_comparison_would_see_another_way(architecture: str, other: dict) -> None:
     """Without noise on the way, which lets an image forget where it began."""
     config, model = tiny_config(architecture), tiny_model(architecture)
-    right = solo(model, config, make_params(architecture, ways=((6, 0.1),)))
+    right = solo(model, config, make_params(architecture, slerps=((6, 0.1),)))
     wrong = solo(model, config, make_params(architecture, **other))
     assert (right - wrong).abs().max() > 100 * LATENT_TOLERANCE
 

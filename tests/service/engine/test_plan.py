@@ -9,7 +9,7 @@ from models.checkpoint import ModelConfig
 from models.samplers import T, build_table
 from models.sampling import Guidance
 from models.schedule import NoiseSchedule, Prediction
-from service.engine.plan import COEFFICIENTS, INPUTS, LOOKS, NUM_NUMBERS, compile_plan
+from service.engine.plan import COEFFICIENTS, INPUTS, NUM_NUMBERS, PREVIEW, compile_plan
 from tests.service.engine.tiny import make_params, samplers_of, tiny_config
 
 FLOW = tiny_config("dit")
@@ -55,12 +55,12 @@ def test_columns_are_the_tables(sampler: str) -> None:
     table = FLOW.table(sampler, 7)
     assert plan.numbers.shape == (7, NUM_NUMBERS)
     assert plan.numbers.dtype == np.float32
-    timesteps, coefficients, look = plan.numbers[:, 0], plan.numbers[:, COEFFICIENTS], plan.numbers[:, LOOKS]
+    timesteps, coefficients, preview = plan.numbers[:, 0], plan.numbers[:, COEFFICIENTS], plan.numbers[:, PREVIEW]
     np.testing.assert_array_equal(timesteps, table.rows[:, T].astype(np.float32))
     np.testing.assert_array_equal(coefficients[:, 0], 2.0)
     np.testing.assert_array_equal(coefficients[:, 1:7], table.rows[:, 1:].astype(np.float32))
     np.testing.assert_array_equal(coefficients[:, 7], 0.0 if sampler == "ab2" else 1.0)  # clamp
-    np.testing.assert_array_equal(look, table.look.astype(np.float32))
+    np.testing.assert_array_equal(preview, table.preview.astype(np.float32))
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_random_images_are_found_by_their_slots() -> None:
             assert found.guided[place] == (task.rows == plan.classes + 1)
             further = found.further.places == place
             assert list(found.further.labels[further]) == [label for label, _ in task.mixture[1:]]
-            assert (place in found.begun) == (task.way[1] > 0 and task.step == 0)
+            assert (place in found.begun) == (task.slerp[1] > 0 and task.step == 0)
             assert found.shown[place] == (task.step == task.last_step or task.step in request.preview_steps)
         assert found.num_rows == sum(task.rows for task in tasks)
 

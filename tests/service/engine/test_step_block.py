@@ -40,7 +40,7 @@ def test_images_know_their_rows_slot_and_noise() -> None:
     assert block.indices.tolist() == [[3, 0, 3, 2**53 - 1, 3], [0, 1, 1, 6, 1], [9, 2, 4, 7, 1]]
     assert block.coefficients[:, 0].tolist() == [2, 1, 3]  # guidance scales
     assert block.places.tolist() == [-1, 0, -1]
-    assert block.look[1].tolist() == [1, 0]
+    assert block.preview[1].tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("rubbish", [0, 255])
@@ -57,7 +57,7 @@ def test_what_is_left_over_is_harmless_padding(rubbish: int) -> None:
     assert block.places.tolist() == [-1, 0] + [-1] * 6
 
 
-def test_previews_leave_beside_finished_images_each_with_its_look() -> None:
+def test_previews_leave_beside_finished_images_each_with_its_preview() -> None:
     buffer = torch.zeros(BYTES_PER_ROW * 4, dtype=torch.uint8)
     block = StepBlock(buffer, 3, 3)
     plain, early, velocity = (
@@ -71,7 +71,7 @@ def test_previews_leave_beside_finished_images_each_with_its_look() -> None:
         task.slot = slot
     pack(block, SlotTable(SCRATCH).look_up(tasks), NULL, SCRATCH)
     assert block.places.tolist() == [0, 1, 2]
-    assert block.look.tolist() == [[0, 1], [1, 0], [1, -0.5]]  # the flow's x0 = x - u v, at u = 1/2
+    assert block.preview.tolist() == [[0, 1], [1, 0], [1, -0.5]]  # the flow's x0 = x - u v, at u = 1/2
 
 
 def test_a_block_of_nobody_is_all_padding() -> None:
@@ -86,7 +86,7 @@ def test_one_copy_carries_everything() -> None:
     buffer = torch.empty(BYTES_PER_ROW * 8, dtype=torch.uint8)
     copy = StepBlock(buffer, 8, 8)
     copy.bytes.copy_(block.bytes)
-    for name in ("rows", "labels", "timesteps", "indices", "coefficients", "places", "look"):
+    for name in ("rows", "labels", "timesteps", "indices", "coefficients", "places", "preview"):
         assert torch.equal(getattr(copy, name), getattr(block, name)), name
         assert getattr(copy, name).is_contiguous()
     assert len(block.bytes) == BYTES_PER_ROW * 8

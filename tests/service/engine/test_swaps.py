@@ -16,7 +16,7 @@ from service.engine import swaps
 from service.engine.core import LEAVING
 from service.engine.runner import ModelRunner
 from service.errors import InvalidRequest, ServiceError, SwapUnderWay, Unavailable
-from service.observe.board import Board, EngineBoard, Layout
+from service.observe.scoreboard import EngineScoreboard, Layout, Scoreboard
 from service.wire.async_engine import AsyncEngine, pixels
 from service.wire.messages import Generate, RequestOutput
 from tests.service.engine.desk import Desk, Rig, make_core, rigged
@@ -295,7 +295,7 @@ def test_the_steps_get_most_of_the_time_while_a_runner_is_prepared(monkeypatch: 
     for model in core.runners:
         core.warm_up(model)
     monkeypatch.setattr(swaps.time, "monotonic", lambda: now[0])
-    board, client = EngineBoard(Board(Layout(core.runners, ()), rows=1)), Answered()
+    board, client = EngineScoreboard(Scoreboard(Layout(core.runners, ()), rows=1)), Answered()
     told = swaps.Swaps(core, board, Shelf(new=Painter(-0.5)).load, list, lambda: None)
     told.begin(client, swaps.Swap(7, "dit", "new"))  # pyright: ignore[reportArgumentType]
     monkeypatch.setattr(ModelRunner, "prepare", prepare)

@@ -41,7 +41,7 @@ def walk(model: nn.Module, request: Request, index: int) -> list[tuple[Tensor, T
     table, found = config.table(params.sampler, params.num_steps, params.spacing, params.strength), []
 
     def watch(step: int, x: Tensor, d: Tensor) -> None:
-        of_x, of_d = table.look[step].tolist()
+        of_x, of_d = table.preview[step].tolist()
         found.append((x[0].clone(), (of_x * x + of_d * d)[0]))
 
     solo(model, config, params, index, watch)

@@ -22,7 +22,7 @@ from service.engine.launched import LaunchedStep
 from service.engine.plan import compile_plans
 from service.engine.request import ImageTask, Request
 from service.engine.runner import ModelRunner
-from service.observe.board import StepStats
+from service.observe.scoreboard import StepStats
 from service.wire.messages import SamplingParams
 from tests.waiting import PATIENCE, wait_until
 
@@ -182,7 +182,7 @@ def solo(
         "known": known_of(params, config.image_shape),
         "null_label": negative,
         "further": further_of(params, index),
-        "ways": params.ways[index : index + 1],
+        "slerps": params.slerps[index : index + 1],
         "watch": watch,
     }
     return sample(model, table, labels, seeds, config.image_shape, **more)[0]
@@ -230,7 +230,7 @@ def random_between(rng: random.Random, n: int, guided: bool) -> dict[str, Any]:
         found["mixtures"] = tuple(mixture if len(mixture) > 1 else () for mixture in mixtures)
         found["class_labels"] = tuple(mixture[0][0] for mixture in mixtures)
     if rng.random() < 0.4:
-        found["ways"] = tuple((rng.getrandbits(53), rng.choice([0.0, rng.random()])) for _ in range(n))
+        found["slerps"] = tuple((rng.getrandbits(53), rng.choice([0.0, rng.random()])) for _ in range(n))
     if guided and rng.random() < 0.5:
         found["negative_label"] = rng.randrange(10)
     return found
