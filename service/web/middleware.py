@@ -26,8 +26,9 @@ from service.observe.metrics import Metrics
 from service.observe.tracing import TraceMiddleware
 from service.settings import Settings
 from service.web.dialects import NO_HEAD, answer
+from service.web.http1 import MAX_HEAD, complete
 from service.web.keys import AdminMiddleware, KeyRing
-from service.web.protocol import HEALTH_PATHS, MAX_HEAD, complete
+from service.web.protocol import HEALTH_PATHS
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider

@@ -15,8 +15,9 @@ from starlette.types import Receive, Scope, Send
 
 from service.settings import Settings
 from service.web import protocol
+from service.web.http1 import MAX_AHEAD, MAX_HEAD
 from service.web.middleware import MAX_BODY, ErrorMiddleware, LimitMiddleware
-from service.web.protocol import FIRST_BYTES, HEALTH_PATHS, MAX_DISCARD, MAX_EXTRA, MAX_HEAD
+from service.web.protocol import FIRST_BYTES, HEALTH_PATHS, MAX_DISCARD, MAX_EXTRA
 from service.web.worker import configure
 from tests.waiting import wait_until
 
@@ -200,11 +201,13 @@ def test_a_head_that_is_too_large() -> None:
     [
         b"\x16\x03\x01 a TLS greeting\r\n\r\n",
         b"GET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 5\r\n\r\nabc",
         b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\nBad Name: x\r\n\r\n",
     ],
-    ids=["no HTTP", "no host", "two lengths", "negative length", "bad header"],
+    ids=["no HTTP", "no host", "two hosts", "length and chunks", "two lengths", "negative length", "bad header"],
 )
 def test_what_is_no_http_is_told_so(request_bytes: bytes) -> None:
     with guarded() as live, live.connect() as client:
@@ -221,6 +224,32 @@ def test_a_body_that_breaks_while_it_is_read_ends_its_request() -> None:
         assert problem(read_all(client))["status"] == 400
         wait_until(lambda: live.connections() == 0)
         assert live.app.ended == []
+
+
+CHUNKED = b"POST /small HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def test_a_body_may_have_more_bytes_around_its_chunks_than_in_them() -> None:
+    with guarded(body_limit=True) as live, live.connect() as client:
+        client.sendall(CHUNKED + b"1\r\nx\r\n" * MAX_HEAD + b"0\r\nTrailer: x\r\n\r\n")
+        assert read_answer(client).startswith(b"HTTP/1.1 200")
+        assert {name for name, _ in live.app.scopes[0]["headers"]} == {b"host", b"transfer-encoding"}
+
+
+def test_a_trailer_that_does_not_end_is_refused() -> None:
+    with guarded() as live, live.connect() as client:
+        client.sendall(CHUNKED.replace(b"/small", b"/slow") + b"0\r\n")
+        wait_until(lambda: len(live.app.scopes) == 1)
+        client.sendall(b"Trailer: " + b"x" * (MAX_HEAD + 1))
+        assert problem(read_all(client))["status"] == 431
+        wait_until(lambda: live.app.ended == ["/slow"])
+
+
+def test_a_request_that_asks_for_another_protocol_is_answered_in_this_one() -> None:
+    with guarded(body_limit=True) as live, live.connect() as client:
+        for _ in range(2):
+            client.sendall(post(3)[:-2] + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\r\nabc")
+            assert read_answer(client).startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.parametrize("path", [b"/large", b"/whole"], ids=["in pieces", "at once"])
@@ -412,6 +441,29 @@ def test_requests_that_follow_each_other_at_once_are_all_answered() -> None:
         client.sendall(3 * REQUEST)
         client.shutdown(socket.SHUT_WR)
         assert read_all(client).count(b"HTTP/1.1 200 OK") == 3
+
+
+@pytest.mark.parametrize(
+    ("sent", "answers"),
+    [(REQUEST * 2 * MAX_AHEAD, MAX_AHEAD + 1), (REQUEST + b"\x16\x03\x01", 2), (REQUEST + REQUEST[:-1] * 9_999, 2)],
+    ids=["too many", "no HTTP", "too large a head"],
+)
+def test_what_is_sent_ahead_and_refused_harms_no_earlier_request(sent: bytes, answers: int) -> None:
+    with guarded() as live, live.connect() as client:
+        client.sendall(get("/slow"))
+        wait_until(lambda: len(live.app.scopes) == 1)
+        client.sendall(sent)
+        live.app.release.set()
+        assert read_all(client).count(b"HTTP/1.1 200 OK") == answers
+
+
+def test_a_client_that_leaves_ends_the_request_before_those_it_sent_ahead() -> None:
+    with guarded() as live:
+        with live.connect() as client:
+            client.sendall(get("/slow") * 2)
+            wait_until(lambda: len(live.app.scopes) == 1)
+        wait_until(lambda: live.app.left == ["/slow"] and live.connections() == 0)
+        assert len(live.app.scopes) == 1
 
 
 @pytest.mark.parametrize(
