@@ -3,11 +3,13 @@
 import asyncio
 import logging
 import re
+import sys
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any, Literal, NoReturn
 from uuid import uuid4
 
+from httptools import HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.errors import HeadersTooLarge, Malformed, ServiceError
@@ -18,6 +20,19 @@ logger = logging.getLogger(__name__)
 MAX_HEAD = 16 * 1024  # bytes of a request line and its headers, and of what a body has beside its content
 MAX_AHEAD = 32  # requests that may wait for the answer to an earlier one of the same connection
 WHOLE_URL = re.compile(rb"https?://[^/?]*", re.IGNORECASE)  # absolute-form of a target: RFC 9112, 3.2.2
+
+
+class UnchunkedCycle(RequestResponseCycle):
+    """Answers HTTP/1.0, which has no chunks: without a Content-Length an answer ends with its connection."""
+
+    _endless = False
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            self._endless = not any(name.lower() == b"content-length" for name, _ in message.get("headers", []))
+        if self._endless:  # uvicorn sends what it expects
+            self.chunked_encoding, self.expected_content_length = False, len(message.get("body", b""))
+        await super().send(message)
 
 
 class Http1Protocol(HttpToolsProtocol):
@@ -32,6 +47,7 @@ class Http1Protocol(HttpToolsProtocol):
     _reading: Literal["", "head", "body"] = ""  # the part of a request that has begun and not ended
     _overhead = 0  # bytes read of this part that are no content
     _first = 0  # bytes that were received at once, if they begin with a request's head
+    _received = b""  # what is being parsed
     _error: ServiceError | None = None  # why the parser was stopped; None: the bytes are no HTTP
     _turned_away = False  # what is sent from now on is not read
 
@@ -42,11 +58,28 @@ class Http1Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._overhead += len(data)
         self._first = 0 if self._reading else len(data)
-        super().data_received(data)
+        self._parse(data)
         # httptools collects a header until it ends. The middleware refuses large heads that do end.
         if self._reading and self._overhead > MAX_HEAD and not self._turned_away:
             self._error = too_large()
             self.send_400_response("")
+
+    def _parse(self, data: bytes) -> None:
+        self._received = data
+        super().data_received(data)
+        self._received = b""
+
+    def _should_upgrade(self) -> bool:
+        return True
+
+    def handle_websocket_upgrade(self) -> None:
+        """Read a request with an Upgrade header again without it: httptools skips its body and all that follows."""
+        upgrade: Any = sys.exception()
+        parser: Any = self.parser
+        head = b"%s %s HTTP/%s\r\n" % (parser.get_method(), self.url, parser.get_http_version().encode())
+        head += b"".join(b"%s: %s\r\n" % header for header in self.headers if header[0] != b"upgrade")
+        self.parser = HttpRequestParser(self)  # after "Connection: close" the other reads nothing
+        self._parse(head + b"\r\n" + self._received[upgrade.args[0] :])
 
     def on_message_begin(self) -> None:
         self._reading, self._overhead, self._first = "head", self._first, 0
@@ -56,17 +89,27 @@ class Http1Protocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._reading == "head":  # not a trailer, which nobody reads
-            super().on_header(name, value)
+            super().on_header(name, value.rstrip(b" \t"))
 
     def on_headers_complete(self) -> None:
         parser: Any = self.parser
+        version = parser.get_http_version()
+        if parser.get_method() == b"CONNECT":
+            self._stop(Malformed("this service is no proxy: it has no CONNECT"))
+        if parser.should_upgrade():
+            return  # handle_websocket_upgrade follows
+        if any(name == b"transfer-encoding" and value.lower() != b"chunked" for name, value in self.headers):
+            self._stop(Malformed("the only Transfer-Encoding is chunked"))
         hosts = sum(name == b"host" for name, _ in self.headers)
-        if hosts > 1 or (not hosts and parser.get_http_version() != "1.0"):  # RFC 9112, 3.2
+        if hosts > 1 or (not hosts and version != "1.0"):  # RFC 9112, 3.2
             self._stop(Malformed("an HTTP/1.1 request needs one Host header"))
         if found := WHOLE_URL.match(self.url):
             path = self.url[found.end() :]
             self.url = path if path.startswith(b"/") else b"/" + path
+        self.expect_100_continue &= version == "1.1"
         super().on_headers_complete()
+        if version != "1.1":
+            self.cycle.__class__ = UnchunkedCycle
         self._reading, self._overhead = "body", 0
         if not self.pipeline:
             self._answering = self.cycle

@@ -92,10 +92,10 @@ class GuardedProtocol(Http1Protocol):
             Whether the connection stays open for the answer.
         """
         now = self._answering
-        if now is None or now.response_complete or self._reading == "body":
+        if now is None or now.response_complete or now.disconnected or self._reading == "body":
             return False  # nothing to answer
         if now.response_started:
-            stays = now.chunked_encoding is False  # the answer has a Content-Length
+            stays = now.expected_content_length > 0  # the answer has a Content-Length
         else:
             stays, ahead = True, SentAhead(self.transport)
             now.transport = cast(asyncio.Transport, ahead)

@@ -31,12 +31,14 @@ class Application:
     """Answers /small at once, and /large with a megabyte in pieces; knows what has ended.
 
     /slow waits to be released before it answers, /stream when it has begun to; both end when their client leaves.
+    Of /body it keeps the request's.
     """
 
     def __init__(self) -> None:
         self.ended: list[str] = []
         self.left: list[str] = []
         self.scopes: list[Scope] = []
+        self.bodies: list[bytes] = []
         self.release = threading.Event()
         self.sent = 0
 
@@ -48,7 +50,11 @@ class Application:
                 await send({"type": "http.response.body", "body": b"begun", "more_body": True})
             if scope["path"] in ("/slow", "/stream") and await self.is_left(receive):
                 self.left.append(scope["path"])
+            elif scope["path"] == "/stream":
+                await send({"type": "http.response.body", "body": b"ended"})
             else:
+                if scope["path"] == "/body":
+                    self.bodies.append((await receive())["body"])
                 await self.respond(scope["path"], send)
         finally:
             self.ended.append(scope["path"])
@@ -206,9 +212,15 @@ def test_a_head_that_is_too_large() -> None:
         b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 5\r\n\r\nabc",
         b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\nBad Name: x\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"CONNECT /small HTTP/1.1\r\nHost: a\r\n\r\n",
     ],
-    ids=["no HTTP", "no host", "two hosts", "length and chunks", "two lengths", "negative length", "bad header"],
-)
+    ids=[
+        "no HTTP", "no host", "two hosts", "length and chunks", "two lengths", "negative length", "bad header",
+        "gzip", "two codings", "tunnel",
+    ],
+)  # fmt: skip
 def test_what_is_no_http_is_told_so(request_bytes: bytes) -> None:
     with guarded() as live, live.connect() as client:
         client.sendall(request_bytes)
@@ -245,11 +257,43 @@ def test_a_trailer_that_does_not_end_is_refused() -> None:
         wait_until(lambda: live.app.ended == ["/slow"])
 
 
-def test_a_request_that_asks_for_another_protocol_is_answered_in_this_one() -> None:
+@pytest.mark.parametrize("last", [b"Upgrade, HTTP2-Settings", b"close, Upgrade"])
+@pytest.mark.parametrize(
+    "body",
+    [b"Content-Length: 3\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"],
+    ids=["length", "chunks"],
+)
+def test_a_request_that_asks_for_another_protocol_is_answered_in_this_one(last: bytes, body: bytes) -> None:
+    ask = b"POST /body HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\nConnection: "
     with guarded(body_limit=True) as live, live.connect() as client:
-        for _ in range(2):
-            client.sendall(post(3)[:-2] + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\r\nabc")
-            assert read_answer(client).startswith(b"HTTP/1.1 200")
+        client.sendall(ask + b"Upgrade\r\n" + body)
+        read_answer(client)
+        client.sendall(ask + b"Upgrade\r\n" + body + REQUEST + ask + last + b"\r\n" + body)
+        client.shutdown(socket.SHUT_WR)
+        assert read_all(client).count(b"HTTP/1.1 200") == 3
+        assert live.app.bodies == [b"abc"] * 3
+
+
+def test_spaces_around_a_header_are_no_part_of_it() -> None:
+    with guarded() as live, live.connect() as client:
+        client.sendall(REQUEST[:-2] + b"X: \t a b\t \r\n\r\n")
+        read_answer(client)
+        assert (b"x", b"a b") in live.app.scopes[0]["headers"]
+
+
+def test_an_older_client_gets_no_chunks() -> None:
+    with guarded() as live, live.connect() as client:
+        client.sendall(b"GET /stream HTTP/1.0\r\n\r\n")
+        live.app.release.set()
+        head, _, body = read_all(client).partition(b"\r\n\r\n")  # the answer ends with the connection
+        assert body == b"begunended"
+        assert b"transfer-encoding" not in head.lower()
+
+
+def test_an_older_client_is_not_told_to_continue() -> None:
+    with guarded(body_limit=True) as live, live.connect() as client:
+        client.sendall(b"POST /small HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\nabc")
+        assert read_all(client).startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.parametrize("path", [b"/large", b"/whole"], ids=["in pieces", "at once"])
@@ -311,6 +355,18 @@ def test_more_connections_than_there_may_be_are_told_to_come_back() -> None:
 def test_one_that_is_turned_away_and_stays_is_cut() -> None:
     with guarded(max_connections=1) as live, live.connect(), live.connect() as late:
         drip(late, REQUEST * 100, until=lambda: False)
+
+
+def test_one_that_is_turned_away_may_stop_sending(caplog: pytest.LogCaptureFixture) -> None:
+    with guarded(max_connections=1) as live, live.connect() as kept:
+        wait_until(lambda: live.connections() == 1)
+        with live.connect() as late:
+            late.sendall(REQUEST)
+            assert problem(read_all(late))["status"] == 503
+            late.shutdown(socket.SHUT_WR)
+            kept.sendall(REQUEST)
+            read_answer(kept)  # the server has seen the end
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def get(path: str, method: str = "GET") -> bytes:
