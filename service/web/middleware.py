@@ -247,7 +247,7 @@ def _beyond(body: bytearray) -> int:
 
 
 def _check_head(scope: Scope, limit: int) -> None:
-    """Check the head's size here, because h11 limits only incomplete heads.
+    """Check the head's size here, because http1.py limits only incomplete heads.
 
     Raises:
         UriTooLong, HeadersTooLarge, BodyTooLarge: before the body is read.
