@@ -171,7 +171,9 @@ class GuardedProtocol(Http1Protocol):
 
             if scope["path"] in HEALTH_PATHS:
                 await app(scope, receive, last)
-            elif not self.transport.is_closing():
+            elif self.transport.is_closing():
+                self._abandon()
+            else:
                 self._turn_away()
 
         self.app = health_only
