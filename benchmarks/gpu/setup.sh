@@ -15,7 +15,7 @@ elif compgen -G '.whl/*.whl' >/dev/null; then
     site=$(cd "$site" && pwd)
     export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH}
 fi
-for module in torch aiohttp fastapi msgspec numpy PIL prometheus_client pytest safetensors uvloop; do
+for module in torch aiohttp fastapi msgspec numpy PIL prometheus_client pytest safetensors uvloop httptools; do
     "$python" -c "import importlib.util as u, sys; sys.exit(u.find_spec('$module') is None)" ||
         { echo "$module is missing here: name it to prepare.sh" >&2; exit 8; }
 done

@@ -123,7 +123,7 @@ class Worker(uvicorn.Server):
 def configure(
     app: ASGIApp, settings: Settings, drain_seconds: float = 0.0, count: Callable[[int], float] = float
 ) -> uvicorn.Config:
-    """uvicorn's config with this service's limits, which only the h11 protocol of protocol.py has.
+    """uvicorn's config with this service's limits, which only the protocol of protocol.py has.
 
     Args:
         drain_seconds: uvicorn waits so long, and ANSWER_SECONDS more, for open requests at the end.

@@ -11,7 +11,7 @@ import pytest
 from models.files import SHIPPED
 
 ROOT = Path(__file__).parents[2]
-HTTP = {"fastapi", "starlette.applications", "uvicorn", "h11", "PIL", "prometheus_client", "python_multipart"}
+HTTP = {"fastapi", "starlette.applications", "uvicorn", "httptools", "PIL", "prometheus_client", "python_multipart"}
 COMPILERS = {"triton", "sympy", "networkx", "torch._dynamo", "torch._inductor", "torch.onnx", "onnx", "onnxruntime"}
 TRAINING = {"training.config", "training.train", "benchmarks", "scipy", "mlxtend", "matplotlib", "pandas"}
 OTHERS = {"httpx", "aiohttp", "ray", "opentelemetry.sdk"}

@@ -15,14 +15,16 @@ from starlette.types import Receive, Scope, Send
 
 from service.settings import Settings
 from service.web import protocol
+from service.web.http1 import MAX_AHEAD, MAX_HEAD
 from service.web.middleware import MAX_BODY, ErrorMiddleware, LimitMiddleware
-from service.web.protocol import FIRST_BYTES, HEALTH_PATHS, MAX_DISCARD, MAX_EXTRA, MAX_HEAD
+from service.web.protocol import FIRST_BYTES, HEALTH_PATHS, MAX_DISCARD, MAX_EXTRA
 from service.web.worker import configure
 from tests.waiting import wait_until
 
 SHORT = 0.4  # seconds, of the limit that a test is about
 LONG = 60.0  # seconds, of all others
 REQUEST = b"GET /small HTTP/1.1\r\nHost: test\r\n\r\n"
+CHUNKED = b"POST /small HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 CHUNK = b"x" * 65_536
 
 
@@ -30,12 +32,14 @@ class Application:
     """Answers /small at once, and /large with a megabyte in pieces; knows what has ended.
 
     /slow waits to be released before it answers, /stream when it has begun to; both end when their client leaves.
+    Of /body it keeps the request's.
     """
 
     def __init__(self) -> None:
         self.ended: list[str] = []
         self.left: list[str] = []
         self.scopes: list[Scope] = []
+        self.bodies: list[bytes] = []
         self.release = threading.Event()
         self.sent = 0
 
@@ -47,7 +51,11 @@ class Application:
                 await send({"type": "http.response.body", "body": b"begun", "more_body": True})
             if scope["path"] in ("/slow", "/stream") and await self.is_left(receive):
                 self.left.append(scope["path"])
+            elif scope["path"] == "/stream":
+                await send({"type": "http.response.body", "body": b"ended"})
             else:
+                if scope["path"] == "/body":
+                    self.bodies.append((await receive())["body"])
                 await self.respond(scope["path"], send)
         finally:
             self.ended.append(scope["path"])
@@ -200,12 +208,20 @@ def test_a_head_that_is_too_large() -> None:
     [
         b"\x16\x03\x01 a TLS greeting\r\n\r\n",
         b"GET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 5\r\n\r\nabc",
         b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\nBad Name: x\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"CONNECT /small HTTP/1.1\r\nHost: a\r\n\r\n",
     ],
-    ids=["no HTTP", "no host", "two lengths", "negative length", "bad header"],
-)
+    ids=[
+        "no HTTP", "no host", "two hosts", "length and chunks", "two lengths", "negative length", "bad header",
+        "gzip", "two codings", "tunnel",
+    ],
+)  # fmt: skip
 def test_what_is_no_http_is_told_so(request_bytes: bytes) -> None:
     with guarded() as live, live.connect() as client:
         client.sendall(request_bytes)
@@ -216,11 +232,66 @@ def test_what_is_no_http_is_told_so(request_bytes: bytes) -> None:
 
 def test_a_body_that_breaks_while_it_is_read_ends_its_request() -> None:
     with guarded(body_limit=True) as live, live.connect() as client:
-        client.sendall(b"POST /small HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+        client.sendall(CHUNKED + b"3\r\nabc\r\n")
         client.sendall(b"no length\r\n")
         assert problem(read_all(client))["status"] == 400
         wait_until(lambda: live.connections() == 0)
         assert live.app.ended == []
+
+
+def test_a_body_may_have_more_bytes_around_its_chunks_than_in_them() -> None:
+    with guarded(body_limit=True) as live, live.connect() as client:
+        client.sendall(CHUNKED + b"1\r\nx\r\n" * MAX_HEAD + b"0\r\nTrailer: x\r\n\r\n")
+        assert read_answer(client).startswith(b"HTTP/1.1 200")
+        assert {name for name, _ in live.app.scopes[0]["headers"]} == {b"host", b"transfer-encoding"}
+
+
+def test_a_trailer_that_does_not_end_is_refused() -> None:
+    with guarded() as live, live.connect() as client:
+        client.sendall(CHUNKED.replace(b"/small", b"/slow") + b"0\r\n")
+        wait_until(lambda: len(live.app.scopes) == 1)
+        client.sendall(b"Trailer: " + b"x" * (MAX_HEAD + 1))
+        assert problem(read_all(client))["status"] == 431
+        wait_until(lambda: live.app.ended == ["/slow"])
+
+
+@pytest.mark.parametrize("last", [b"Upgrade, HTTP2-Settings", b"close, Upgrade"])
+@pytest.mark.parametrize(
+    "body",
+    [b"Content-Length: 3\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"],
+    ids=["length", "chunks"],
+)
+def test_a_request_that_asks_for_another_protocol_is_answered_in_this_one(last: bytes, body: bytes) -> None:
+    ask = b"POST /body HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\nConnection: "
+    with guarded(body_limit=True) as live, live.connect() as client:
+        client.sendall(ask + b"Upgrade\r\n" + body)
+        read_answer(client)
+        client.sendall(ask + b"Upgrade\r\n" + body + REQUEST + ask + last + b"\r\n" + body)
+        client.shutdown(socket.SHUT_WR)
+        assert read_all(client).count(b"HTTP/1.1 200") == 3
+        assert live.app.bodies == [b"abc"] * 3
+
+
+def test_spaces_around_a_header_are_no_part_of_it() -> None:
+    with guarded() as live, live.connect() as client:
+        client.sendall(REQUEST[:-2] + b"X: \t a b\t \r\n\r\n")
+        read_answer(client)
+        assert (b"x", b"a b") in live.app.scopes[0]["headers"]
+
+
+def test_an_older_client_gets_no_chunks() -> None:
+    with guarded() as live, live.connect() as client:
+        client.sendall(b"GET /stream HTTP/1.0\r\n\r\n")
+        live.app.release.set()
+        head, _, body = read_all(client).partition(b"\r\n\r\n")  # the answer ends with the connection
+        assert body == b"begunended"
+        assert b"transfer-encoding" not in head.lower()
+
+
+def test_an_older_client_is_not_told_to_continue() -> None:
+    with guarded(body_limit=True) as live, live.connect() as client:
+        client.sendall(b"POST /small HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\nabc")
+        assert read_all(client).startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.parametrize("path", [b"/large", b"/whole"], ids=["in pieces", "at once"])
@@ -282,6 +353,26 @@ def test_more_connections_than_there_may_be_are_told_to_come_back() -> None:
 def test_one_that_is_turned_away_and_stays_is_cut() -> None:
     with guarded(max_connections=1) as live, live.connect(), live.connect() as late:
         drip(late, REQUEST * 100, until=lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("sent", "answered"),
+    [(REQUEST, 1), (REQUEST + CHUNKED + b"no length\r\n", 0)],
+    ids=["stops sending", "is cut first"],
+)
+def test_one_that_is_turned_away_leaves_no_error(
+    sent: bytes, answered: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with guarded(max_connections=1) as live, live.connect() as kept:
+        wait_until(lambda: live.connections() == 1)
+        with live.connect() as late:
+            late.sendall(sent)
+            assert read_all(late).count(b"HTTP/1.1 503") == answered
+            with suppress(OSError):  # it is cut
+                late.shutdown(socket.SHUT_WR)
+            kept.sendall(REQUEST)
+            read_answer(kept)  # the server has seen the end
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def get(path: str, method: str = "GET") -> bytes:
@@ -412,6 +503,29 @@ def test_requests_that_follow_each_other_at_once_are_all_answered() -> None:
         client.sendall(3 * REQUEST)
         client.shutdown(socket.SHUT_WR)
         assert read_all(client).count(b"HTTP/1.1 200 OK") == 3
+
+
+@pytest.mark.parametrize(
+    ("sent", "answers"),
+    [(REQUEST * 2 * MAX_AHEAD, MAX_AHEAD + 1), (REQUEST + b"\x16\x03\x01", 2), (REQUEST + REQUEST[:-1] * 9_999, 2)],
+    ids=["too many", "no HTTP", "too large a head"],
+)
+def test_what_is_sent_ahead_and_refused_harms_no_earlier_request(sent: bytes, answers: int) -> None:
+    with guarded() as live, live.connect() as client:
+        client.sendall(get("/slow"))
+        wait_until(lambda: len(live.app.scopes) == 1)
+        client.sendall(sent)
+        live.app.release.set()
+        assert read_all(client).count(b"HTTP/1.1 200 OK") == answers
+
+
+def test_a_client_that_leaves_ends_the_request_before_those_it_sent_ahead() -> None:
+    with guarded() as live:
+        with live.connect() as client:
+            client.sendall(get("/slow") * 2)
+            wait_until(lambda: len(live.app.scopes) == 1)
+        wait_until(lambda: live.app.left == ["/slow"] and live.connections() == 0)
+        assert len(live.app.scopes) == 1
 
 
 @pytest.mark.parametrize(
