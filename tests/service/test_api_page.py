@@ -14,9 +14,9 @@ from pydantic import SecretStr
 from models.samplers import SAMPLERS
 from service.local import create_app
 from service.settings import ModelEntry, Settings
+from service.web.http1 import MAX_HEAD
 from service.web.images import MEDIA_TYPES
 from service.web.middleware import MAX_BODY, MAX_FILES_BODY, MAX_QUERY
-from service.web.protocol import MAX_HEAD
 from service.web.routes.edits import FIELD_NAMES as EDIT_NAMES
 from service.web.routes.inference_v2 import PARAMETERS
 from service.web.routes.openai import FIELD_NAMES as OPENAI_NAMES
