@@ -15,7 +15,7 @@ from service.observe.board import Board, EngineBoard, Layout, StepStats
 from service.wire.async_engine import MESSAGES_A_TURN, AsyncEngine, pixels
 from service.wire.frames import frame
 from service.wire.messages import Abort, FromEngine, Preview, Refusal, Reply, RequestOutput, TrajectoryPoint
-from tests.service.engine.desk import Rig, make_core, rigged
+from tests.service.engine.desk import Rig, make_core, rigged, until
 from tests.service.engine.tiny import Turnstile, make_params
 from tests.waiting import PATIENCE, wait_until
 
@@ -65,13 +65,6 @@ def running(model: Turnstile | None = None, **bounds: Any) -> Iterator[Client]:
 def finished(update: Preview | TrajectoryPoint | RequestOutput) -> RequestOutput:
     assert isinstance(update, RequestOutput)
     return update
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """wait_until, with the event loop going on meanwhile."""
-    async with asyncio.timeout(PATIENCE):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 async def sent() -> None:
@@ -280,7 +273,7 @@ def test_answers_that_have_come_are_handed_on_though_the_engine_has_gone() -> No
     assert isinstance(lost, Unavailable)
 
 
-def test_a_message_that_cannot_be_read_ends_the_connection(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_message_that_cannot_be_read_ends_the_connection() -> None:
     async def main() -> bool:
         mine, theirs = socket.socketpair()
         engine, lost = AsyncEngine(mine, Board(Layout(("dit",), ()), rows=2)), asyncio.Event()
@@ -315,25 +308,3 @@ def test_an_event_loop_that_is_gone_does_not_hurt_the_engine() -> None:
         output = rig.run(lambda: rig.generate())
         assert len(pixels(output)) == 1
         assert not rig.rig.dead
-
-
-def test_a_short_request_overtakes_a_long_one() -> None:
-    async def clients() -> None:
-        rig.model.close()
-        long = asyncio.create_task(rig.generate(num_steps=200))
-        await until(lambda: len(rig.model.rows) == 1)
-        await asyncio.to_thread(rig.model.let_pass, 5)
-        short = asyncio.create_task(rig.generate(num_steps=2))
-        while not short.done():  # the engine hears of it between two steps
-            await asyncio.to_thread(rig.model.let_pass, 1)
-        await short
-        assert not long.done()
-        rig.model.open()
-        await long
-
-    with running() as rig:
-        rig.run(clients)
-        wait_until(lambda: len(rig.steps) == 200)
-        rows = [step.num_rows for step in rig.steps]
-        shared = rows.index(2)
-        assert rows == [1] * shared + [2] * 2 + [1] * (198 - shared)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from service.engine import canvas
 from service.engine.order import LeastSlack
@@ -13,6 +13,7 @@ from service.engine.request import Request, RequestStatus
 from service.errors import InvalidRequest
 from service.wire.messages import Mixture
 from tests.service.engine.tiny import (
+    Cramped,
     Watched,
     drive,
     make_params,
@@ -87,27 +88,12 @@ def test_only_images_between_two_seeds_launch_more(monkeypatch: pytest.MonkeyPat
     assert begun == [2]  # at the first step of three images, and the one at 0 is as any other
 
 
-class Cramped(nn.Module):
-    """Has no memory for more than so many rows."""
-
-    num_classes = 10
-
-    def __init__(self, inner: nn.Module):
-        super().__init__()
-        self.inner, self.most = inner, 6
-
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        if len(x) > self.most:
-            raise torch.OutOfMemoryError
-        return self.inner(x, t, y)
-
-
 def test_a_lack_of_memory_leaves_room_for_who_was_accepted() -> None:
     """Half of six rows would fit neither of the two; no request may wait for ever."""
     sound = tiny_model()
-    model = Cramped(sound)
+    model = Cramped(6, sound)
     core = warm_core(recording_runner(model, tiny_config()))
-    model.most = 5
+    model.room = 5
     four, plain = request_of(FOUR, num_steps=6), make_request(make_params(num_steps=6, guidance_scale=2.0))
     ended, _ = drive(core, {0: [four, plain]})
     assert set(ended) == {four, plain}

@@ -3,8 +3,6 @@
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
 from service.engine.core import EngineConfig, EngineCore, Progress
 from service.engine.request import Request, RequestStatus
@@ -12,6 +10,7 @@ from service.engine.runner import ModelRunner
 from service.errors import QueueFull
 from service.observe.board import ModelStats
 from tests.service.engine.tiny import (
+    Cramped,
     Turnstile,
     drive,
     make_params,
@@ -141,7 +140,7 @@ def test_abort_finds_the_model_by_itself() -> None:
     assert core.abort(second.request_id) is None
     assert core.abort("nobody") is None
     assert (second.status, second.remaining_rows) == (RequestStatus.ABORTED, 5)
-    assert drive(core, {0: []})[0] == [first]
+    assert drive(core)[0] == [first]
 
 
 def test_both_models_come_to_an_end() -> None:
@@ -193,19 +192,8 @@ def test_a_failure_behind_the_forward_is_not_repeated(monkeypatch: pytest.Monkey
         core.step()
 
 
-class Crowded(Turnstile):
-    """Has no memory for more than `room` rows."""
-
-    room = 6
-
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        if len(x) > self.room:
-            raise torch.OutOfMemoryError("no room")
-        return super().forward(x, t, y)
-
-
 def test_out_of_memory_lowers_the_row_cap_and_loses_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    model = Crowded()
+    model = Cramped(6)
     core = warm_core(recording_runner(model, tiny_config()), max_rows=6)
     model.room = 3
     requests = [steps_of("dit", num_steps=3) for _ in range(6)]
@@ -218,7 +206,7 @@ def test_out_of_memory_lowers_the_row_cap_and_loses_nothing(caplog: pytest.LogCa
 
 
 def test_the_row_cap_always_holds_a_guided_image() -> None:
-    model = Crowded()
+    model = Cramped(6)
     core = warm_core(recording_runner(model, tiny_config()), max_rows=6)
     model.room = 1
     request = steps_of("dit", guidance_scale=2.0)

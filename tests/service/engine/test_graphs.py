@@ -22,6 +22,7 @@ from service.engine.request import Request, RequestStatus
 from service.engine.runner import ModelRunner
 from tests.service.engine.tiny import (
     CPU,
+    Cramped,
     drive,
     make_params,
     make_request,
@@ -161,7 +162,7 @@ def test_device_time_is_not_counted_twice() -> None:
     core.warm_up("dit")
     core.add(make_request(make_params(num_steps=20)))
     started = core.clock()
-    _, steps = drive(core, {0: []})
+    _, steps = drive(core)
     assert len(steps) == 20
     assert sum(step.seconds for step in steps) <= core.clock() - started
 
@@ -212,23 +213,14 @@ def test_an_abort_while_the_last_step_is_on_the_device_is_an_end(after: int) -> 
     for _ in range(after):
         core.step()
     assert core.abort(gone.request_id) is gone
-    ended, _ = drive(core, {0: []})
+    ended, _ = drive(core)
     assert ended == [stays]
     assert (gone.status, stays.status) == (RequestStatus.ABORTED, RequestStatus.FINISHED)
     assert len(slots := core.shares["dit"].scheduler.slots) == slots.num_slots
 
 
-class Cramped(nn.Module):
-    num_classes = 10
-
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        if len(x) > 3:
-            raise torch.OutOfMemoryError("no room")
-        return x / 2
-
-
 def test_buckets_that_do_not_fit_into_memory_are_left_out() -> None:
-    runner = graph_runner(model=Cramped())
+    runner = graph_runner(model=Cramped(3))
     assert runner.warm_up(6) == 3
     assert runner.padded(2) == 2
     assert max(runner.step_seconds) == 3

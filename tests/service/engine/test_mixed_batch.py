@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from service.engine.request import Request, RequestStatus
 from tests.service.engine.tiny import (
+    Cramped,
     Watched,
     drive,
     make_params,
@@ -155,34 +156,19 @@ def test_the_guilty_request_fails_and_the_others_do_not_notice(crime: str, below
         assert levels_apart(request.images[0], expected) <= 1
 
 
-class Cramped(nn.Module):
-    """Has no memory for more than two rows."""
-
-    num_classes = 10
-
-    def __init__(self, inner: nn.Module):
-        super().__init__()
-        self.inner, self.rows = inner, 0
-        self.enough = True
-
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        if not self.enough and len(x) > 2:
-            raise MemoryError
-        self.rows += len(x)
-        return self.inner(x, t, y)
-
-
 def test_a_forward_that_is_only_too_large_fails_nobody_and_advances_each_image_once() -> None:
     config, sound = tiny_config(), tiny_model()
-    model = Cramped(sound)
+    watched = Watched(sound)
+    model = Cramped(6, watched, MemoryError)
     core = warm_core(recording_runner(model, config))
-    model.enough, model.rows = False, 0
+    model.room = 2
+    watched.rows.clear()
     requests = [make_request(make_params(**innocent_params(i))) for i in range(4)]
     drive(core, {0: requests})
     for request in requests:
         assert request.status is RequestStatus.FINISHED, request.error
         assert levels_apart(request.images[0], picture_of(solo(sound, config, request.params), request.params)) <= 1
-    assert model.rows == sum(sum(request.plan.rows) for request in requests)
+    assert sum(watched.rows) == sum(sum(request.plan.rows) for request in requests)
 
 
 def test_the_next_occupant_of_a_poisoned_slot_is_sound() -> None:

@@ -18,6 +18,7 @@ from service.engine.runner import MIDDLE, REHEARSED, ModelFailed, ModelRunner
 from service.engine.simulated import SimulatedRunner, StepCost
 from tests.service.engine.tiny import (
     CPU,
+    Cramped,
     Watched,
     make_params,
     make_request,
@@ -195,27 +196,16 @@ def test_warm_up_runs_every_row_count() -> None:
     assert all(seconds > 0 for seconds in runner.step_seconds.values())
 
 
-class Cramped(nn.Module):
-    num_classes, max_rows = 10, 3
-
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        if len(x) > self.max_rows:
-            raise torch.OutOfMemoryError("no room")
-        return x / 2
-
-
 @pytest.mark.parametrize("wanted", [None, 6], ids=["measured", "set"])
 def test_warm_up_keeps_to_what_fits_into_memory(wanted: int | None) -> None:
-    runner = make_runner(Cramped())
+    runner = make_runner(Cramped(3))
     assert runner.warm_up(wanted) == 3
     assert sorted(runner.step_seconds) == [1, 2, 3]
 
 
 def test_warm_up_gives_up_where_no_guided_image_fits() -> None:
-    model = Cramped()
-    model.max_rows = 1
     with pytest.raises(ModelFailed, match="OutOfMemoryError"):
-        make_runner(model).warm_up(6)
+        make_runner(Cramped(1)).warm_up(6)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from service.errors import InvalidRequest, ServiceError, SwapUnderWay, Unavailab
 from service.observe.board import Board, EngineBoard, Layout
 from service.wire.async_engine import AsyncEngine, pixels
 from service.wire.messages import Generate, RequestOutput
-from tests.service.engine.desk import Desk, Rig, make_core, rigged
+from tests.service.engine.desk import Desk, Rig, make_core, rigged, until
 from tests.service.engine.tiny import Turnstile, make_params, tiny_config
 from tests.waiting import wait_until
 
@@ -34,6 +34,13 @@ class Painter(Turnstile):
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         super().forward(x, t, y)
         return torch.full_like(x, self.shade)
+
+
+class Raising(Painter):
+    """Raises in its forward."""
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        raise ZeroDivisionError
 
 
 class Shelf:
@@ -70,11 +77,6 @@ async def shade(engine: AsyncEngine, **changes: Any) -> int:
         assert images.min() == images.max()
         return int(images.min())
     raise AssertionError
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.002)
 
 
 OLD, NEW = 191, 64  # levels of 0.5 and -0.5
@@ -125,8 +127,9 @@ async def refusal(work: Awaitable[Any]) -> ServiceError:
         (KeyError("secret"), InvalidRequest, "checkpoint: the network raised KeyError", "failed"),
         (torch.OutOfMemoryError("x"), Unavailable, "the device has no memory for a second copy", "refused"),
         (Painter(torch.nan), InvalidRequest, "checkpoint: the model gave a non-finite image at step 1", "failed"),
+        (Raising(0.0), InvalidRequest, "checkpoint: the network raised ZeroDivisionError", "failed"),
     ],
-    ids=["checkpoint", "refused", "bug", "memory", "nan"],
+    ids=["checkpoint", "refused", "bug", "memory", "nan", "raises"],
 )
 def test_a_broken_checkpoint_changes_nothing(
     broken: Painter | Exception, kind: type[ServiceError], detail: str, outcome: str
@@ -142,23 +145,6 @@ def test_a_broken_checkpoint_changes_nothing(
         run(rig, work)
         assert list(rig.core.runners) == ["dit"]
         assert rig.board.total(rig.board.layout.places["model_swaps", "dit", outcome]) == 1
-
-
-class Raising(Painter):
-    """Raises in its forward."""
-
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        raise ZeroDivisionError
-
-
-def test_a_network_that_raises_changes_nothing() -> None:
-    async def work(engine: AsyncEngine) -> None:
-        error = await refusal(engine.swap("dit", "raising"))
-        assert error.detail == "checkpoint: the network raised ZeroDivisionError"
-        assert await shade(engine) == OLD
-
-    with rigged(make_core(Painter(0.5)), Shelf(raising=Raising(0.0)).load) as rig:
-        run(rig, work)
 
 
 def test_of_two_swaps_at_once_one_is_refused() -> None:

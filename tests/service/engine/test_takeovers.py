@@ -14,9 +14,9 @@ from service.engine.runner import ModelRunner
 from service.errors import DeadlinePassed, InvalidRequest, Unavailable
 from service.wire.async_engine import AsyncEngine
 from service.wire.messages import RequestOutput
-from tests.service.engine.desk import Desk, make_core, rigged
+from tests.service.engine.desk import Desk, make_core, rigged, until
 from tests.service.engine.test_repetition import Sociable
-from tests.service.engine.test_swaps import LONG, NEW, OLD, Painter, Shelf, refusal, run, shade, until
+from tests.service.engine.test_swaps import LONG, NEW, OLD, Painter, Shelf, refusal, run, shade
 from tests.service.engine.tiny import make_params, tiny_config
 from tests.waiting import PATIENCE, wait_until
 

@@ -27,6 +27,7 @@ from tests.service.engine.tiny import (
     recording_runner,
     samplers_of,
     solo,
+    stepping,
     tiny_config,
     tiny_model,
     warm_core,
@@ -51,16 +52,11 @@ def walk(model: nn.Module, request: Request, index: int) -> list[tuple[Tensor, T
 def run(core: EngineCore, arrivals: dict[int, list[Request]]) -> tuple[Points, list[Request]]:
     points: Points = defaultdict(list)
     ended: list[Request] = []
-    for now in range(10_000):
-        for request in arrivals.get(now, ()):
-            core.add(request)
-        if not core.has_work and now >= max(arrivals):
-            return points, ended
-        progress = core.step()
+    for progress in stepping(core, arrivals):
         ended += progress.ended
         for request, point in progress.points:
             points[request.request_id, point.index].append(point)
-    raise AssertionError("the engine does not come to an end")
+    return points, ended
 
 
 def array(data: bytes) -> Tensor:
