@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from models.samplers import SAMPLERS
 from service.local import create_app
-from service.settings import ModelEntry, Settings
+from service.settings import Settings
 from service.web.images import MEDIA_TYPES
 from service.web.middleware import MAX_BODY, MAX_FILES_BODY, MAX_QUERY
 from service.web.protocol import MAX_HEAD
@@ -23,8 +23,9 @@ from service.web.routes.openai import FIELD_NAMES as OPENAI_NAMES
 from service.web.routes.openai import own_limits
 from service.web.schemas import FIELD_NAMES, allowed, limits
 from tests.service.conftest import Running, running
+from tests.service.networks import simulated
+from tests.service.process import ROOT
 
-ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/api.md").read_text()
 ADMIN = "an-admin-key-for-this-test"
 LIMITS = limits(Settings.model_fields["max_steps"].default, Settings.model_fields["max_images"].default)
@@ -35,8 +36,8 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """The shipped models' names, sizes and classes; nothing is computed."""
     folder, staged = ROOT / "checkpoints/dit", tmp_path_factory.mktemp("checkpoints")
     shutil.copytree(folder, staged / "staged/dit-2")
-    entry = ModelEntry.model_validate({"checkpoint": folder, "simulate": {"t0_ms": 0.1, "t1_ms": 0}})
-    settings = Settings(models={"dit": entry}, device="cpu", checkpoints=staged, admin_key=SecretStr(ADMIN))
+    models = {"dit": simulated(folder, 0.1)}
+    settings = Settings(models=models, device="cpu", checkpoints=staged, admin_key=SecretStr(ADMIN))
     with running(create_app(settings)) as server:
         yield server
 

@@ -34,7 +34,6 @@ from service.registry import load_runners
 from service.settings import ModelEntry, SettingsError
 from tests.checkpoints import CLASS_NAMES, TINY, write_checkpoint
 from tests.service.conftest import running, tiny_settings
-from tests.service.engine.test_mixed_batch import levels_apart
 from tests.service.engine.test_repetition import ROWS, requests
 from tests.service.engine.tiny import (
     CPU,
@@ -49,6 +48,7 @@ from tests.service.engine.tiny import (
     tiny_model,
     warm_core,
 )
+from tests.service.pictures import difference
 from tests.service.process import ROOT, two_workers
 from tests.service.test_admin import ADMIN, put, write_other
 from tests.waiting import wait_until
@@ -122,7 +122,7 @@ def test_whole_images_in_mixed_batches_are_those_of_torch(architecture: str) -> 
         for index in range(len(request.tasks)):
             wanted, latent = solo(model, config, request.params, index), runner.latents[request.request_id, index]
             torch.testing.assert_close(latent, wanted, rtol=LATENT_TOLERANCE, atol=LATENT_TOLERANCE)
-            assert levels_apart(request.images[index], picture_of(wanted, request.params)) <= 1
+            assert difference(request.images[index], picture_of(wanted, request.params)) <= 1
 
 
 @pytest.mark.parametrize("precision", ["f32", "bf16"])
@@ -393,7 +393,7 @@ def test_weights_are_swapped_on_openvino(stored: Path, caplog: pytest.LogCapture
             card = put(live, place).json()
             assert place == "staged/bare" or card["backend"] == "openvino"
             found.append((live.client.get("/generate", params=LINK).content, card["version"]))
-            assert live.client.get("/models").json()["models"][0]["backend"] == "openvino"
+            assert live.card()["backend"] == "openvino"
             assert caplog.text.count(TAKEN_OVER) == (place != "staged/whole")  # of those without a graph
     assert [version for _, version in found] == [2, 3, 4]
     assert len({content for content, _ in found}) == 3

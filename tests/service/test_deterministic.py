@@ -120,13 +120,6 @@ def test_get_says_to_use_post(live: Running) -> None:
     )
 
 
-def test_head_would_cost_as_much_as_get(live: Running) -> None:
-    answer = httpx.head(f"{live.url}/generate", params=FIELDS)
-    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, POST")
-    put = httpx.put(f"{live.url}/generate").json()
-    assert put["detail"] == "PUT is not allowed here: use GET or POST"
-
-
 def test_what_post_answers_is_never_cached(live: Running) -> None:
     answer = post(live)
     assert (answer.headers["cache-control"], "etag" in answer.headers) == ("no-store", False)

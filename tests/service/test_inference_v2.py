@@ -1,18 +1,17 @@
 """The Open Inference Protocol, driven by Triton's own client, with and without its binary extension."""
 
-import io
 import json
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from service.web.dialects import InferenceError
 from service.web.routes.inference_v2 import EXTENSIONS
 from tests.checkpoints import CLASS_NAMES
 from tests.service.conftest import Running
+from tests.service.pictures import difference, pixels
 from tests.waiting import wait_until
 
 http = pytest.importorskip("tritonclient.http", reason="needs tritonclient")
@@ -71,8 +70,7 @@ def test_images_are_those_of_generate(client: Any, server: Running, binary_in: b
     assert (images.shape, images.dtype) == ((2, 8, 8, 3), np.uint8)
     for image, label, seed in zip(images, (2, 0), (7, 8), strict=True):
         query = {"model": "dit", "class": CLASS_NAMES[label], "seed": seed} | parameters
-        png = server.client.post("/generate", params=query).content
-        assert np.abs(image.astype(int) - np.array(Image.open(io.BytesIO(png)))).max() <= 1
+        assert difference(image, pixels(server.client.post("/generate", params=query))) <= 1
 
 
 def test_without_seeds_there_are_random_ones(client: Any) -> None:
@@ -173,16 +171,14 @@ def test_kserve_adds_fields_of_its_own(server: Running) -> None:
 
 @pytest.mark.parametrize("steps", [True, "5", 5.0])
 def test_parameters_have_their_types(server: Running, steps: object) -> None:
-    tensor = {"name": "class", "datatype": "INT64", "shape": [1], "data": [1]}
-    body = {"inputs": [tensor], "parameters": {"steps": steps}}
+    body = {"inputs": [CLASS], "parameters": {"steps": steps}}
     answer = server.client.post("/v2/models/dit/infer", json=body)
     assert answer.status_code == 400
     assert answer.json()["error"].startswith("steps: ")
 
 
 def test_parameters_in_the_query_are_refused(server: Running) -> None:
-    tensor = {"name": "class", "datatype": "INT64", "shape": [1], "data": [1]}
-    answer = server.client.post("/v2/models/dit/infer?steps=3", json={"inputs": [tensor]})
+    answer = server.client.post("/v2/models/dit/infer?steps=3", json={"inputs": [CLASS]})
     assert answer.status_code == 400
     assert answer.json()["error"].startswith("steps: ")
 
@@ -232,8 +228,7 @@ def test_spacing_and_quality_are_those_of_generate(
 ) -> None:
     answer = client.infer("dit", [tensor("class", [0]), tensor("seed", [7])], parameters=parameters)
     query = {"model": "dit", "class": CLASS_NAMES[0], "seed": 7} | parameters
-    png = Image.open(io.BytesIO(server.client.post("/generate", params=query).content))
-    assert np.abs(answer.as_numpy("images")[0].astype(int) - np.array(png)).max() <= 1
+    assert difference(answer.as_numpy("images")[0], pixels(server.client.post("/generate", params=query))) <= 1
 
 
 def test_the_client_times_out_by_a_deadline(client: Any) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,9 +23,9 @@ from service.python_api import Preview
 from service.remote_model import RemoteModel
 from tests.checkpoints import TINY, write_checkpoint
 from tests.service.conftest import Running, running, tiny_settings
-from tests.service.pictures import difference
+from tests.service.pictures import difference, frames
+from tests.service.process import run_program
 
-ROOT = Path(__file__).resolve().parents[2]
 IMAGE = Image.fromarray(np.random.default_rng(1).integers(0, 256, (8, 8, 3), np.uint8))
 MASK = Image.fromarray(np.random.default_rng(2).random((8, 8)) < 0.5)
 HOW: dict[str, Any] = {"seed": 5, "n": 2, "steps": 6, "guidance": 2.0, "sampler": "ddpm"}
@@ -108,11 +107,7 @@ def test_both_save_the_same_animation(
         model.save_animation(path, "cat", **HOW, **more)
         with Image.open(path) as file:
             assert file.format == ("WEBP" if name == "cat.webp" else "PNG")
-            frames = []
-            for number in range(file.n_frames):  # pyright: ignore[reportAttributeAccessIssue]
-                file.seek(number)
-                frames.append(np.array(file.convert("RGB")))
-            found.append(frames)
+        found.append(frames(path.read_bytes()))
     here, there = found
     assert len(here) == len(there) == HOW["steps"] + (name != "cat.webp")
     for own, served in zip(here, there, strict=True):
@@ -321,7 +316,7 @@ def test_without_httpx_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_command_loads_neither_torch_nor_pillow() -> None:
     program = "import sys, stepwise; print(sorted({'torch', 'PIL', 'numpy'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = run_program(program)
     assert done.stdout.strip() == "[]", done.stderr
 
 

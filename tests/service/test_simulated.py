@@ -8,35 +8,33 @@ import pytest
 from service.local import create_app
 from service.settings import ModelEntry, Settings, SettingsError, load_settings
 from tests.service.conftest import Running, running
+from tests.service.networks import simulated
 
 
 @pytest.fixture(scope="module")
-def simulated(checkpoints: Path) -> Iterator[Running]:
-    cost = {"t0_ms": 0.2, "t1_ms": 0.01}
-    models = {
-        "fast": ModelEntry.model_validate({"checkpoint": checkpoints / "dit", "simulate": cost}),
-        "real": ModelEntry(checkpoint=checkpoints / "dit"),
-    }
+def both(checkpoints: Path) -> Iterator[Running]:
+    folder = checkpoints / "dit"
+    models = {"fast": simulated(folder, 0.2, 0.01), "real": ModelEntry(checkpoint=folder)}
     with running(create_app(Settings(models=models, device="cpu", max_rows=8))) as server:
         yield server
 
 
-def test_answers_say_so(simulated: Running) -> None:
+def test_answers_say_so(both: Running) -> None:
     for model, header in (("fast", "true"), ("real", None)):
-        answer = simulated.client.post("/generate", params={"model": model, "class": 1, "steps": 3})
+        answer = both.client.post("/generate", params={"model": model, "class": 1, "steps": 3})
         assert answer.status_code == 200
         assert answer.headers.get("x-simulated") == header
 
 
-def test_models_and_metrics_say_so(simulated: Running) -> None:
-    devices = {model["name"]: model["device"] for model in simulated.client.get("/models").json()["models"]}
+def test_models_and_metrics_say_so(both: Running) -> None:
+    devices = {model["name"]: model["device"] for model in both.client.get("/models").json()["models"]}
     assert devices == {"fast": "simulated", "real": "cpu"}
-    assert simulated.metric("diffusion_model_info", model="fast", device="simulated") == 1
-    assert simulated.metric("diffusion_model_info", model="real", device="cpu") == 1
+    assert both.metric("diffusion_model_info", model="fast", device="simulated") == 1
+    assert both.metric("diffusion_model_info", model="real", device="cpu") == 1
 
 
-def test_the_checkpoint_still_names_classes_and_shape(simulated: Running) -> None:
-    fast, real = simulated.client.get("/models").json()["models"]
+def test_the_checkpoint_still_names_classes_and_shape(both: Running) -> None:
+    fast, real = both.client.get("/models").json()["models"]
     for name in ("class_names", "image_shape", "samplers", "defaults", "weights_sha256"):
         assert fast[name] == real[name]
     assert (fast["parameters"], fast["dtype"]) == (0, "none")

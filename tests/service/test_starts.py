@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from benchmarks.client import reserved_port
-from tests.service.process import ROOT, command, environment, status
+from tests.service.process import ROOT, command, environment, failed_start, status
 from tests.waiting import wait_until
 
 # An interpreter of a child runs this before anything of the service: a signal that it heard would end it.
@@ -86,8 +86,7 @@ def test_of_two_services_that_start_the_second_fails(checkpoints: Path, tmp_path
         wait_for(process, tmp_path, "at-*", 2)
         same = {} if what == "port" else {"metrics_port": metrics}
         taken, port = (first, first) if what == "port" else (metrics, second)
-        settings = environment(checkpoints=checkpoints, device="cpu", **same)
-        ended = subprocess.run(command(port), cwd=ROOT, env=settings, capture_output=True, text=True, timeout=60)
+        ended = failed_start(port, checkpoints=checkpoints, **same)
     assert ended.returncode == 2
     assert ended.stderr == f"error: cannot listen on 127.0.0.1, port {taken}: Address already in use\n"
 

@@ -1,7 +1,6 @@
 """Every step of a request as an npz or as an animation, over a real socket, against the plain loop."""
 
 import asyncio
-import base64
 import io
 import json
 from collections.abc import Iterator
@@ -13,7 +12,6 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from models.checkpoint import ModelConfig, load_checkpoint
@@ -23,8 +21,9 @@ from service.web import images, recording
 from service.web.recording import MAX_HELD, MOST_NUMBERS
 from service.web.routes.answers import PIECE, LargeResponse
 from tests.checkpoints import TINY, write_checkpoint
+from tests.service import pictures
 from tests.service.conftest import Running, running, tiny_settings
-from tests.service.networks import Fragile, Slow, entry
+from tests.service.networks import Fragile, Slow, entry, simulated
 from tests.service.pictures import pixels
 from tests.service.test_image_in import FREE, IMAGE, MASK, text
 from tests.waiting import wait_until
@@ -131,8 +130,7 @@ def test_shapes_and_types_and_what_stands_beside(server: Running) -> None:
     plain = np.load(io.BytesIO(post(server, "npy", deterministic=True).content))
     assert (found["images"] == plain).all()
     recipe = json.loads(str(found["recipe"]))
-    picture = Image.open(io.BytesIO(post(server, "png", deterministic=True).content))
-    assert recipe == picture.info
+    assert recipe == pictures.recipe(post(server, "png", deterministic=True).content)
 
 
 @pytest.mark.parametrize("strength", [0.4, 1.0])
@@ -154,12 +152,7 @@ def test_with_an_image_it_begins_where_the_first_step_does(server: Running, stre
 
 def frames(response: httpx.Response) -> list[np.ndarray]:
     assert response.status_code == 200, response.text
-    with Image.open(io.BytesIO(response.content)) as file:
-        found = []
-        for number in range(getattr(file, "n_frames", 1)):
-            file.seek(number)
-            found.append((np.array(file.convert("RGB")), file.info.get("duration")))
-    return [frame for frame, _ in found]
+    return pictures.frames(response.content)
 
 
 @pytest.mark.parametrize("more", [{}, {"sampler": "ab2"}, {"image": text(IMAGE), "mask": text(MASK)}], ids=str)
@@ -175,8 +168,7 @@ def test_frames_are_the_previews_of_every_step_and_the_answer(server: Running, m
     for line in events.splitlines():
         if line.startswith("data: ") and '"partial_image_index"' in line:
             data = json.loads(line.removeprefix("data: "))
-            picture = np.array(Image.open(io.BytesIO(base64.b64decode(data["b64_json"]))))
-            found[data["step"], data["image_index"]] = picture
+            found[data["step"], data["image_index"]] = pictures.decoded(data["b64_json"])
     assert len(shown) == 6
     assert len(found) == 10
     for step, frame in enumerate(shown[:-1], 1):
@@ -185,11 +177,10 @@ def test_frames_are_the_previews_of_every_step_and_the_answer(server: Running, m
 
 def test_a_way_is_a_row_as_in_the_plain_picture(server: Running) -> None:
     more = {"n": 6, "seed_to": 9}
-    with Image.open(io.BytesIO(post(server, "apng", **more).content)) as file:
-        size, file_pixels = file.size, np.array(file.convert("RGB"))  # its default image is the finished picture
+    default, *_ = frames(post(server, "apng", **more))  # the finished picture
     plain = pixels(post(server, "png", **more))
-    assert size == (6 * 8, 8)
-    assert (file_pixels == plain).all()
+    assert plain.shape == (8, 6 * 8, 3)
+    assert (default == plain).all()
 
 
 def test_a_webp_has_the_same_frames(server: Running) -> None:
@@ -202,9 +193,8 @@ def test_a_webp_has_the_same_frames(server: Running) -> None:
 
 @pytest.mark.parametrize("form", ["apng", "webp-animation"])
 def test_the_last_frame_stays_and_then_it_begins_again(form: str) -> None:
-    sheets = [np.full((8, 8, channels), 50 * i, np.uint8) for i in range(4) for channels in [3]]
-    data = images.encode_animation(sheets, form, {"seed": "5"})
-    with Image.open(io.BytesIO(data)) as file:
+    sheets = [np.full((8, 8, 3), 50 * i, np.uint8) for i in range(4)]
+    with pictures.opened(images.encode_animation(sheets, form, {"seed": "5"})) as file:
         durations = []
         for number in range(file.n_frames):  # pyright: ignore[reportAttributeAccessIssue]
             file.seek(number)
@@ -350,8 +340,8 @@ def test_the_memory_is_taken_before_the_first_step(odd: Running) -> None:
 
 
 def test_a_simulated_model_tells_zeros(checkpoints: Path) -> None:
-    simulate = {"checkpoint": checkpoints / "dit", "simulate": {"t0_ms": 0.1, "t1_ms": 0}}
-    with running(create_app(tiny_settings(checkpoints, models={"dit": simulate}))) as live:
+    models = {"dit": simulated(checkpoints / "dit", 0.1)}
+    with running(create_app(tiny_settings(checkpoints, models=models))) as live:
         response = post(live, "npz", n=16, steps=50)
         found = arrays(response)
         assert len(frames(post(live, "apng"))) == 7

@@ -129,7 +129,7 @@ def test_failures_are_raised() -> None:
     assert isinstance(error, GenerationFailed)
 
 
-def test_a_sampler_that_the_model_has_not_is_refused_before_it_is_queued() -> None:
+def test_a_sampler_that_the_model_lacks_is_refused_before_it_is_queued() -> None:
     with running() as rig:
         error = rig.run(lambda: raised_by(rig.generate(sampler="heun")))
         assert isinstance(error, InvalidRequest)
@@ -290,8 +290,8 @@ def test_a_message_that_cannot_be_read_ends_the_connection() -> None:
     assert asyncio.run(main())
 
 
-def test_an_event_loop_that_is_gone_does_not_hurt_the_engine() -> None:
-    """The loop closes during the only step of its request, so the answer finds nobody."""
+def test_the_engine_goes_on_when_the_event_loop_of_a_request_is_closed() -> None:
+    """The loop closes during the only step of its request, so nobody takes the answer."""
 
     async def leave() -> asyncio.Task[RequestOutput]:
         rig.model.close()

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -25,6 +24,7 @@ from tests.service.engine.tiny import (
     tiny_model,
     warm_core,
 )
+from tests.service.pictures import difference
 
 TWO: Mixture = ((1, 0.5), (8, 0.5))
 FOUR: Mixture = ((1, 0.4), (2, 0.3), (3, 0.2), (4, 0.1))
@@ -72,7 +72,7 @@ def test_one_class_has_the_bits_of_a_plain_request() -> None:
     assert torch.equal(runner.latents[plain.request_id, 0], runner.latents[other.request_id, 0])
 
 
-def test_only_images_between_two_seeds_launch_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_images_between_two_seeds_draw_more_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[int] = []
     first_noise = canvas.first_noise
 
@@ -88,8 +88,8 @@ def test_only_images_between_two_seeds_launch_more(monkeypatch: pytest.MonkeyPat
     assert begun == [2]  # at the first step of three images, and the one at 0 is as any other
 
 
-def test_a_lack_of_memory_leaves_room_for_who_was_accepted() -> None:
-    """Half of six rows would fit neither of the two; no request may wait for ever."""
+def test_a_lack_of_memory_leaves_a_cap_that_holds_every_accepted_image() -> None:
+    """Half of the six rows would be three, and an accepted image needs four: it would wait for ever."""
     sound = tiny_model()
     model = Cramped(6, sound)
     core = warm_core(recording_runner(model, tiny_config()))
@@ -101,7 +101,7 @@ def test_a_lack_of_memory_leaves_room_for_who_was_accepted() -> None:
     for request in ended:
         assert request.status is RequestStatus.FINISHED, request.error
         expected = picture_of(solo(sound, tiny_config(), request.params), request.params)
-        assert np.abs(request.images[0].astype(int) - expected).max() <= 1
+        assert difference(request.images[0], expected) <= 1
 
 
 def test_the_oldest_of_the_overdue_goes_on_with_all_its_rows() -> None:

@@ -58,7 +58,7 @@ def test_a_deadline_that_can_be_met_is_met() -> None:
 
 
 @pytest.mark.parametrize("seconds", [3.9, 0.001])
-def test_less_than_the_idle_latency_is_refused_at_once(seconds: float) -> None:
+def test_a_deadline_below_the_idle_latency_is_refused_at_once(seconds: float) -> None:
     core, _ = make_core()
     with pytest.raises(DeadlineUnreachable, match="about 4000 ms are needed") as refusal:
         core.add(within(seconds))
@@ -66,8 +66,8 @@ def test_less_than_the_idle_latency_is_refused_at_once(seconds: float) -> None:
     assert not core.has_work
 
 
-def test_what_runs_and_waits_before_it_counts() -> None:
-    """Two images run for three more seconds, then two more for four: then it is the next one's turn."""
+def test_a_deadline_allows_for_what_runs_and_waits_before_it() -> None:
+    """Two images run for three more seconds, then two for four, and then it takes four itself."""
     core, _ = make_core()
     core.add(within(None, images=2))
     core.step()
@@ -80,7 +80,7 @@ def test_what_runs_and_waits_before_it_counts() -> None:
     assert last.finished - last.arrived == pytest.approx(7.0)  # it has the least slack, and overtakes
 
 
-def test_it_leaves_the_queue_when_it_is_too_late() -> None:
+def test_a_request_leaves_the_queue_when_its_deadline_has_passed() -> None:
     core, clock = make_core()
     first, late = within(None, steps=10, images=2), within(11.5, steps=2)
     core.add(first)
@@ -93,7 +93,7 @@ def test_it_leaves_the_queue_when_it_is_too_late() -> None:
     assert drive(core)[0] == [first]
 
 
-def test_work_stops_between_two_steps_and_its_slot_is_free() -> None:
+def test_a_running_request_stops_at_its_deadline_and_frees_its_slot() -> None:
     core, clock = make_core()
     late, stays = within(5.0, steps=5), within(None, steps=6)
     core.add(late)
@@ -109,7 +109,7 @@ def test_work_stops_between_two_steps_and_its_slot_is_free() -> None:
     assert drive(core)[0] == [stays]
 
 
-def test_no_deadline_is_no_limit() -> None:
+def test_a_request_without_a_deadline_never_expires() -> None:
     core, clock = make_core()
     request = within(None)
     core.add(request)

@@ -65,7 +65,7 @@ def test_an_exact_model_shows_its_image_at_every_step(sampler: str) -> None:
 
 
 def test_the_velocity_sampler_shows_images_on_the_cosine_schedule_too() -> None:
-    """There d is dx/d(angle); a preview of it as it stands would be far off."""
+    """There d is dx/d(angle), so d itself would be a wrong preview."""
 
     class Velocity(PointMass):
         def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ def test_pictures_of_one_forward_have_its_number() -> None:
 
 
 def test_two_engines_count_from_different_numbers() -> None:
-    """Replicas behind one address: their pictures must not look as if they had shared a forward."""
+    """They may be replicas of one address, and their pictures must not seem to share a forward."""
     numbers = []
     for _ in range(2):
         core, request = warm_core(recording_runner(tiny_model("dit"), tiny_config())), make_request(make_params())
@@ -137,7 +137,7 @@ def test_a_client_that_leaves_between_two_previews_frees_its_slot() -> None:
             updates = engine.generate(make_params(num_steps=200), num_previews=10)
             await anext(updates)
             await updates.aclose()
-            await asyncio.sleep(0)  # the word leaves with the next turn of the event loop
+            await asyncio.sleep(0)  # the message leaves with the next turn of the event loop
 
     with rigged(make_core(Turnstile())) as rig:
         asyncio.run(client())

@@ -174,7 +174,7 @@ class NotANumber(nn.Module):
 
 @pytest.mark.parametrize("position", [0, 1, 2])
 @pytest.mark.parametrize("where", ["conditional", "unconditional"])
-def test_a_row_without_numbers_fails_its_image_alone(where: str, position: int) -> None:
+def test_nan_in_a_row_fails_only_its_image(where: str, position: int) -> None:
     runner = make_runner(NotANumber(where))
     sound = make_params(class_label=2, num_steps=1)
     poisoned = make_params(class_label=3, num_steps=1, guidance_scale=2.0)
@@ -223,7 +223,7 @@ def test_row_counts(limit: int, counts: list[int]) -> None:
 
 
 class NoisyRunner(ModelRunner):
-    """On a crowded machine: what a step takes is left to chance."""
+    """Its step times are random, as on a crowded machine."""
 
     def __init__(self, seed: int):
         super().__init__(tiny_model(), tiny_config(), CPU, torch.float32, max_rows=8)
@@ -235,7 +235,7 @@ class NoisyRunner(ModelRunner):
 
 def test_the_cap_of_a_cpu_is_the_same_at_every_start() -> None:
     assert {NoisyRunner(seed).warm_up(None) for seed in range(20)} == {8}
-    assert NoisyRunner(0).warm_up(7) == 7  # the operator knows better
+    assert NoisyRunner(0).warm_up(7) == 7  # unless the operator sets it
 
 
 def test_the_cap_of_another_device_is_at_the_knee_of_its_times() -> None:
@@ -280,6 +280,6 @@ def test_the_idle_latency_counts_every_step_with_its_rows() -> None:
     assert runner.idle_seconds(five, max_rows=4) == 2 * (100 + 1) + 2 * (2 * 100 + 10)  # in turns
 
 
-def test_it_describes_itself() -> None:
+def test_a_runner_describes_its_device_dtype_and_backend() -> None:
     facts = {"device": "cpu", "dtype": "bfloat16", "backend": "torch"}
     assert make_runner(tiny_model(), dtype=torch.bfloat16).describe() == facts

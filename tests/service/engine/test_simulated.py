@@ -105,7 +105,7 @@ def test_steps_of_all_models_follow_each_other() -> None:
     assert line.now == 12.0
 
 
-def test_what_the_host_does_meanwhile_is_hidden() -> None:
+def test_work_of_the_host_during_a_step_takes_no_extra_time() -> None:
     line = Timeline()
     ends = [line.launch()]
     for _ in range(4):
@@ -116,7 +116,7 @@ def test_what_the_host_does_meanwhile_is_hidden() -> None:
     assert line.now == 10.0
 
 
-def test_the_device_is_never_more_than_busy() -> None:
+def test_the_device_is_never_busy_for_longer_than_the_time_that_has_passed() -> None:
     line, rng, busy = Timeline(), np.random.default_rng(0), 0.0
     for _ in range(200):
         seconds = float(rng.exponential())
@@ -178,7 +178,7 @@ def test_the_lead_of_a_launch_follows_from_how_late_they_come() -> None:
 
     device.launched(line.now, 1.0, was_busy=False)
     assert lead() == pytest.approx(MOST_LEAD)
-    for _ in range(1000):  # always in time, so at last who comes by is left out for a moment only
+    for _ in range(1000):  # always in time, so the lead falls
         device.launched(line.now, 1.0, was_busy=True)
     assert lead() == pytest.approx(LEAST_LEAD)
     for late in range(1, 6):
@@ -193,10 +193,10 @@ def test_the_lead_of_a_launch_follows_from_how_late_they_come() -> None:
 def test_waiting_on_purpose_is_not_taken_for_a_slow_device(
     believed: float, host_ms: float, collect_ms: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Were it, a host that takes longer for a launch than the lead would wait for longer and longer.
+    """If it were, a host whose launch takes longer than the lead would wait longer and longer.
 
-    And where a pause of the host has made steps look slow, the wait that follows from it must not hide the truth.
-    Nor may the host's time for the results, which is no wait for the device.
+    A pause of the host makes steps look slow. The wait that follows must not hide how long they really take, and
+    neither may the host's time for the results.
     """
     line = Timeline()
     core, runner = line.core(StepCost(3.0, 0.0))

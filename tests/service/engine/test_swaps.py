@@ -44,7 +44,7 @@ class Raising(Painter):
 
 
 class Shelf:
-    """Networks by folder; what is no network is raised. Once closed, it hands out nothing until it is opened."""
+    """Networks by folder; an exception is raised. It hands out nothing while `opened` is not set."""
 
     def __init__(self, **content: Painter | Exception):
         self.content = content
@@ -83,7 +83,7 @@ OLD, NEW = 191, 64  # levels of 0.5 and -0.5
 LONG = {"num_steps": 1000, "seeds": tuple(range(16))}  # a second or more, in which a swap is done
 
 
-def test_who_is_in_keeps_the_old_weights_and_who_comes_later_gets_the_new_ones() -> None:
+def test_a_running_request_keeps_the_old_weights_and_a_later_one_gets_the_new() -> None:
     async def work(engine: AsyncEngine) -> None:
         before = asyncio.create_task(shade(engine, **LONG))
         card = await engine.swap("dit", "new")
@@ -225,7 +225,7 @@ def test_a_worker_that_dies_holds_up_no_swap() -> None:
         run(rig, ask_again)
 
 
-def test_nobody_is_told_before_every_worker_knows() -> None:
+def test_a_swap_is_answered_after_every_worker_knows_of_it() -> None:
     """A desk takes the new cards and says nothing, like a worker that hangs."""
 
     async def work(engine: AsyncEngine, rig: Rig) -> None:
@@ -239,7 +239,7 @@ def test_nobody_is_told_before_every_worker_knows() -> None:
         await until(lambda: bool(desk.answers["0"]))
         (answer,) = desk.answers["0"]
         assert isinstance(answer, RequestOutput)
-        assert pixels(answer).min() == OLD  # as the worker that asked believed
+        assert pixels(answer).min() == OLD  # the version that this worker knows
         assert not swap.done()
         assert f"dit{LEAVING}" in rig.core.runners
         desk._socket.shutdown(2)

@@ -64,7 +64,7 @@ def is_of(model: nn.Module, request: Request) -> bool:
 
 
 @each_runner
-def test_who_is_in_keeps_the_version_that_admitted_it(make: Callable[[], ModelRunner]) -> None:
+def test_a_request_keeps_the_version_that_admitted_it(make: Callable[[], ModelRunner]) -> None:
     core, new = warm_core(make()), other_model(1)
     before, after = (make_request(make_params(num_steps=6, seeds=(5, 6))) for _ in range(2))
     core.add(before)

@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tests.service.conftest import Running
-from tests.service.page.conftest import Visit, decoded, problem
+from tests.service.page.conftest import Visit, problem
+from tests.service.pictures import decoded, difference
 
 
 def test_a_burst_draws_many_pictures_that_agree_in_nothing(visit: Visit, server: Running) -> None:
@@ -75,5 +74,5 @@ def test_a_tile_can_be_opened_saved_and_taken_over(visit: Visit) -> None:
     visit.wait_for_pictures(tile["seed"], (tile["model"],))
     again = next(body for body in reversed(visit.asked) if body["model"] == tile["model"])
     assert again == tile
-    assert np.abs(visit.picture(tile["model"]).astype(int) - saved).max() <= 1
+    assert difference(visit.picture(tile["model"]), saved) <= 1
     assert visit.page.locator("#look").is_hidden()

@@ -8,7 +8,8 @@ import pytest
 
 from benchmarks.page_pictures import take
 from tests.service.conftest import Running
-from tests.service.page.conftest import Visit, decoded, problem
+from tests.service.page.conftest import Visit, problem
+from tests.service.pictures import decoded
 
 WIDTHS = (320, 390, 768, 1280, 1920)
 
