@@ -27,11 +27,14 @@ def command(port: int) -> list[str]:
     return [sys.executable, "run.py", "serve", "--port", str(port)]
 
 
-def environment(**settings: Any) -> dict[str, str]:
-    """Without the settings of whoever runs the tests, and with these; a dict is written in JSON."""
+def environment(modules: Path | None = None, **settings: Any) -> dict[str, str]:
+    """Without the settings of whoever runs the tests, and with these; a dict is written in JSON.
+
+    modules: a folder whose modules are found before the real ones.
+    """
     kept = {k: v for k, v in os.environ.items() if not k.startswith("DIFFUSION_")}
     given = {f"DIFFUSION_{k.upper()}": _text(v) for k, v in settings.items()}
-    return kept | {"OMP_NUM_THREADS": "1"} | given
+    return kept | {"OMP_NUM_THREADS": "1"} | given | ({"PYTHONPATH": str(modules)} if modules else {})
 
 
 def _text(value: Any) -> str:
@@ -49,28 +52,37 @@ def run_program(program: str, **settings: Any) -> "subprocess.CompletedProcess[s
 
 def failed_start(port: int = 0, **settings: Any) -> "subprocess.CompletedProcess[str]":
     """A server that is expected to end by itself."""
-    variables = environment(**({"device": "cpu"} | settings))
+    given: dict[str, Any] = {"device": "cpu"} | settings
+    variables = environment(**given)
     return subprocess.run(command(port), cwd=ROOT, env=variables, capture_output=True, text=True, timeout=120)
+
+
+@contextmanager
+def started(arguments: list[str], log: IO[str], **settings: Any) -> "Iterator[subprocess.Popen[str]]":
+    """A process that is killed when the block ends."""
+    given: dict[str, Any] = {"device": "cpu"} | settings
+    variables = environment(**given)
+    process = subprocess.Popen(arguments, cwd=ROOT, env=variables, stdout=log, stderr=log, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 @contextmanager
 def serving(checkpoints: Path, log: IO[str], **changes: Any) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server that is ready, and its address; it is killed when the block ends."""
-    settings = environment(checkpoints=checkpoints, device="cpu", max_rows=4, **({"backend": "torch"} | changes))
-    with reserved_port() as port:
-        process = subprocess.Popen(command(port), cwd=ROOT, env=settings, stdout=log, stderr=log, text=True)
+    settings = {"checkpoints": checkpoints, "max_rows": 4, "backend": "torch"} | changes
+    with reserved_port() as port, started(command(port), log, **settings) as process:
         url = f"http://127.0.0.1:{port}"
 
         def ready() -> bool:
             assert process.poll() is None, "the server ended"
             return status(f"{url}/readyz") == 200
 
-        try:
-            wait_until(ready)
-            yield process, url
-        finally:
-            process.kill()
-            process.wait()
+        wait_until(ready)
+        yield process, url
 
 
 def status(url: str) -> int:

@@ -24,7 +24,7 @@ from tests.service.pictures import File, decoded, difference, pixels, png, recip
 openai = pytest.importorskip("openai", reason="needs openai")
 
 CAT, DOG, NOUGHT, NULL = range(4)
-SCALE = 6.0  # so that the tiny UNet hears its class
+SCALE = 6.0  # so large that the class changes what the tiny UNet draws
 HOW = {"steps": 6, "guidance": SCALE, "sampler": "dpmpp_2m", "spacing": "trailing"}
 HOW |= {"guidance_low": 0, "guidance_high": 1}
 
@@ -85,13 +85,13 @@ def test_the_query_takes_a_mixture_too(server: Running, checkpoints: Path) -> No
     assert difference(image, loop(checkpoints, "dit", {CAT: 0.25, DOG: 0.75})) <= 1
 
 
-def test_a_class_to_lead_away_from(server: Running, checkpoints: Path) -> None:
+def test_an_image_leads_away_from_a_class(server: Running, checkpoints: Path) -> None:
     (image,) = drawn(post(server, **{"class": "cat"}, negative_class="dog", format="json"))
     assert difference(image, loop(checkpoints, "dit", {CAT: 1.0}, second=DOG)) <= 1
     assert difference(image, loop(checkpoints, "dit", {CAT: 1.0})) > 1
 
 
-def test_a_list_has_an_image_of_each(server: Running, checkpoints: Path) -> None:
+def test_a_list_of_classes_gives_an_image_of_each(server: Running, checkpoints: Path) -> None:
     answer = post(server, **{"class": ["cat", 1, {"cat": 0.5, "0": 0.5}, "dog:1,cat:1"]}, format="json")
     seeds = [image_seed(5, index) for index in range(4)]
     wanted = [{CAT: 1.0}, {DOG: 1.0}, {CAT: 0.5, NOUGHT: 0.5}, {DOG: 0.5, CAT: 0.5}]
@@ -121,7 +121,7 @@ def test_images_lead_from_a_seed_to_another(server: Running, checkpoints: Path) 
     assert (answer.json()["seed_to"], answer.json()["class_index"]) == (9, 0)
 
 
-def test_both_lead_at_once(server: Running, checkpoints: Path) -> None:
+def test_images_lead_to_another_class_and_seed_at_once(server: Running, checkpoints: Path) -> None:
     images = drawn(post(server, **{"class": "cat"}, class_to={"dog": 1, "0": 1}, seed_to=9, n=3, format="json"))
     assert difference(images[0], loop(checkpoints, "dit", {CAT: 1.0})) <= 1
     middle = {CAT: 0.5, DOG: 0.25, NOUGHT: 0.25}
@@ -144,7 +144,7 @@ def test_ends_and_single_classes_have_the_bits_of_plain_requests(server: Running
     assert (between[0] == way[1]).all()
 
 
-def test_a_way_is_a_row(server: Running) -> None:
+def test_the_images_of_a_way_stand_in_one_row(server: Running) -> None:
     assert pixels(post(server, **{"class": "cat"}, class_to="dog", n=5)).shape == (8, 5 * 8, 3)
     assert pixels(post(server, **{"class": ["cat"] * 4})).shape == (16, 16, 3)
 
@@ -182,7 +182,7 @@ def test_a_recipe_gives_the_same_file_again(server: Running, asked: dict[str, An
         assert alone.content == base64.b64decode(image["png_base64"]), fields
 
 
-def test_every_part_counts_for_an_etag(server: Running) -> None:
+def test_every_field_of_a_mixture_or_way_changes_the_etag(server: Running) -> None:
     query = {"model": "dit", "class": "cat:0.5,dog:0.5", "seed": 1, "deterministic": "true", "n": 2, "steps": 2}
     others = [
         {},
@@ -254,8 +254,8 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield live
 
 
-def test_names_win(odd: Running) -> None:
-    """Over what they may be read as; with such a name a recipe is in JSON."""
+def test_a_class_name_wins_over_the_mixture_that_it_looks_like(odd: Running) -> None:
+    """The recipe of a mixture with such a name is in JSON."""
     for value, told, index in (
         ("a:0.5,b:0.5", "a:0.5,b:0.5", 0),
         ("[e]", "[e]", 4),

@@ -39,7 +39,7 @@ def test_a_deadline_with_room_is_met(live: Running) -> None:
 
 
 @pytest.mark.parametrize(("milliseconds", "needed"), [(150, "about "), (20, "at least ")], ids=["engine", "worker"])
-def test_one_that_cannot_be_met_is_refused_at_once(live: Running, milliseconds: int, needed: str) -> None:
+def test_a_deadline_that_cannot_be_met_is_refused_at_once(live: Running, milliseconds: int, needed: str) -> None:
     before = live.metric("diffusion_rejections_total", model="dit", reason="deadline")
     answer = ask(live, deadline_ms=milliseconds)  # the steps alone take 200 ms
     assert answer.status_code == 503
@@ -55,7 +55,7 @@ def test_one_that_cannot_be_met_is_refused_at_once(live: Running, milliseconds: 
     assert live.metric("diffusion_rejections_total", model="dit", reason="deadline") == before + 1
 
 
-def test_one_that_passes_between_two_steps_is_504_and_its_work_stops(live: Running) -> None:
+def test_a_deadline_that_passes_between_two_steps_gives_504_and_stops_the_work(live: Running) -> None:
     """The device turns out to be twenty times as slow as its profile said."""
     runner = live.app.state.local.core.runners["dit"]
     profiled, runner.cost = runner.cost, StepCost(200, 0)
@@ -75,7 +75,7 @@ def test_one_that_passes_between_two_steps_is_504_and_its_work_stops(live: Runni
 
 
 @pytest.mark.parametrize("value", [0, -5, 3_600_001, "soon", 1.5])
-def test_what_is_no_deadline_names_the_field(live: Running, value: int | str) -> None:
+def test_an_invalid_deadline_names_its_field(live: Running, value: int | str) -> None:
     answer = ask(live, deadline_ms=value)
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["field"] == "deadline_ms"

@@ -76,7 +76,7 @@ def test_the_third_signal_ends_even_what_does_not_answer(checkpoints: Path, tmp_
         assert all(isinstance(answer.exception(), httpx.TransportError) for answer in answers)
 
 
-def test_an_engine_that_dies_in_a_drain_is_told(checkpoints: Path, tmp_path: Path) -> None:
+def test_open_requests_hear_of_an_engine_that_dies_in_a_drain(checkpoints: Path, tmp_path: Path) -> None:
     with asked(checkpoints, tmp_path, drain_seconds=3600) as (service, answers):
         drain(service)
         service.engine().kill()

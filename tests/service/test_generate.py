@@ -62,7 +62,7 @@ def test_random_seed_is_told_and_reproduces(server: Running) -> None:
     assert server.client.post("/generate?model=dit&class=dog").headers["X-Seed"] != seed
 
 
-def test_headers(server: Running) -> None:
+def test_answers_have_headers_for_seed_request_id_and_timings(server: Running) -> None:
     response = server.client.post("/generate?model=dit&class=cat&seed=9", headers={"X-Request-Id": "mine-1"})
     assert response.headers["X-Seed"] == "9"
     assert response.headers["X-Request-Id"] == "mine-1"
@@ -86,7 +86,7 @@ def test_several_images_are_a_grid(server: Running, form: str) -> None:
     assert len(set(response.headers["X-Seed"].split(","))) == 3
 
 
-def test_npy(server: Running) -> None:
+def test_npy_holds_every_image(server: Running) -> None:
     array = np.load(io.BytesIO(generate(server, n=3, format="npy").content), allow_pickle=False)
     assert (array.shape, array.dtype) == ((3, 8, 8, 3), np.uint8)
 
@@ -174,7 +174,7 @@ def test_bad_input_names_the_field(
     assert field in [error["field"] for error in problem["errors"]]
 
 
-def test_fields_stand_in_the_query_or_in_the_body(server: Running) -> None:
+def test_fields_in_the_query_and_in_the_body_are_refused(server: Running) -> None:
     answer = server.client.post("/generate?steps=3", json={"model": "dit", "class": 1})
     assert answer.status_code == 422
     assert answer.json()["detail"] == "steps: send the fields in the body or in the query, not in both"
@@ -190,7 +190,7 @@ BROKEN = [b"{", b"[]", b"3", b"\xff\xfe", b'{"model": "\xff"}', b"[" * 9999, b'{
 
 
 @pytest.mark.parametrize("body", BROKEN, ids=[str(body[:20]) for body in BROKEN])
-def test_broken_bodies(server: Running, body: bytes) -> None:
+def test_a_broken_body_is_refused(server: Running, body: bytes) -> None:
     response = server.client.post("/generate", content=body, headers={"Content-Type": "application/json"})
     assert (response.status_code, response.headers["content-type"]) == (422, "application/problem+json")
     assert response.json()["errors"][0]["field"] in ("body", "steps")
@@ -231,7 +231,7 @@ def test_any_query_is_answered_with_an_image_or_a_problem(server: Running, query
     assert server.client.post("/generate?" + urlencode(query)).status_code in (200, 404, 422)
 
 
-def test_nothing_acceptable(server: Running) -> None:
+def test_a_header_that_accepts_no_format_gets_406(server: Running) -> None:
     response = server.client.post("/generate?model=dit&class=1", headers={"Accept": "video/mp4"})
     assert response.status_code == 406
     assert "image/png" in response.json()["detail"]
@@ -276,5 +276,5 @@ def test_a_thousand_wrong_fields_get_a_short_answer(server: Running) -> None:
     assert len(answer.content) < 10_000
 
 
-def test_a_slash_too_many_is_no_path(server: Running) -> None:
+def test_a_path_with_a_slash_at_its_end_is_not_found(server: Running) -> None:
     assert server.client.post("/generate/?model=dit&class=0").status_code == 404

@@ -37,7 +37,7 @@ def post(server: Running, accept: str = "image/png", **fields: Any) -> httpx.Res
 
 
 def loop(checkpoints: Path, model: str, free: np.ndarray | None, strength: float, label: int = 0) -> np.ndarray:
-    """The same by the plain loop; steps 6, guidance 2, dpmpp_2m."""
+    """The image by the plain loop, with the fields of HOW."""
     network, config = load_checkpoint(checkpoints / model)
     known = Known(
         torch.from_numpy(IMAGE).permute(2, 0, 1).float() / 127.5 - 1,
@@ -52,14 +52,8 @@ def loop(checkpoints: Path, model: str, free: np.ndarray | None, strength: float
     return picture if free is None else np.where(free[:, :, None], picture, IMAGE)
 
 
-HOW = {
-    "steps": 6,
-    "guidance": 2,
-    "sampler": "dpmpp_2m",
-    "spacing": "trailing",
-    "guidance_low": 0,
-    "guidance_high": 1,
-}
+HOW = {"steps": 6, "guidance": 2, "sampler": "dpmpp_2m", "spacing": "trailing"}
+HOW |= {"guidance_low": 0, "guidance_high": 1}
 
 
 @pytest.mark.parametrize("model", ["dit", "unet"])
@@ -72,7 +66,7 @@ def test_pixels_are_those_of_the_plain_loop(server: Running, checkpoints: Path, 
     assert difference(both, loop(checkpoints, model, FREE, 0.7)) <= 1
 
 
-def test_without_a_class_the_model_draws_what_it_likes(server: Running, checkpoints: Path) -> None:
+def test_without_a_class_the_null_class_is_drawn(server: Running, checkpoints: Path) -> None:
     body = {"model": "dit", "seed": 5, "image": text(IMAGE), "strength": 0.4} | HOW | {"guidance": 1}
     answer = server.client.post("/generate", json=body, headers={"Accept": "application/json"}).json()
     assert (answer["class"], answer["class_index"], answer["guidance"], answer["strength"]) == (None, None, 1, 0.4)
@@ -118,14 +112,8 @@ def test_a_png_tells_of_the_image_that_it_came_from(server: Running) -> None:
 
 
 def test_a_link_may_hold_a_small_image(server: Running) -> None:
-    query = {
-        "model": "dit",
-        "class": "cat",
-        "seed": 5,
-        "deterministic": "true",
-        "image": text(IMAGE),
-        "strength": 0.4,
-    }
+    query = {"model": "dit", "class": "cat", "seed": 5, "deterministic": "true"}
+    query |= {"image": text(IMAGE), "strength": 0.4}
     first = server.client.get("/generate", params=query)
     assert first.status_code == 200
     assert first.content == server.client.get("/generate", params=query).content
@@ -155,7 +143,7 @@ def test_a_wrong_field_is_named(server: Running, fields: dict[str, Any], message
     assert response.json()["detail"].startswith(message)
 
 
-def test_bounds_are_those_of_the_tables() -> None:
+def test_the_least_strength_is_that_of_the_tables() -> None:
     assert schemas.MIN_STRENGTH == MIN_STRENGTH
 
 
@@ -168,7 +156,7 @@ def test_files_may_be_larger_than_other_bodies(server: Running) -> None:
 
 
 @pytest.mark.parametrize("api", ["generate", "openai"])
-def test_a_large_file_holds_up_nobody_else(server: Running, monkeypatch: pytest.MonkeyPatch, api: str) -> None:
+def test_a_large_file_holds_up_no_other_request(server: Running, monkeypatch: pytest.MonkeyPatch, api: str) -> None:
     """64 KiB of PNG can hold 64 MiB of compressed text, and take half a second."""
     begun, go_on, read = Event(), Event(), uploads.Image.open
 
@@ -220,15 +208,8 @@ def test_one_image_may_stand_in_a_list(openai_client: Any) -> None:
 
 
 def test_an_edit_streams(openai_client: Any) -> None:
-    stream = openai_client.images.edit(
-        model="dit",
-        prompt="cat",
-        image=png(CLEAR),
-        stream=True,
-        partial_images=2,
-        extra_body={"num_inference_steps": 6},
-    )
-    *partial, last = stream
+    asked: dict[str, Any] = {"stream": True, "partial_images": 2, "extra_body": {"num_inference_steps": 6}}
+    *partial, last = openai_client.images.edit(model="dit", prompt="cat", image=png(CLEAR), **asked)
     assert [event.type for event in partial] == ["image_edit.partial_image"] * 2
     assert last.type == "image_edit.completed"
     assert (decoded(last.b64_json)[~FREE] == IMAGE[~FREE]).all()
@@ -286,7 +267,7 @@ def part(name: str, value: bytes = b"1") -> bytes:
     ],
     ids=["json", "no-boundary", "empty", "junk", "cut", "twice", "many", "latin"],
 )
-def test_what_is_no_form_is_refused(
+def test_a_body_that_is_no_form_is_refused(
     server: Running, path: str, headers: dict[str, str], body: bytes, message: str
 ) -> None:
     response = server.client.post(path, content=body, headers=headers)

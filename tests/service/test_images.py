@@ -1,3 +1,5 @@
+"""Pictures as files: formats, grids, qualities and text."""
+
 import asyncio
 import io
 import threading
@@ -67,13 +69,13 @@ def test_jpeg_keeps_the_colour_of_every_pixel() -> None:
 
 
 @pytest.mark.parametrize("form", ["webp", "jpeg"])
-def test_quality_is_that_of_the_format(form: str) -> None:
+def test_a_higher_quality_gives_a_larger_file(form: str) -> None:
     [image] = images(1)
     sizes = [len(encode([image], form, quality=quality)) for quality in (0, 50, 100)]
     assert sizes == sorted(set(sizes))
 
 
-def test_a_hundred_is_the_webp_without_loss() -> None:
+def test_webp_of_quality_100_is_lossless() -> None:
     [image] = images(1)
     assert np.array_equal(decoded(encode([image], "webp", quality=100)), image)
 

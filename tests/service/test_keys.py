@@ -128,7 +128,7 @@ def test_x_api_key_is_a_key_whatever_the_other_header_says() -> None:
     ],
     ids=str,
 )
-def test_anything_else_is_not(headers: list[tuple[bytes, bytes]]) -> None:
+def test_anything_else_is_no_key(headers: list[tuple[bytes, bytes]]) -> None:
     with pytest.raises(Unauthorized):
         ring_of(Clock()).admit(headers)
 
@@ -278,11 +278,11 @@ def test_guarded_paths_need_a_key(keyed: Running, method: str, path: str) -> Non
 @pytest.mark.parametrize(
     "path", ["/", "/static/page.css", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/openapi.json"]
 )
-def test_open_paths_need_none(keyed: Running, path: str) -> None:
+def test_open_paths_need_no_key(keyed: Running, path: str) -> None:
     assert ask(keyed, "GET", path).status_code == 200
 
 
-def test_every_dialect_says_it_its_way(keyed: Running) -> None:
+def test_every_dialect_refuses_in_its_own_form(keyed: Running) -> None:
     assert ask(keyed, "GET", "/models").json()["type"] == "urn:problem:unauthorized"
     assert ask(keyed, "GET", "/v1/models").json()["error"]["code"] == "unauthorized"
     assert "valid key" in ask(keyed, "GET", "/v2").json()["error"]

@@ -63,7 +63,7 @@ def test_json_lines_name_the_request_and_never_the_key(checkpoints: Path, tmp_pa
     assert "wrong-key" not in "".join(lines)
 
 
-def test_text_lines_and_stack_traces(tmp_path: Path) -> None:
+def test_text_logs_have_a_line_for_each_request_and_stack_traces(tmp_path: Path) -> None:
     with logged(tmp_path, tmp_path, models={"dit": entry(Fragile)}) as (url, lines):
         assert httpx.post(f"{url}/generate?model=dit&class=1", headers=NAMED).status_code == 500
         assert httpx.get(f"{url}/readyz").status_code == 200
@@ -99,7 +99,7 @@ def test_uvicorns_lines_have_a_name_of_ours() -> None:
     assert record.name == "service.http"
 
 
-def test_what_fails_behind_the_application_is_about_the_request_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failure_outside_of_the_application_names_its_request(capsys: pytest.CaptureFixture[str]) -> None:
     record = logging.LogRecord("any", logging.ERROR, __file__, 1, "it %s", ("broke",), None)
     token = logs.request_id.set("my-request")
     try:

@@ -15,7 +15,7 @@ from tests.waiting import wait_until
 
 
 @needs("prometheus")  # promtool comes with it
-def test_promtool_has_nothing_to_say(server: Running) -> None:
+def test_promtool_accepts_the_metrics(server: Running) -> None:
     server.client.post("/generate?model=dit&class=0&steps=2")
     text = server.client.get("/metrics").text
     checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True)

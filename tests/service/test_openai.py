@@ -61,7 +61,7 @@ def test_a_quality_stands_for_steps(openai_client: Any) -> None:
         openai_client.images.generate(model="dit", prompt="1", quality="high", extra_body=extra)
 
 
-def test_partial_images_stream(openai_client: Any, server: Running) -> None:
+def test_partial_images_are_streamed_before_the_image(openai_client: Any, server: Running) -> None:
     extra = {"seed": 5, "num_inference_steps": 8}
     asked: dict[str, Any] = {"stream": True, "partial_images": 3, "extra_body": extra}
     *partial, last = openai_client.images.generate(model="dit", prompt="cat", **asked)
@@ -135,7 +135,7 @@ def test_other_errors_have_their_own_classes(openai_client: Any, server: Running
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b'{"prompt": 3.5, "model": "dit"}'])
-def test_a_body_that_is_no_request(server: Running, body: bytes) -> None:
+def test_a_body_that_is_no_request_gets_400(server: Running, body: bytes) -> None:
     response = server.client.post(
         "/v1/images/generations", content=body, headers={"Content-Type": "application/json"}
     )

@@ -42,7 +42,7 @@ def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
     tested = re.search(r"Tested: (\d+)", ended.stdout)
     assert tested is not None
     assert int(tested[1]) >= 17
-    assert answered > 20  # it did not only knock
+    assert answered > 20  # not all requests were refused
 
 
 KEY = "alice-has-a-secret-key"

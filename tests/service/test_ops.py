@@ -67,7 +67,7 @@ def test_every_label_set_exists_from_the_start(checkpoints: Path) -> None:
             assert fresh.metric("diffusion_cancelled_evaluations_saved_total", model=model) == 0
 
 
-def test_models(server: Running) -> None:
+def test_models_describe_what_is_served(server: Running) -> None:
     dit, unet = server.client.get("/models").json()["models"]
     assert (dit["name"], unet["name"]) == ("dit", "unet")
     assert dit["class_names"] == ["cat", "dog", "0"]
@@ -87,7 +87,7 @@ def test_only_flow_models_offer_euler(tmp_path: Path, checkpoints: Path) -> None
         assert live.client.post("/generate?model=vp&class=0&sampler=ddim").status_code == 200
 
 
-def test_healthy(server: Running) -> None:
+def test_health_paths_answer_ok(server: Running) -> None:
     for path in ("/livez", "/readyz"):
         response = server.client.get(path)
         assert (response.status_code, response.json()["status"]) == (200, "ok")

@@ -1,9 +1,8 @@
-"""The supervisor, the engine and two HTTP workers, over real sockets: who dies, and what that costs."""
+"""The supervisor, the engine and two HTTP workers, over real sockets: what the death of each process costs."""
 
 import os
 import re
 import signal
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,12 +11,11 @@ import psutil
 import pytest
 
 from benchmarks import client
-from benchmarks.client import reserved_port
 from service.settings import ModelEntry
 from service.supervisor import ENGINE_DIED, SILENT_LOOKS, WORKERS_FAIL, Pulse
 from service.web.worker import NICE
 from tests.service.networks import Gated, entry, simulated
-from tests.service.process import QUERY, ROOT, SHORT, WATCHER, command, environment, failed_start, two_workers
+from tests.service.process import QUERY, SHORT, WATCHER, failed_start, two_workers
 from tests.service.sockets import connect, head, reset
 from tests.waiting import wait_until
 
@@ -79,7 +77,7 @@ def test_quotas_are_those_of_the_service(checkpoints: Path, tmp_path: Path) -> N
 
 
 def test_a_stuck_worker_is_replaced(checkpoints: Path, tmp_path: Path) -> None:
-    """However little waits for it; and its place in the quota of its key is free again."""
+    """Even with one request open; and its place in the quota of its key is free again."""
     keys = {"alice": {"key": "alice-has-a-secret-key", "concurrency": 1}, "watcher": {"key": WATCHER}}
     settings = {"models": {"dit": simulated(checkpoints / "dit", 100)}, "api_keys": keys, "max_steps": 1000}
     headers = {"X-API-Key": "alice-has-a-secret-key"}
@@ -97,7 +95,7 @@ def test_a_stuck_worker_is_replaced(checkpoints: Path, tmp_path: Path) -> None:
 
 
 def test_only_a_worker_that_goes_on_being_silent_is_stuck() -> None:
-    """Whoever looks counts looks and not seconds: when the machine sleeps, nobody looks."""
+    """Looks are counted and not seconds, because a machine that sleeps makes no looks."""
     pulse = Pulse()
     assert not any(pulse.stops(beat) for beat in [1.0] * SILENT_LOOKS + [2.0] * SILENT_LOOKS)
     assert [pulse.stops(2.0) for _ in range(3)] == [True, False, False]  # told once
@@ -184,12 +182,7 @@ def test_two_workers_drain_at_a_signal(checkpoints: Path, tmp_path: Path, number
 
 def test_workers_that_cannot_start_end_the_service(checkpoints: Path, tmp_path: Path) -> None:
     (tmp_path / "uvicorn.py").write_text("raise SystemExit(7)")  # found before the real one
-    settings = environment(device="cpu", models={"dit": simulated(checkpoints / "dit", 1)})
-    with reserved_port() as port:
-        ended = subprocess.run(
-            command(port), cwd=ROOT, env=settings | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
-            timeout=120,
-        )  # fmt: skip
+    ended = failed_start(models={"dit": simulated(checkpoints / "dit", 1)}, modules=tmp_path)
     assert ended.returncode == WORKERS_FAIL
     said = re.findall("worker 1 has ended with code 7: (.*)", ended.stderr)
     assert said == ["starting another one"] * 4 + ["at its start 5 times in 30 s"]

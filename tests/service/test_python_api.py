@@ -1,4 +1,4 @@
-"""stepwise.load and stepwise.connect: three lines from a checkpoint, or a service, to pictures of PIL."""
+"""stepwise.load and stepwise.connect: both give the same pictures, from a checkpoint and from a service."""
 
 import asyncio
 import math
@@ -116,7 +116,7 @@ def test_both_save_the_same_animation(
     assert (here[-1] == np.concatenate(plain, axis=1)).all()
 
 
-def test_what_both_refuse_to_tell(local: Model, remote: RemoteModel, tmp_path: Path) -> None:
+def test_both_refuse_wrong_trajectories_and_animations(local: Model, remote: RemoteModel, tmp_path: Path) -> None:
     for model in (local, remote):
         with pytest.raises(ValueError, match=r"path: must end in \.png, \.apng, \.webp, not"):
             model.save_animation(tmp_path / "cat.gif", "cat")
@@ -225,7 +225,7 @@ def test_numbers_of_numpy_are_numbers(local: Model, remote: RemoteModel) -> None
             assert difference(np.array(image), right) <= 1
 
 
-def test_what_only_a_service_can_do(local: Model, remote: RemoteModel) -> None:
+def test_deterministic_and_deadline_are_for_a_service_only(local: Model, remote: RemoteModel) -> None:
     first, again = (remote.sample("cat", seed=1, deterministic=True, deadline_ms=600_000) for _ in range(2))
     assert first[0].info["deterministic"] == "true"
     assert difference(np.array(first[0]), np.array(again[0])) == 0
@@ -235,7 +235,7 @@ def test_what_only_a_service_can_do(local: Model, remote: RemoteModel) -> None:
             local.sample("cat", **more)
 
 
-def test_in_an_event_loop(local: Model) -> None:
+def test_samples_can_be_awaited_in_an_event_loop(local: Model) -> None:
     async def both() -> list[list[Image.Image]]:
         return [*await asyncio.gather(local.sample_async("cat", seed=1), local.sample_async("dog", seed=1))]
 
@@ -244,7 +244,7 @@ def test_in_an_event_loop(local: Model) -> None:
     assert difference(np.array(cat), np.array(dog)) > 0
 
 
-def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nope/config\.json does not exist"):
         stepwise.load(tmp_path / "nope")
     assert stepwise.load("dit").class_names == list("0123456789")  # a shipped one, by its name
@@ -296,13 +296,13 @@ def test_a_busy_service_is_asked_again_when_it_says(remote: RemoteModel, monkeyp
     assert [0.2 <= slept[0] <= 0.24, 0.3 <= slept[1] <= 0.36] == [True, True]
 
 
-def test_no_longer_than_patience(remote: RemoteModel) -> None:
+def test_a_wait_beyond_the_patience_raises(remote: RemoteModel) -> None:
     with_answers(remote, refusal(5000), patience=1.0)
     with pytest.raises(QuotaExceeded, match="too many"):
         remote.sample("cat")
 
 
-def test_what_a_proxy_says_is_told(remote: RemoteModel) -> None:
+def test_the_text_of_a_proxy_is_in_the_error(remote: RemoteModel) -> None:
     with_answers(remote, httpx.Response(502, text="<html>bad gateway</html>"))
     with pytest.raises(ServiceError, match="status 502: <html>bad gateway"):
         remote.sample("cat")

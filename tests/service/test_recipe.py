@@ -79,7 +79,7 @@ def test_each_of_several_files_can_be_made_again(server: Running, accept: str) -
         assert again(server, recipe(file)).content == base64.b64decode(file)
 
 
-def test_openai_files_too(server: Running) -> None:
+def test_a_file_of_openai_can_be_made_again(server: Running) -> None:
     body = {"model": "dit", "prompt": "dog", "deterministic": True, "num_inference_steps": 3}
     answer = server.client.post("/v1/images/generations", json=body).json()
     file = answer["data"][0]["b64_json"]

@@ -3,7 +3,6 @@
 import re
 import signal
 import socket
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -17,7 +16,7 @@ from benchmarks.client import reserved_port
 from service.supervisor import ENGINE_DIED
 from service.web.worker import connection_limit
 from tests.service.networks import Gated, Lost, entry, simulated
-from tests.service.process import ROOT, command, environment, failed_start, run_program, serving, status
+from tests.service.process import ROOT, command, failed_start, run_program, serving, started, status
 from tests.service.sockets import connect, head
 from tests.waiting import wait_until
 
@@ -61,16 +60,13 @@ def test_the_limit_of_a_drain_refuses_what_is_open(checkpoints: Path, tmp_path: 
 def test_a_signal_is_heard_while_the_imports_still_run(checkpoints: Path, tmp_path: Path) -> None:
     """As process 1 of a container it would be lost otherwise, until the container is killed."""
     (tmp_path / "torch.py").write_text("import time\ntime.sleep(600)")  # found before the real one, and slower
-    settings = environment(checkpoints=checkpoints, device="cpu") | {"PYTHONPATH": str(tmp_path)}
-    process = subprocess.Popen(command(0), cwd=ROOT, env=settings, stderr=subprocess.PIPE)
-    try:
-        wait_until(lambda: catches(process.pid, signal.SIGTERM))
-        process.terminate()
-        _, errors = process.communicate(timeout=60)
-        assert (process.returncode, errors) == (0, b"")
-    finally:
-        process.kill()
-        process.communicate()
+    with (tmp_path / "log").open("w+") as log:
+        with started(command(0), log, checkpoints=checkpoints, modules=tmp_path) as process:
+            wait_until(lambda: catches(process.pid, signal.SIGTERM))
+            process.terminate()
+            assert process.wait(timeout=60) == 0
+        log.seek(0)
+        assert log.read() == ""
 
 
 def catches(pid: int, number: signal.Signals) -> bool:
@@ -99,10 +95,11 @@ def test_the_second_signal_waits_for_no_client(checkpoints: Path, tmp_path: Path
         assert "Traceback" not in log.read()
 
 
-def test_a_taken_port_is_one_sentence(checkpoints: Path) -> None:
+@pytest.mark.parametrize("which", ["port", "metrics_port"])
+def test_a_taken_port_is_one_sentence(checkpoints: Path, which: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        ended = failed_start(port, checkpoints=checkpoints)
+        ended = failed_start(checkpoints=checkpoints, **{which: port})
     assert ended.returncode == 2
     assert ended.stderr == f"error: cannot listen on 127.0.0.1, port {port}: Address already in use\n"
 
@@ -115,21 +112,15 @@ def test_metrics_cannot_have_the_port_of_the_service(checkpoints: Path) -> None:
 
 def test_connections_stay_within_the_open_files(checkpoints: Path, tmp_path: Path) -> None:
     """With 128 files, and no right to more, sixty-four connections are served and the next one is told why not."""
-    settings = environment(checkpoints=checkpoints, device="cpu", max_rows=4)
     with (tmp_path / "log").open("w+") as log, reserved_port() as port:
-        limited = ["prlimit", "--nofile=128:128", *command(port)]
-        process = subprocess.Popen(limited, cwd=ROOT, env=settings, stdout=log, stderr=log)
-        url = f"http://127.0.0.1:{port}"
-        try:
+        limited, url = ["prlimit", "--nofile=128:128", *command(port)], f"http://127.0.0.1:{port}"
+        with started(limited, log, checkpoints=checkpoints, max_rows=4), ExitStack() as stack:
             wait_until(lambda: status(f"{url}/livez") == 200)
-            with ExitStack() as stack:
-                clients = [stack.enter_context(connect(url)) for _ in range(100)]
-                clients[-1].sendall(head("GET", "/livez"))
-                assert clients[-1].recv(4096).startswith(b"HTTP/1.1 503")
+            clients = [stack.enter_context(connect(url)) for _ in range(100)]
+            clients[-1].sendall(head("GET", "/livez"))
+            assert clients[-1].recv(4096).startswith(b"HTTP/1.1 503")
+            stack.close()
             wait_until(lambda: status(f"{url}/livez") == 200)
-        finally:
-            process.kill()
-            process.wait()
         log.seek(0)
         text = log.read()
     assert "64 connections at most" in text
@@ -161,21 +152,18 @@ def test_windows_is_refused_in_one_sentence() -> None:
 
 
 def test_a_port_that_the_system_chooses_is_told(checkpoints: Path, tmp_path: Path) -> None:
-    with (tmp_path / "log").open("w") as log, reserved_port() as metrics_port:
-        settings = environment(checkpoints=checkpoints, device="cpu", max_rows=4, metrics_port=metrics_port)
-        process = subprocess.Popen(command(0), cwd=ROOT, env=settings, stderr=log, text=True)
-        try:
-            text = (tmp_path / "log").read_text
-            wait_until(lambda: "listening on " in text() or process.poll() is not None)
-            told = re.search(
-                r"listening on (http://127.0.0.1:\d+), metrics on (http://127.0.0.1:\d+/metrics)\n", text()
-            )
-            assert told, text()
-            assert httpx.get(f"{told[1]}/readyz").status_code == 200
-            assert httpx.get(told[2]).status_code == 200
-        finally:
-            process.kill()
-            process.wait()
+    said = r"listening on (http://127.0.0.1:\d+), metrics on (http://127.0.0.1:\d+/metrics)\n"
+    with (
+        (tmp_path / "log").open("w") as log,
+        reserved_port() as metrics_port,
+        started(command(0), log, checkpoints=checkpoints, max_rows=4, metrics_port=metrics_port) as process,
+    ):
+        text = (tmp_path / "log").read_text
+        wait_until(lambda: "listening on " in text() or process.poll() is not None)
+        told = re.search(said, text())
+        assert told, text()
+        assert httpx.get(f"{told[1]}/readyz").status_code == 200
+        assert httpx.get(told[2]).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A simulated model in the real service: everywhere a client looks, it is told."""
+"""A simulated model in the real service: answers, /models and metrics all say so."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_the_checkpoint_still_names_classes_and_shape(both: Running) -> None:
         ('{"t0_ms": 1, "t1_ms": 1, "rows": 3}', "simulate.rows: unknown field: use one of t0_ms, t1_ms"),
     ],
 )
-def test_a_cost_that_is_none(monkeypatch: pytest.MonkeyPatch, simulate: str, reason: str) -> None:
+def test_a_wrong_cost_is_refused(monkeypatch: pytest.MonkeyPatch, simulate: str, reason: str) -> None:
     monkeypatch.setenv("DIFFUSION_MODELS", f'{{"a": {{"checkpoint": "x", "simulate": {simulate}}}}}')
     with pytest.raises(SettingsError, match=reason):
         load_settings()

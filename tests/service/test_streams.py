@@ -146,7 +146,7 @@ def test_an_error_on_the_way_is_the_last_event(slow: Running) -> None:
     query = {"model": "dit", "class": "cat", "steps": 40, "guidance": 1, "preview": 64, "deadline_ms": 3000}
     wait_until(lambda: slow.metric("diffusion_running_slots") == 0)
     runner = slow.app.state.local.core.runners["dit"]
-    cost, runner.cost = runner.cost, type(runner.cost)(200, 0)  # the device slows down behind the profile's back
+    cost, runner.cost = runner.cost, type(runner.cost)(200, 0)  # the device slows down
     try:
         events = parse(slow.client.post("/generate", params=query, headers=STREAM).text)
     finally:

@@ -101,7 +101,7 @@ def test_the_numbers_are_those_of_the_plain_loop(
     check_against_the_plain_loop(checkpoints, found)
 
 
-def test_those_of_a_few_step_network_too(few: tuple[Running, Path]) -> None:
+def test_the_numbers_of_a_few_step_network_are_those_of_the_plain_loop(few: tuple[Running, Path]) -> None:
     server, folder = few
     found = arrays(post(server, "npz", sampler="consistency", steps=3))
     assert np.abs(found["noise"][:, :2]).max() > 1
@@ -135,7 +135,7 @@ def test_shapes_and_types_and_what_stands_beside(server: Running) -> None:
 
 @pytest.mark.parametrize("strength", [0.4, 1.0])
 @pytest.mark.parametrize("masked", [False, True])
-def test_with_an_image_it_begins_where_the_first_step_does(server: Running, strength: float, masked: bool) -> None:
+def test_a_trajectory_of_an_image_begins_at_its_strength(server: Running, strength: float, masked: bool) -> None:
     fields = {"image": text(IMAGE), "strength": strength} | ({"mask": text(MASK)} if masked else {})
     found = arrays(post(server, "npz", spacing="trailing", **fields))
     noise = arrays(post(server, "npz"))["x"][:, 0]
@@ -252,7 +252,7 @@ def test_accept_chooses_numbers_but_no_animation(server: Running) -> None:
 
 
 @pytest.mark.parametrize("form", ["npz", *images.ANIMATIONS])
-def test_previews_have_no_place_beside_it(server: Running, form: str) -> None:
+def test_previews_of_a_trajectory_are_refused(server: Running, form: str) -> None:
     stream = server.client.post("/generate", json=HOW | {"format": form}, headers={"Accept": "text/event-stream"})
     assert stream.status_code == 422
     assert stream.json()["detail"] == f"format: {form} cannot be streamed: use one of png, webp, jpeg"
@@ -261,7 +261,7 @@ def test_previews_have_no_place_beside_it(server: Running, form: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["npz", *images.ANIMATIONS])
-def test_openai_has_no_place_for_it(server: Running, form: str) -> None:
+def test_openai_refuses_the_formats_of_trajectories(server: Running, form: str) -> None:
     body = {"model": "dit", "prompt": "cat", "output_format": form}
     refused = server.client.post("/v1/images/generations", json=body)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "output_format")
@@ -298,7 +298,7 @@ def test_an_answer_is_counted_and_its_memory_is_free_again(server: Running) -> N
     wait_until(lambda: room(server).free == MAX_HELD)
 
 
-def test_where_others_hold_the_memory_it_says_when_to_come_back(server: Running) -> None:
+def test_a_trajectory_without_room_is_told_when_to_come_back(server: Running) -> None:
     counted = {"diffusion_requests_total": "outcome", "diffusion_rejections_total": "reason"}
     kinds = {"outcome": "rejected", "reason": "unavailable"}
     before = {name: server.metric(name, model="dit", **{label: kinds[label]}) for name, label in counted.items()}
@@ -320,7 +320,7 @@ def odd() -> Iterator[Running]:
 
 
 @pytest.mark.parametrize("form", ["npz", "apng"])
-def test_whatever_ends_it_the_memory_is_free_again(odd: Running, form: str) -> None:
+def test_the_memory_is_free_after_a_failure_a_deadline_and_a_client_that_leaves(odd: Running, form: str) -> None:
     broken = post(odd, form, model="fragile", **{"class": "0"})
     assert broken.status_code == 500
     late = post(odd, form, model="slow", deadline_ms=30, steps=200)

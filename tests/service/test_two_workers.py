@@ -173,7 +173,7 @@ GARBAGE = (
 )
 
 
-def test_garbage_harms_nobody(service: Processes) -> None:
+def test_garbage_disturbs_no_other_client(service: Processes) -> None:
     workers = {worker.pid for worker in service.workers()}
 
     def send(number: int) -> None:

@@ -103,7 +103,7 @@ def test_many_coroutines_get_their_own_images() -> None:
     assert len({pixels(output)[0].tobytes() for output in outputs}) == 40
 
 
-def test_refusals_are_raised() -> None:
+def test_a_full_queue_raises_its_refusal() -> None:
     async def client() -> None:
         rig.model.close()
         first = asyncio.create_task(rig.generate(seeds=(1, 2, 3, 4)))
@@ -119,7 +119,7 @@ def test_refusals_are_raised() -> None:
         rig.run(client)
 
 
-def test_failures_are_raised() -> None:
+def test_a_failed_request_raises() -> None:
     class Broken(Turnstile):
         def forward(self, x, t, y):
             return super().forward(x, t, y) / 0

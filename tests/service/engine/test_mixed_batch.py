@@ -153,7 +153,7 @@ def test_a_failing_request_leaves_the_others_unchanged(failure: str, below: floa
         assert difference(request.images[0], expected) <= 1
 
 
-def test_a_forward_that_is_only_too_large_fails_nobody_and_advances_each_image_once() -> None:
+def test_a_forward_that_is_only_too_large_fails_no_request_and_advances_each_image_once() -> None:
     config, sound = tiny_config(), tiny_model()
     watched = Watched(sound)
     model = Cramped(6, watched, MemoryError)

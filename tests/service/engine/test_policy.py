@@ -39,7 +39,7 @@ def clear(share: DeviceShare) -> None:
         share.scheduler.abort(request_id, 0.0)
 
 
-def test_nobody_runs_without_work() -> None:
+def test_no_model_runs_without_work() -> None:
     assert pick({}, now=0.0) is None
     assert pick({"a": make_share(), "b": make_share()}, now=0.0) is None
 

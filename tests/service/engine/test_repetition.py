@@ -76,7 +76,7 @@ def test_a_step_with_a_deterministic_image_is_full() -> None:
     assert [(step.num_rows, step.num_padding_rows) for step in steps] == [(1, 0), (2, 6), (2, 6), (1, 0)]
 
 
-def test_its_idle_latency_is_that_of_full_steps() -> None:
+def test_a_deterministic_request_has_the_idle_latency_of_full_steps() -> None:
     runner = recording_runner(tiny_model(), tiny_config(), ROWS)
     runner.step_seconds = {1: 1.0, 2: 2.0, 8: 10.0}
     one, five = (
@@ -126,7 +126,7 @@ def test_a_row_count_that_repeats_itself_is_found(cap: int, fixed: int) -> None:
     assert find_fixed_rows(runner, cap) == runner.fixed_rows == fixed
 
 
-def test_where_none_is_found_the_cap_stays() -> None:
+def test_the_cap_stays_where_no_row_count_repeats_itself() -> None:
     runner = ModelRunner(Sociable(), tiny_config(), CPU, torch.float32, 16)
     assert find_fixed_rows(runner, 6) is None
     assert runner.fixed_rows == 6

@@ -218,7 +218,7 @@ def test_warm_up_gives_up_where_no_guided_image_fits() -> None:
     ],
     ids=str,
 )
-def test_row_counts(limit: int, counts: list[int]) -> None:
+def test_row_counts_are_all_up_to_16_and_then_fewer(limit: int, counts: list[int]) -> None:
     assert row_counts(limit) == counts
 
 
@@ -256,7 +256,7 @@ def test_the_cap_of_another_device_is_at_the_knee_of_its_times() -> None:
     ],
     ids=["free", "linear", "affine", "largest", "worse", "bump"],
 )
-def test_knee(curve: dict[int, float], cap: int) -> None:
+def test_the_knee_is_the_least_count_that_gives_80_percent_of_the_best(curve: dict[int, float], cap: int) -> None:
     assert knee(curve) == cap
 
 

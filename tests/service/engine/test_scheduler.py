@@ -81,7 +81,7 @@ def test_late_requests_go_after_those_in_time() -> None:
     assert late not in [task.request for task in scheduler.schedule(now=20.0).tasks]
 
 
-def test_nobody_waits_for_ever_however_late() -> None:
+def test_no_request_waits_for_ever_however_late() -> None:
     """Twice as many requests arrive as fit; an overdue one gets rows of every step."""
     late, scheduler = timed(*[2] * 10, idle=10.0), Scheduler(4, UNBOUNDED, UNBOUNDED)
     scheduler.add(late, now=0.0)
@@ -184,7 +184,7 @@ def test_abort_of_a_half_started_request_frees_its_slots_and_its_places_in_the_q
     assert members(scheduler) == [other]
 
 
-def test_a_failed_image_takes_its_request_along_and_nobody_else() -> None:
+def test_a_failed_image_fails_its_request_and_no_other() -> None:
     doomed, other = make_request(1, 1, n=3), make_request(1, 1)
     scheduler = make_scheduler(3, doomed, other)  # the third image of doomed runs, other waits
     assert run_step(scheduler, failed=[doomed.tasks[1]], now=7.0) == [doomed]

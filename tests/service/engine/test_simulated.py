@@ -31,7 +31,7 @@ def test_requests_go_through_the_real_scheduler_and_get_stripes() -> None:
         np.testing.assert_array_equal(request.images[0], stripes((1, 8, 8)))
 
 
-def test_it_cannot_be_mistaken_for_a_model() -> None:
+def test_a_simulated_model_cannot_be_mistaken_for_a_real_one() -> None:
     runner = SimulatedRunner(tiny_config(), StepCost(1.0, 0.0), 2)
     assert runner.describe() == {"device": "simulated", "dtype": "none", "backend": "none"}
     picture = stripes((3, 32, 32))

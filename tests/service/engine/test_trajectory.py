@@ -37,7 +37,7 @@ Points = dict[tuple[str, int], list[TrajectoryPoint]]  # by request and image
 
 
 def walk(model: nn.Module, request: Request, index: int) -> list[tuple[Tensor, Tensor]]:
-    """x and denoised image [C, H, W] behind each step, by the plain loop."""
+    """x and denoised image [C, H, W] after each step, by the plain loop."""
     params, config = request.params, tiny_config(request.params.model)
     table, found = config.table(params.sampler, params.num_steps, params.spacing, params.strength), []
 

@@ -98,6 +98,7 @@ def test_random_arrivals_and_swaps_never_mix_two_networks(make: Callable[[], Mod
             swap(core, networks[-1])
         core.step()
     drive(core)
+    assert {networks.index(network) for _, network in asked} == {0, 1, 2}
     assert all(is_of(network, request) for request, network in asked)
 
 

@@ -99,7 +99,7 @@ class Turnstile(nn.Module):
         self.closed = True
 
     def let_pass(self, steps: int) -> None:
-        """Let so many steps end, and return when the one behind them has been entered."""
+        """Let so many steps end, and return when the one after them has been entered."""
         entered = len(self.rows) + steps
         self._permits.release(steps)
         wait_until(lambda: len(self.rows) >= entered)

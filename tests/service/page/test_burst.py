@@ -8,7 +8,7 @@ from tests.service.page.conftest import Visit, problem
 from tests.service.pictures import decoded, difference
 
 
-def test_a_burst_draws_many_pictures_that_agree_in_nothing(visit: Visit, server: Running) -> None:
+def test_a_burst_draws_as_many_pictures_as_asked_for(visit: Visit, server: Running) -> None:
     visit.draw()
     before = server.metric("diffusion_images_total")
     visit.page.fill("#burst-size", "9")
@@ -18,7 +18,7 @@ def test_a_burst_draws_many_pictures_that_agree_in_nothing(visit: Visit, server:
     assert visit.complaints == []
 
 
-def test_a_bad_burst_size_is_corrected_with_a_word(visit: Visit) -> None:
+def test_a_bad_burst_size_is_corrected_and_the_notice_says_so(visit: Visit) -> None:
     visit.draw()
     visit.answer("generate", 422, problem(422, "no"))
     for given, sent in (("0", 1), ("2.7", 3), ("1000", 48), ("", 16)):

@@ -49,13 +49,13 @@ def test_a_row_leads_from_the_picture_above_to_the_other_class_and_seed(way: Vis
     assert way.complaints == []
 
 
-def test_away_from_a_class(way: Visit) -> None:
+def test_a_row_leads_away_from_a_class(way: Visit) -> None:
     way.page.select_option("#away-from", "cat")
     assert [body["negative_class"] for body in lead(way)] == ["cat", "cat"]
     assert len(row(way, 0)) == 6
 
 
-def test_without_a_choice_nothing_is_sent_and_a_refusal_is_told(way: Visit) -> None:
+def test_without_a_choice_nothing_is_sent_and_a_refusal_is_shown(way: Visit) -> None:
     sent = len(way.asked)
     way.page.click("#lead")
     way.wait_for_text("#unclear", "Choose another class or seed, or a class to lead away from.")
