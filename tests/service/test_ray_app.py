@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from service import ray_app
 from service.observe.scoreboard import EngineScoreboard, Layout, ModelStats, Scoreboard, State
 from service.ray_app import BACKLOG, BacklogPolicy, Replica, Scale, _choose
 from service.settings import Settings, SettingsError
@@ -48,11 +49,14 @@ def test_a_dead_or_silent_engine_is_not_healthy(state: State, heartbeat: float) 
         asyncio.run(replica(state, heartbeat).check_health())
 
 
-def test_a_replica_is_healthy_once_it_is_warm() -> None:
+def test_a_replica_is_healthy_once_it_is_warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_app, "POLL_SECONDS", 0)
+
     async def warms_up() -> None:
         warming = replica("starting")
         check = asyncio.ensure_future(warming.check_health())
-        await asyncio.sleep(0.3)
+        for _ in range(10):  # looks at the engine
+            await asyncio.sleep(0)
         assert not check.done()
         warming.app.state.generator.engine.is_ready = True
         await check

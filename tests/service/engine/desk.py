@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
@@ -29,6 +29,13 @@ from service.wire.messages import (
 )
 from tests.service.engine.tiny import Turnstile, make_params, recording_runner, tiny_config
 from tests.waiting import PATIENCE, wait_until
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """wait_until, with the event loop going on meanwhile."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.001)
 
 
 class Recorder(EngineScoreboard):
@@ -85,9 +92,7 @@ class Rig:
         """One of its own for each event loop, once it has heard of the models."""
         engine = AsyncEngine(self.attach(), self.board)
         await engine.connect()
-        async with asyncio.timeout(PATIENCE):
-            while not engine.is_ready:
-                await asyncio.sleep(0.001)
+        await until(lambda: engine.is_ready)
         try:
             yield engine
         finally:

@@ -93,7 +93,7 @@ def test_a_container_has_room_for_what_it_may_use(
 
 def test_a_helper_ends_with_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[int] = []
-    parents = iter([7, 7, 1, 1])  # the engine dies behind the first row count
+    parents = iter([7, 7, 1, 1])  # the engine dies after the first row count
     monkeypatch.setattr(os, "getppid", lambda: next(parents))
     monkeypatch.setattr(compiling.ModelRunner, "rehearsal", lambda _, rows: ran.append(rows))
     monkeypatch.setattr(compiling.ModelRunner, "execute", lambda *_: None)

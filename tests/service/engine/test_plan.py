@@ -42,7 +42,7 @@ def test_a_row_is_spent_where_guidance_is_applied(num_steps: int, ends: tuple[fl
     ],
     ids=["off", "on", "interval", "bounds-belong-to-it", "between-steps"],
 )
-def test_rows_of_four_steps(scale: float, interval: tuple[float, float], rows: tuple[int, ...]) -> None:
+def test_guided_steps_take_two_rows(scale: float, interval: tuple[float, float], rows: tuple[int, ...]) -> None:
     plan = compile_plan(FLOW, make_params(num_steps=4, guidance_scale=scale, guidance_interval=interval))
     assert plan.rows == rows
     assert plan.remaining[0] == sum(rows)
@@ -50,7 +50,7 @@ def test_rows_of_four_steps(scale: float, interval: tuple[float, float], rows: t
 
 
 @pytest.mark.parametrize("sampler", samplers_of(FLOW))
-def test_columns_are_the_tables(sampler: str) -> None:
+def test_the_numbers_of_a_plan_are_those_of_the_table(sampler: str) -> None:
     plan = compile_plan(FLOW, make_params(num_steps=7, sampler=sampler, guidance_scale=2.0))
     table = FLOW.table(sampler, 7)
     assert plan.numbers.shape == (7, NUM_NUMBERS)
@@ -73,7 +73,7 @@ def test_columns_are_the_tables(sampler: str) -> None:
         ("euler", 1.0, (1, 1), [1.0, 1.0]),
     ],
 )
-def test_inputs_of_a_few_step_network(
+def test_a_few_step_network_gets_its_times_and_its_scale(
     sampler: str, scale: float, rows: tuple[int, ...], given: list[float]
 ) -> None:
     params = make_params(num_steps=2, sampler=sampler, guidance_scale=scale, guidance_interval=(0.0, 0.6))
@@ -87,7 +87,7 @@ def test_inputs_of_a_few_step_network(
     assert plan.numbers[:, COEFFICIENTS][:, 0].tolist() == between
 
 
-def test_a_plain_network_cannot_jump() -> None:
+def test_a_plain_network_has_no_consistency_sampler() -> None:
     with pytest.raises(ValueError, match="tuned for few steps"):
         compile_plan(FLOW, make_params(sampler="consistency"))
 

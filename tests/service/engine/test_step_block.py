@@ -11,7 +11,7 @@ NULL, SCRATCH = 10, 77
 
 
 def packed(num_rows: int, num_images: int, rubbish: int = 255) -> StepBlock:
-    """A guided image in the middle of its steps, a plain one at its first and last, a guided one at its first."""
+    """A guided image in the middle of its steps, a plain one in its only step, a guided one in its first."""
     buffer = torch.full((BYTES_PER_ROW * 8,), rubbish, dtype=torch.uint8)
     block = StepBlock(buffer, num_rows, num_images)
     requests = [
@@ -44,7 +44,7 @@ def test_images_know_their_rows_slot_and_noise() -> None:
 
 
 @pytest.mark.parametrize("rubbish", [0, 255])
-def test_what_is_left_over_is_harmless_padding(rubbish: int) -> None:
+def test_the_rest_of_a_block_is_harmless_padding(rubbish: int) -> None:
     small, block = packed(5, 3), packed(8, 8, rubbish)
     assert torch.equal(block.rows[:5], small.rows)
     assert torch.equal(block.indices[:3], small.indices)
@@ -74,7 +74,7 @@ def test_previews_leave_beside_finished_images_each_with_its_preview() -> None:
     assert block.preview.tolist() == [[0, 1], [1, 0], [1, -0.5]]  # the flow's x0 = x - u v, at u = 1/2
 
 
-def test_a_block_of_nobody_is_all_padding() -> None:
+def test_a_block_without_images_is_all_padding() -> None:
     block = StepBlock(torch.zeros(BYTES_PER_ROW * 2, dtype=torch.uint8), 2, 2)
     pack(block, SlotTable(SCRATCH).look_up([]), NULL, SCRATCH)
     assert block.rows.tolist() == [[SCRATCH, 0, 0]] * 2

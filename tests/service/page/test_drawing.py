@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
 import pytest
 
 from service.local import create_app
-from service.settings import ModelEntry, Settings
+from service.settings import Settings
 from tests.service.conftest import Running, running
-from tests.service.page.conftest import SKY, Visit, decoded
+from tests.service.networks import simulated
+from tests.service.page.conftest import SKY, Visit
+from tests.service.pictures import difference, pixels
 from tests.waiting import wait_until
 
 
@@ -18,8 +19,8 @@ def test_both_models_draw_what_generate_draws(visit: Visit, server: Running) -> 
     visit.draw()
     for model in ("dit", "unet"):
         query = {"model": model, "class": "dog", "seed": 5, "steps": 6, "sampler": "ddim", "guidance": 2}
-        expected = decoded(server.client.post("/generate", params=query).content)
-        assert np.abs(visit.picture(model).astype(int) - expected).max() <= 1
+        expected = pixels(server.client.post("/generate", params=query))
+        assert difference(visit.picture(model), expected) <= 1
         assert (
             visit.page.locator(f"[data-model={model}] .download").get_attribute("href").startswith("data:image/png")
         )
@@ -181,11 +182,7 @@ def test_a_link_opened_in_the_same_tab_is_drawn(visit: Visit) -> None:
 
 
 def test_simulated_models_say_so_and_stop_stops(browser: Any, checkpoints: Path) -> None:
-    cost = {"t0_ms": 50, "t1_ms": 0}
-    models = {
-        name: ModelEntry.model_validate({"checkpoint": checkpoints / name, "simulate": cost})
-        for name in ("dit", "unet")
-    }
+    models = {name: simulated(checkpoints / name, 50) for name in ("dit", "unet")}
     with running(create_app(Settings(models=models, device="cpu", max_rows=2))) as live:
         context = browser.new_context()
         visit = Visit(context.new_page(), live.url)
