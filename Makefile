@@ -21,16 +21,16 @@ EXAMPLES := .weights_sha256.: |"image/png": "iVBOR|api_key="none"|^TRACE, PARENT
 .PHONY: help serve test test-fast test-gpu load check lint security format clean
 
 help:
-	@echo 'make serve    run the service on http://$(HOST):$(PORT) (HOST=, PORT=)'
-	@echo 'make test     check, then run the tests'
-	@echo 'make test-fast in a minute: engine, models, the kernels references, HTTP'
-	@echo 'make test-gpu the tests that need a CUDA device, then the kernels timed on it'
-	@echo 'make load     mixed requests to URL=http://127.0.0.1:8000 at RATE= a second: build/load.html'
-	@echo 'make check    lint and security'
-	@echo 'make lint     ruff, pyright, import-linter'
-	@echo 'make security bandit, a search for secrets, and what the images consist of (build/sbom-*.json)'
-	@echo 'make format   rewrite the code the way the linter wants it'
-	@echo 'make clean    remove .venv, build leftovers and caches; runs/ and data/ stay'
+	@echo 'make serve     run the service on http://$(HOST):$(PORT) (HOST=, PORT=)'
+	@echo 'make test      check, then run the tests'
+	@echo 'make test-fast in a minute: the tests of engine, models, kernel references and HTTP'
+	@echo 'make test-gpu  the tests that need a CUDA device, then the kernels timed on it'
+	@echo 'make load      mixed requests to URL=http://127.0.0.1:8000 at RATE= a second: build/load.html'
+	@echo 'make check     lint and security'
+	@echo 'make lint      ruff, pyright, import-linter'
+	@echo 'make security  bandit, a search for secrets, and what the images consist of (build/sbom-*.json)'
+	@echo 'make format    rewrite the code the way the linter wants it'
+	@echo 'make clean     remove .venv, build leftovers and caches; runs/ and data/ stay'
 
 serve: $(VENV)/.runtime
 	$(BIN)/python run.py serve --host $(HOST) --port $(PORT)

@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from models.extras import how_to_install
 from training import options
 
 CHECKPOINT_HELP = "a name in --checkpoints, or the path of a folder with config.json"
@@ -291,7 +292,7 @@ def check_train_extra(command: str) -> None:
 def check_extra(command: str, extra: str, packages: tuple[str, ...]) -> None:
     for name in packages:
         if importlib.util.find_spec(name) is None:
-            raise ValueError(f"{command} needs {name}: pip install -c constraints.txt -e '.[{extra}]'")
+            raise ValueError(f"{command} needs {name}: {how_to_install(extra)}")
 
 
 if __name__ == "__main__":

@@ -36,20 +36,21 @@ def load(checkpoint: str | Path, device: str = "auto", dtype: str = "auto") -> "
         models.checkpoint.CheckpointError: it cannot be used, and why.
     """
     from models.checkpoint import load_checkpoint
-    from models.files import CONFIG, default_checkpoints
+    from models.files import CONFIG
     from service.loaded_model import Model
     from service.registry import choose_device, choose_dtype
     from service.settings import Settings
+    from training.checkpoints import find_checkpoint
 
     for name, given in (("device", device), ("dtype", dtype)):
         allowed = [value for value in get_args(Settings.model_fields[name].annotation) if value != "int8"]
         if given not in allowed:
             raise ValueError(f"{name}: must be one of {', '.join(allowed)}, not {given!r}")
     folder = Path(checkpoint)
-    if not (folder / CONFIG).exists() and (shipped := default_checkpoints() / folder / CONFIG).exists():
-        folder = shipped.parent
+    if not (folder / CONFIG).exists():
+        folder = find_checkpoint(str(folder))
+    place = choose_device(device, "device")
     network, config = load_checkpoint(folder)
-    place = choose_device(device)
     return Model(folder.name, network.to(place, choose_dtype(dtype, place)).eval(), config, place, __version__)
 
 

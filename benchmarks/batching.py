@@ -1,14 +1,14 @@
-"""The gain of batching without a compatibility key, on the real engine and a real model.
+"""Compares batching without a compatibility key with three other strategies, in the real engine with a real model.
 
-Four ways to batch serve the same trace of mixed requests (steps, samplers, guidance), on the same runner:
+All four serve the same trace of requests, which differ in steps, sampler and guidance, on the same runner:
 
     sequential   one request after another
     request      requests of equal steps, sampler and guidance form a batch that runs to its end
     keyed step   every step forms a new batch among images of equal sampler and guidance
     no key       every step forms a new batch among all images: this project
 
-First, all requests are present at once (throughput). Then they arrive at random (Poisson) at a share of the
-throughput of "no key" (latency). Run it on a machine without other load.
+First all requests are there at once, which gives the throughput. Then they arrive at random (Poisson), at --load
+times the throughput of "no key", which gives the latencies. Run it on a machine without other load.
 
     python -m benchmarks.batching --checkpoint checkpoints/dit
 """
@@ -35,20 +35,22 @@ from service.wire.messages import SamplingParams
 Key = Callable[[ImageTask], Hashable]
 
 
-def full_key(task: ImageTask) -> Hashable:
+def request_key(task: ImageTask) -> Hashable:
+    """What images must share to run as one batch from the first step to the last."""
     params = task.request.params
     return params.sampler, params.guidance_scale, params.num_steps
 
 
 def step_key(task: ImageTask) -> Hashable:
+    """What images must share to take part in the same step."""
     params = task.request.params
     return params.sampler, params.guidance_scale
 
 
 class KeyedScheduler(Scheduler):
-    """The project's scheduler with a compatibility key: a batch takes only images with the key of the oldest one.
+    """The project's scheduler with a compatibility key: a step takes only images with the key of the oldest one.
 
-    whole: a batch takes no more images once it has started. limit: images per batch.
+    whole: a batch takes no more images once it has started. limit: the most images of a batch.
     """
 
     key: Key = staticmethod(lambda task: None)
@@ -61,19 +63,19 @@ class KeyedScheduler(Scheduler):
         joining = not (self.whole and self.running)
         fitting = [t for t in everyone if joining and self.key(t) == self.key(oldest)]
         self.waiting.extend(fitting[: max(0, self.limit - len(self.running))])
-        parked = [t for t in self.running if self.key(t) != self.key(oldest)]
-        self.running = [t for t in self.running if t not in parked]
+        paused = [t for t in self.running if self.key(t) != self.key(oldest)]
+        self.running = [t for t in self.running if t not in paused]
         output = super().schedule(now)
-        self.running = sorted(self.running + parked, key=lambda t: int(t.request.request_id))
+        self.running = sorted(self.running + paused, key=lambda t: int(t.request.request_id))
         started = set(self.running)
         self.waiting = type(self.waiting)(t for t in everyone if t not in started)
         return output
 
     def select(self, now: float) -> list[ImageTask]:
         """First come, first served."""
-        line = [*self.running, *self.waiting]
-        rows = accumulate(task.rows for task in line)
-        return [task for task, total in zip(line, rows, strict=True) if total <= self.max_rows]
+        queue = [*self.running, *self.waiting]
+        rows = accumulate(task.rows for task in queue)
+        return [task for task, total in zip(queue, rows, strict=True) if total <= self.max_rows]
 
 
 class Sequential(KeyedScheduler):
@@ -81,7 +83,7 @@ class Sequential(KeyedScheduler):
 
 
 class RequestLevel(KeyedScheduler):
-    key, whole = staticmethod(full_key), True
+    key, whole = staticmethod(request_key), True
 
 
 class KeyedStep(KeyedScheduler):
@@ -97,6 +99,7 @@ STRATEGIES: dict[str, type[Scheduler]] = {
 
 
 def make_trace(runner: ModelRunner, count: int, seed: int) -> list[Request]:
+    """Random requests that differ in class, steps, sampler, guidance and seed."""
     rng = np.random.default_rng(seed)
     trace = []
     for i in range(count):
@@ -116,7 +119,15 @@ def make_trace(runner: ModelRunner, count: int, seed: int) -> list[Request]:
 def replay(
     runner: ModelRunner, kind: type[Scheduler], trace: list[Request], arrivals: np.ndarray, max_rows: int
 ) -> tuple[float, list[float], float]:
-    """Run a trace. Returns its seconds, the latency of each request, and the mean rows of a forward."""
+    """Run a trace.
+
+    Args:
+        kind: the class of the scheduler.
+        arrivals: seconds after the start, [requests].
+
+    Returns:
+        The seconds of the whole trace, the latency of each request in seconds, and the mean rows of a forward.
+    """
     core = EngineCore({"model": runner}, EngineConfig(max_rows, len(trace) + 1, 10**9))
     core.warm_up("model")
     core.shares["model"].scheduler = kind(max_rows, len(trace) + 1, 10**9)
@@ -142,7 +153,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/dit"))
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--rows", type=int, default=8, help="row cap, the same for all")
-    parser.add_argument("--load", type=float, default=0.7, help="arrival rate over the throughput of no key")
+    parser.add_argument("--load", type=float, default=0.7, help="arrival rate over the throughput of 'no key'")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     arguments = parser.parse_args()

@@ -1,9 +1,9 @@
-"""What lies between classes and seeds for the shipped models: the picture of docs/api.md.
+"""Draws docs/between.png for docs/api.md: interpolation between classes and between seeds, and negative classes.
 
     python -m benchmarks.between
 
-A row for each model: from a 3 to an 8 with one noise, a 5 from the noise of one seed to that of another, and fours
-that are led away from no class, then from the class 9.
+Each shipped model has a row. It goes from a 3 to an 8 with one noise, and with a 5 from the noise of one seed to
+that of another. Then come fours with the null class as the negative class, and the same fours with the class 9.
 """
 
 from functools import partial
@@ -12,15 +12,16 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 import stepwise
-from benchmarks.client import ROOT
+from benchmarks import ROOT
 
 PICTURE = ROOT / "docs" / "between.png"
-IMAGES, FOURS, STEPS = 6, 3, 6  # of a way; with and without a class to lead away from; of the sampler
-SCALE, HEAD, GAP = 2, 26, 4
+IMAGES, FOURS = 6, 3  # images of an interpolation; images of a 4 with each negative class
+STEPS = 6  # of the sampler
+SCALE, HEAD, GAP = 2, 26, 4  # enlargement; pixels of the headings and between groups
 
 
 def draw_row(name: str, steps: int) -> list[tuple[str, list[Image.Image]]]:
-    """Groups of images, each with what it shows."""
+    """The groups of images of a model's row, each with its heading."""
     model = stepwise.load(name, dtype="float32")
     draw = partial(model.sample, steps=steps, spacing="trailing", guidance_low=0.0, guidance_high=1.0)
     return [

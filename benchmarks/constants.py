@@ -1,10 +1,10 @@
-"""What the constants of policy and admission are worth: each one changed alone, on the virtual clock.
+"""Changes each constant of policy and admission alone, and prints how many requests are then answered in time.
 
     python -m benchmarks.constants [--seconds 10]
 
-The device, the requests and the meaning of "in time" are those of benchmarks/scheduling.py. In the last two columns
-one model gets three times the requests that the whole device can do, and the other one a tenth of what it can do.
-The share is that of the other model's requests.
+The device, the virtual clock, the requests and the meaning of "in time" are those of benchmarks/scheduling.py. In
+the last two columns one model gets three times the requests that the whole device can do, and the other one a tenth
+of what it can do. The share is that of the other model's requests.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from service.engine import admission, order, policy, request
 
 LOADS = (0.7, 1.5)
 EQUAL = {"dit": 0.5, "unet": 0.5}
-CHANGES = (  # where, which, a smaller and a larger value
+CHANGES = (  # module, constant, a smaller and a larger value
     (policy, "MAX_LAG", 0.005, 0.08),
     (policy, "AT_RISK", 0.0, 0.4),
     (admission, "LEAST_FULL", 0.9, 1.25),
@@ -33,6 +33,7 @@ CHANGES = (  # where, which, a smaller and a larger value
 
 @contextmanager
 def changed(module: object, name: str, value: float) -> Iterator[None]:
+    """The constant has another value within the block."""
     before = getattr(module, name)
     setattr(module, name, value)
     try:
@@ -42,27 +43,27 @@ def changed(module: object, name: str, value: float) -> Iterator[None]:
 
 
 def answered(load: float, seconds: float, rows: int) -> tuple[float, float]:
-    """Share of all requests, the refused ones included, in time; share of the answered ones foretold to 20 %."""
+    """Share of all requests, refused ones included, in time; share of answers that were predicted within 20 %."""
     trace = arrivals(load * capacity(rows, EQUAL), seconds, EQUAL, seed=0)
     outcome = simulate(trace, seconds, policy.pick, True, rows)
     return outcome.in_time / outcome.arrived, float(np.mean(abs(outcome.prediction_errors) <= 0.2))
 
 
 def in_time_beside_a_flood(flooded: str, quiet: str, seconds: float, rows: int) -> float:
-    """Share of the quiet model's requests."""
+    """Share of the quiet model's requests that are answered in time while the other model has too many."""
     flood = arrivals(3 * capacity(rows, {flooded: 1.0}), seconds, {flooded: 1.0}, seed=1)
-    drops = arrivals(0.1 * capacity(rows, {quiet: 1.0}), seconds, {quiet: 1.0}, seed=2)
-    for _, drop in drops:
-        drop.request_id += " quiet"
-    outcome = simulate(sorted(flood + drops, key=lambda pair: pair[0]), seconds, policy.pick, True, rows)
-    return int((np.array(outcome.slowdowns[quiet]) <= request.TARGET_FACTOR).sum()) / len(drops)
+    quiet_requests = arrivals(0.1 * capacity(rows, {quiet: 1.0}), seconds, {quiet: 1.0}, seed=2)
+    for _, quiet_request in quiet_requests:
+        quiet_request.request_id += " quiet"  # both traces begin to count at 0
+    outcome = simulate(sorted(flood + quiet_requests, key=lambda pair: pair[0]), seconds, policy.pick, True, rows)
+    return int((np.array(outcome.slowdowns[quiet]) <= request.TARGET_FACTOR).sum()) / len(quiet_requests)
 
 
 def measure(seconds: float, rows: int) -> list[float]:
-    """In the order of the table's last columns."""
-    (calm, foretold), (busy, _) = (answered(load, seconds, rows) for load in LOADS)
+    """The shares in the order of the table's last five columns."""
+    (calm, predicted), (busy, _) = (answered(load, seconds, rows) for load in LOADS)
     floods = [in_time_beside_a_flood(*pair, seconds / 2, rows) for pair in (("dit", "unet"), ("unet", "dit"))]
-    return [calm, foretold, busy, *floods]
+    return [calm, predicted, busy, *floods]
 
 
 def main() -> None:
@@ -70,7 +71,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="of virtual time, for each load")
     parser.add_argument("--rows", type=int, default=32, help="row cap of both models")
     arguments = parser.parse_args()
-    columns = ("in time at 70 % load", "foretold to 20 %", "in time at 150 % load", "UNet beside a flood of DiT")
+    columns = (
+        "in time at 70 % load",
+        "predicted within 20 %",
+        "in time at 150 % load",
+        "UNet beside a flood of DiT",
+    )
     print(f"| constant, as it is | changed to | {' | '.join(columns)} | DiT beside a flood of UNet |")
     print("|---|---|---|---|---|---|---|")
     results = measure(arguments.seconds, arguments.rows)

@@ -1,9 +1,9 @@
-"""The denoising by the shipped models, from the same noise: the animation and the film strip of docs/api.md.
+"""Draws docs/denoising.webp and denoising.png for docs/api.md: how the shipped models denoise the same noise.
 
     python -m benchmarks.denoising
 
-The animation has all digits, as each model predicts them at each step. The strip has one digit of each model, and
-its latents.
+The animation shows all digits as each model predicts them at each step. The strip of images shows one digit of each
+model, and its latents.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 import stepwise
-from benchmarks.client import ROOT
+from benchmarks import ROOT
 
 ANIMATION, STRIP = ROOT / "docs" / "denoising.webp", ROOT / "docs" / "denoising.png"
 MODELS, DIGIT, SEED, STEPS = ("dit", "unet"), "8", 3, 16
@@ -23,21 +23,22 @@ Row = tuple[str, list[np.ndarray]]  # a name, and pictures [H, W, C] uint8
 
 
 def draw(digit: str, steps: int = STEPS) -> dict[str, tuple[list[np.ndarray], list[np.ndarray]]]:
-    """What each model predicts at each step, and the latents behind it; ddim draws no noise on the way."""
+    """By model, the predicted images of all steps and the latents after them; ddim adds no noise."""
     found = {}
     for name in MODELS:
         model = stepwise.load(name, dtype="float32")
-        told = model.trajectory(digit, seed=SEED, steps=steps, sampler="ddim", spacing="trailing")
-        found[name] = tuple(pictures(states[0]) for states in (told.denoised, told.x[:, 1:]))
+        trajectory = model.trajectory(digit, seed=SEED, steps=steps, sampler="ddim", spacing="trailing")
+        found[name] = tuple(pictures(states[0]) for states in (trajectory.denoised, trajectory.x[:, 1:]))
     return found
 
 
 def pictures(states: np.ndarray) -> list[np.ndarray]:
-    """[steps, C, H, W] of -1..1 to images [H, W, C] of bytes."""
+    """States [steps, C, H, W] in -1..1 as images uint8 [H, W, C]."""
     return list(((states.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8).transpose(0, 2, 3, 1))
 
 
 def draw_sheet(rows: list[Row], titles: list[str], scale: int) -> Image.Image:
+    """One picture of all rows, with the titles above the first columns; scale: how much images are enlarged."""
     size = scale * rows[0][1][0].shape[1]
     cell = size + GAP
     sheet = Image.new("RGB", (MARGIN + cell * len(rows[0][1]), HEAD + cell * len(rows)), "white")

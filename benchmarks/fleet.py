@@ -1,8 +1,8 @@
-"""Replicas of the engine on virtual clocks, behind a router.
+"""Simulates replicas of the engine behind a router.
 
-Devices and arrivals are simulated. A step of R rows lasts t0 + t1 R on the virtual clock of its replica. Arrivals
-are those of benchmarks/scheduling.py: Poisson, mixed steps and guidance, each model equally often. Queues,
-scheduler, policy and admission are the service's own. A router knows every backlog without delay.
+Devices and arrivals are simulated. A step of R rows lasts t0 + t1 R ms on the virtual clock of its replica.
+Arrivals are those of benchmarks/scheduling.py: Poisson, mixed steps and guidance, each model equally often. Queues,
+scheduler, policy and admission are the service's own. The router knows the backlog of every replica without delay.
 """
 
 import math
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.scheduling import CONFIG, COSTS, GUIDANCE, STEPS, Clock, VirtualRunner, arrivals
+from benchmarks.scheduling import CONFIG, COSTS, ROWS_A_REQUEST, Clock, VirtualRunner, arrivals
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.request import TARGET_FACTOR, Request
 from service.engine.simulated import StepCost
 from service.errors import ServiceError
 
 ROWS = 32  # maximum of a step, unless --info names a service
-WARM_SECONDS, COOL_SECONDS = 1.0, 0.5  # of virtual time that are not counted, because a fleet starts and ends empty
+WARM_SECONDS, COOL_SECONDS = 1.0, 0.5  # at start and end, whose requests do not count: the fleet is not yet full
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,8 @@ SIMULATED: Models = {name: Model(cost, ROWS) for name, cost in COSTS.items()}
 
 
 def capacity(models: Models) -> float:
-    """Requests per second that one device can serve with full steps, with equally many for each model."""
-    needed = float(np.mean(STEPS)) * float(np.mean([1 + (scale != 1) for scale in GUIDANCE]))
-    return 1 / (needed * float(np.mean([m.cost.seconds(m.rows) / m.rows for m in models.values()])))
+    """Requests per second that one device can serve with full steps, if each model gets equally many."""
+    return 1 / (ROWS_A_REQUEST * float(np.mean([m.cost.seconds(m.rows) / m.rows for m in models.values()])))
 
 
 class CappedRunner(VirtualRunner):
@@ -74,6 +73,7 @@ class Replica:
             self._clock.advance(self._start + until)
 
     def step(self) -> None:
+        """Run one step, and move the times of the requests that it ends to this replica's start."""
         progress = self._core.step()
         self.rows += progress.stats.num_rows if progress.stats else 0
         for request in progress.ended:
@@ -81,7 +81,7 @@ class Replica:
             self.ended.append(request)
 
     def take(self, arrived: float, request: Request) -> bool:
-        """Whether it was accepted."""
+        """Offer a request that arrived at that time; returns whether it was accepted."""
         try:
             self._core.add(request)
         except ServiceError:
@@ -91,7 +91,7 @@ class Replica:
         return True
 
     def abort(self, request_id: str) -> bool:
-        """Whether it was still open."""
+        """Abort a request; returns whether it was still open."""
         return self._core.abort(request_id) is not None
 
 
@@ -109,13 +109,13 @@ def least_backlog(replicas: list[Replica], now: float, rng: np.random.Generator)
 
 
 def two_choices(replicas: list[Replica], now: float, rng: np.random.Generator) -> Replica:
-    """The one with less backlog of two random replicas (Mitzenmacher 2001). Ray Serve compares open requests."""
+    """Of two random replicas the one with less backlog (Mitzenmacher 2001); Ray Serve compares open requests."""
     return least_backlog([at_random(replicas, now, rng) for _ in range(2)], now, rng)
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """The routing of requests, and whether each model has its own replicas."""
+    """How requests are routed; apart: each model has replicas of its own."""
 
     route: Routing
     apart: bool = False
@@ -130,7 +130,7 @@ FLEETS = {
 
 
 def divide(models: Models, count: int) -> dict[str, int]:
-    """Number of replicas by model: one each, then each further one to the model with the highest load."""
+    """Number of replicas by model: one each, and each further one for the model with the most work a replica."""
     work = {name: model.cost.seconds(model.rows) / model.rows for name, model in models.items()}
     counts = dict.fromkeys(models, 1)
     for _ in range(count - len(models)):
@@ -148,7 +148,7 @@ class Outcome:
     backlog: float  # seconds, mean of all replicas
 
     @property
-    def in_time(self) -> float:
+    def share_in_time(self) -> float:
         """Share of all requests, refused ones included, that were answered in time."""
         return float((self.slowdowns <= TARGET_FACTOR).sum()) / max(1, len(self.slowdowns) + self.refused)
 
@@ -166,10 +166,10 @@ def simulate(models: Models, count: int, rate: float, requests: int, fleet: Flee
     for now, request in arrivals(rate, seconds, dict.fromkeys(models, 1 / len(models)), seed):
         replica = fleet.route(parts[request.params.model], now, rng)
         replica.run(now)
-        if now > WARM_SECONDS:  # a look at each arrival: Poisson arrivals see time averages
-            watched = replicas[len(backlogs) % count]
-            watched.run(now)
-            backlogs.append(watched.backlog)
+        if now > WARM_SECONDS:  # Poisson arrivals see time averages, so one replica is read at each arrival
+            read = replicas[len(backlogs) % count]
+            read.run(now)
+            backlogs.append(read.backlog)
         replica.take(now, request)
     for replica in replicas:
         replica.run(math.inf)

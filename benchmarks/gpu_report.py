@@ -1,4 +1,4 @@
-"""The tables and the picture of docs/gpu.md, from what a GPU gave (docs/gpu.jsonl).
+"""Makes the tables and the picture of docs/gpu.md from the results of a GPU in docs/gpu.jsonl.
 
     python -m benchmarks.gpu_report [results.jsonl]
 
@@ -11,9 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import pages
+from benchmarks import ROOT, pages
 
-ROOT = Path(__file__).resolve().parents[1]
 MODELS = {
     "dit": "DiT, shipped",
     "unet": "UNet, shipped",
@@ -21,7 +20,7 @@ MODELS = {
     "dit12-full": "DiT, full size, 12 blocks",
     "unet-full": "UNet, full size",
 }
-WAYS = {
+VARIANTS = {
     "floor_us": "floor",
     "ours_us": "**ours**",
     "compiled_graph_us": "torch.compile in a graph",
@@ -46,11 +45,11 @@ LOADS = {
     "both": "both models, equal requests",
 }
 
-Results = list[dict[str, Any]]  # one a line: what was measured, and its figures
+Results = list[dict[str, Any]]  # the lines of a results file; "part" names the measurement
 
 
 def read(path: Path) -> Results:
-    """Whole steps know what torch.compile gave at the same rows."""
+    """The results of a file; those of "steps" also get the times of torch.compile at the same model and rows."""
     results = [json.loads(line) for line in path.read_text().splitlines()]
     compiled = {(r["model"], r["rows"]): r for r in results if r["part"] == "compiled"}
     return [compiled.get((r["model"], r["rows"]), {}) | r if r["part"] == "steps" else r for r in results]
@@ -63,23 +62,25 @@ def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 
 
 def figure(value: float | None) -> str:
+    """A number of a table, with one decimal below 10; empty for None."""
     return "" if value is None else f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
 
 
 def steps(results: Results) -> str:
+    """Microseconds a step by model and rows, in each of VARIANTS."""
     found = sorted(
         (r for r in results if r["part"] == "steps"), key=lambda r: (list(MODELS).index(r["model"]), r["rows"])
     )
-    rows = ([MODELS[r["model"]], r["rows"], *(figure(r.get(way)) for way in WAYS)] for r in found)
-    return table(["a step of", "rows", *WAYS.values()], rows)
+    rows = ([MODELS[r["model"]], r["rows"], *(figure(r.get(variant)) for variant in VARIANTS)] for r in found)
+    return table(["a step of", "rows", *VARIANTS.values()], rows)
 
 
 def kernels(results: Results) -> str:
-    """By rows; the smallest and the largest number of rows say the most."""
+    """Microseconds of each kernel at the smallest and the largest number of rows that were measured."""
     found = [r for r in results if r["part"] == "kernel times" and "kernel" in r]
     (ceiling,) = (r["ceiling_GB_s"] for r in results if r["part"] == "kernel times" and "ceiling_GB_s" in r)
     times = {(r["kernel"], r["rows"]): r for r in found}
-    counts, rows = {r["rows"] for r in found}, []
+    counts, rows = {r["rows"] for r in found} or {0}, []
     fewest, most = min(counts), max(counts)
     for kernel in (kernel for kernel, count in times if count == most and (kernel, fewest) in times):
         few, many = times[kernel, fewest], times[kernel, most]
@@ -91,6 +92,7 @@ def kernels(results: Results) -> str:
 
 
 def engine(results: Results) -> str:
+    """The engine without HTTP, by model and number of images at once."""
     found = [r for r in results if r["part"] == "engine alone" and r["images"] in (1, 8, 64, 128)]
     rows = (
         [
@@ -107,6 +109,7 @@ def engine(results: Results) -> str:
 
 
 def service(results: Results) -> str:
+    """The servers over HTTP, by load."""
     found = [r for r in results if r["part"] == "load" and "p50_ms" in r]
     order = list(LOADS)
     place = {server: number for number, server in enumerate(SERVERS)}
@@ -128,7 +131,7 @@ def service(results: Results) -> str:
 
 
 def _load(result: dict[str, Any]) -> tuple[bool, float]:
-    """Clients, then rates."""
+    """Sorts numbers of clients before rates."""
     is_rate = isinstance(result["load"], str)
     return is_rate, float(result["load"].removesuffix("/s")) if is_rate else result["load"]
 
@@ -151,16 +154,16 @@ def plot(results: Results, path: Path) -> None:
             found = sorted(
                 (r for r in results if r["part"] == "steps" and r["model"] == model), key=lambda r: r["rows"]
             )
-            for way, colour in colours.items():
-                points = [(r["rows"], r[way]) for r in found if r.get(way)]
-                label = WAYS[way].strip("*")
+            for variant, colour in colours.items():
+                points = [(r["rows"], r[variant]) for r in found if r.get(variant)]
+                label = VARIANTS[variant].strip("*")
                 axes.plot(
                     *zip(*points, strict=True),
                     marker="o",
                     ms=3,
                     color=colour,
                     label=label,
-                    ls="--" if "floor" in way else "-",
+                    ls="--" if "floor" in variant else "-",
                 )
             axes.set(xlabel="rows", xscale="log", yscale="log", xticks=[1, 4, 16, 64, 256])
             axes.set_title(MODELS[model], loc="left", fontsize=10)
@@ -172,15 +175,21 @@ def plot(results: Results, path: Path) -> None:
         drawn.savefig(path, metadata={"Date": None})
 
 
-BLOCKS = {"steps": steps, "kernel times": kernels, "engine alone": engine, "load": service}  # by their results
+BLOCKS = {
+    "steps": steps,
+    "kernel times": kernels,
+    "engine alone": engine,
+    "load": service,
+}  # by part of the results
 
 
 def fill(page: str, results: Results) -> str:
+    """The page with its tables written anew."""
     return pages.fill(page, "gpu", {made.__name__: made(results) for made in BLOCKS.values()})
 
 
 def show(results: Results) -> str:
-    """The tables of a run that may lack some of them."""
+    """The tables of those parts that the results have."""
     parts = {result["part"] for result in results}
     return "\n\n".join(made(results) for part, made in BLOCKS.items() if part in parts)
 

@@ -1,9 +1,9 @@
-"""What the shipped models make of an image: the picture of docs/api.md.
+"""Draws docs/images-in.png for docs/api.md: what the shipped models make of an image in the request.
 
     python -m benchmarks.images_in
 
-A row a model: a 3, an 8 that starts from it at four strengths, its left half completed to four classes, and what
-starts from it without a class.
+Each model has a row. It begins with an image of a 3. An 8 starts from that image at four strengths. Then the left
+half of the 3 is kept and completed to four classes. The last image starts from the 3 without a class.
 """
 
 from pathlib import Path
@@ -13,14 +13,15 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 import stepwise
-from benchmarks.client import ROOT
+from benchmarks import ROOT
 
 PICTURE = ROOT / "docs" / "images-in.png"
 STRENGTHS, CLASSES = (0.3, 0.6, 0.8, 1.0), "3589"
-SCALE, HEAD, GAP = 3, 26, 4
+SCALE, HEAD, GAP = 3, 26, 4  # enlargement; pixels of the headings and between images
 
 
 def draw_row(name: str) -> list[tuple[str, Image.Image]]:
+    """The images of a model's row, each with its heading."""
     model = stepwise.load(name, dtype="float32")
     (three,) = model.sample("3", seed=4)
     right_half = Image.fromarray(np.tile(np.arange(three.width) >= three.width // 2, (three.height, 1)))

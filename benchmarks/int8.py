@@ -1,9 +1,9 @@
-"""What OpenVINO's bfloat16 and int8 change in images of the shipped checkpoints, against torch in float32.
+"""Compares images of the shipped checkpoints by OpenVINO in bfloat16 and int8 with those by torch in float32.
 
     python -m benchmarks.int8 --images 1000
 
-Every way draws the same classes from the same seeds, sampled as the checkpoint says. The classifier of
-`run.py evaluate` grades all of them. It is trained first where its folder does not hold it, which takes a minute.
+Every type draws the same classes from the same seeds, with the checkpoint's default sampling. The classifier of
+`run.py evaluate` grades all images. If its folder does not hold it, it is trained first, which takes a minute.
 """
 
 import argparse
@@ -24,34 +24,39 @@ from training.judge import Judge, load_judge
 from training.report import sampling_of
 
 MODELS = ("dit", "unet")
-HEAD = "| model | by | right class | same class | mean | 99th percentile |\n|---|---|---|---|---|---|"
+HEAD = """\
+| model | type | right class | same class | mean difference of 255 | 99th percentile |
+|---|---|---|---|---|---|"""
 
 
-class Kept(CompiledNetwork):
-    """Its outputs stay, because samplers keep them."""
+class CopyingNetwork(CompiledNetwork):
+    """Returns copies, because samplers keep outputs, and CompiledNetwork overwrites them at its next call."""
 
     def forward(self, x: Tensor, *others: Tensor) -> Tensor:
         return super().forward(x, *others).clone()
 
 
-def network(folder: Path, way: str) -> torch.nn.Module:
-    """By torch in float32, or by OpenVINO in bfloat16 or int8 and bfloat16."""
+def network(folder: Path, kind: str) -> torch.nn.Module:
+    """The network by torch in "float32", or by OpenVINO in "bfloat16" or "int8" (the rest of it in bfloat16)."""
     model, config = load_checkpoint(folder)
-    if way == "float32":
+    if kind == "float32":
         return model
     graph = read_graph(folder, folder / WEIGHTS)
-    if way == "int8":
+    if kind == "int8":
         int8_model(graph, folder, config.sha256)
-    return Kept(graph, "bf16", torch.get_num_threads())
+    return CopyingNetwork(graph, "bf16", torch.get_num_threads())
 
 
-def row(name: str, way: str, drawn: Split, exact: Split, judge: Judge) -> str:
-    """Of the table: accuracy as the judge sees it, and the distance of pixels in 0..255."""
+def row(name: str, kind: str, drawn: Split, exact: Split, judge: Judge) -> str:
+    """A line of the table.
+
+    It has the share of images that the judge grades as their label and as the exact images, and pixel differences.
+    """
     grades, wanted = judge.grade(drawn.images)[1], judge.grade(exact.images)[1]
     right, same = ((grades == labels).double().mean().item() for labels in (drawn.labels, wanted))
     off = (drawn.images.int() - exact.images.int()).abs().double()
     high = off.flatten().kthvalue(max(1, round(0.99 * off.numel()))).values.item()
-    return f"| {name} | {way} | {100 * right:.1f} % | {100 * same:.1f} % | {off.mean().item():.2f} | {high:.0f} |"
+    return f"| {name} | {kind} | {100 * right:.1f} % | {100 * same:.1f} % | {off.mean().item():.2f} | {high:.0f} |"
 
 
 def main() -> None:
@@ -65,10 +70,10 @@ def main() -> None:
         folder = find_checkpoint(name)
         config = load_checkpoint(folder)[1]
         exact = None
-        for way in ("float32", "bfloat16", "int8"):
-            drawn = sample_balanced(network(folder, way), config, arguments.images, sampling_of(config))
+        for kind in ("float32", "bfloat16", "int8"):
+            drawn = sample_balanced(network(folder, kind), config, arguments.images, sampling_of(config))
             exact = exact or drawn
-            print(row(name, way, drawn, exact, judge), flush=True)
+            print(row(name, kind, drawn, exact, judge), flush=True)
 
 
 if __name__ == "__main__":

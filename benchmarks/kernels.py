@@ -2,8 +2,8 @@
 
     python -m benchmarks.kernels [--rows 1 64 256] [--compiled]
 
-Every operation is timed in a CUDA graph, which leaves out the host. The same run measures the bandwidth of a large
-copy, as a ceiling. PyTorch's part is SDPA, a convolution of cuDNN, or the plain operations.
+Every operation is timed in a CUDA graph, which leaves out the host. The run also measures the bandwidth of a large
+copy, as the ceiling. PyTorch runs SDPA, a convolution of cuDNN, or the plain operations.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks import gpu_report
 from benchmarks.gpu.device import DEVICE, DTYPE, ceilings, graph_device, kernel_seconds, parse
-from benchmarks.gpu.results import guarded, note
+from benchmarks.gpu.results import record_failures, record_result
 from kernels import (
     DeferredSum,
     attention,
@@ -38,7 +38,7 @@ CONVOLUTIONS = (  # channels in, pixels of a side, channels out
     (3, 32, 32), (32, 32, 32), (96, 32, 32), (64, 32, 64), (64, 16, 64), (192, 16, 64),
     (128, 8, 128), (384, 8, 128), (256, 8, 256), (256, 4, 256), (512, 4, 256),
 )  # fmt: skip
-NOISE = 6  # place of the noise's factor among a row's coefficients
+NOISE = 6  # column of the noise's factor s among a row's coefficients
 
 
 class Case(NamedTuple):
@@ -47,7 +47,7 @@ class Case(NamedTuple):
     kernel: str
     ours: Callable[[], object]
     theirs: Callable[[], object] | None = None
-    bytes: int | None = None  # every input and output once, where the bandwidth says something
+    bytes: int | None = None  # every input and output once, of an operation that the bandwidth limits
 
 
 def randn(*shape: int) -> Tensor:
@@ -101,7 +101,7 @@ def layer_norm_case(rows: int, D: int) -> Case:
 
 
 def group_norm_case(rows: int, C: int, side: int) -> Case:
-    """Theirs has the sum already, and the layout that it prefers."""
+    """PyTorch gets the finished sum, in the layout that it prefers."""
     x, y, weight, groups = randn(rows, C, side, side), randn(rows, C, side, side), randn(C), C // 16
     total, usual = DeferredSum(x, y), x.contiguous()
     ours = lambda: residual_group_norm(total, groups, weight, weight)
@@ -136,19 +136,19 @@ def measure(device: CudaDevice, case: Case, rows: int, compiled: bool) -> dict[s
         seconds["torch_us"] = kernel_seconds(device, case.theirs)
         if compiled:
             seconds["compiled_us"] = kernel_seconds(device, torch.compile(case.theirs, dynamic=False))
-    facts = {way: round(1e6 * time, 2) for way, time in seconds.items()}
+    facts = {name: round(1e6 * time, 2) for name, time in seconds.items()}
     if case.bytes:
         facts["GB_s"] = round(case.bytes / seconds["ours_us"] / 1e9)
-    return note("kernel times", kernel=case.kernel, rows=rows, **facts)
+    return record_result("kernel times", kernel=case.kernel, rows=rows, **facts)
 
 
 @torch.inference_mode()
 def measure_all(rows: list[int], compiled: bool = False) -> list[dict[str, Any]]:
     device = graph_device()
-    found = [note("kernel times", ceiling_GB_s=round(ceilings()["bytes"] / 1e9))]
+    found = [record_result("kernel times", ceiling_GB_s=round(ceilings()["bytes"] / 1e9))]
     for count in rows:
         for case in cases(count):
-            with guarded("kernel times", kernel=case.kernel, rows=count):
+            with record_failures("kernel times", kernel=case.kernel, rows=count):
                 found.append(measure(device, case, count, compiled))
     return found
 
@@ -156,7 +156,9 @@ def measure_all(rows: list[int], compiled: bool = False) -> list[dict[str, Any]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 64, 256])
-    parser.add_argument("--compiled", action="store_true", help="also what torch.compile makes of PyTorch's part")
+    parser.add_argument(
+        "--compiled", action="store_true", help="also PyTorch's operations compiled by torch.compile"
+    )
     given = parse(parser)
     print(gpu_report.kernels(measure_all(given.rows, given.compiled)))
 

@@ -1,11 +1,11 @@
-"""Kernel launches of one denoising step, before and after fusion, counted without a GPU.
+"""Counts the kernel launches of one denoising step, with fused kernels and without, on a machine without a GPU.
 
     python -m benchmarks.launches
 
 The step runs on a CPU and records every operation that PyTorch dispatches, without views and allocations. The fused
 step also records the launches of the Triton kernels. A convolution with a bias counts as two, because PyTorch adds
 the bias after cuDNN's kernel. Every other operation counts as one. Some (GroupNorm, indexing) are several on a GPU,
-so the unfused numbers are lower bounds. GELU counts as one of its own, though on a GPU the product applies it.
+so the unfused numbers are lower bounds. GELU counts as a launch, although on a GPU the matrix product applies it.
 """
 
 from collections import Counter
@@ -35,7 +35,7 @@ PRODUCTS = {
 
 
 class LaunchCounter(TorchDispatchMode):
-    """Counts launches by kind, and the bytes of their operands."""
+    """Counts launches by kind, and the bytes of their operands, each operand once a launch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,6 +65,7 @@ def bytes_of(values: Any) -> int:
 
 @contextmanager
 def counted(fused: bool) -> Iterator[LaunchCounter]:
+    """A counter of the launches within the block; fused: operations launch their Triton kernels."""
     counter = LaunchCounter()
     with torch.no_grad(), recorded_launches() if fused else nullcontext([]) as launches, counter:
         yield counter

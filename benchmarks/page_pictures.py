@@ -1,8 +1,8 @@
-"""The pictures of the page in docs/: a drawing with its film, and a burst whose requests share forwards.
+"""Takes the pictures of the service's page in docs/: an image with its steps, and a burst that shares forwards.
 
     python -m benchmarks.page_pictures
 
-The real server runs with the shipped checkpoints, and a chromium that is installed visits it. A burst is drawn at
+The real server runs with the shipped checkpoints, and an installed chromium visits it. The requests of a burst are
 random, so its picture is another one each time.
 """
 
@@ -17,9 +17,9 @@ from models.files import SHIPPED
 DOCS = SHIPPED.parent / "docs"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 VIEW = {"width": 1060, "height": 900}  # CSS pixels
-CHOICE, BURST = "#class=3&seed=7&steps=10", 24
-SHARP = 1.5  # pixels for one of CSS, where the picture shows pictures of 32 pixels
-LONGEST = 120_000  # ms; a burst of 24 takes 20 s on two slow cores
+FIELDS, BURST = "#class=3&seed=7&steps=10", 24  # of the single image; requests of the burst
+SCALE = 1.5  # device pixels for one of CSS, because the burst shows images of 32 pixels
+BURST_TIMEOUT = 120_000  # ms; a burst of 24 takes 20 s on two slow cores
 
 
 def take(browser: Any, url: str, folder: Path) -> None:
@@ -30,17 +30,17 @@ def take(browser: Any, url: str, folder: Path) -> None:
         url: of a service that is ready.
     """
     page = browser.new_page(viewport=VIEW, color_scheme="light")
-    page.goto(f"{url}/{CHOICE}")
+    page.goto(f"{url}/{FIELDS}")
     page.locator("#status", has_text="done in").wait_for()
     end = page.locator("#player").bounding_box()
     whole = {"x": 0, "y": 0, "width": VIEW["width"], "height": end["y"] + end["height"] + 8}
     page.screenshot(path=folder / "page.png", full_page=True, clip=whole)
     page.close()
-    page = browser.new_page(viewport=VIEW, color_scheme="light", device_scale_factor=SHARP)
+    page = browser.new_page(viewport=VIEW, color_scheme="light", device_scale_factor=SCALE)
     page.goto(url)
     page.locator("#burst-size").fill(str(BURST))
     page.locator("#burst").click()
-    page.locator("#status", has_text="pictures in").wait_for(timeout=LONGEST)
+    page.locator("#status", has_text="pictures in").wait_for(timeout=BURST_TIMEOUT)
     page.locator("#bursts .panel").screenshot(path=folder / "burst.png")
     page.close()
 

@@ -1,4 +1,4 @@
-"""Tables in documents: only what lies between two comments is written."""
+"""Writes tables into documents, between comments that mark their places."""
 
 import re
 from collections.abc import Mapping

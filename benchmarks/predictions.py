@@ -1,8 +1,8 @@
-"""Compares what a network can predict: short training runs that differ in nothing else, graded by one judge.
+"""Compares predictions (x0, velocity, v) by short training runs that differ in nothing else, graded by one judge.
 
     python -m benchmarks.predictions --steps 400 --threads 1      # about 25 minutes on one core
 
-Run folders are kept under --out, and the same call continues them. docs/experiments.md lists the results.
+Run folders are kept under --out, and the same command continues them. docs/experiments.md lists the results.
 """
 
 import argparse

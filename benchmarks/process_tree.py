@@ -1,11 +1,13 @@
-"""What the kernel knows of a process and of everything that it started. Linux only."""
+"""CPU time, memory and open files of a process and its descendants, read from /proc. Linux only."""
 
 import os
 import re
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 PROC = Path("/proc")
+ENDED = (FileNotFoundError, ProcessLookupError)  # what reading raises when the process has just ended
 TICKS = os.sysconf("SC_CLK_TCK")  # a second
 MAPPING = re.compile(r"^[0-9a-f]+-[0-9a-f]+ \S+ \S+ (\S+ \d+)|^(Rss|Anonymous): +(\d+) kB", re.MULTILINE)
 
@@ -20,32 +22,32 @@ def tree(pid: int) -> list[int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of the process and its descendants, those included that have ended."""
+    """User and system time of the process and its descendants, also of those that have ended."""
     return sum(sum(_stat(PROC / str(process))[11:15]) for process in tree(pid)) / TICKS
 
 
-def cpu_of(pid: int, module: str) -> float:
-    """The time of those living processes of the tree whose command line names the module."""
+def cpu_seconds_of_module(pid: int, module: str) -> float:
+    """User and system time of the living processes of the tree whose command line names the module."""
     named = [p for p in map(str, tree(pid)) if module in _read(PROC / p / "cmdline")]
     return sum(sum(_stat(PROC / process)[11:13]) for process in named) / TICKS
 
 
-def machine_seconds() -> float:
+def machine_cpu_seconds() -> float:
     """CPU time that all processes of the machine have used, and that its hypervisor gave to other machines."""
     user, nice, system, _idle, _wait, irq, softirq, stolen = map(int, (PROC / "stat").read_text().split()[1:9])
     return (user + nice + system + irq + softirq + stolen) / TICKS
 
 
-def status(pid: int, field: str) -> int:
+def status_sum(pid: int, field: str) -> int:
     """A number of /proc/PID/status, summed over the tree."""
     lines = [line for process in tree(pid) for line in _read(PROC / str(process) / "status").splitlines()]
     return sum(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
-def memory(pid: int) -> float:
-    """MiB of the tree: what each process has for itself, and a file's pages once, however many have mapped them.
+def memory_mib(pid: int) -> float:
+    """Memory of the tree in MiB. Pages of a file that several processes have mapped count once.
 
-    The kernel's own proportional size (PSS) would be less beside other programs with the same libraries.
+    The kernel's proportional size (PSS) is no substitute: it falls when other programs use the same libraries.
     """
     own, files = 0, Counter[str]()
     for process in tree(pid):
@@ -57,25 +59,31 @@ def memory(pid: int) -> float:
             elif field == "Anonymous":
                 mapped[file] -= int(size)
                 own += int(size)
-        files |= mapped  # the most of any process
+        files |= mapped  # of each file, the largest size in any process
     return (own + files.total()) / 1024
 
 
 def open_files(pid: int) -> int:
-    return sum(len(os.listdir(PROC / str(process) / "fd")) for process in tree(pid))
+    """Open file descriptors, summed over the tree."""
+    found = 0
+    for process in tree(pid):
+        with suppress(*ENDED):
+            found += len(os.listdir(PROC / str(process) / "fd"))
+    return found
 
 
 def _stat(path: Path) -> list[int]:
-    """Numbers of /proc/PID/stat from the parent on: [_, ppid, ..., utime 11, stime, cutime, cstime]; 0 if it ended.
+    """Numbers of /proc/PID/stat behind the name: index 1 is the parent, 11 to 14 are utime, stime, cutime, cstime.
 
-    The name before them is in brackets, and may hold anything. The state is left out as 0.
+    All are 0 if the process has ended. The state, index 0, is a letter and replaced by 0. The name is in brackets,
+    and may hold any character.
     """
     fields = _read(path / "stat").rpartition(")")[2].split()[1:]
     return [0, *map(int, fields)] if fields else [0] * 50
 
 
 def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (FileNotFoundError, ProcessLookupError):  # it has just ended
-        return ""
+    """The text of a file; empty if its process has ended. A name is cut after 15 bytes, also within a character."""
+    with suppress(*ENDED):
+        return path.read_text(errors="replace")
+    return ""

@@ -1,4 +1,4 @@
-"""The cost of the deterministic mode: the same requests with and without it, in turns, on one engine.
+"""Measures what the deterministic mode costs: the same requests with and without it, in turns, on one engine.
 
     python -m benchmarks.repetition --checkpoint checkpoints/dit [--rows 8] [--repeats 5]
 
@@ -20,7 +20,7 @@ from service.engine.runner import ModelRunner
 from service.registry import choose_device, choose_dtype
 from service.wire.messages import SamplingParams
 
-CROWDS = (1, 2, 4, 8, 16)
+CONCURRENCY = (1, 2, 4, 8, 16)  # requests at once
 
 
 def requests(runner: ModelRunner, count: int, deterministic: bool) -> list[Request]:
@@ -35,10 +35,10 @@ def requests(runner: ModelRunner, count: int, deterministic: bool) -> list[Reque
     return made
 
 
-def seconds(core: EngineCore, crowd: list[Request]) -> float:
+def seconds(core: EngineCore, concurrent: list[Request]) -> float:
     """Seconds until the last request is done."""
     started = time.monotonic()
-    for request in crowd:
+    for request in concurrent:
         core.add(request)
     while core.has_work:
         core.step()
@@ -46,22 +46,22 @@ def seconds(core: EngineCore, crowd: list[Request]) -> float:
 
 
 def measure(
-    runner: ModelRunner, rows: int, repeats: int, crowds: tuple[int, ...] = CROWDS
+    runner: ModelRunner, rows: int, repeats: int, counts: tuple[int, ...] = CONCURRENCY
 ) -> dict[int, list[float]]:
     """Time with the mode over time without it, by number of requests at once.
 
     Raises:
-        RuntimeError: the self-check found that this machine is not deterministic, so it has no such mode.
+        RuntimeError: the engine found that this machine does not repeat results bit by bit, so it has no such mode.
     """
     core = EngineCore({"model": runner}, EngineConfig(rows))
     core.warm_up("model")
     if not core.runners["model"].repeats_itself:
         raise RuntimeError("this machine does not repeat itself bit by bit: there is nothing to measure")
-    ratios: dict[int, list[float]] = {crowd: [] for crowd in crowds}
+    ratios: dict[int, list[float]] = {count: [] for count in counts}
     for _ in range(repeats):
-        for crowd in crowds:
-            plain, exact = (seconds(core, requests(runner, crowd, mode)) for mode in (False, True))
-            ratios[crowd].append(exact / plain)
+        for count in counts:
+            without, deterministic = (seconds(core, requests(runner, count, mode)) for mode in (False, True))
+            ratios[count].append(deterministic / without)
     return ratios
 
 
@@ -77,8 +77,8 @@ def main() -> None:
     runner = ModelRunner(model, config, device, dtype, max_rows=arguments.rows)
     print(f"{arguments.checkpoint}, {device}, {dtype}, at most {arguments.rows} rows a step")
     print("| requests at once | time with deterministic over time without | least to most |\n|---|---|---|")
-    for crowd, found in measure(runner, arguments.rows, arguments.repeats).items():
-        print(f"| {crowd} | {np.median(found):.2f} | {min(found):.2f} to {max(found):.2f} |")
+    for count, found in measure(runner, arguments.rows, arguments.repeats).items():
+        print(f"| {count} | {np.median(found):.2f} | {min(found):.2f} to {max(found):.2f} |")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The least time that a step can take on an H100, computed from the real modules. Nothing is timed.
+"""Computes the least time that a step can take on an H100 from the real modules. Nothing is timed.
 
 python -m benchmarks.roofline > docs/roofline.md
 """
@@ -20,7 +20,7 @@ PYTHON_LAUNCH, GRAPH_LAUNCH = 6e-6, 2e-6
 
 @dataclass(frozen=True)
 class Floor:
-    """One model at one number of rows. Times are in seconds."""
+    """Lower bounds of one model at one number of rows. Times are in seconds."""
 
     rows: int
     flops: float
@@ -52,7 +52,7 @@ class Floor:
 
 
 def floors(model: nn.Module) -> list[Floor]:
-    """model: float32 on the CPU. The floors are for bfloat16 weights."""
+    """The floors at ROWS, with weights in bfloat16; model: float32 on the CPU, which is moved to "meta"."""
     shape = image_shape(model)
     launches = {fused: sum(count_step(model, 2, fused).launches.values()) for fused in (False, True)}
     model = model.to(torch.device("meta"), torch.bfloat16)
@@ -73,7 +73,7 @@ def floors(model: nn.Module) -> list[Floor]:
 
 
 def crossing(rows: list[Floor], launches: float) -> str:
-    """The number of rows at which the device takes as long as the launches, by interpolation."""
+    """The number of rows at which the device takes as long as the launches (seconds), by interpolation."""
     for a, b in zip(rows, rows[1:], strict=False):
         if a.device <= launches < b.device:
             return f"{a.rows + (b.rows - a.rows) * (launches - a.device) / (b.device - a.device):.0f}"
@@ -93,10 +93,11 @@ def section(name: str, model: nn.Module) -> str:
         lines.append(f"| {f.rows} | {sizes} | {times} |")
     first = rows[0]
     graph, python = first.graph_launches * GRAPH_LAUNCH, first.python_launches * PYTHON_LAUNCH
+    in_graph, from_python = crossing(rows, graph), crossing(rows, python)
     lines.append(
         f"\nThere are {first.graph_launches} launches fused in a graph ({1e6 * graph:.0f} us), or "
-        f"{first.python_launches} plain ones from Python ({1e6 * python:,.0f} us).\nLaunches take longest below "
-        f"{crossing(rows, graph)} rows in a graph, and below {crossing(rows, python)} rows from Python.\n"
+        f"{first.python_launches} plain ones from Python ({1e6 * python:,.0f} us).\nThe device takes as long as "
+        f"the launches at {in_graph} rows in a graph, and at {from_python} rows from Python.\n"
     )
     return "\n".join(lines)
 

@@ -1,11 +1,11 @@
-"""From one device to a fleet: replicas, cost and tail latency for a rate of requests, by simulation.
+"""Simulates fleets: how many replicas a rate of requests needs, what they cost, and their latencies.
 
     python -m benchmarks.scaling [--rates 10 1000 100000] [--price 1.0] [--plot docs/scaling.png]
     python -m benchmarks.scaling --info http://127.0.0.1:8000/info   # the step times of a running service
 
-benchmarks/fleet.py says what is simulated. Load 1 is what the devices can do with full steps. A request is in time
-if it takes at most three times as long as alone on an idle device; a refused one is not. docs/scaling.md explains
-the tables. On a busy two-core machine they take about ten minutes, half of it for the largest rate.
+benchmarks/fleet.py describes the simulation. Load 1 is what the devices can do with full steps. A request is in
+time if it takes at most three times as long as alone on an idle device; a refused one is not. docs/scaling.md
+explains the tables. On a busy two-core machine they take about ten minutes, half of it for the largest rate.
 """
 
 import argparse
@@ -23,9 +23,9 @@ from benchmarks.fleet import FLEETS, SIMULATED, Fleet, Model, Models, Outcome, c
 from service.engine.simulated import StepCost
 
 COUNTS = (1, 4, 16)  # replicas of the fleets in the first table
-LOADS = tuple(round(0.4 + 0.05 * i, 2) for i in range(13))  # up to 1
+LOADS = tuple(round(0.4 + 0.05 * i, 2) for i in range(13))  # 0.4 to 1
 PLANNED = ("together, two choices", "a model's own, two choices")
-SPARE = 0.05  # of the replicas, at least one (per model where models have their own): for failures and updates
+SPARE = 0.05  # share of the replicas for failures and updates; at least one, or one a model if they have their own
 HOUR = 3600  # seconds
 ANSWER_BYTES = 1500  # a PNG of the shipped models (1,210 on average) and its headers (290)
 
@@ -37,7 +37,7 @@ Curves = dict[tuple[str, int], Curve]  # by fleet and replicas
 
 
 def measured(profiles: dict[str, dict[str, Any]]) -> Models:
-    """A straight line through the step times of each model in an answer of GET /info."""
+    """The models of a service: a straight line through the step times; profiles: of an answer to GET /info."""
     models = {}
     for name, profile in profiles.items():
         points = [(int(rows), 1000 * seconds) for rows, seconds in profile["step_seconds"].items()]
@@ -48,22 +48,22 @@ def measured(profiles: dict[str, dict[str, Any]]) -> Models:
 
 
 def curve(models: Models, count: int, fleet: Fleet, requests: int, loads: Iterable[float]) -> Curve:
-    """Outcomes at increasing loads, until a fifth of the requests is late."""
+    """Outcomes at increasing loads, up to the first with less than 80 % of the requests in time."""
     outcomes: Curve = {}
     for load in loads:
         outcomes[load] = simulate(models, count, load * count * capacity(models), requests, fleet)
-        if outcomes[load].in_time < 0.8:
+        if outcomes[load].share_in_time < 0.8:
             break
     return outcomes
 
 
 def highest_load(outcomes: Curve, target: float) -> float:
-    """The load up to which that share of the requests is in time, interpolated between simulated loads."""
+    """The load up to which the target's share of the requests is in time, interpolated between simulated loads."""
     best, share = 0.0, 1.0
     for load, outcome in outcomes.items():
-        if outcome.in_time < target:
-            return best + (load - best) * (share - target) / (share - outcome.in_time)
-        best, share = load, outcome.in_time
+        if outcome.share_in_time < target:
+            return best + (load - best) * (share - target) / (share - outcome.share_in_time)
+        best, share = load, outcome.share_in_time
     return best
 
 
@@ -80,7 +80,7 @@ def measure(models: Models, requests: int) -> Curves:
 
 @dataclass(frozen=True)
 class Plan:
-    """A fleet that was simulated at its rate."""
+    """A fleet that meets the target at a rate of requests, and the outcome of its simulation."""
 
     rate: float  # requests a second
     fleet: str
@@ -90,14 +90,14 @@ class Plan:
 
     @property
     def open_requests(self) -> float:
-        """Open requests on a replica (Little's law); they fail if it crashes."""
+        """Mean number of open requests on a replica (Little's law), which fail if it crashes."""
         return self.rate / self.replicas * float(np.mean(self.outcome.latencies))
 
 
 def plan(models: Models, rate: float, name: str, load: float, target: float, requests: int) -> Plan:
-    """Start with the replicas for `load`, and add more until a simulation meets the target."""
+    """The smallest fleet found: begin with the replicas for `load`, and add more until the target is met."""
     count = least_replicas(models, rate, name, load)
-    while (outcome := simulate(models, count, rate, requests, FLEETS[name])).in_time < target:
+    while (outcome := simulate(models, count, rate, requests, FLEETS[name])).share_in_time < target:
         count += max(1, count // 50)
     return Plan(rate, name, count, spare(models, count, name), outcome)
 
@@ -116,6 +116,7 @@ def _device_hours(rate: float, count: int) -> float:
 
 
 def load_table(curves: Curves, target: float) -> str:
+    """The highest load of each fleet, with the latencies and the mean backlog of the nearest simulated load."""
     lines = [
         f"| replicas | models, routing | highest load, {target:.0%} in time | p50 / p99 there | backlog there |",
         "|---|---|---|---|---|",
@@ -137,7 +138,7 @@ def plan_table(plans: list[Plan], models: Models, price: float, answer_bytes: fl
         devices = p.replicas + p.spare
         lines.append(
             f"| {p.rate:,.0f} | {p.fleet} | **{p.replicas} + {p.spare}** "
-            f"| {p.rate / p.replicas / capacity(models):.2f} | {p.outcome.in_time:.1%} | {_ms(p.outcome)} "
+            f"| {p.rate / p.replicas / capacity(models):.2f} | {p.outcome.share_in_time:.1%} | {_ms(p.outcome)} "
             f"| {p.open_requests:.0f} | {devices * price:,.2f} | {_device_hours(p.rate, devices) * price:,.2f} "
             f"| {p.rate * answer_bytes / 1e6:,.2f} |"
         )
@@ -158,7 +159,7 @@ def plot(curves: Curves, plans: list[Plan], models: Models, target: float, path:
     largest = max(count for _, count in curves)
     for (name, count), outcomes in curves.items():
         if count == largest:
-            late = [100 * (1 - outcome.in_time) for outcome in outcomes.values()]
+            late = [100 * (1 - outcome.share_in_time) for outcome in outcomes.values()]
             left.plot(list(outcomes), late, marker="o", markersize=3, color=colours[name], label=name)
             if name in PLANNED:
                 _plot_price(right, models, name, highest_load(outcomes, target), colours[name])
@@ -187,12 +188,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rates", type=float, nargs="+", default=[10, 1_000, 100_000], help="requests a second")
     parser.add_argument("--target", type=float, default=0.99, help="share of the requests that must be in time")
-    parser.add_argument("--price", type=float, default=1.0, help="of a device for an hour, in any unit")
+    parser.add_argument("--price", type=float, default=1.0, help="of a device for an hour, in any currency")
     parser.add_argument("--bytes", type=float, default=ANSWER_BYTES, help="of an answer, with its headers")
-    parser.add_argument("--requests", type=int, default=8000, help="simulated for each number")
+    parser.add_argument("--requests", type=int, default=8000, help="to simulate for each load or plan")
     parser.add_argument("--info", help="a service's GET /info, or a file with its answer: step times")
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
+    if not 0 < arguments.target < 1 or min(arguments.rates) <= 0:
+        parser.error("--target must lie between 0 and 1, and --rates must be greater than 0")
     models = SIMULATED
     if arguments.info:
         file = Path(arguments.info)

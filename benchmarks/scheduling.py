@@ -1,11 +1,11 @@
-"""Two models on one device: scheduling policies on a virtual clock, driving the engine that serves.
+"""Compares scheduling policies for two models on one simulated device, in the engine that serves.
 
     python -m benchmarks.scheduling [--seconds 10] [--rows 32] [--plot docs/scheduling.png]
 
-Device and arrivals are simulated. A step of R rows lasts t0 + t1 R on a virtual clock. Arrivals are Poisson, half
-of them for each model, with mixed steps and guidance. Queues, scheduler, policy and admission are the service's
-own. A request is in time if it takes at most three times as long as alone on an idle device. Load 1 is what the
-device can do with full steps. "Foretold" compares each latency with the engine's prediction at admission.
+Device and arrivals are simulated. A step of R rows lasts t0 + t1 R ms on a virtual clock. Arrivals are Poisson,
+half of them for each model, with mixed steps and guidance. Queues, scheduler, policy and admission are those of the
+service. A request is in time if it takes at most three times as long as alone on an idle device. Load 1 is what the
+device can do with full steps. Predictions of latencies are those that the engine makes at admission.
 """
 
 import argparse
@@ -28,15 +28,9 @@ from service.wire.messages import SamplingParams
 
 COSTS = {"dit": StepCost(2, 0.02), "unet": StepCost(4, 0.05)}
 STEPS, GUIDANCE = (5, 10, 20, 30, 50), (1.0, 2.0)
-# The images are not used, so the network is tiny.
-SMALL = {
-    "image_size": 4,
-    "image_channels": 1,
-    "hidden_dim": 32,
-    "depth": 1,
-    "num_heads": 4,
-}  # the smallest that fits: its images are not used
-CONFIG = ModelConfig("dit", SMALL)
+ROWS_A_REQUEST = float(np.mean(STEPS)) * float(np.mean([1 + (scale != 1) for scale in GUIDANCE]))
+# The smallest network that fits, because its images are not used.
+CONFIG = ModelConfig("dit", {"image_size": 4, "image_channels": 1, "hidden_dim": 32, "depth": 1, "num_heads": 4})
 
 
 class Clock:
@@ -55,7 +49,7 @@ class Clock:
 class VirtualRunner(SimulatedRunner):
     """A simulated runner on a virtual clock: its steps take exactly what they cost, its host nothing."""
 
-    steps_ahead = 0  # the host takes no time, so nothing needs to be hidden
+    steps_ahead = 0  # the host takes no time, so no step has to be launched before the last one ends
 
     def __init__(
         self, config: ModelConfig, cost: StepCost, rows: int, clock: Clock, sleep_until: Callable[[float], None]
@@ -81,10 +75,12 @@ class Outcome:
 
     @property
     def all(self) -> np.ndarray:
+        """The slowdowns of all answered requests."""
         return np.array([value for values in self.slowdowns.values() for value in values])
 
     @property
     def in_time(self) -> int:
+        """Number of requests that were answered in time."""
         return int((self.all <= TARGET_FACTOR).sum())
 
     @property
@@ -94,14 +90,14 @@ class Outcome:
 
     @property
     def prediction_errors(self) -> np.ndarray:
-        foretold, real = np.array(self.predictions).T
-        return foretold / real - 1
+        """Predicted over measured latency, less 1, of answered requests."""
+        predicted, measured = np.array(self.predictions).T
+        return predicted / measured - 1
 
 
 def capacity(rows: int, shares: dict[str, float]) -> float:
     """Requests per second that the device can serve with full steps; shares are of the requests, by model."""
-    needed = float(np.mean(STEPS)) * float(np.mean([1 + (scale != 1) for scale in GUIDANCE]))
-    return 1 / (needed * sum(share * COSTS[model].seconds(rows) / rows for model, share in shares.items()))
+    return 1 / (ROWS_A_REQUEST * sum(share * COSTS[name].seconds(rows) / rows for name, share in shares.items()))
 
 
 def arrivals(rate: float, seconds: float, shares: dict[str, float], seed: int) -> list[tuple[float, Request]]:
@@ -127,7 +123,7 @@ def simulate(
     for model in runners:
         core.warm_up(model)
     outcome = Outcome(len(trace), 0, {model: [] for model in runners}, [], seconds)
-    pending, foretold = list(reversed(trace)), dict[str, float]()
+    pending, predicted = list(reversed(trace)), dict[str, float]()
     while (pending or core.has_work) and clock.now < 2 * seconds:
         while pending and pending[-1][0] <= clock.now:
             arrived, request = pending.pop()
@@ -136,15 +132,15 @@ def simulate(
             except ServiceError:
                 outcome.refused += 1
                 continue
-            if request.expected_seconds:  # of those that the engine learns from
-                foretold[request.request_id] = request.expected_seconds + clock.now - arrived
+            if request.expected_seconds:  # 0 where the engine makes no prediction
+                predicted[request.request_id] = request.expected_seconds + clock.now - arrived
             request.arrived = arrived  # it may have waited for the end of a step
         if core.has_work:
             for request in core.step().ended:
                 slowdown = (request.finished - request.arrived) / request.idle_seconds
                 outcome.slowdowns[request.params.model].append(slowdown)
-                if request.request_id in foretold:
-                    outcome.predictions.append((foretold[request.request_id], request.finished - request.arrived))
+                if request.request_id in predicted:
+                    outcome.predictions.append((predicted[request.request_id], request.finished - request.arrived))
         elif pending:
             clock.advance(pending[-1][0])
     return outcome
@@ -191,19 +187,19 @@ def compare(loads: list[float], seconds: float, rows: int, seed: int = 0) -> dic
 def table(outcomes: dict[tuple[str, float], Outcome]) -> str:
     lines = [
         "| load | policy | answered in time | dit | unet | refused | p50 / p99 slowdown | in time a second "
-        "| foretold to 20 % |",
+        "| predicted within 20 % |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for (name, load), outcome in outcomes.items():
         each = [np.mean(np.array(values) <= TARGET_FACTOR) for values in outcome.slowdowns.values()]
         p50, p99 = np.quantile(outcome.all, [0.5, 0.99])
-        foretold = np.mean(abs(outcome.prediction_errors) <= 0.2)
+        predicted = np.mean(abs(outcome.prediction_errors) <= 0.2)
         lines.append(
             f"| {load:.0%} | {name} | **{outcome.in_time / outcome.arrived:.0%}** | {each[0]:.0%} | {each[1]:.0%} "
             f"| {outcome.refused / outcome.arrived:.0%} | {p50:.1f} / {p99:.1f} | {outcome.goodput:.0f} "
-            f"| {foretold:.0%} |"
+            f"| {predicted:.0%} |"
         )
-    return "\n".join([*lines, "", "dit, unet: of the requests that were answered."])
+    return "\n".join([*lines, "", "The columns dit and unet count answered requests only."])
 
 
 def plot(outcomes: dict[tuple[str, float], Outcome], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the processes of the service need together: memory and start-up time, by model.
+"""How much memory the service needs, and how long it takes to start, by model.
 
     python -m benchmarks.sizing                      # the shipped checkpoints, together and each alone
     python -m benchmarks.sizing --starts 5 --threads 1    # medians of five starts
@@ -8,25 +8,15 @@ all its processes. Prints a table in Markdown.
 """
 
 import argparse
+import asyncio
 import json
-import os
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-import httpx
-
-from benchmarks import process_tree
-
-ROOT = Path(__file__).resolve().parents[1]
-START_SECONDS = 600.0  # a start that takes longer has failed
+from benchmarks import ROOT, process_tree
+from benchmarks.client import serving
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,43 +28,24 @@ class Start:
     threads: int
 
 
-@contextmanager
-def serving(models: dict[str, Path], threads: int, workers: int) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """The process and its address, as its own log tells it."""
+async def measure(models: dict[str, Path], threads: int, workers: int) -> Start:
+    """Start the service once with the checkpoints in these folders, by model."""
     entries = json.dumps({name: {"checkpoint": str(folder)} for name, folder in models.items()})
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("DIFFUSION_")}
-    wanted = {"MODELS": entries, "THREADS": threads, "HTTP_WORKERS": workers, "DEVICE": "cpu", "LOG_FORMAT": "json"}
-    environment = kept | {f"DIFFUSION_{name}": str(value) for name, value in wanted.items()}
-    command = [sys.executable, "run.py", "serve", "--port", "0"]
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=log)
-        try:
-            yield process, address(process, log)
-        finally:
-            process.terminate()
-            process.wait()
-
-
-def address(process: subprocess.Popen[bytes], log: Any) -> str:
-    """Waits for the line that says where the service listens, which it writes once it is warm."""
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        log.seek(0)
-        lines = [line for line in log.read().splitlines() if '"urls"' in line]
-        if lines:
-            return json.loads(lines[0])["urls"][0]
-        time.sleep(0.05)
-    log.seek(0)
-    raise RuntimeError(f"the service did not start: {log.read()[-500:]}")
-
-
-def measure(models: dict[str, Path], threads: int, workers: int) -> Start:
+    settings = {
+        "models": entries,
+        "threads": threads,
+        "http_workers": workers,
+        "device": "cpu",
+        "log_level": "error",
+    }
     started = time.monotonic()
-    with serving(models, threads, workers) as (process, url):
+    async with serving(**settings) as server:
         seconds = time.monotonic() - started
         for name in models:
-            httpx.post(f"{url}/generate?model={name}&class=0", timeout=START_SECONDS).raise_for_status()
-        return Start(seconds, process_tree.memory(process.pid), process_tree.status(process.pid, "Threads"))
+            query = {"model": name, "class": "0"}
+            async with server.session.post("/generate", params=query, raise_for_status=True) as answer:
+                await answer.read()
+        return Start(seconds, process_tree.memory_mib(server.process.pid), server.threads())
 
 
 def row(label: str, starts: list[Start]) -> str:
@@ -95,10 +66,14 @@ def main() -> None:
     found = {
         path.parent.name: path.parent.resolve() for path in sorted(arguments.checkpoints.glob("*/config.json"))
     }
+    if not found or arguments.starts < 1:
+        parser.error("--checkpoints must hold a folder with a config.json, and --starts must be at least 1")
     sets = [{name: folder} for name, folder in found.items()] + ([found] if len(found) > 1 else [])
     print("| models | start-up | memory | threads |\n|---|---|---|---|")
     for models in sets:
-        starts = [measure(models, arguments.threads, arguments.workers) for _ in range(arguments.starts)]
+        starts = [
+            asyncio.run(measure(models, arguments.threads, arguments.workers)) for _ in range(arguments.starts)
+        ]
         print(row(" + ".join(models), starts), flush=True)
 
 

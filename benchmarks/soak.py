@@ -1,11 +1,11 @@
-"""Hours of requests in minutes: does memory grow, is a request lost, does the service keep anything?
+"""Sends many requests to the real server, and checks that none is lost and that nothing grows or stays behind.
 
     python -m benchmarks.soak [--requests 200000] [--clients 32] [--json soak.json]
 
-The real server runs in its own process, with a fast simulated device. Of the requests, 5 % hang up, 5 % are event
-streams with previews, and the rest ask for one image with random steps, sampler and guidance. Every request must
-get exactly one answer, and the server's own count must agree. At the end, slots and queues must be empty. Resident
-memory, threads and open files of the server are read from the kernel.
+The real server runs in its own processes, with a fast simulated device. The clients of 5 % of the requests hang
+up, 5 % ask for event streams, and the rest for one image with random steps, sampler and guidance. Every request
+must get exactly one answer, and the server's own count must agree. At the end, slots and queues must be empty.
+Resident memory, threads and open files of the server are read from /proc.
 """
 
 import argparse
@@ -31,16 +31,14 @@ HANG_UPS, STREAMS = 0.05, 0.05  # shares of the requests
 HANG_UP_SECONDS = 0.02  # at most, after the request was sent
 Query = dict[str, str | int]
 PICTURE, COMPLETED = b"\x89PNG", b"event: image_generation.completed"
-
-
-FINE = ("picture", "stream", "hung up")
-GROWTH = 0.05  # of resident memory after the first quarter of the requests; more is a leak
-SPARE_FILES = 8  # connections that were just hung up
+FINE = ("picture", "stream", "hung up")  # outcomes that are no faults
+GROWTH = 0.05  # share by which resident memory may grow after the first quarter of the requests
+SPARE_FILES = 8  # open files that may be added, for connections that were just hung up
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The server process, in the middle of its work."""
+    """The server's processes while they work."""
 
     done: int
     seconds: float
@@ -51,14 +49,16 @@ class Sample:
 
 @dataclass(frozen=True)
 class Report:
-    answers: dict[str, int]
+    """The result of a run."""
+
+    answers: dict[str, int]  # number of requests by outcome
     counted: dict[str, int]  # by the server, by outcome
     left: dict[str, float]  # gauges after the last answer
     samples: list[Sample]
 
     @property
     def faults(self) -> list[str]:
-        """One sentence for everything that a healthy server does not do."""
+        """A sentence for each fault; none if the server is healthy."""
         found = [f"{count} requests: {kind}" for kind, count in self.answers.items() if kind not in FINE]
         found += [f"{name} is {value:g}" for name, value in self.left.items() if value]
         answered = self.answers.get("picture", 0) + self.answers.get("stream", 0)
@@ -71,7 +71,7 @@ class Report:
 
     @property
     def growth(self) -> list[str]:
-        """Behind the first quarter, when everything is in use that ever will be."""
+        """What grew after the first quarter of the samples, when all buffers and connections are in use."""
         early, last = self.samples[len(self.samples) // 4], self.samples[-1]
         found = []
         if last.resident_mib > (1 + GROWTH) * early.resident_mib:
@@ -95,7 +95,7 @@ class Soak:
             self.left -= 1
             try:
                 self.answers[await self._one()] += 1
-            except aiohttp.ClientError as error:
+            except (aiohttp.ClientError, TimeoutError) as error:
                 self.answers[f"broken: {type(error).__name__}"] += 1
 
     async def _one(self) -> str:
@@ -137,7 +137,7 @@ def is_due(taken: int, done: int, requests: int, samples: int) -> bool:
 
 async def soak(requests: int, clients: int, samples: int = 40) -> Report:
     settings = {"models": json.dumps(MODELS), "device": "cpu", "max_rows": 64, "log_level": "warning"}
-    settings |= {"shed_load": False}  # it is about answers, and a busy machine must not make refusals of them
+    settings |= {"shed_load": False}  # else a busy machine refuses requests, and every request must get an image
     async with serving(**settings) as server:
         run, taken, started = Soak(server, requests), list[Sample](), time.monotonic()
         working = asyncio.gather(*(run.client() for _ in range(clients)))
@@ -158,7 +158,7 @@ async def _counted(server: Server) -> dict[str, int]:
 
 
 async def _left(server: Server) -> dict[str, float]:
-    """Gauges after a second: the server notices the last hung-up client within a step."""
+    """Gauges that must be 0, read after a second: the server notices a client that hung up within a step."""
     await asyncio.sleep(1)
     gauges = ("running_slots", "queue_depth", "backlog_seconds")
     return {gauge: await server.metric(f"diffusion_{gauge}") for gauge in gauges}

@@ -1,10 +1,11 @@
-"""Whole steps of a network in every way, beside the least time that the device allows. Needs a GPU.
+"""Times whole steps in this engine, in plain PyTorch and with torch.compile, beside their floor. Needs a GPU.
 
     python -m benchmarks.steps [--models dit unet] [--rows 1 8 64 256] [--compiled 1 8 64]
 
-A step gathers its rows, runs the network and the sampler update. Ours runs in the engine's own CUDA graph, and from
-Python (fused). The same step in plain PyTorch runs from Python (eager) and in a graph, as it is and compiled by
-torch.compile. Times in a graph are those of the device, from Python those of steps one after the other.
+A step gathers its rows, runs the network and the sampler update. "ours" runs in the engine's own CUDA graph, and
+"fused" launches the same kernels from Python. The same step in plain PyTorch runs from Python ("eager") and in a
+graph, and both again with torch.compile. A time in a graph is that of the device. A time from Python is that of a
+step when steps follow each other. The floor is the least time that the device allows.
 """
 
 import argparse
@@ -25,7 +26,6 @@ from benchmarks.gpu.device import (
     DRY,
     DTYPE,
     FULL_SIZE,
-    SHIPPED,
     ceilings,
     graph_device,
     graph_runner,
@@ -34,18 +34,19 @@ from benchmarks.gpu.device import (
     plain_torch,
     wall_seconds,
 )  # fmt: skip
-from benchmarks.gpu.results import guarded, note
+from benchmarks.gpu.results import record_failures, record_result
+from benchmarks.networks import SHIPPED
 from models.checkpoint import ModelConfig, build_model
 from service.engine.runner import preferred_layout
 from training.info import flops_by_part
 
 ROWS, COMPILED_ROWS = (1, 8, 16, 32, 64, 128, 256), (1, 8, 64)
-STATE_BYTES = 16  # an element: latent and history in float32, read and written
+STATE_BYTES = 16  # of an element of an image: latent and history in float32, read and written
 Step = Callable[[], None]
 
 
 def plain_step(model: nn.Module, config: ModelConfig, rows: int) -> Step:
-    """A deterministic step in plain torch that never looks at the data, so that it can be captured."""
+    """A step in plain torch, without noise. It never reads a tensor on the host, so that it can be captured."""
     layout = preferred_layout(model, DEVICE)
     x, history = (torch.randn(rows + 1, *config.image_shape, device=DEVICE) for _ in range(2))
     x, history = (t.contiguous(memory_format=layout) for t in (x, history))
@@ -67,22 +68,22 @@ def plain_step(model: nn.Module, config: ModelConfig, rows: int) -> Step:
 
 
 class Network:
-    """A network whose steps are captured and compiled, ready to be timed."""
+    """A network whose steps are captured and compiled, so that they can be timed."""
 
     def __init__(self, name: str, rows: list[int], compiled_rows: list[int]):
         self.name, self.device = name, graph_device()
         self.runner = graph_runner(name, max(rows), self.device)
         self.model, self.config = self.runner.model, self.runner.config
         for count in sorted(rows, reverse=True):  # the largest first, as in the service
-            with guarded("steps", model=name, rows=count):
+            with record_failures("steps", model=name, rows=count):
                 self.runner.prepare(count)
         self.compiled: dict[int, tuple[Step, Step]] = {}  # from Python, and in a graph
         torch._dynamo.config.recompile_limit = 64  # every row count is a compilation of the same function
         for count in compiled_rows:
-            with guarded("compile", model=name, rows=count):
+            with record_failures("compile", model=name, rows=count):
                 self._compile(count)
 
-    # not inference_mode: compiled code that writes into its inputs dislikes it
+    # not inference_mode, in which compiled code cannot write into its inputs
     @torch.no_grad()
     def _compile(self, rows: int) -> None:
         began = time.monotonic()
@@ -90,18 +91,19 @@ class Network:
             plain = plain_step(self.model, self.config, rows)
             step = torch.compile(plain, dynamic=False, backend="eager" if DRY else "inductor")
             self.compiled[rows] = step, self.device.capture(step)
-        note("compile", model=self.name, rows=rows, seconds=round(time.monotonic() - began, 1))
+        record_result("compile", model=self.name, rows=rows, seconds=round(time.monotonic() - began, 1))
 
     def measure(self, rows: int, flops: int, peaks: dict[str, float]) -> dict[str, Any]:
+        """Microseconds a step by variant; flops: of one row, peaks: see ceilings."""
         weights = sum(p.nbytes for p in self.model.parameters())
         moved = weights + rows * math.prod(self.config.image_shape) * STATE_BYTES
-        # no step is faster than its products at the peak, or weights once and the state of each image in and out
+        # a step needs its products at the highest rate, and its weights once and each image's state in and out
         found = {"floor": max(rows * flops / peaks["flops"], moved / peaks["bytes"])}
-        with guarded("steps", model=self.name, rows=rows), torch.inference_mode():
+        with record_failures("steps", model=self.name, rows=rows), torch.inference_mode():
             graph = loaded(self.runner, rows)
             found["ours"] = self.device.seconds(graph.replay)
             found["fused"] = wall_seconds(lambda: self.runner.advance(graph.block, graph.output))
-        with guarded("steps", model=self.name, rows=rows), torch.no_grad(), plain_torch():
+        with record_failures("steps", model=self.name, rows=rows), torch.no_grad(), plain_torch():
             step = plain_step(self.model, self.config, rows)
             found["eager"] = wall_seconds(step)
             found["eager_graph"] = self.device.seconds(self.device.capture(step))
@@ -109,12 +111,12 @@ class Network:
                 compiled, replay = self.compiled[rows]
                 found["compiled"] = wall_seconds(compiled)
                 found["compiled_graph"] = self.device.seconds(replay)
-        return {f"{way}_us": round(1e6 * seconds, 1) for way, seconds in found.items()}
+        return {f"{variant}_us": round(1e6 * seconds, 1) for variant, seconds in found.items()}
 
 
 @contextmanager
 def turn(path: Path | None) -> Iterator[None]:
-    """Begins when the file exists and no other process has its turn."""
+    """Wait until the file exists and lock it, so that one process at a time runs the block; None: no wait."""
     while path and not path.exists():
         time.sleep(0.1)
     if path is None:
@@ -133,7 +135,7 @@ def measure(
         flops = flops_by_part(build_model(network.config), network.config.image_shape).total()
     with turn(after):
         peaks = ceilings()
-        return [note("steps", model=name, rows=n, **network.measure(n, flops, peaks)) for n in rows]
+        return [record_result("steps", model=name, rows=n, **network.measure(n, flops, peaks)) for n in rows]
 
 
 def main() -> None:
@@ -141,7 +143,9 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=[*SHIPPED, *FULL_SIZE], default=[*SHIPPED, *FULL_SIZE])
     parser.add_argument("--rows", nargs="+", type=int, default=ROWS)
     parser.add_argument("--compiled", nargs="*", type=int, default=COMPILED_ROWS, help="rows for torch.compile")
-    parser.add_argument("--after", type=Path, help="time nothing before this file exists; a turn a process")
+    parser.add_argument(
+        "--after", type=Path, help="wait for this file before timing; one process at a time then runs"
+    )
     given = parse(parser)
     found = []
     for name in given.models:

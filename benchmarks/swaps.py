@@ -1,11 +1,12 @@
-"""What swaps of a model's weights cost the others: the same load with swaps and without, in turns, in one run.
+"""How swaps of a model's weights change the latency of requests: one load with swaps and without, in turns.
 
     python -m benchmarks.swaps [--swaps 20] [--every 1.0] [--load 0.7] [--t0-ms 2] [--t1-ms 0.5] [--json swaps.json]
 
 The real server runs in its own processes, with the shipped DiT's checkpoint on a simulated device, where a step of
-R rows takes t0 + t1 R. Requests of 10 guided steps arrive at random times, whether or not the service keeps up, and
-take that share of what the device can do. Windows with swaps and without alternate, under the same arrivals. A swap
-reads, checks and converts the whole checkpoint. Latencies count from the time when a request was due.
+R rows takes t0 + t1 R ms. Requests of 10 guided steps arrive at random times, whether or not the service keeps up.
+--load is the work that arrives over what the device can do. Windows with and without swaps alternate, and have the
+same arrivals. A swap reads, checks and converts the whole checkpoint.
+Latencies count from the time a request was due.
 """
 
 import argparse
@@ -16,26 +17,30 @@ import shutil
 import sys
 import tempfile
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
-import aiohttp
 import numpy as np
 
 from benchmarks.client import Server, serving
+from benchmarks.serving.client import Client
+from benchmarks.serving.load import OK, offer
+from benchmarks.serving.servers import write_request
+from benchmarks.serving.workloads import Arrival, Kind
 from models.files import SHIPPED
 
 KEY = "the-key-of-this-benchmark"
-QUERY = {"model": "dit", "class": "3", "steps": "10", "guidance": "1.5"}
-ROWS = 20  # model evaluations of a request
+KIND = Kind("dit", 10, 1.5)  # of every request
 MAX_ROWS = 32
 WINDOW_SECONDS = 5.0
 WARM_UP_SECONDS = 2.0
-TIMEOUT = aiohttp.ClientTimeout(total=60)
+TIMEOUT = 60.0  # seconds of a request
 
 
 @dataclass
-class Side:
+class Measurement:
     """What was measured with swaps, or without."""
 
     latencies: list[float] = field(default_factory=list)  # seconds, of requests that got their image
@@ -43,7 +48,7 @@ class Side:
     swap_seconds: list[float] = field(default_factory=list)
 
     def quantile(self, share: float) -> float:
-        """In milliseconds."""
+        """A quantile of the latencies, in milliseconds."""
         return 1000 * float(np.quantile(self.latencies, share))
 
 
@@ -55,67 +60,65 @@ def arrivals(rate: float, seconds: float, seed: int) -> list[float]:
     return times
 
 
-async def offer(server: Server, side: Side, due: list[float]) -> None:
+async def send(server: Server, measurement: Measurement, due: list[float]) -> None:
     """Send each request when it is due; returns when all have ended."""
-    started = time.monotonic()
-
-    async def one(seconds: float) -> None:
-        await asyncio.sleep(started + seconds - time.monotonic())
-        try:
-            async with server.session.post("/generate", params=QUERY, timeout=TIMEOUT) as answer:
-                await answer.read()
-        except (aiohttp.ClientError, TimeoutError) as error:
-            side.failed.append(type(error).__name__)
-            return
-        if answer.status == 200:
-            side.latencies.append(time.monotonic() - started - seconds)
-        else:
-            side.failed.append(f"status {answer.status}")
-
-    await asyncio.gather(*map(one, due))
+    write, arrivals = partial(write_request, "stepwise", server.port), [Arrival(seconds, KIND) for seconds in due]
+    with closing(Client("127.0.0.1", server.port)) as client:
+        answers = await offer(client, arrivals, write, TIMEOUT)
+    measurement.latencies += [answer.latency for answer in answers if answer.outcome == OK]
+    measurement.failed += [answer.outcome for answer in answers if answer.outcome != OK]
 
 
-async def swap(server: Server, side: Side, names: list[str], every: float, until: asyncio.Task[None]) -> None:
-    """One after another, at most one in so many seconds, until the load has ended or no name is left."""
+async def swap(
+    server: Server, measurement: Measurement, names: list[str], every: float, until: asyncio.Task[None]
+) -> None:
+    """Swap to the last name and drop it, at most once in `every` seconds, until the load ends or no name is left.
+
+    Raises:
+        RuntimeError: the service refused a swap.
+    """
     while names and not until.done():
         started = time.monotonic()
         body, headers = {"checkpoint": names[-1]}, {"X-API-Key": KEY}
-        async with server.session.put("/admin/models/dit", json=body, headers=headers, timeout=TIMEOUT) as answer:
+        async with server.session.put("/admin/models/dit", json=body, headers=headers) as answer:
             text = await answer.text()
         if answer.status != 200:
             raise RuntimeError(text)
         names.pop()
-        side.swap_seconds.append(time.monotonic() - started)
+        measurement.swap_seconds.append(time.monotonic() - started)
         await asyncio.wait({until}, timeout=max(0.0, started + every - time.monotonic()))
 
 
-async def measure(server: Server, rate: float, swaps: int, every: float) -> tuple[Side, Side]:
-    """Windows with swaps and without, until all swaps are done; the order within a pair changes."""
-    with_swaps, without = Side(), Side()
+async def measure(server: Server, rate: float, swaps: int, every: float) -> tuple[Measurement, Measurement]:
+    """Measure pairs of windows, one with swaps and one without, until all swaps are done.
+
+    The order within a pair alternates. Returns what was measured with swaps, then without.
+    """
+    with_swaps, without = Measurement(), Measurement()
     names = [f"staged/{number % 2}" for number in range(swaps)]
-    await offer(server, Side(), arrivals(rate, WARM_UP_SECONDS, -1))
+    await send(server, Measurement(), arrivals(rate, WARM_UP_SECONDS, -1))
     pair = 0
     while names:
         due = arrivals(rate, WINDOW_SECONDS, pair)
         for is_swapping in (True, False) if pair % 2 else (False, True):
-            side = with_swaps if is_swapping else without
-            work = asyncio.create_task(offer(server, side, due))
+            measurement = with_swaps if is_swapping else without
+            work = asyncio.create_task(send(server, measurement, due))
             if is_swapping:
-                await swap(server, side, names, every, work)
+                await swap(server, measurement, names, every, work)
             await work
         pair += 1
     return with_swaps, without
 
 
 def stage(root: Path) -> None:
-    """Two folders, so that every swap brings another one."""
+    """Make two folders with the checkpoint, because a swap needs another folder than the last one."""
     for number in range(2):
         shutil.copytree(SHIPPED / "dit", root / f"staged/{number}")
 
 
-async def run(arguments: argparse.Namespace) -> tuple[Side, Side]:
+async def run(arguments: argparse.Namespace) -> tuple[Measurement, Measurement]:
     seconds = (arguments.t0_ms + arguments.t1_ms * MAX_ROWS) / 1000
-    rate = arguments.load * MAX_ROWS / seconds / ROWS
+    rate = arguments.load * MAX_ROWS / seconds / (KIND.steps * KIND.rows)
     print(f"{rate:.0f} requests a second, {100 * arguments.load:g} % of the device", flush=True)
     cost = {"t0_ms": arguments.t0_ms, "t1_ms": arguments.t1_ms}
     with tempfile.TemporaryDirectory() as folder:
@@ -131,23 +134,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--swaps", type=int, default=20)
     parser.add_argument("--every", type=float, default=1.0, help="seconds from one swap to the next")
-    parser.add_argument("--load", type=float, default=0.7)
+    parser.add_argument("--load", type=float, default=0.7, help="arriving work over the device's capacity")
     parser.add_argument("--t0-ms", type=float, default=2.0)
     parser.add_argument("--t1-ms", type=float, default=0.5)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    sides = dict(zip(("with swaps", "without"), asyncio.run(run(arguments)), strict=True))
+    if arguments.swaps < 1 or arguments.load <= 0:
+        parser.error("--swaps must be at least 1, and --load greater than 0")
+    measurements = dict(zip(("with swaps", "without"), asyncio.run(run(arguments)), strict=True))
     print(f"{'':<12}{'requests':>10}{'failed':>8}{'p50 ms':>8}{'p99 ms':>8}{'swaps':>7}")
-    for name, side in sides.items():
-        counts = len(side.latencies) + len(side.failed), len(side.failed)
-        print(f"{name:<12}{counts[0]:>10}{counts[1]:>8}", end="")
-        print(f"{side.quantile(0.5):>8.1f}{side.quantile(0.99):>8.1f}{len(side.swap_seconds):>7}")
-    times = sides["with swaps"].swap_seconds
-    ratio = sides["with swaps"].quantile(0.99) / sides["without"].quantile(0.99)
+    for name, found in measurements.items():
+        print(f"{name:<12}{len(found.latencies) + len(found.failed):>10}{len(found.failed):>8}", end="")
+        print(f"{found.quantile(0.5):>8.1f}{found.quantile(0.99):>8.1f}{len(found.swap_seconds):>7}")
+    times = measurements["with swaps"].swap_seconds
+    ratio = measurements["with swaps"].quantile(0.99) / measurements["without"].quantile(0.99)
     print(f"p99 is {100 * (ratio - 1):+.0f} %; a swap takes {np.median(times):.2f} s, at most {max(times):.2f}")
     if arguments.json:
-        arguments.json.write_text(json.dumps({name: asdict(side) for name, side in sides.items()}))
-    return 1 if any(side.failed for side in sides.values()) else 0
+        arguments.json.write_text(json.dumps({name: asdict(found) for name, found in measurements.items()}))
+    return 1 if any(found.failed for found in measurements.values()) else 0
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Draw docs/batching.svg: requests that agree in nothing share their forwards.
+"""Draws docs/batching.svg: requests with different samplers, steps and guidance share their forwards.
 
     python -m benchmarks.timeline [--checkpoint checkpoints/unet] [--out docs/batching.svg]
 
 The service's own scheduler decides which image takes part in which forward, and the model draws the digits, each by
-its own sampler, steps, guidance and seed. Only the arrivals are made up, and a forward is taken for a unit of time.
+its own sampler, steps, guidance and seed. Only the arrivals are invented, and each forward takes one unit of time.
 """
 
 import argparse
@@ -29,9 +29,9 @@ from service.engine.scheduler import Scheduler, SchedulerOutput
 from service.wire.messages import SamplingParams
 
 ROW_CAP = 8
-ARRIVALS: tuple[
-    tuple[int, int, str, int, float], ...
-] = (  # forward before which a request arrives, class, sampler, steps, guidance; beyond 3 it costs a second row
+# The forward before which a request arrives, class, sampler, steps, guidance scale. The shipped UNet takes scales
+# up to 3 as an input; a larger one costs a second row.
+ARRIVALS: tuple[tuple[int, int, str, int, float], ...] = (
     (0, 3, "ddim", 12, 3.5),
     (0, 7, "dpmpp_2m", 6, 1.0),
     (2, 0, "euler", 10, 5.0),
@@ -43,7 +43,7 @@ ARRIVALS: tuple[
 )
 COLOURS = ("#c2410c", "#0f766e", "#4338ca", "#a16207", "#be185d", "#15803d", "#0369a1", "#7e22ce")
 CELL, LANE, LEFT, TOP, PICTURE, LEGEND = 30, 46, 236, 48, 38, 78  # pixels
-SHOWN = 4  # the forward that is pointed at
+SHOWN = 4  # the forward that the picture highlights
 STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #3f3f46 } .strong { font-weight: 600; fill: #18181b }
 .in { fill: #fff; font-size: 11px; text-anchor: middle } .mid { text-anchor: middle }
@@ -70,7 +70,7 @@ class Lane:
 
 
 def play(config: ModelConfig) -> list[Lane]:
-    """Ask the scheduler for one forward after the other until every request has ended."""
+    """Ask the scheduler for forwards until every request has ended; a lane for each request."""
     lanes = [Lane(arrival[0], make_request(config, *arrival[1:])) for arrival in ARRIVALS]
     scheduler, forward = Scheduler(ROW_CAP, len(lanes), 10**6), 0
     of_request = {id(lane.request): lane for lane in lanes}
@@ -93,7 +93,7 @@ def make_request(config: ModelConfig, label: int, sampler: str, steps: int, guid
 
 
 def run(scheduler: Scheduler, output: SchedulerOutput, now: int) -> None:
-    """A forward that computes nothing."""
+    """Pretend that the forward was computed: end its images' steps."""
     for task in output.tasks:
         if task.step == task.last_step:
             task.request.images[task.index] = None
@@ -121,14 +121,14 @@ def svg(lanes: list[Lane], pictures: list[str]) -> str:
     for lane, picture, colour, y in zip(lanes, pictures, cycle(COLOURS), range(TOP, bottom, LANE), strict=False):
         parts += draw_lane(lane, picture, colour, y, width)
     rows = [sum(n for lane in lanes for at, _, n in lane.cells if at == forward) for forward in range(forwards)]
-    parts += draw_rows(rows, bottom, width)
+    parts += draw_rows(rows, bottom)
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {bottom + LEGEND}" width="{width}">'
     title = "<title>Eight requests with different samplers, steps and guidance share forward passes</title>"
     return "\n".join([head, title, f"<style>{STYLE}</style>", *parts, "</svg>\n"])
 
 
 def draw_head(shown: list[Lane], bottom: int) -> Iterator[str]:
-    """What a column is, and one of them pointed at."""
+    """The explanation of the columns, and the highlighted one."""
     x = LEFT + SHOWN * CELL
     rows = sum(count for lane in shown for forward, _, count in lane.cells if forward == SHOWN)
     yield '<text x="16" y="20">A column is one forward pass of the network.</text>'
@@ -162,7 +162,7 @@ def draw_lane(lane: Lane, picture: str, colour: str, y: int, width: int) -> Iter
     yield f'<line class="line" x1="16" y1="{y + LANE}" x2="{width - 16}" y2="{y + LANE}"/>'
 
 
-def draw_rows(rows: list[int], y: int, width: int) -> Iterator[str]:
+def draw_rows(rows: list[int], y: int) -> Iterator[str]:
     yield f'<text class="strong" x="16" y="{y + 26}">rows in the forward</text>'
     yield f'<text x="16" y="{y + 41}">at most {ROW_CAP}; two for a guided image</text>'
     for forward, count in enumerate(rows):

@@ -45,12 +45,12 @@ class Pictures(NamedTuple):
 
     pixels: [n, H, W, C] uint8, written at the places of those images only.
     places: [n] int64, where in pixels each image of the step goes, or -1.
-    look: [n, 2] float32; the picture is look @ (x', d), clamped to [-1, 1] and scaled to 0 .. 255.
+    preview: [n, 2] float32; the picture is preview @ (x', d), clamped to [-1, 1] and scaled to 0 .. 255.
     """
 
     pixels: Tensor
     places: Tensor
-    look: Tensor
+    preview: Tensor
 
 
 class Mixtures(NamedTuple):
@@ -100,7 +100,7 @@ def sampler_step_reference(
     history.index_copy_(0, slots, denoised)
     torch.lt(torch.maximum(largest, updated.abs().amax((1, 2, 3))), math.inf, out=finite)
     if pictures is not None and len(chosen := _places(pictures.places >= 0)):
-        of_x, of_d = pictures.look[chosen, :, None, None, None].unbind(1)
+        of_x, of_d = pictures.preview[chosen, :, None, None, None].unbind(1)
         picture = of_x * updated[chosen] + of_d * denoised[chosen]
         bytes_ = ((picture.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         pictures.pixels[pictures.places[chosen]] = bytes_.permute(0, 2, 3, 1)
@@ -166,7 +166,7 @@ def _sampler_step_kernel(
     finite,  # [n]
     pixels,  # [n, H, W, C] or None
     places,  # [n]
-    look,  # [n, 2]
+    preview,  # [n, 2]
     spans,  # [n, 2] int64 or None
     weights,  # [R]
     E: tl.constexpr,
@@ -186,7 +186,7 @@ def _sampler_step_kernel(
     guided = uncond_row != cond_row
     place, of_x, of_d = -1, 0.0, 0.0
     if pixels is not None:
-        place, of_x, of_d = tl.load(places + image), tl.load(look + 2 * image), tl.load(look + 2 * image + 1)
+        place, of_x, of_d = tl.load(places + image), tl.load(preview + 2 * image), tl.load(preview + 2 * image + 1)
     multistep = tl.where(c != 0, 1, 0) == 1  # the interpreter cannot combine c != 0 with a mask
     all_finite = tl.arange(0, BLOCK) >= 0
     for start in range(0, E, BLOCK):

@@ -29,7 +29,7 @@ class SamplerTable:
     """One row a step; compiled by build_table, which gives the same object for the same settings."""
 
     rows: np.ndarray  # [num_steps, 7] float64: t, p, q, a, b, c, s
-    look: np.ndarray  # [num_steps, 2] float64: look[i] @ (x, d) after step i shows the denoised image so far
+    preview: np.ndarray  # [num_steps, 2] float64: preview[i] @ (x, d) after step i shows the denoised image so far
     clamp: bool  # whether d is clamped to [-1, 1]
     jumps: np.ndarray  # [num_steps] float64: r, the timestep to which d leads at once; mostly t itself, or 0
     levels: np.ndarray  # [num_steps, 2] float64: alpha and sigma of x before each step
@@ -73,11 +73,11 @@ def build_table(
     u = np.append(strength * SPACINGS[spacing](schedule, num_steps), 0.0)  # [num_steps + 1], noise to clean
     grid = Grid(schedule, u, schedule.alpha(u), schedule.sigma(u))
     rows = _rows(grid, prediction, sampler, STOCHASTIC.get(sampler, 0.0) if eta is None else eta)
-    look, jumps = grid.look(sampler), NUM_TIMESTEPS * u[:-1] * (sampler not in JUMPING)
+    preview, jumps = grid.preview(sampler), NUM_TIMESTEPS * u[:-1] * (sampler not in JUMPING)
     levels = np.column_stack([grid.alpha, grid.sigma])[:-1]
-    for shared in (rows, look, jumps, levels):  # by every request with these settings
+    for shared in (rows, preview, jumps, levels):  # by every request with these settings
         shared.setflags(write=False)
-    return SamplerTable(rows, look, clamp and sampler != "ab2", jumps, levels, strength)
+    return SamplerTable(rows, preview, clamp and sampler != "ab2", jumps, levels, strength)
 
 
 def _rows(grid: "Grid", prediction: Prediction, sampler: str, eta: float) -> np.ndarray:
@@ -133,16 +133,16 @@ class Grid:
         """The variable in which dx/dtau is the velocity: u for flow, the angle of (alpha, sigma) for VP."""
         return float(self.u[i] if self.schedule.is_flow else np.arctan2(self.sigma[i], self.alpha[i]))
 
-    def look(self, sampler: str) -> np.ndarray:
-        """SamplerTable.look. d is the denoised image, but for ab2 it is the velocity v. Then x - u v (flow) or
+    def preview(self, sampler: str) -> np.ndarray:
+        """SamplerTable.preview. d is the denoised image, but for ab2 it is the velocity v. Then x - u v (flow) or
         alpha x - sigma v (VP) is the denoised image at the state after the step. The last state is the image.
         """
-        look = np.tile([0.0, 1.0], (len(self.u) - 1, 1))
+        preview = np.tile([0.0, 1.0], (len(self.u) - 1, 1))
         if sampler == "ab2":
             pair = (np.ones_like(self.u), -self.u) if self.schedule.is_flow else (self.alpha, -self.sigma)
-            look = np.stack(pair, axis=1)[1:]
-        look[-1] = 1.0, 0.0
-        return look
+            preview = np.stack(pair, axis=1)[1:]
+        preview[-1] = 1.0, 0.0
+        return preview
 
     def to_velocity(self, i: int, p: float, q: float) -> tuple[float, float]:
         """(p, q) of the velocity from those of x0: (x - x0) / u for flow, (alpha x - x0) / sigma for VP."""

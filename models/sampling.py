@@ -96,21 +96,22 @@ class Known:
         x.copy_(paint(x, images, free.expand(n, 1, -1, -1), levels.expand(n, 2), noise))
 
 
-def first_noise(seeds: Tensor, shape: tuple[int, ...], ways: Sequence[tuple[int, float]] = ()) -> Tensor:
+def first_noise(seeds: Tensor, shape: tuple[int, ...], slerps: Sequence[tuple[int, float]] = ()) -> Tensor:
     """What images begin with, [n, *shape] float32.
 
     Args:
         seeds: [n] int64.
-        ways: of each image another seed, and how far it is on the way to its noise, 0 to 1. The way is an arc, so
-            that each element stays standard normal; at 0 it is the noise of the image's own seed, bit by bit.
+        slerps: of each image another seed, and how far it is on the way to its noise, 0 to 1. The way is an arc
+            (spherical linear interpolation), so that each element stays standard normal; at 0 it is the noise of
+            the image's own seed, bit by bit.
     """
 
     def of(seeds: Tensor) -> Tensor:
         return normal(seeds, torch.zeros_like(seeds), math.prod(shape)).view(-1, *shape)
 
     noise = of(seeds)
-    if moved := [image for image, (_, part) in enumerate(ways) if part]:
-        others, angles = zip(*((ways[image][0], ways[image][1] * math.pi / 2) for image in moved), strict=True)
+    if moved := [image for image, (_, part) in enumerate(slerps) if part]:
+        others, angles = zip(*((slerps[image][0], slerps[image][1] * math.pi / 2) for image in moved), strict=True)
         factors = [[math.cos(angle) for angle in angles], [math.sin(angle) for angle in angles]]
         cos, sin = torch.tensor(factors, device=noise.device)[:, :, None, None, None]  # each [moved, 1, 1, 1]
         noise[moved] = cos * noise[moved] + sin * of(torch.tensor(others, device=noise.device))
@@ -142,7 +143,7 @@ def sample(
     null_label: int | None = None,
     known: Known | None = None,
     further: Further | None = None,
-    ways: Sequence[tuple[int, float]] = (),
+    slerps: Sequence[tuple[int, float]] = (),
     watch: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> Tensor:
     """The plain loop: one table for all images, the reference of the serving engine.
@@ -152,14 +153,14 @@ def sample(
         labels, seeds: [n] int64 on the model's device; image i depends on labels[i] and seeds[i] alone.
         null_label: the label of the second row of guided images; default model.num_classes.
         known: an image to start from or to keep a part of; what is kept is exact only if the caller puts it back.
-        further: classes of images besides labels. ways: where images begin; see first_noise.
+        further: classes of images besides labels. slerps: where images begin; see first_noise.
         watch: called after each step with its number, x and d, which the next step overwrites.
 
     Returns:
         [n, C, H, W] float32, nominally in [-1, 1].
     """
     null = cast("Any", model).num_classes if null_label is None else null_label
-    x = (noise := first_noise(seeds, image_shape, ways)).clone()
+    x = (noise := first_noise(seeds, image_shape, slerps)).clone()
     history = torch.zeros_like(x)
     for step in range(len(table)):
         if known is not None:

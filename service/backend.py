@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from models.checkpoint import CheckpointError, load_checkpoint
+from models.extras import how_to_install
 from models.files import CONFIG, GRAPH, WEIGHTS, sha256_of
 from models.graph import core, example, import_openvino, read_graph, reason, write_graph
 from models.quantization import RANGES, int8_model
@@ -206,9 +207,8 @@ def choose_backend(name: str, device: torch.device, dtype: torch.dtype, int8: bo
             text = "set DIFFUSION_DEVICE to cpu and DIFFUSION_DTYPE to float32, bfloat16 or auto"
             raise SettingsError(f"DIFFUSION_BACKEND is openvino: {text}, or use torch or auto")
         if not installed:
-            text = "pip install 'stepwise-diffusion[cpu]' (in a checkout: pip install '.[cpu]'), or use auto"
             what = "DIFFUSION_DTYPE is int8, which needs OpenVINO" if int8 else "DIFFUSION_BACKEND is openvino"
-            raise SettingsError(f"{what}, but it is not installed: {text}")
+            raise SettingsError(f"{what}, but it is not installed: {how_to_install('cpu')}, or use auto")
     wanted = name != "torch" and device.type == "cpu" and installed
     return OpenVINO(torch.get_num_threads(), int8) if wanted else None
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from service.observe.board import Board, Layout
+from service.observe.scoreboard import Layout, Scoreboard
 from service.settings import Settings
 
 # A fresh interpreter that finds the modules where this one found them. It watches the lifeline before it imports
@@ -84,10 +84,10 @@ def freeze_heap() -> None:
     gc.freeze()
 
 
-def open_board(models: Iterable[str], settings: Settings, rows: int, descriptor: int | None = None) -> Board:
+def open_board(models: Iterable[str], settings: Settings, rows: int, descriptor: int | None = None) -> Scoreboard:
     """The board of a service with these settings: the same layout in each of its processes.
 
     Args:
         models: as they were when the supervisor started. Later the folder of checkpoints may hold others.
     """
-    return Board(Layout(models, settings.api_keys), rows, descriptor)
+    return Scoreboard(Layout(models, settings.api_keys), rows, descriptor)

@@ -11,7 +11,7 @@ from typing import Any
 
 from service.child import freeze_heap, open_board
 from service.observe import logs
-from service.observe.board import EngineBoard
+from service.observe.scoreboard import EngineScoreboard
 from service.settings import SettingsError, load_settings
 from service.wire.control import BAD_INPUT, ENGINE_DIED
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def main(given: dict[str, Any]) -> None:
-    """given: control and board, which are descriptors, rows of the board, and names of the models."""
+    """given: control and board, which are descriptors, rows of the scoreboard, and names of the models."""
     settings = load_settings()
     logs.configure(settings.log_level, settings.log_format, "engine")
     import_kernels(settings.device)
@@ -35,7 +35,7 @@ def main(given: dict[str, Any]) -> None:
         logger.critical("error: %s", error)
         sys.exit(BAD_INPUT)
     clients = Clients(socket.socket(fileno=given["control"]))
-    board = EngineBoard(open_board(given["models"], settings, given["rows"], given["board"]))
+    board = EngineScoreboard(open_board(given["models"], settings, given["rows"], given["board"]))
     loop = EngineLoop(core, clients, board, successors(settings))
     freeze_heap()
     loop.run()

@@ -4,12 +4,12 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 MAX_FIELD_ERRORS = 10  # in one answer
 MAX_ECHO = 40  # characters of a value that a message repeats
 FULL_QUEUE = "the queue is full: try again later"
-NOT_REPEATED = "this machine does not repeat itself bit by bit, as a check showed before the model served"
+NOT_REPEATED = "not possible on this machine, where a check found that the bits of an image depend on its batch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,10 @@ class ServiceError(Exception):
     def __init__(self, detail: str, errors: list[FieldError] | None = None, retry_after: float | None = None):
         super().__init__(detail)
         self.detail, self.errors, self.retry_after = detail, errors or [], retry_after
+
+    @classmethod
+    def field(cls, field: str, message: str, retry_after: float | None = None) -> Self:
+        return cls(f"{field}: {message}", [FieldError(field, message)], retry_after)
 
     @property
     def retry_after_seconds(self) -> int | None:
@@ -121,10 +125,6 @@ class CompressedBody(ClientError):
 class InvalidRequest(ClientError):
     status, code, title = 422, "invalid-request", "Invalid request"
 
-    @classmethod
-    def field(cls, field: str, message: str) -> "InvalidRequest":
-        return cls(f"{field}: {message}", [FieldError(field, message)])
-
     def renamed(self, names: dict[str, str]) -> "InvalidRequest":
         """The same error with the field names of another API, also inside messages."""
 
@@ -136,9 +136,9 @@ class InvalidRequest(ClientError):
     @classmethod
     def of(cls, errors: list[FieldError]) -> "InvalidRequest":
         """Names the first MAX_FIELD_ERRORS: a thousand wrong fields must not give an answer of a megabyte."""
-        told = errors[:MAX_FIELD_ERRORS]
-        more = f"; and {len(errors) - len(told)} more" if len(errors) > len(told) else ""
-        return cls("; ".join(f"{error.field}: {error.message}" for error in told) + more, told)
+        named = errors[:MAX_FIELD_ERRORS]
+        more = f"; and {len(errors) - len(named)} more" if len(errors) > len(named) else ""
+        return cls("; ".join(f"{error.field}: {error.message}" for error in named) + more, named)
 
 
 class QuotaExceeded(ClientError):

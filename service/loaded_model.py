@@ -30,11 +30,12 @@ from service.wire import messages
 from service.wire.messages import Mixture, ModelCard, SamplingParams, TrajectoryPoint
 
 BOUNDS = limits(max_steps=1000, max_images=1024)
-OF_A_SERVICE = {"deterministic", "deadline_ms"}  # fields
 
 
 class Model(Sampler):
     """A network and its configuration; see stepwise.load."""
+
+    _refused = frozenset({"deterministic", "deadline_ms"})  # which a running service takes
 
     def __init__(self, name: str, network: nn.Module, config: ModelConfig, device: torch.device, version: str):
         self.name, self.network, self.config, self.device = name, network, config, device
@@ -56,7 +57,7 @@ class Model(Sampler):
 
         def watch(step: int, x: Tensor, d: Tensor) -> None:
             if on_preview is not None and step in shown:
-                of_x, of_d = table.look[step].tolist()
+                of_x, of_d = table.preview[step].tolist()
                 for index, image in enumerate(pixels(of_x * x + of_d * d, params)):
                     on_preview(Preview(picture(image), index, step + 1))
 
@@ -72,7 +73,7 @@ class Model(Sampler):
         table = self.config.table(params.sampler, params.num_steps, params.spacing, params.strength)
 
         def watch(step: int, x: Tensor, d: Tensor) -> None:
-            of_x, of_d = table.look[step].tolist()
+            of_x, of_d = table.preview[step].tolist()
             denoised = of_x * x + of_d * d
             if form == "npz":
                 numbers = table.rows[step, T] / NUM_TIMESTEPS, tuple(table.levels[step]), table.rows[step, S]
@@ -87,7 +88,7 @@ class Model(Sampler):
 
     def _check(self, fields: dict[str, Any]) -> Job:
         """Raises InvalidRequest as the service does."""
-        for name in OF_A_SERVICE & fields.keys():
+        for name in self._refused & fields.keys():
             raise InvalidRequest.field(name, "is for a running service: see stepwise.connect")
         try:
             given = GenerateBody.model_validate(fields)
@@ -111,7 +112,7 @@ class Model(Sampler):
             "null_label": config.num_classes if params.negative_label is None else params.negative_label,
             "known": self._known(params),
             "further": self._further(mixtures),
-            "ways": params.ways,
+            "slerps": params.slerps,
             "watch": watch,
         }
         return sample(network, table, labels, seeds, config.image_shape, **more)

@@ -12,7 +12,7 @@ from service.engine.core import EngineCore
 from service.engine.loop import EngineLoop
 from service.engine.swaps import Loader
 from service.observe import tracing
-from service.observe.board import Board, EngineBoard, Layout
+from service.observe.scoreboard import EngineScoreboard, Layout, Scoreboard
 from service.registry import load_core
 from service.settings import Settings
 from service.successor import successors
@@ -23,7 +23,7 @@ from service.wire.control import CONTROL, STOP
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
-WORKER_ROW = 1  # of the board; the engine has row 0
+WORKER_ROW = 1  # of the scoreboard; the engine has row 0
 JOIN_SECONDS = 10.0  # for the step that is running when the engine is told to end
 
 
@@ -37,13 +37,13 @@ class LocalEngine:
 
     def __init__(self, core: EngineCore, keys: Iterable[str] = (), load: Loader | None = None):
         self.core = core
-        self.board = Board(Layout(core.runners, keys), rows=2)
+        self.board = Scoreboard(Layout(core.runners, keys), rows=2)
         self._control, control = socket.socketpair()
         mine, theirs = socket.socketpair()
         self._clients = Clients(control)
         self._clients.attach(theirs, WORKER_ROW)
         self.client = AsyncEngine(mine, self.board)
-        self.loop = EngineLoop(core, self._clients, EngineBoard(self.board), load)
+        self.loop = EngineLoop(core, self._clients, EngineScoreboard(self.board), load)
         self._thread = threading.Thread(target=self.loop.run, name="engine", daemon=True)
 
     def start(self) -> None:

@@ -84,6 +84,7 @@ class Sampler(ABC):
     image_shape: tuple[int, int, int]
     samplers: list[str]
     qualities: dict[str, dict[str, Any]]
+    _refused: frozenset[str] = frozenset()  # of Options
 
     def sample(
         self,
@@ -160,7 +161,8 @@ class Sampler(ABC):
     ) -> dict[str, Any]:
         """Of /generate, with files as bytes."""
         if unknown := options.keys() - Options.__annotations__.keys():
-            message = f"unknown field: use class_, n, seed, {', '.join(Options.__annotations__)}"
+            known = (name for name in Options.__annotations__ if name not in self._refused)
+            message = f"unknown field: use class_, n, seed, {', '.join(known)}"
             raise InvalidRequest.of([FieldError(name, message) for name in sorted(unknown)])
         given = {"model": self.name, "class": class_, "n": n, "seed": seed, **options}
         fields = {name: value for name, value in given.items() if value is not None}

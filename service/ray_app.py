@@ -19,6 +19,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
+from models.extras import how_to_install
 from service.local import create_app
 from service.observe import logs
 from service.settings import Settings, SettingsError, load_settings, model_entries
@@ -109,7 +110,7 @@ def _import_ray(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise SettingsError("Ray is missing: in a checkout, pip install -c constraints.txt -e '.[ray]'") from error
+        raise SettingsError(f"Ray is not installed: {how_to_install('ray')}") from error
 
 
 def _choose(settings: Settings, names: str) -> Settings:

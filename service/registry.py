@@ -143,9 +143,10 @@ def _load(name: str, entry: ModelEntry) -> tuple[torch.nn.Module, ModelConfig]:
         raise CheckpointError(f"model {name}: {error}") from error
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, given_as: str = "DIFFUSION_DEVICE") -> torch.device:
+    """given_as: the setting or argument that an error names."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("DIFFUSION_DEVICE is cuda, but torch finds no CUDA device: use cpu or auto")
+        raise SettingsError(f"{given_as} is cuda, but torch finds no CUDA device: use cpu or auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from models.extras import how_to_install
 from service.errors import FieldError, ServiceError, UnknownModel
 from service.python_api import FILES, Preview, Sampler
 from service.wire.messages import KINDS
@@ -28,7 +29,7 @@ class RemoteModel(Sampler):
         try:
             import httpx
         except ImportError as error:
-            raise ImportError("stepwise.connect needs httpx: pip install 'stepwise-diffusion[client]'") from error
+            raise ImportError(f"stepwise.connect needs httpx: {how_to_install('client')}") from error
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(base_url=url.rstrip("/"), headers=headers, timeout=httpx.Timeout(patience))
         self._patience = patience
@@ -45,7 +46,7 @@ class RemoteModel(Sampler):
             models = {info["name"]: info for info in json.loads(answer.read())["models"]}
         if model not in models:
             message = f"there is no model {model!r} at {self._http.base_url}, only {', '.join(models)}"
-            raise UnknownModel(f"model: {message}", [FieldError("model", message)])
+            raise UnknownModel.field("model", message)
         return models[model]
 
     def close(self) -> None:

@@ -20,29 +20,29 @@ from service.cgroup import cores
 from service.child import Arguments, Child, open_board
 from service.listening import bind, urls
 from service.observe import logs
-from service.observe.board import HEARTBEAT
+from service.observe.scoreboard import HEARTBEAT
 from service.settings import Settings, SettingsError, load_settings, model_entries
 from service.wire.control import ANSWER_SECONDS, ATTACH, BAD_INPUT, CONTROL, ENGINE_DIED, STARTED, STOP
 
 logger = logging.getLogger(__name__)
 
 WORKERS_FAIL = 4  # exit code; behind ENGINE_DIED and this one a new start may help
-POLL_SECONDS = 0.1  # between two looks at the children; signals are heard at once
+POLL_SECONDS = 0.1  # between two polls of the children; signals are heard at once
 MANY_DEATHS, DEATHS_SECONDS = 5, 30.0  # a worker that ends at its start so often within so long is hopeless
-SILENT_LOOKS = 50  # in which a worker that beats every second has not: it is stuck
+SILENT_POLLS = 50  # in which a worker that beats every second has not: it is stuck
 
 
 @dataclass
 class Pulse:
-    """A worker's signs of life, counted in looks of its supervisor: a pause of the whole machine is one look."""
+    """A worker's signs of life, counted in polls of its supervisor: a pause of the whole machine is one poll."""
 
     beat: float = 0.0
-    looks: int = 0  # since it changed
+    polls: int = 0  # since it changed
 
     def stops(self, beat: float) -> bool:
-        """True once it has not changed for SILENT_LOOKS."""
-        self.beat, self.looks = beat, self.looks + 1 if beat == self.beat else 0
-        return self.looks == SILENT_LOOKS
+        """True once it has not changed for SILENT_POLLS."""
+        self.beat, self.polls = beat, self.polls + 1 if beat == self.beat else 0
+        return self.polls == SILENT_POLLS
 
 
 class Supervisor:
@@ -57,7 +57,7 @@ class Supervisor:
         self._num_workers = num_workers(settings)
         self._models = list(model_entries(settings))
         self._board = open_board(self._models, settings, rows=1 + self._num_workers)
-        self._workers: dict[int, Child] = {}  # by their row of the board
+        self._workers: dict[int, Child] = {}  # by their row of the scoreboard
         self._started: dict[int, Pulse] = {}  # by rows of workers that accept connections
         self._failed_starts = defaultdict[int, deque[float]](lambda: deque(maxlen=MANY_DEATHS))  # times, by row
         self._signals = 0
@@ -71,7 +71,7 @@ class Supervisor:
                 self._start_worker(row)
             while True:
                 self._wait()
-                if (code := self._look()) is not None:
+                if (code := self._poll()) is not None:
                     return code
         finally:
             for process in (self._engine, *self._workers.values()):
@@ -106,7 +106,7 @@ class Supervisor:
             if control.recv(1) == STARTED:
                 self._started[controls[control]] = Pulse()
 
-    def _look(self) -> int | None:
+    def _poll(self) -> int | None:
         """Look at signals, engine and workers; returns an exit code when the service is to end."""
         if self._signals:
             return self._drain()
@@ -125,7 +125,7 @@ class Supervisor:
         beats = self._board.column(HEARTBEAT)
         for row, pulse in self._started.items():
             if pulse.stops(beats[row]):
-                logger.error("worker %d has given no sign of life for %g s", row, SILENT_LOOKS * POLL_SECONDS)
+                logger.error("worker %d has given no sign of life for %g s", row, SILENT_POLLS * POLL_SECONDS)
                 self._workers[row].process.kill()
 
     def _replace(self, row: int, dead: Child) -> bool:

@@ -11,6 +11,13 @@ TINY: dict[str, dict[str, Any]] = {
     "dit": {"image_size": 8, "patch_size": 2, "hidden_dim": 32, "depth": 1, "num_heads": 4},
     "unet": {"image_size": 8, "base_channels": 8, "channel_multipliers": [1, 2], "num_res_blocks": 1},
 }
+FEW_STEP = {"arguments": TINY["dit"] | {"few_step": True}, "guidance_range": (1.0, 3.0)}
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {  # architecture, and what differs from the tiny one
+    "dit": ("dit", {}),
+    "unet": ("unet", {}),
+    "few-step": ("dit", FEW_STEP),
+    "odd groups": ("unet", {"arguments": TINY["unet"] | {"base_channels": 18, "image_channels": 1}}),
+}
 QUALITIES = {"draft": {"steps": 2}, "best": {"steps": 12, "spacing": "uniform"}}
 CLASS_NAMES = ["cat", "dog", "0"]  # a name that looks like an index is allowed
 

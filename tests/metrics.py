@@ -1,11 +1,11 @@
-"""The metrics of a service that nobody has asked anything."""
+"""The metrics of a service without requests."""
 
 from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry
 
-from service.observe.board import Board, Layout
 from service.observe.metrics import Metrics
+from service.observe.scoreboard import Layout, Scoreboard
 from service.wire.messages import ModelCard
 
 
@@ -16,4 +16,4 @@ def registry(keys: Iterable[str] = ()) -> CollectorRegistry:
         samplers={"euler": 10}, sampling={"default": {}}, sha256="", device="cpu", dtype="float32",
         hardware="cpu", simulated=False, build="",
     )  # fmt: skip
-    return Metrics(Board(Layout(["dit"], keys), rows=2), 1, lambda: [card]).registry
+    return Metrics(Scoreboard(Layout(["dit"], keys), rows=2), 1, lambda: [card]).registry

@@ -1,4 +1,4 @@
-"""The documents say what is so: tests, settings, metrics, statuses and files that they name."""
+"""The documents agree with the code: tests, settings, metrics, statuses and files that they name exist."""
 
 import ast
 import re
@@ -25,11 +25,15 @@ def read(name: str) -> str:
     return (ROOT / name).read_text()
 
 
+def links(page: Path) -> set[Path]:
+    """Files of this repository that a page links to or shows."""
+    found = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+    return {(page.parent / link).resolve() for link in found}
+
+
 @each_page
 def test_links_lead_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text())
-    local = [link for link in links if not re.match(r"[a-z]+:", link)]
-    assert [link for link in local if not (page.parent / link).exists()] == []
+    assert [link for link in links(page) if not link.exists()] == []
 
 
 def anchors(page: Path) -> set[str]:
@@ -40,8 +44,8 @@ def anchors(page: Path) -> set[str]:
 
 @each_page
 def test_links_to_headings_lead_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text())
-    assert [link for link in links if link[1] not in anchors(page.parent / link[0] if link[0] else page)] == []
+    found = re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text())
+    assert [link for link in found if link[1] not in anchors(page.parent / link[0] if link[0] else page)] == []
 
 
 @each_page
@@ -87,9 +91,8 @@ def test_every_metric_is_explained_and_none_is_made_up() -> None:
 
 
 def test_every_status_is_explained() -> None:
-    cells = re.findall(
-        r"^\| ([45]\d\d[^|]*) \| \S", read("docs/api.md"), re.MULTILINE
-    )  # a status, and when it comes
+    rows = r"^\| ([45]\d\d[^|]*) \| \S"  # a status, and when it comes
+    cells = re.findall(rows, read("docs/api.md"), re.MULTILINE)
     told = {int(status) for cell in cells for status in re.findall(r"\d{3}", cell)}
     ours = {dialect.status(error) for error in PROBLEMS for dialect in (OWN, OPENAI, INFERENCE)}
     assert told == ours | {405}  # that one is the framework's
@@ -122,16 +125,9 @@ def test_the_readme_is_short() -> None:
     assert statistics.quantiles(lengths, n=10)[-1] < USUAL_WORDS
 
 
-def links(page: Path) -> set[Path]:
-    """Files of this repository that a page links to or shows."""
-    found = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
-    return {(page.parent / link).resolve() for link in found}
-
-
 def test_the_index_names_every_document() -> None:
-    assert {path for path in (ROOT / "docs").glob("*.md") if path.name != "README.md"} <= links(
-        ROOT / "docs/README.md"
-    )
+    index = ROOT / "docs/README.md"
+    assert set(index.parent.glob("*.md")) - {index} <= links(index)
 
 
 def test_every_picture_is_shown_somewhere() -> None:

@@ -254,7 +254,7 @@ def test_the_tree_in_a_readme_is_read() -> None:
 
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run make in a folder with the Makefile alone, deaf to a make that may be running these tests."""
+    """Run make in a folder with the Makefile alone, without the variables of a make that may run these tests."""
     shutil.copy(ROOT / "Makefile", folder)
     environment = {"PATH": os.environ["PATH"], "HOST": "name-of-this-machine"}
     command = ["make", *arguments]
@@ -285,3 +285,8 @@ def test_make_serve_passes_host_and_port(tmp_path: Path) -> None:
     (tmp_path / "constraints.txt").touch()
     assert make(tmp_path, "-n", "serve").stdout.endswith("run.py serve --host 127.0.0.1 --port 8000\n")
     assert make(tmp_path, "-n", "serve", "PORT=90", "HOST=h").stdout.endswith("run.py serve --host h --port 90\n")
+
+
+def test_the_columns_of_make_help_are_straight(tmp_path: Path) -> None:
+    lines = make(tmp_path, "help").stdout.splitlines()
+    assert {(line[14] == " ", line[15] == " ") for line in lines} == {(True, False)}

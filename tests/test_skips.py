@@ -12,5 +12,5 @@ def test_tools_of_debian_are_one_command() -> None:
     )
 
 
-def test_nothing_is_said_of_nothing() -> None:
+def test_there_is_no_line_where_nothing_was_skipped() -> None:
     assert summary([]) == ""

@@ -26,9 +26,11 @@ def find_checkpoints(names: list[str], root: Path | None = None) -> dict[str, Pa
 
 def find_checkpoint(name: str, root: Path | None = None) -> Path:
     """See find_checkpoints."""
-    places = [(root or default_checkpoints()) / name, Path(name)]
+    root = root or default_checkpoints()
+    places = [root / name, Path(name)]
     for place in places:
         if (place / CONFIG).is_file():
             return place
     looked = " and ".join(dict.fromkeys(str(place.resolve()) for place in places))
-    raise CheckpointError(f"no checkpoint {name!r}: looked for {CONFIG} in {looked}")
+    known = ", ".join(sorted(path.parent.name for path in root.glob(f"*/{CONFIG}"))) or "none"
+    raise CheckpointError(f"no checkpoint {name!r}: looked for {CONFIG} in {looked}; {root.resolve()} has {known}")

@@ -1,5 +1,6 @@
 """Export checkpoints to OpenVINO, with which a CPU serves them faster, and to ONNX."""
 
+import logging
 import warnings
 from pathlib import Path
 
@@ -10,6 +11,11 @@ from models.files import GRAPH, replace_file
 from models.graph import INPUTS, OUTPUT, example, reason, write_graph
 
 OPSET = 20  # the first with Gelu
+# Of these the exporter warns at every export, and no user can change them: all inputs share the axis, torch calls
+# what it has deprecated, and no network here has an operation of torchvision.
+AXIS = "# The axis name: rows will not be used"  # a UserWarning
+LEAF = r"`isinstance\(treespec, LeafSpec\)` is deprecated"  # a FutureWarning
+TORCHVISION = "torchvision is not installed"
 
 
 def export_graph(folder: Path, architecture: str | None = None) -> Path:
@@ -37,8 +43,10 @@ def export_onnx(folder: Path, file: Path, architecture: str | None = None) -> Pa
     network, config = load_checkpoint(folder, architecture)
     inputs = example(config)
     rows, names = torch.export.Dim("rows"), INPUTS[: len(inputs)]
+    logging.getLogger("torch.onnx._internal.exporter._registration").addFilter(_is_news)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.filterwarnings("ignore", AXIS, UserWarning)
+        warnings.filterwarnings("ignore", LEAF, FutureWarning)
         try:
             program = torch.onnx.export(
                 network,
@@ -56,3 +64,7 @@ def export_onnx(folder: Path, file: Path, architecture: str | None = None) -> Pa
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_file(file, program.model_proto.SerializeToString())
     return file
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(TORCHVISION)

@@ -32,8 +32,8 @@ class Processes:
     def wait(self) -> None:
         """Return when all processes are here.
 
-        Call it before the last one leaves. A thread of gloo may still hold the tensor of the last collective. If the
-        interpreter ends meanwhile, torch aborts this process (github.com/pytorch/pytorch/pull/179291).
+        Call it before the last one leaves. A thread of gloo may still hold the tensor of the last collective. If
+        the interpreter ends meanwhile, torch aborts this process (github.com/pytorch/pytorch/pull/179291).
         """
         if self.size > 1:
             dist.barrier()

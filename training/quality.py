@@ -113,6 +113,9 @@ def data_of(name: str, config: ModelConfig, request: Request) -> Data:
     If too few pictures are held out to train a judge, `judge` is `train`.
     """
     chosen, known = source_of(config, request)
+    if chosen in FROM_FILES and not request.data and request.data_path is None:
+        pictures = "a folder of pictures" if chosen == "folder" else chosen
+        raise DataError(f"{name} was trained on {pictures}: name it with --data-path, to measure {name} with it")
     channels, height, width = config.image_shape
     if height != width:
         raise CheckpointError(f"{name} draws images of {width}x{height} pixels, and data are square")

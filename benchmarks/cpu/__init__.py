@@ -1,1 +1,1 @@
-"""Every way to run the networks on a CPU, side by side."""
+"""Compares the libraries and precisions that can run the networks on a CPU."""

@@ -1,141 +1,119 @@
-"""Every way to run the networks on a CPU, side by side: rows a second, and images a second through HTTP.
+"""Compares how fast the networks run on a CPU, by library and precision, and how fast the service is over HTTP.
 
     python -m benchmarks.cpu [--quick] [--compile] [--only dit unet full-dit full-unet http]
 
 dit and unet are the shipped networks, the full ones have the default sizes and random weights. http is the whole
-service with eight clients. All of it takes ten minutes, and the machine must be quiet.
+service with eight clients. All parts together take ten minutes. No other program may be busy meanwhile.
 
-The figures are kept in docs/cpu.json, part by part, and docs/cpu.md is drawn from it; --report does only that.
+The figures are kept in docs/cpu.json, part by part. The tables of docs/cpu.md are made from it; --report does only
+that.
 """
 
 import argparse
 import asyncio
 import json
 import os
-import re
-import subprocess
 import time
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from benchmarks import process_tree
-from benchmarks.client import ROOT
+from benchmarks import ROOT, process_tree
 from benchmarks.cpu import report
-from benchmarks.cpu.through_http import BACKENDS, beside
-from benchmarks.cpu.ways import BASE, Forward, build, check, compare, inputs, possible_ways
-from models import DIT, UNet
-from models.checkpoint import ModelConfig, load_checkpoint
-from training.checkpoints import find_checkpoint
+from benchmarks.cpu.through_http import BACKENDS, measure_service
+from benchmarks.cpu.variants import BASELINE, Forward, available_variants, build, check, compare, inputs
+from benchmarks.networks import SHIPPED, full_size_network, shipped_network
+from benchmarks.versions import package_version, short_commit
+from models.checkpoint import ModelConfig
+from training.machine import processor
 
-SHIPPED = ("dit", "unet")
-FULL_SIZE = {"full-dit": ("dit", DIT), "full-unet": ("unet", UNet)}
+FULL_SIZE = {"full-dit": "dit", "full-unet": "unet"}
 HTTP = "http"
 PARTS = (*SHIPPED, *FULL_SIZE, HTTP)
 PACKAGES = ("torch", "openvino", "onnxruntime")
-SMALL = 0.02  # standard deviation of weights that training would begin as zeros
 
 
-class Plan(NamedTuple):
-    """How long everything takes."""
+class RunSettings(NamedTuple):
+    """What is measured and for how long."""
 
-    counts: tuple[int, ...] = (1, 2, 4, 8, 16)  # rows
-    rounds: int = 3
-    seconds: float = 0.4  # of a turn of a network
-    served_seconds: float = 8.0  # of a turn of the service
+    counts: tuple[int, ...] = (1, 2, 4, 8, 16)  # rows of a forward
+    rounds: int = 3  # in each, every variant is measured once; the medians count
+    seconds: float = 0.4  # of a network in a round
+    served_seconds: float = 8.0  # of the service in a round
 
 
-QUICK = Plan(counts=(1, 8), rounds=1, seconds=0.1, served_seconds=1.0)
+QUICK = RunSettings(counts=(1, 8), rounds=1, seconds=0.1, served_seconds=1.0)
 
 
 def network_of(name: str) -> tuple[nn.Module, ModelConfig]:
     """One of SHIPPED or FULL_SIZE, in float32."""
-    if name in SHIPPED:
-        return load_checkpoint(find_checkpoint(name))
-    architecture, cls = FULL_SIZE[name]
-    torch.manual_seed(0)
-    network = cls()
-    for parameter in network.parameters():
-        if parameter.dim() > 1 and not parameter.any():  # products with zeros would make half of the network idle
-            nn.init.normal_(parameter, std=SMALL)
-    return network.eval().requires_grad_(False), ModelConfig(architecture, {})
+    return shipped_network(name) if name in SHIPPED else full_size_network(FULL_SIZE[name])
 
 
-def ways_of(name: str, network: nn.Module, config: ModelConfig, compiled: bool) -> dict[str, Forward]:
-    """Those that can run the network and give its images; it is told which cannot."""
+def usable_variants(name: str, network: nn.Module, config: ModelConfig, compiled: bool) -> dict[str, Forward]:
+    """The variants that give the network's images, by name; prints which others are left out, and why."""
     forwards, given = dict[str, Forward](), inputs(config, 2)
-    for way in possible_ways(compiled):
+    for variant in available_variants(compiled):
         try:
-            forward = build(way, network, config)
-            check(forward, forwards.get(BASE, forward), given)
+            forward = build(variant, network, config)
+            check(forward, forwards.get(BASELINE, forward), given)
         except Exception as error:  # somebody else's compiler may raise anything
-            print(f"{name}: {way} is left out: {type(error).__name__}: {error}", flush=True)
+            print(f"{name}: {variant} is left out: {type(error).__name__}: {error}", flush=True)
         else:
-            forwards[way] = forward
+            forwards[variant] = forward
     return forwards
 
 
-def measure(part: str, plan: Plan, compiled: bool) -> dict[str, Any]:
-    """What is kept of one of PARTS."""
+def measure(part: str, plan: RunSettings, compiled: bool) -> dict[str, Any]:
+    """The figures of one of PARTS, as they are kept in cpu.json."""
     if part == HTTP:
         return {"served": {name: through_http(name, plan) for name in SHIPPED}}
     network, config = network_of(part)
-    forwards = ways_of(part, network, config, compiled)
+    forwards = usable_variants(part, network, config, compiled)
     return {"rows": {part: compare(forwards, config, plan.counts, plan.rounds, plan.seconds)}}
 
 
-def through_http(name: str, plan: Plan) -> dict[str, dict[str, float]]:
-    """By backend; those that this machine has."""
-    have = [backend for backend, library in BACKENDS.items() if any(library in way for way in possible_ways())]
+def through_http(name: str, plan: RunSettings) -> dict[str, dict[str, float]]:
+    """The figures of the service by backend, for those backends that this machine has."""
+    have = [
+        backend for backend, library in BACKENDS.items() if any(library in each for each in available_variants())
+    ]
     turns = (plan.rounds, plan.served_seconds, plan.seconds)
-    return {backend: asyncio.run(beside(name, backend, *turns)) for backend in have}
+    return {backend: asyncio.run(measure_service(name, backend, *turns)) for backend in have}
 
 
 def measured_at(elsewhere_cores: float) -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return {
-        "commit": commit.stdout.strip(),
+        "commit": short_commit(),
         "date": time.strftime("%Y-%m-%d"),
         "processor": processor(),
         "threads": torch.get_num_threads(),
-        "versions": {name: number for name in PACKAGES if (number := installed(name))},
+        "versions": {name: number for name in PACKAGES if (number := package_version(name))},
         "elsewhere_cores": round(elsewhere_cores, 2),
     }
 
 
-def installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def processor() -> str:
-    names = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return names[0] if names else "an unknown processor"
-
-
-def run(parts: Iterable[str], plan: Plan, compiled: bool, path: Path) -> None:
-    """Measure the parts and keep each as soon as it is there; parts of earlier runs stay."""
+def run(parts: Iterable[str], plan: RunSettings, compiled: bool, path: Path) -> None:
+    """Measure the parts, and save the figures of each at once; those of other parts stay in the file."""
     for part in parts:
-        used, began = elsewhere(), time.monotonic()
+        used, began = other_programs_seconds(), time.monotonic()
         print(f"{part} ...", flush=True)
         found = measure(part, plan, compiled)
-        cores = (elsewhere() - used) / (time.monotonic() - began)
-        keep(path, found, measured_at(cores))
+        cores = (other_programs_seconds() - used) / (time.monotonic() - began)
+        save(path, found, measured_at(cores))
         print(json.dumps(found, indent=1), f"\nother programs used {cores:.2f} cores", flush=True)
 
 
-def elsewhere() -> float:
-    """CPU seconds that the machine gave to programs that this one did not start."""
-    return process_tree.machine_seconds() - process_tree.cpu_seconds(os.getpid())
+def other_programs_seconds() -> float:
+    """CPU seconds that the machine has given to programs other than this one and its children."""
+    return process_tree.machine_cpu_seconds() - process_tree.cpu_seconds(os.getpid())
 
 
-def keep(path: Path, found: dict[str, Any], measured: dict[str, Any]) -> None:
+def save(path: Path, found: dict[str, Any], measured: dict[str, Any]) -> None:
+    """Add figures to the file. Parts of one commit keep the highest number of cores that others used."""
     results = read(path)
     for kind, parts in found.items():
         results[kind] |= parts
@@ -153,14 +131,18 @@ def read(path: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART")
-    parser.add_argument("--quick", action="store_true", help="a try of a minute or two; kept in build")
-    parser.add_argument("--compile", action="store_true", help="torch.compile, too: some minutes more a network")
-    parser.add_argument("--report", action="store_true", help="measure nothing; draw the page anew")
-    parser.add_argument("--out", type=Path, help="folder of cpu.json (default: docs, of --quick build)")
+    parser.add_argument("--quick", action="store_true", help="a short try of a minute or two; written to build")
+    parser.add_argument(
+        "--compile", action="store_true", help="also torch.compile, which takes some minutes more for each network"
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="measure nothing, write the tables and the picture again"
+    )
+    parser.add_argument("--out", type=Path, help="folder of cpu.json (default: docs, with --quick build)")
     given = parser.parse_args()
     folder = given.out or ROOT / ("build" if given.quick else "docs")
     if not given.report:
-        run(given.only, QUICK if given.quick else Plan(), given.compile, folder / "cpu.json")
+        run(given.only, QUICK if given.quick else RunSettings(), given.compile, folder / "cpu.json")
     report.write(read(folder / "cpu.json"), folder)
 
 

@@ -1,13 +1,13 @@
-"""The tables and the picture of docs/cpu.json, for docs/cpu.md."""
+"""Makes the tables and the picture of docs/cpu.md from docs/cpu.json."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks import pages
-from benchmarks.cpu.ways import BASE
+from benchmarks.cpu.variants import BACKENDS, BASELINE
 
-Results = Mapping[str, Any]  # of docs/cpu.json: measured, rows, served
+Results = Mapping[str, Any]  # docs/cpu.json, whose keys are measured, rows and served
 
 TITLES = {
     "dit": "DiT, shipped",
@@ -15,25 +15,24 @@ TITLES = {
     "full-dit": "DiT, full size (`DIT()`)",
     "full-unet": "UNet, full size (`UNet()`)",
 }
-BACKENDS = {"torch": "torch", "openvino": "OpenVINO"}
 NOTHING = "Nothing has been measured yet."
 PICTURE = "![Rows a second by rows of a forward, for every way and network](cpu.svg)"
-BUSY = 0.1  # cores that other programs used
+BUSY = 0.1  # mean cores that other programs used, above which the page warns
 
 
 def rows_tables(results: Results) -> str:
-    """One table a network; a cell has rows a second, and in brackets the ratio to BASE."""
-    tables = [rows_table(TITLES[name], ways) for name, ways in results["rows"].items()]
+    """A table for each network. Its cells are rows a second, and in brackets the ratio to BASELINE."""
+    tables = [rows_table(TITLES[name], variants) for name, variants in results["rows"].items()]
     return "\n\n".join([*tables, PICTURE]) if tables else NOTHING
 
 
-def rows_table(title: str, ways: Mapping[str, Mapping[str, float]]) -> str:
-    base = ways[BASE]
+def rows_table(title: str, variants: Mapping[str, Mapping[str, float]]) -> str:
+    base = variants[BASELINE]
     lines = [f"| {title} | {' | '.join(rows_of(count) for count in base)} |", "|---" * (1 + len(base)) + "|"]
-    for way, speeds in ways.items():
-        ratios = {rows: f" ({speed / base[rows]:.1f}x)" * (way != BASE) for rows, speed in speeds.items()}
+    for variant, speeds in variants.items():
+        ratios = {rows: f" ({speed / base[rows]:.1f}x)" * (variant != BASELINE) for rows, speed in speeds.items()}
         cells = [f"{speed:,.0f}{ratios[rows]}" for rows, speed in speeds.items()]
-        lines.append(f"| {way} | {' | '.join(cells)} |")
+        lines.append(f"| {variant} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -61,7 +60,7 @@ def quality_table(results: Results) -> str:
 
 
 def served(results: Results) -> dict[str, Mapping[str, Any]]:
-    """By network and backend."""
+    """Figures of the service, by network and backend in words."""
     return {
         f"{TITLES[model].partition(',')[0]}, {BACKENDS[backend]}": found
         for model, backends in results["served"].items()
@@ -70,7 +69,7 @@ def served(results: Results) -> dict[str, Mapping[str, Any]]:
 
 
 def when(results: Results) -> str:
-    """On what, by which versions, and whether the machine was quiet."""
+    """Date, commit, machine and versions, and whether other programs were busy."""
     facts = results["measured"]
     if not facts:
         return NOTHING
@@ -85,13 +84,13 @@ def when(results: Results) -> str:
 
 
 def blocks(results: Results) -> dict[str, str]:
-    """What stands between the comments, by name."""
+    """The blocks of the page by name; see benchmarks.pages."""
     tables = {"rows": rows_tables(results), "served": served_table(results), "qualities": quality_table(results)}
     return tables | {"when": when(results)}
 
 
 def write(results: Results, folder: Path) -> None:
-    """The picture, and the page if the folder has it."""
+    """Write the picture, and the page if the folder has one."""
     if results["rows"]:
         plot(results, folder / "cpu.svg")
     page = folder / "cpu.md"
@@ -100,21 +99,21 @@ def write(results: Results, folder: Path) -> None:
 
 
 def plot(results: Results, path: Path) -> None:
-    """A panel a network: rows a second by rows of a forward."""
+    """A panel for each network: rows a second by rows of a forward."""
     import matplotlib
     from matplotlib.figure import Figure
 
     networks = results["rows"]
-    ways = list(dict.fromkeys(way for measured in networks.values() for way in measured))
+    variants = list(dict.fromkeys(variant for measured in networks.values() for variant in measured))
     with matplotlib.rc_context({"svg.hashsalt": "cpu", "svg.fonttype": "none"}):
         figure = Figure(figsize=(9.5, 6.4), layout="constrained")
         panels = figure.subplots(2, 2).flat
-        for axes, (name, measured) in zip(panels, networks.items(), strict=False):
-            for way, speeds in measured.items():
-                colour, line = ("0.4", "--") if way == BASE else (f"C{ways.index(way)}", "-")
+        for (name, measured), axes in zip(networks.items(), panels, strict=False):
+            for variant, speeds in measured.items():
+                colour, line = ("0.4", "--") if variant == BASELINE else (f"C{variants.index(variant)}", "-")
                 places = [int(rows) for rows in speeds]
-                axes.plot(places, list(speeds.values()), color=colour, ls=line, marker="o", ms=4, label=way)
-            counts = [int(rows) for rows in measured[BASE]]
+                axes.plot(places, list(speeds.values()), color=colour, ls=line, marker="o", ms=4, label=variant)
+            counts = [int(rows) for rows in measured[BASELINE]]
             axes.set(
                 xscale="log", xticks=counts, xlabel="rows of a forward", ylabel="rows a second", ylim=(0, None)
             )
@@ -124,6 +123,6 @@ def plot(results: Results, path: Path) -> None:
             axes.spines[["top", "right"]].set_visible(False)
         lines = {str(line.get_label()): line for axes in figure.axes for line in axes.get_lines()}
         figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-        for axes in panels:  # of networks that were not measured
+        for axes in panels:  # the rest, of networks that were not measured
             axes.set_visible(False)
         figure.savefig(path, metadata={"Date": None})

@@ -1,16 +1,17 @@
-"""What the service adds to the network itself: eight clients that ask without a pause."""
+"""Compares the service under eight clients, which ask without a pause, with its network alone."""
 
 import asyncio
 import json
 import statistics
 import time
 from collections.abc import Iterable
+from contextlib import closing
 from typing import Any
 
 import torch
 
 from benchmarks.client import Server, metric, serving
-from benchmarks.cpu.ways import build, inputs, seconds_of
+from benchmarks.cpu.variants import BACKENDS, build, inputs, seconds_of
 from benchmarks.serving.client import Client
 from benchmarks.serving.load import OK, Answer, repeat
 from benchmarks.serving.servers import http_post
@@ -20,37 +21,44 @@ from service.registry import choose_dtype
 from training.checkpoints import find_checkpoint
 
 CLIENTS, STEPS = 8, 20
-BACKENDS = {"torch": "torch", "openvino": "OpenVINO"}  # settings, and what their ways are called
 QUALITIES = ("draft", "default", "best")
-JOIN_SECONDS = 1.0  # until all clients are in
-QUALITY_PART = 0.25  # of a turn, for each quality and number of clients
-TAKE_OVER_SECONDS = 120.0  # for a backend that has to trace the network first
+JOIN_SECONDS = 1.0  # from the start of the clients until all of them have a request in the engine
+QUALITY_PART = 0.25  # of the service's seconds in a round, for each quality and number of clients
+TAKE_OVER_SECONDS = 120.0  # at most, until the backend serves; it may have to trace the network first
 
 
-async def beside(name: str, backend: str, rounds: int, seconds: float, alone_seconds: float) -> dict[str, Any]:
-    """Medians of rounds in which the service and its network alone take turns.
+async def measure_service(
+    name: str, backend: str, rounds: int, seconds: float, alone_seconds: float
+) -> dict[str, Any]:
+    """Medians of rounds. In each the service is measured, then its network alone with as many rows a forward.
 
-    images_of, seconds_of: by quality, images a second for all clients and seconds of an image for one.
+    Returns:
+        "images", "served" and "alone" a second (the last two are rows), "rows_a_step", and "share", which is served
+        over alone. By quality, "images_of" has images a second of all clients, and "seconds_of" the latency of one.
 
     Args:
         backend: one of BACKENDS.
-        seconds, alone_seconds: of a turn of the service, and of the network.
+        seconds, alone_seconds: of the service and of the network, in a round.
     """
     network, config = load_checkpoint(find_checkpoint(name))
     dtype = str(choose_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
     forward = build(f"{BACKENDS[backend]} {dtype}", network, config)
-    models, turns, asked = json.dumps({name: {"checkpoint": str(find_checkpoint(name))}}), [], []
+    models, rounds_alone, rounds_of_qualities = (
+        json.dumps({name: {"checkpoint": str(find_checkpoint(name))}}),
+        [],
+        [],
+    )
     async with serving(models=models, backend=backend, log_level="error") as server:
         await wait_for_backend(server, name, backend)
         for _ in range(rounds):
-            live, mean_rows = await served(server, name, seconds)
+            live, mean_rows = await service_rate(server, name, seconds)
             rows = round(mean_rows)
             alone = rows / seconds_of(forward, inputs(config, rows), alone_seconds)
-            turns.append((live / STEPS, mean_rows, live, alone, live / alone))
-            asked.append(await by_quality(server, name, QUALITY_PART * seconds))
+            rounds_alone.append((live / STEPS, mean_rows, live, alone, live / alone))
+            rounds_of_qualities.append(await by_quality(server, name, QUALITY_PART * seconds))
     columns = ("images", "rows_a_step", "served", "alone", "share")
-    found: dict[str, Any] = dict(zip(columns, medians(turns), strict=True))
-    for column, of_rounds in zip(("images_of", "seconds_of"), zip(*asked, strict=True), strict=True):
+    found: dict[str, Any] = dict(zip(columns, medians(rounds_alone), strict=True))
+    for column, of_rounds in zip(("images_of", "seconds_of"), zip(*rounds_of_qualities, strict=True), strict=True):
         found[column] = dict(zip(QUALITIES, medians(of_rounds), strict=True))
     return found
 
@@ -60,29 +68,37 @@ def medians(rounds: Iterable[Iterable[float]]) -> Iterable[float]:
 
 
 async def by_quality(server: Server, model: str, seconds: float) -> tuple[list[float], list[float]]:
-    """Images a second for CLIENTS clients, and the median seconds of an image for one; QUALITIES each."""
+    """For each of QUALITIES, images a second of CLIENTS clients, and the median latency of a single client.
+
+    Raises:
+        RuntimeError: no request got its image.
+    """
     rates, latencies = [], []
     for quality in QUALITIES:
         target = f"/generate?model={model}&class=3&quality={quality}"
         for clients, found in ((CLIENTS, rates), (1, latencies)):
             answers = [a for a in await closed_loop(server, target, clients, seconds) if a.outcome == OK]
+            if not answers:
+                raise RuntimeError(f"no request of quality {quality} got its image in {seconds:g} s")
             rate = len(answers) / max(answer.due + answer.latency for answer in answers)
             found.append(statistics.median(answer.latency for answer in answers) if clients == 1 else rate)
     return rates, latencies
 
 
 async def closed_loop(server: Server, target: str, clients: int, seconds: float) -> list[Answer]:
-    """Clients that ask for `target` without a pause."""
-    request, client = http_post(target, f"127.0.0.1:{server.port}"), Client("127.0.0.1", server.port)
+    """Run clients that ask for `target` without a pause."""
+    request = http_post(target, f"127.0.0.1:{server.port}")
     workload = Closed("cpu", clients, Kind("", STEPS), seconds)
-    try:
+    with closing(Client("127.0.0.1", server.port)) as client:
         return await repeat(client, workload, lambda _: request)
-    finally:
-        client.close()
 
 
 async def wait_for_backend(server: Server, model: str, backend: str) -> None:
-    """Raises TimeoutError: another one still serves the model."""
+    """Return when the backend serves the model.
+
+    Raises:
+        TimeoutError: another one still does after TAKE_OVER_SECONDS.
+    """
     async with asyncio.timeout(TAKE_OVER_SECONDS):
         while await backend_of(server, model) != backend:
             await asyncio.sleep(0.1)
@@ -93,21 +109,21 @@ async def backend_of(server: Server, model: str) -> Any:
         return next(each for each in (await answer.json())["models"] if each["name"] == model)["backend"]
 
 
-async def served(server: Server, model: str, seconds: float) -> tuple[float, float]:
-    """Rows a second and mean rows of a step, with CLIENTS clients that want STEPS unguided steps."""
+async def service_rate(server: Server, model: str, seconds: float) -> tuple[float, float]:
+    """Rows a second and mean rows of a step, with CLIENTS clients whose images take STEPS unguided steps."""
     target = f"/generate?model={model}&class=3&steps={STEPS}&sampler=euler&guidance=1"
     clients = asyncio.create_task(closed_loop(server, target, CLIENTS, seconds + 2 * JOIN_SECONDS))
     await asyncio.sleep(JOIN_SECONDS)
-    before, started = await counts(server, model), time.monotonic()
+    before, started = await step_counters(server, model), time.monotonic()
     await asyncio.sleep(seconds)
-    rows, steps = (new - old for new, old in zip(await counts(server, model), before, strict=True))
+    rows, steps = (new - old for new, old in zip(await step_counters(server, model), before, strict=True))
     took = time.monotonic() - started
     await clients
     return rows / took, rows / steps
 
 
-async def counts(server: Server, model: str) -> tuple[float, float]:
-    """Rows and steps so far; the engine hands them over ten times a second."""
+async def step_counters(server: Server, model: str) -> tuple[float, float]:
+    """Rows and steps so far; the engine updates these metrics ten times a second."""
     async with server.session.get("/metrics") as answer:
         text = await answer.text()
     rows, steps = (metric(text, f"diffusion_step_rows_{part}", model=model) for part in ("sum", "count"))

@@ -1,1 +1,1 @@
-"""Quality of every way to sample a checkpoint against its cost."""
+"""Measures image quality against cost for all samplers, steps and guidance of a checkpoint."""

@@ -1,29 +1,31 @@
-"""Ways to sample a checkpoint, and which of them are worth their rows.
+"""Points of the search, which are settings to sample with, and the selection of those with the best quality for
+their rows.
 
 A row is one evaluation of the network; a guided step costs two.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 from models.checkpoint import ModelConfig
 from models.samplers import SAMPLERS, SPACINGS, T
 from models.sampling import Guidance
 from training.report import Sampling
 
+K = TypeVar("K")
 LEAST_ACCURACY = 0.985  # of a point that may become a default
 STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 15, 20)
 SCALES = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
 EDGES = tuple(tenth / 10 for tenth in range(11))  # of guidance intervals
-JUMP_SPACINGS = ("trailing", "shifted")  # the others start from less than pure noise
+JUMP_SPACINGS = ("trailing", "shifted")  # of the sampler "consistency"; the others start from less than pure noise
 INTERVALS = ((0.0, 1.0), (0.0, 0.5), (0.1, 0.6), (0.2, 0.7), (0.3, 0.8), (0.3, 1.0), (0.5, 1.0))
 
 
 @dataclass(frozen=True, order=True)
 class Point:
-    """A way to sample, by the names of the API."""
+    """Settings to sample with, by their names in the API; low and high are the guidance interval."""
 
     steps: int
     sampler: str = "dpmpp_2m"
@@ -43,23 +45,22 @@ class Point:
         return sum(1 + (guidance.split(t, r)[0] != 1) for t, r in steps)
 
     @classmethod
-    def named(cls, way: dict[str, Any]) -> "Point":
-        """way: an entry of ModelConfig.named_sampling."""
-        low, high = way["guidance_interval"]
-        return cls(way["steps"], way["sampler"], way["spacing"], way["guidance"], low, high)
+    def from_config(cls, named: dict[str, Any]) -> "Point":
+        """named: an entry of ModelConfig.named_sampling."""
+        low, high = named["guidance_interval"]
+        return cls(named["steps"], named["sampler"], named["spacing"], named["guidance"], low, high)
 
     @classmethod
-    def of(cls, line: dict[str, Any]) -> "Point":
+    def from_line(cls, line: dict[str, Any]) -> "Point":
+        """line: of docs/evaluations.jsonl."""
         return cls(**line["point"])
 
-    def line(self) -> dict[str, Any]:
-        return asdict(self)
 
+def initial_points(few_step: bool) -> Iterator[Point]:
+    """The first part of the search: every sampler, spacing, number of steps, scale and kind of interval.
 
-def sheets(few_step: bool) -> Iterator[Point]:
-    """The declared part of the search: every sampler, spacing, number of steps, scale and kind of interval.
-
-    Coarse, because the neighbours of the best points are measured behind it. few_step: jumps come first.
+    It is a coarse grid, because the neighbours of the best points are measured after it. few_step: the network was
+    tuned for few steps, so the sampler "consistency" comes first.
     """
     if few_step:
         for steps, spacing, scale in product((2, 1, 4, 3), JUMP_SPACINGS, SCALES):
@@ -75,27 +76,28 @@ def sheets(few_step: bool) -> Iterator[Point]:
 
 
 def neighbours(point: Point) -> Iterator[Point]:
-    """The points that differ in one coordinate, by one step of it."""
+    """The points that differ in one setting: another sampler or spacing, or the next value of a number."""
     for steps in (point.steps - 1, point.steps + 1):
         if 1 <= steps <= STEPS[-1]:
             yield replace(point, steps=steps)
     yield from (replace(point, sampler=name) for name in SAMPLERS if name != point.sampler)
     yield from (replace(point, spacing=name) for name in SPACINGS if name != point.spacing)
-    yield from (replace(point, guidance=value) for value in beside(point.guidance, SCALES))
+    yield from (replace(point, guidance=value) for value in adjacent(point.guidance, SCALES))
     if point.guidance == 1:
         return  # without an interval
-    yield from (replace(point, low=value) for value in beside(point.low, EDGES) if value <= point.high)
-    yield from (replace(point, high=value) for value in beside(point.high, EDGES) if value >= point.low)
+    yield from (replace(point, low=value) for value in adjacent(point.low, EDGES) if value <= point.high)
+    yield from (replace(point, high=value) for value in adjacent(point.high, EDGES) if value >= point.low)
 
 
-def beside(value: float, values: tuple[float, ...]) -> list[float]:
+def adjacent(value: float, values: tuple[float, ...]) -> list[float]:
+    """The values before and after one of them."""
     at = values.index(value)
     return [values[place] for place in (at - 1, at + 1) if 0 <= place < len(values)]
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The mean of all that was measured of a point."""
+class PointMean:
+    """The mean of all measurements of a point."""
 
     point: Point
     rows: int
@@ -104,28 +106,33 @@ class Measured:
     ratio: float  # matched Frechet distance over that of real digits
 
 
-def gather(lines: Iterable[dict[str, Any]]) -> list[Measured]:
-    """lines: of one model and stage."""
-    by_point: dict[Point, list[dict[str, Any]]] = {}
+def group(lines: Iterable[dict[str, Any]], key: Callable[[dict[str, Any]], K]) -> dict[K, list[dict[str, Any]]]:
+    """The lines by their key."""
+    groups: dict[K, list[dict[str, Any]]] = {}
     for line in lines:
-        by_point.setdefault(Point.of(line), []).append(line)
+        groups.setdefault(key(line), []).append(line)
+    return groups
+
+
+def means(lines: Iterable[dict[str, Any]]) -> list[PointMean]:
+    """lines: of one model and stage."""
     return [
-        Measured(
+        PointMean(
             point,
             parts[0]["rows"],
             sum(part["images"] for part in parts),
             sum(part["accuracy"] for part in parts) / len(parts),
             sum(part["ratio"] for part in parts) / len(parts),
         )
-        for point, parts in by_point.items()
+        for point, parts in group(lines, Point.from_line).items()
     ]
 
 
-def front(measured: Iterable[Measured], least_accuracy: float = 0.0) -> list[Measured]:
-    """Those of enough accuracy that no other one of as few rows beats in its ratio, by rows."""
-    kept: list[Measured] = []
-    good = (one for one in measured if one.accuracy >= least_accuracy)
-    for one in sorted(good, key=lambda one: (one.rows, one.ratio)):
-        if not kept or one.ratio < kept[-1].ratio:
-            kept.append(one)
+def pareto_front(measured: Iterable[PointMean], least_accuracy: float = 0.0) -> list[PointMean]:
+    """The points of that accuracy or more for which no point of as few rows has a lower ratio, by rows."""
+    kept: list[PointMean] = []
+    accurate = (mean for mean in measured if mean.accuracy >= least_accuracy)
+    for mean in sorted(accurate, key=lambda mean: (mean.rows, mean.ratio)):
+        if not kept or mean.ratio < kept[-1].ratio:
+            kept.append(mean)
     return kept

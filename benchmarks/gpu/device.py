@@ -1,17 +1,17 @@
-"""The GPU, or a CPU in its place for a dry run: graphs, clocks, networks and steps that are ready to run."""
+"""What the measurements of a GPU share: timers, CUDA graphs and networks. A CPU takes its place in a dry run."""
 
 import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.networks import SHIPPED, full_size_network, shipped_network
 from kernels.backend import TRITON_DEVICES
-from models.checkpoint import ModelConfig, build_model, load_checkpoint
+from models.checkpoint import ModelConfig
 from service.engine.graphs import CapturedStep, CudaDevice, GraphRunner
 from service.engine.launched import COMPLETED, Event
 from service.engine.plan import compile_plan
@@ -21,13 +21,12 @@ from service.wire.messages import SamplingParams
 DRY = not torch.cuda.is_available()
 DEVICE = torch.device("cpu" if DRY else "cuda")
 DTYPE = torch.bfloat16
-SHIPPED = ("dit", "unet")
 FULL_SIZE = {"dit-full": "dit", "unet-full": "unet"}
-CALLS = 20  # of a kernel in one graph, whose launch then takes less than its kernels
+CALLS = 20  # of a kernel in one graph, so that launching the graph takes less time than its kernels
 
 
 class DryDevice(CudaDevice):
-    """Captures by keeping the function, and copies at once. Its times are no measurements."""
+    """The stand-in on a CPU: capture keeps the function, fetch copies at once, and seconds measures nothing."""
 
     def __init__(self) -> None:
         pass
@@ -48,7 +47,7 @@ class DryDevice(CudaDevice):
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Ends the program where there is no GPU, but for --dry."""
+    """Add --dry and parse the command line. Without a GPU and --dry, say so and end the program."""
     parser.add_argument("--dry", action="store_true", help="on a CPU, small, to see whether it runs")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     given = parser.parse_args()
@@ -69,7 +68,7 @@ def synchronize() -> None:
 
 
 def wall_seconds(run: Callable[[], object], repeats: int = 30) -> float:
-    """Host and device together: calls one after the other and one wait at the end; the best of three rounds."""
+    """Seconds of a call on host and device: calls follow each other, then one wait; the best of three rounds."""
     rounds, repeats = (1, 1) if DRY else (3, repeats)
     run()
     synchronize()
@@ -84,7 +83,7 @@ def wall_seconds(run: Callable[[], object], repeats: int = 30) -> float:
 
 
 def kernel_seconds(device: CudaDevice, run: Callable[[], object]) -> float:
-    """Seconds of one call on the device, in a graph of several."""
+    """Seconds of one call on the device, from a CUDA graph of CALLS calls."""
     calls = 1 if DRY else CALLS
 
     def several() -> None:
@@ -95,38 +94,31 @@ def kernel_seconds(device: CudaDevice, run: Callable[[], object]) -> float:
 
 
 def ceilings() -> dict[str, float]:
-    """Bytes a second of a copy of 1 GiB (read and written), FLOP/s of a product of 8,192 cubed."""
+    """Highest rates: bytes a second of a copy (1 GiB, read and written), FLOP/s of a product of 8,192 cubed."""
     size, side = (2**20, 256) if DRY else (2**29, 8192)
     a, b = (torch.empty(size, dtype=DTYPE, device=DEVICE).normal_() for _ in range(2))
     x, y = (torch.randn(side, side, dtype=DTYPE, device=DEVICE) for _ in range(2))
     device = graph_device()
-    copy, product = device.capture(lambda: void(b.copy_(a))), device.capture(lambda: void(x @ y))
+    copy, product = device.capture(lambda: discard(b.copy_(a))), device.capture(lambda: discard(x @ y))
     return {"bytes": 2 * a.nbytes / device.seconds(copy), "flops": 2 * side**3 / device.seconds(product)}
 
 
-def void(value: object) -> None:
-    """A step returns nothing."""
+def discard(value: object) -> None:
+    """Make an expression a step, which returns nothing."""
 
 
 def model_of(name: str) -> tuple[nn.Module, ModelConfig]:
-    """On the CPU in float32. Weights of the full size are random everywhere, for zeros would flatter the clocks."""
-    if name in SHIPPED:
-        return load_checkpoint(Path(__file__).resolve().parents[2] / "checkpoints" / name)
-    config = ModelConfig(FULL_SIZE[name], {})
-    model = build_model(config)
-    with torch.no_grad():
-        for parameter in (p for p in model.parameters() if not p.any()):
-            nn.init.normal_(parameter, std=0.02)
-    return model.eval().requires_grad_(False), config
+    """One of SHIPPED or FULL_SIZE, on the CPU in float32."""
+    return shipped_network(name) if name in SHIPPED else full_size_network(FULL_SIZE[name])
 
 
 def graph_runner(name: str, rows: int, device: CudaDevice, dtype: torch.dtype = DTYPE) -> GraphRunner:
-    """Nothing is captured yet."""
+    """A runner for one of SHIPPED or FULL_SIZE, which has not captured any graph yet."""
     return GraphRunner(*model_of(name), DEVICE, dtype, rows, graph_device=device)
 
 
 def tasks_for(config: ModelConfig, rows: int, step: int = 5) -> list[ImageTask]:
-    """So many unguided images of ten steps, before that step."""
+    """`rows` unguided images of ten steps, each about to take the given step."""
     params = SamplingParams("", 3, 10, "dpmpp_2m", 1.0, (0.0, 1.0), tuple(range(rows)))
     tasks = Request("", params, compile_plan(config, params)).tasks
     for slot, task in enumerate(tasks):
@@ -136,9 +128,10 @@ def tasks_for(config: ModelConfig, rows: int, step: int = 5) -> list[ImageTask]:
 
 @torch.inference_mode()
 def loaded(runner: GraphRunner, rows: int) -> CapturedStep:
-    """The graph of a bucket with real images in its block.
+    """The graph of a bucket, ready to be replayed: its step block holds real images.
 
-    All buckets share one block: a graph that is replayed over another bucket's reads slots that do not exist.
+    All buckets share one block. A graph that is replayed with the block of a larger bucket would read slots that do
+    not exist.
     """
     step = runner._graphs[rows]
     runner._send(runner.table.look_up(tasks_for(runner.config, rows)), step)
@@ -148,7 +141,7 @@ def loaded(runner: GraphRunner, rows: int) -> CapturedStep:
 
 @contextmanager
 def plain_torch() -> Iterator[None]:
-    """Every operation runs its reference in PyTorch, as on a CPU."""
+    """Within the block, every operation runs its reference in PyTorch, as on a CPU."""
     before = set(TRITON_DEVICES)
     TRITON_DEVICES.clear()
     try:

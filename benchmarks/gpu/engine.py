@@ -1,4 +1,4 @@
-"""Images a second of the engine by itself, without HTTP and PNG, and what its host does for a step.
+"""Images a second of the engine by itself, without HTTP and PNG, and the time of its host for a step.
 
 python -m benchmarks.gpu.engine
 """
@@ -11,7 +11,7 @@ from itertools import count, islice
 import torch
 
 from benchmarks.gpu.device import DRY, graph_device, graph_runner, loaded, parse, tasks_for
-from benchmarks.gpu.results import guarded, note
+from benchmarks.gpu.results import record_failures, record_result
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.graphs import GraphRunner
 from service.engine.plan import compile_plan
@@ -19,7 +19,7 @@ from service.engine.request import Request
 from service.wire.messages import SamplingParams
 
 ROWS = 2 if DRY else 128
-CROWDS = (1, 2) if DRY else (1, 8, 64, 128)
+CONCURRENCY = (1, 2) if DRY else (1, 8, 64, 128)
 SECONDS = 0.2 if DRY else 1.5
 LAUNCHES = 3 if DRY else 60
 GROUPS = (["dit"], ["dit", "unet"], ["unet"])[: 2 if DRY else 3]
@@ -30,8 +30,8 @@ def request(core: EngineCore, model: str, number: int) -> Request:
     return Request(str(number), params, compile_plan(core.runners[model].config, params))
 
 
-def crowd(core: EngineCore, models: list[str], images: int) -> dict[str, float]:
-    """So many images at any time: each that ends is followed by another of its model."""
+def throughput(core: EngineCore, models: list[str], images: int) -> dict[str, float]:
+    """Keep `images` images in the engine for SECONDS: each that ends is replaced by another one of its model."""
     numbers = count()
     for number in islice(numbers, images):
         core.add(request(core, models[number % len(models)], number))
@@ -59,13 +59,13 @@ def crowd(core: EngineCore, models: list[str], images: int) -> dict[str, float]:
 
 
 def device_us(runner: GraphRunner, images: int) -> float:
-    """Of the step that they need."""
+    """Microseconds on the device of a step of so many images."""
     replay = loaded(runner, runner.padded(min(ROWS, images))).replay
     return 1e6 * runner._graph_device.seconds(replay)
 
 
 def launch_us(runner: GraphRunner, images: int, step: int) -> float:
-    """Of the host."""
+    """The host's median microseconds for a launch of so many images that take the given one of ten steps."""
     tasks, seconds = tasks_for(runner.config, images, step), []
     for _ in range(LAUNCHES):
         began = time.perf_counter()
@@ -81,23 +81,24 @@ def measure(models: list[str]) -> None:
     core = EngineCore(dict(runners), EngineConfig(ROWS, 10**6, 10**9))
     for name in models:
         core.warm_up(name)
-    for images in CROWDS:
-        facts = crowd(core, models, images)
+    for images in CONCURRENCY:
+        facts = throughput(core, models, images)
         if images >= len(models):
             each = -(-images // len(models))
             busy = statistics.fmean(device_us(runner, each) for runner in runners.values())
             facts["device_busy"] = round(busy / facts["us_a_step"], 3)
-        note("engine alone", models=models, images=images, **facts)
+        record_result("engine alone", models=models, images=images, **facts)
         if len(models) == 1:
-            nobody, everybody = (launch_us(runners[models[0]], images, step) for step in (5, 9))
-            facts = {"model": models[0], "nobody_shown": nobody, "all_shown": everybody}
-            note("host us of GraphRunner.launch", images=images, **facts)
+            # after step 5 no image leaves the device, after step 9 every image does
+            none_leave, all_leave = (launch_us(runners[models[0]], images, step) for step in (5, 9))
+            facts = {"model": models[0], "nobody_shown": none_leave, "all_shown": all_leave}
+            record_result("host us of GraphRunner.launch", images=images, **facts)
 
 
 def main() -> None:
     parse(argparse.ArgumentParser(description=__doc__))
     for models in GROUPS:
-        with guarded("engine alone", models=models), torch.inference_mode():
+        with record_failures("engine alone", models=models), torch.inference_mode():
             measure(models)
 
 

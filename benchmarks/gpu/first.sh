@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Is it right, and how fast is a step? At most ten minutes; with --dry the same parts small, on a CPU.
-# Every result is a line of $OUT/results.jsonl, as soon as it is there.
+# Checks on a GPU that the kernels and images are right, and measures steps. It takes at most ten minutes. --dry runs
+# the same parts with small sizes on a CPU. Every result is appended to $OUT/results.jsonl at once.
 set -u
 cd "$(dirname "$0")/../.." || exit 2
 # shellcheck source=benchmarks/gpu/setup.sh
@@ -8,11 +8,11 @@ cd "$(dirname "$0")/../.." || exit 2
 
 module() { part "$1" "$2" "$python" -m "$3" "${@:4}" "${dry[@]}"; }
 
-# Alone, for times that others would disturb: what the machine can do, and how long a cold server takes.
+# One at a time, because other parts would disturb the times: the machine's rates, and the start of a server.
 module machine 60 benchmarks.gpu.machine
 module served 150 benchmarks.gpu.served
 
-# Side by side: is it right? Meanwhile the kernels of the steps are compiled, one process a network.
+# The checks run at the same time. Meanwhile one process for each network compiles its steps.
 checks=() steps=()
 networks=(dit unet dit-full unet-full) small=()
 if [ ${#dry[@]} -gt 0 ]; then
@@ -36,7 +36,7 @@ if [ ${#dry[@]} -eq 0 ]; then
 fi
 wait "${checks[@]}"
 
-# One after the other: how fast?
+# The times are measured one part after the other.
 touch "$scratch/go"
 wait "${steps[@]}"
 small=()

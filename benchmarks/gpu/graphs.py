@@ -1,8 +1,8 @@
-"""The engine with CUDA graphs against itself and against the plain runner, with the shipped checkpoints.
+"""Compares images of the engine with CUDA graphs with its own in another order, and with those of the plain runner.
 
 python -m benchmarks.gpu.graphs
 
-The same requests arrive in the same order, so all that differs is how a step runs.
+Both runners get the same requests in the same order. So only the way a step runs can change an image.
 """
 
 import argparse
@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.gpu.device import DEVICE, DRY, DTYPE, SHIPPED, graph_device, graph_runner, model_of, parse
-from benchmarks.gpu.results import guarded, note
+from benchmarks.gpu.device import DEVICE, DRY, DTYPE, graph_device, graph_runner, model_of, parse
+from benchmarks.gpu.results import record_failures, record_result
+from benchmarks.networks import SHIPPED
 from models.samplers import PLAIN
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.plan import compile_plan
@@ -29,7 +30,7 @@ Images = dict[tuple[str, int], np.ndarray]  # by request and place in it
 
 
 def requests(core: EngineCore, count: int, seed: int, deterministic: bool = False) -> list[Request]:
-    """Of one to three images, with every sampler; without those that a schedule refuses."""
+    """Random requests of one to three images with every sampler, without those that the noise schedule refuses."""
     rng, made, config = random.Random(seed), list[Request](), core.runners["model"].config
     for number in range(count):
         seeds = tuple(rng.getrandbits(53) for _ in range(rng.randint(1, 3)))
@@ -48,7 +49,7 @@ def requests(core: EngineCore, count: int, seed: int, deterministic: bool = Fals
 
 
 def run(core: EngineCore, waiting: list[Request], order: int) -> Images:
-    """Some arrive before each step, in an order that the number decides.
+    """Run the requests. Up to four arrive before each step; `order` is the seed of the order of arrival.
 
     Raises:
         RuntimeError: a request failed.
@@ -66,7 +67,7 @@ def run(core: EngineCore, waiting: list[Request], order: int) -> Images:
 
 
 def difference(a: Images, b: Images) -> dict[str, float]:
-    """Of 255."""
+    """Differences of the same images, in levels of 0..255; "equal" counts identical images."""
     apart = [np.abs(a[key].astype(int) - b[key]) for key in a]
     largest = np.array([image.max() for image in apart])
     return {
@@ -93,18 +94,18 @@ def compare(name: str, dtype: torch.dtype) -> None:
         "graph_against_plain": difference(seen["graph"][0], seen["plain"][0]),
         "graph_in_another_order": difference(*seen["graph"][1:]),
     }
-    note("graphs", **label, **facts)
+    record_result("graphs", **label, **facts)
     core = cores["graph"]
     if core.runners["model"].repeats_itself:
         once, again = (run(core, requests(core, FEW, 3, True), order) for order in (5, 6))
-        note("deterministic mode in two orders", **label, **difference(once, again))
+        record_result("deterministic mode in two orders", **label, **difference(once, again))
 
 
 def main() -> None:
     parse(argparse.ArgumentParser(description=__doc__))
     for name in SHIPPED:
         for dtype in (DTYPE,) if DRY else (DTYPE, torch.float32):
-            with guarded("graphs", model=name, dtype=str(dtype)):
+            with record_failures("graphs", model=name, dtype=str(dtype)):
                 compare(name, dtype)
 
 

@@ -2,7 +2,7 @@
 
 python -m benchmarks.gpu.load
 
-All servers run, and one is under load. Its clients are several processes on the same machine.
+All servers run at the same time, and one of them is under load. Its clients are several processes on this machine.
 """
 
 import argparse
@@ -14,8 +14,8 @@ import signal
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from functools import cache
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, closing
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks import process_tree
 from benchmarks.client import Server, serving, started
 from benchmarks.gpu.device import DEVICE, DRY, parse
-from benchmarks.gpu.results import guarded, note
+from benchmarks.gpu.results import record_failures, record_result
 from benchmarks.serving.client import Client
 from benchmarks.serving.load import OK, REFUSED, Answer, offer, repeat
 from benchmarks.serving.servers import write_request
@@ -36,65 +36,74 @@ SETTINGS = {"device": DEVICE.type, "max_requests": 100_000, "max_evaluations": 1
 SMALL = {"dtype": "float32", "max_rows": 8, "threads": 1, "http_workers": 1}
 KINDS = {"same": Kind("dit", 10, 1.5), "npy16": Kind("dit", 10, 1.5, images=16)}
 CLIENTS = (1, 2) if DRY else (1, 16, 64, 256)
-CROWD = 2 if DRY else 64  # clients, for mixed and for large requests
+MANY_CLIENTS = 2 if DRY else 64  # for mixed and for large requests
 SECONDS = 1.0 if DRY else 3.0
 PROCESSES = 1 if DRY else 4
 
 
-class Cell(NamedTuple):
-    """A line of the table; a rate of 0 is a closed loop."""
+class LoadCase(NamedTuple):
+    """A server under one load: a closed loop of clients, or an open loop where `rate` (a second) is not 0."""
 
     server: str
-    workload: str
+    requests: str  # "same", "mixed" or "npy16"
     clients: int = 0
     rate: float = 0.0
 
-    def share(self, processes: int) -> Workload:
-        """Of one of so many processes. The device is the one whose models are mixed; nothing else of it counts."""
+    def workload(self, processes: int) -> Workload:
+        """The part of the load that one of `processes` client processes sends.
+
+        Of the device, only the names of its models count.
+        """
         if self.rate:
             return Open("mixed", ((self.rate / processes / capacity(H100), SECONDS),), device=H100)
-        kind = KINDS.get(self.workload, KINDS["same"])
-        form = "npy" if self.workload == "npy16" else "png"
-        return Closed(self.workload, self.clients // processes, kind, SECONDS, H100, form)
+        kind = KINDS.get(self.requests, KINDS["same"])
+        form = "npy" if self.requests == "npy16" else "png"
+        return Closed(self.requests, self.clients // processes, kind, SECONDS, H100, form)
 
 
-def cells() -> list[Cell]:
-    """Before the last ones, whose rate follows from these."""
+def load_cases() -> list[LoadCase]:
+    """The closed loops. Open loops follow them, at a rate that depends on their results."""
     plan = [
-        Cell(server, "same", clients)
+        LoadCase(server, "same", clients)
         for clients in CLIENTS
         for server in (*OURS, *OTHERS)
         if (server, clients) not in {("ours, defaults", 1), ("batch", 256), ("naive", 256)}
     ]
-    plan += [Cell(server, "mixed", CROWD) for server in (*OURS, *OTHERS)]
-    return [*plan, Cell("ours", "npy16", 1), Cell("ours", "npy16", CROWD)]
+    plan += [LoadCase(server, "mixed", MANY_CLIENTS) for server in (*OURS, *OTHERS)]
+    return [*plan, LoadCase("ours", "npy16", 1), LoadCase("ours", "npy16", MANY_CLIENTS)]
 
 
-def ask(server: str, port: int, workload: Workload, seed: int) -> list[Answer]:
-    """What one process of clients sees."""
-    return asyncio.run(_ask("stepwise" if server in OURS else "fastapi", port, workload, seed))
+def client_processes() -> ProcessPoolExecutor:
+    """PROCESSES processes for clients, all of them ready: one that still imports torch would join a run late."""
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(PROCESSES, context, initializer=context.Barrier(PROCESSES).wait)
+    list(pool.map(abs, range(PROCESSES)))  # each task starts a process, and none ends before all have started
+    return pool
 
 
-async def _ask(system: str, port: int, workload: Workload, seed: int) -> list[Answer]:
-    client = Client("127.0.0.1", port)
+def run_clients(server: str, port: int, workload: Workload, seed: int) -> list[Answer]:
+    """Run a workload in a client process."""
+    return asyncio.run(_run_clients("stepwise" if server in OURS else "fastapi", port, workload, seed))
+
+
+async def _run_clients(system: str, port: int, workload: Workload, seed: int) -> list[Answer]:
     form = workload.form if isinstance(workload, Closed) else "png"
     write = cache(lambda kind: write_request(system, port, kind, form))
-    try:
+    with closing(Client("127.0.0.1", port)) as client:
         if isinstance(workload, Open):
             return await offer(client, list(workload.arrivals(seed)), write)
         endless = mixed(list(H100.costs), 1.0, math.inf, np.random.default_rng(seed))
         kinds = (kind for _, kind in endless) if workload.name == "mixed" else None
         return await repeat(client, workload, write, kinds)
-    finally:
-        client.close()
 
 
-async def measure(pool: ProcessPoolExecutor, server: Server, cell: Cell) -> dict[str, Any]:
-    processes = min(PROCESSES, cell.clients or PROCESSES)
-    workload, pid = cell.share(processes), server.process.pid
+async def measure(pool: ProcessPoolExecutor, server: Server, case: LoadCase) -> dict[str, Any]:
+    """Answers a second, latencies in ms, counts by outcome, and the mean number of cores that the server used."""
+    processes = min(PROCESSES, case.clients or PROCESSES)
+    workload, pid = case.workload(processes), server.process.pid
     cpu, began = process_tree.cpu_seconds(pid), time.monotonic()
-    loop, place = asyncio.get_running_loop(), (cell.server, server.port, workload)
-    runs = await asyncio.gather(*(loop.run_in_executor(pool, ask, *place, seed) for seed in range(processes)))
+    loop, call = asyncio.get_running_loop(), partial(run_clients, case.server, server.port, workload)
+    runs = await asyncio.gather(*(loop.run_in_executor(pool, call, seed) for seed in range(processes)))
     wall = time.monotonic() - began
     found = summarise(workload, [answer for run in runs for answer in run])
     outcomes = found["outcomes"]
@@ -117,13 +126,13 @@ def starting(name: str) -> AbstractAsyncContextManager[Server]:
 
 
 async def start(stack: AsyncExitStack, names: list[str]) -> dict[str, Server]:
-    """Those that become ready."""
+    """Start all at once; returns those that become ready."""
     began, servers = time.monotonic(), dict[str, Server]()
 
     async def one(name: str) -> None:
-        with guarded("servers", server=name):
+        with record_failures("servers", server=name):
             servers[name] = await stack.enter_async_context(starting(name))
-            note("servers", server=name, ready_s=round(time.monotonic() - began, 1))
+            record_result("servers", server=name, ready_s=round(time.monotonic() - began, 1))
 
     await asyncio.gather(*(one(name) for name in names))
     return servers
@@ -133,27 +142,29 @@ async def measure_all(pool: ProcessPoolExecutor, names: list[str]) -> None:
     async with AsyncExitStack() as stack:
         servers, mixed_rate = await start(stack, names), 2.0 if DRY else 0.0
 
-        async def line(cell: Cell) -> float:
-            label = {"server": cell.server, "workload": cell.workload}
-            label |= {"load": f"{cell.rate:.0f}/s" if cell.rate else cell.clients}
-            with guarded("load", **label):
-                return note("load", **label, **await measure(pool, servers[cell.server], cell))["answers_per_s"]
+        async def answer_rate(case: LoadCase) -> float:
+            label = {"server": case.server, "workload": case.requests}
+            label |= {"load": f"{case.rate:.0f}/s" if case.rate else case.clients}
+            with record_failures("load", **label):
+                return record_result("load", **label, **await measure(pool, servers[case.server], case))[
+                    "answers_per_s"
+                ]
             return 0.0
 
-        for cell in (cell for cell in cells() if cell.server in servers):
-            rate = await line(cell)
-            if (cell.server, cell.workload) == ("ours", "mixed"):
+        for case in (case for case in load_cases() if case.server in servers):
+            rate = await answer_rate(case)
+            if (case.server, case.requests) == ("ours", "mixed"):
                 mixed_rate = rate or mixed_rate
         for server in ("ours", "ours, defaults", "batch-graph"):
             if server in servers and mixed_rate:
-                await line(Cell(server, "mixed", rate=mixed_rate / 2))
+                await answer_rate(LoadCase(server, "mixed", rate=mixed_rate / 2))
 
 
 def main() -> None:
     parse(argparse.ArgumentParser(description=__doc__))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a time limit ends the servers, too
     names = ["ours", "batch-graph"] if DRY else [*OURS, *OTHERS]
-    with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn")) as pool:
+    with client_processes() as pool:
         asyncio.run(measure_all(pool, names))
 
 

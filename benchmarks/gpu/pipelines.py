@@ -1,8 +1,9 @@
-"""What people would serve with instead: the plain FastAPI batcher on the same weights, in plain PyTorch.
+"""A usual server to compare with: the FastAPI batcher with the same weights, in plain PyTorch.
 
     python -m benchmarks.gpu.pipelines --port 8001 [--graphs] [--rows 128]
 
---graphs replays the forward as a CUDA graph, one a power of two of rows. With --rows 1 requests run one by one.
+--graphs replays the forward as a CUDA graph, one for each power of two of rows. With --rows 1 requests run one by
+one.
 """
 
 import argparse
@@ -12,7 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.gpu.device import DEVICE, DRY, DTYPE, SHIPPED, graph_device, model_of, parse, plain_torch
+from benchmarks.gpu.device import DEVICE, DRY, DTYPE, graph_device, model_of, parse, plain_torch
+from benchmarks.networks import SHIPPED
 from benchmarks.serving.others.device import Settings
 from benchmarks.serving.others.fastapi_batcher import serve
 from models.samplers import build_table
@@ -23,16 +25,16 @@ from service.engine.runner import lay_out
 WARM_UP = (1, 2) if DRY else (1, 2, 8, 32, 64)  # images
 
 
-class Graph:
-    """The forward of one number of rows."""
+class CapturedForward:
+    """A forward of a fixed number of rows as a CUDA graph."""
 
-    def __init__(self, network: "Network", rows: int, device: CudaDevice):
-        self.x = torch.zeros(rows, *network.config.image_shape, device=DEVICE, dtype=network.dtype)
-        self.x = self.x.contiguous(memory_format=network.layout)
+    def __init__(self, pipeline: "Pipeline", rows: int, device: CudaDevice):
+        self.x = torch.zeros(rows, *pipeline.config.image_shape, device=DEVICE, dtype=pipeline.dtype)
+        self.x = self.x.contiguous(memory_format=pipeline.layout)
         self.t = torch.zeros(rows, device=DEVICE)
         self.y = torch.zeros(rows, dtype=torch.long, device=DEVICE)
-        self.out = torch.zeros(rows, *network.config.image_shape, device=DEVICE)
-        self._replay = device.capture(lambda: network.forward(self))
+        self.out = torch.zeros(rows, *pipeline.config.image_shape, device=DEVICE)
+        self._replay = device.capture(lambda: pipeline.forward(self))
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         rows = len(x)
@@ -41,8 +43,8 @@ class Graph:
         return self.out[:rows]
 
 
-class Network:
-    """A model with a loop like that of diffusers' pipelines."""
+class Pipeline:
+    """A model with a sampling loop like that of diffusers' pipelines."""
 
     def __init__(self, name: str, rows: int, graphs: bool):
         model, self.config = model_of(name)
@@ -51,9 +53,9 @@ class Network:
         self.layout = lay_out(self.model, DEVICE)
         powers = [1 << power for power in reversed(range(rows.bit_length()))] if graphs else []
         device = graph_device()
-        self._graphs = {count: Graph(self, count, device) for count in powers}
+        self._graphs = {count: CapturedForward(self, count, device) for count in powers}
 
-    def forward(self, graph: Graph) -> None:
+    def forward(self, graph: CapturedForward) -> None:
         graph.out.copy_(self.model(graph.x, graph.t, graph.y))
 
     def _predict(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -63,7 +65,7 @@ class Network:
         return self.model(x, t, y).float()
 
     def images(self, count: int, steps: int, guidance: float) -> Tensor:
-        """Of random classes, uint8 [count, H, W, C] on the host."""
+        """Images of random classes, uint8 [count, H, W, C] on the host."""
         schedule, prediction = NoiseSchedule(self.config.schedule), Prediction(self.config.prediction)
         table = build_table(schedule, prediction, "dpmpp_2m", steps)
         x = torch.randn(count, *self.config.image_shape, device=DEVICE)
@@ -74,28 +76,29 @@ class Network:
                 output = self._predict(x, torch.full((count,), t, device=DEVICE), y)
             else:
                 rows = torch.cat([x, x]), torch.full((2 * count,), t, device=DEVICE), both
-                conditional, free = self._predict(*rows).chunk(2)
-                output = free + guidance * (conditional - free)
+                conditional, unconditional = self._predict(*rows).chunk(2)
+                output = unconditional + guidance * (conditional - unconditional)
             denoised = p * x + q * output
             denoised = denoised.clamp(-1, 1) if table.clamp else denoised
             x, previous = a * x + b * denoised + c * previous, denoised
         return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
 
-class Networks:
-    """The pipelines of the batcher."""
+class Pipelines:
+    """The pipelines of both models, as the batcher runs them."""
 
     def __init__(self, rows: int, graphs: bool):
         with torch.inference_mode():
-            self._networks = {name: Network(name, rows, graphs) for name in SHIPPED}
+            self._pipelines = {name: Pipeline(name, rows, graphs) for name in SHIPPED}
 
     @torch.inference_mode()
     def run(self, settings: Settings, images: int) -> list[bytes]:
-        network = self._networks[settings.model]
-        return [png(image) for image in network.images(images, settings.steps, settings.guidance)]
+        pipeline = self._pipelines[settings.model]
+        return [png(image) for image in pipeline.images(images, settings.steps, settings.guidance)]
 
 
 def png(image: Tensor) -> bytes:
+    """image: uint8 [H, W, C]."""
     buffer = io.BytesIO()
     Image.fromarray(image.squeeze(-1).numpy()).save(buffer, "png")
     return buffer.getvalue()
@@ -108,11 +111,11 @@ def main() -> None:
     parser.add_argument("--graphs", action="store_true")
     given = parse(parser)
     with plain_torch():
-        networks = Networks(given.rows, given.graphs)
+        pipelines = Pipelines(given.rows, given.graphs)
         for model in SHIPPED:
             for images in (count for count in WARM_UP if 2 * count <= max(2, given.rows)):
-                networks.run(Settings(model, 2, 1.5), images)
-        serve(networks, given.rows, given.port, "auto" if DRY else "httptools")
+                pipelines.run(Settings(model, 2, 1.5), images)
+        serve(pipelines, given.rows, given.port, "auto" if DRY else "httptools")
 
 
 if __name__ == "__main__":

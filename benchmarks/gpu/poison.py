@@ -1,6 +1,6 @@
-"""A plugin of pytest (-p benchmarks.gpu.poison): tensors that are allocated empty hold NaN.
+"""A plugin of pytest (-p benchmarks.gpu.poison) that fills the tensors of torch.empty and empty_like with NaN.
 
-A kernel that leaves an element of its output unwritten fails its test then, whatever memory held before.
+So a kernel that leaves an element of its output unwritten fails its test, whatever the memory held before.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,6 +13,8 @@ from torch import Tensor
 
 
 def poisoned(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The allocator `make`, whose floating-point tensors are filled with NaN."""
+
     def filled(*args: Any, **kwargs: Any) -> Tensor:
         tensor = make(*args, **kwargs)
         return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor

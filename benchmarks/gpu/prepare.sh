@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Run before a copy of this repository goes to a machine with a GPU and no network. Wheels of what a machine with CUDA
-# and torch seldom has go to .whl/, and the commit to .whl/COMMIT; take the folder along.
+# Run this before you copy the repository to a machine with a GPU and no network. It downloads wheels of packages that
+# a machine with CUDA and torch seldom has to .whl/, and writes the commit to .whl/COMMIT. Copy that folder, too.
 #   bash benchmarks/gpu/prepare.sh [FURTHER PACKAGES]       e.g. aiohttp pillow prometheus-client pytest safetensors
 # For another Python than 3.12 there: PYTHON_VERSION=3.13.
 set -euo pipefail

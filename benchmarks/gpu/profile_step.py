@@ -1,4 +1,4 @@
-"""Which kernels a step consists of, and how long those of each kind take, by the profiler.
+"""The kernels of a step and their times by kind, measured by torch's profiler.
 
 python -m benchmarks.gpu.profile_step
 """
@@ -10,12 +10,13 @@ from collections import defaultdict
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu.device import DRY, SHIPPED, graph_device, graph_runner, loaded, parse, synchronize
-from benchmarks.gpu.results import guarded, note
+from benchmarks.gpu.device import DRY, graph_device, graph_runner, loaded, parse, synchronize
+from benchmarks.gpu.results import record_failures, record_result
+from benchmarks.networks import SHIPPED
 
 STEPS = 2 if DRY else 20
 ROWS = (1,) if DRY else (1, 64)
-KINDS = {  # by the names of kernels; what fits none is other
+KINDS = {  # patterns of kernel names; a kernel that matches none is "other"
     "convolutions": r"^_convolution|fprop|cudnn.*conv",
     "norms": r"^_(layer_norm|group_norm|statistics|gated)",
     "attention": r"^_attention",
@@ -51,7 +52,7 @@ def measure(name: str, rows: int) -> None:
     for kernel, microseconds in sorted(spent.items(), key=lambda pair: -pair[1]):
         kinds[kind_of(kernel)] += microseconds
         print(f"{microseconds:9.2f} us {counts[kernel]:6.1f} x  {kernel[:110]}")
-    note(
+    record_result(
         "profile",
         model=name,
         rows=rows,
@@ -66,7 +67,7 @@ def main() -> None:
     parse(argparse.ArgumentParser(description=__doc__))
     for name in SHIPPED[:1] if DRY else SHIPPED:
         for rows in ROWS:
-            with guarded("profile", model=name, rows=rows):
+            with record_failures("profile", model=name, rows=rows):
                 measure(name, rows)
 
 

@@ -1,4 +1,4 @@
-"""Results as lines of JSON, for benchmarks.gpu_report."""
+"""Records results as lines of JSON, which benchmarks.gpu_report reads."""
 
 import json
 import os
@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 
-def note(part: str, **facts: Any) -> dict[str, Any]:
-    """Print a result, and add it to $OUT/results.jsonl at once: a part that is ended early loses nothing."""
+def record_result(part: str, **facts: Any) -> dict[str, Any]:
+    """Print a result and append it to $OUT/results.jsonl at once, so that a part that is killed loses nothing."""
     result = {"part": part, **facts}
     line = json.dumps(result, default=str)
     print(line, flush=True)
@@ -23,12 +23,16 @@ def note(part: str, **facts: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def guarded(part: str, **facts: Any) -> Iterator[None]:
-    """An error is a result, too, and the next measurement goes on; but not on a device that is lost."""
+def record_failures(part: str, **facts: Any) -> Iterator[None]:
+    """Record an error of the block as a result, and let the next measurement go on.
+
+    Raises:
+        torch.AcceleratorError: again, if it is no lack of memory: the device is lost, so nothing can go on.
+    """
     try:
         yield
     except Exception as error:
         where = traceback.format_exc()[-1500:]
-        note("failed", of=part, **facts, error=f"{type(error).__name__}: {error}"[:1500], where=where)
+        record_result("failed", of=part, **facts, error=f"{type(error).__name__}: {error}"[:1500], where=where)
         if isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError):
             raise

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The service under load, beside plain servers. At most ten minutes; with --dry small, on a CPU.
+# Compares the service under load with plain servers. It takes at most ten minutes; --dry runs it small on a CPU.
 set -u
 cd "$(dirname "$0")/../.." || exit 2
 # shellcheck source=benchmarks/gpu/setup.sh

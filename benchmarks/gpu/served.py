@@ -1,4 +1,4 @@
-"""The real server over HTTP: when it is ready, whether its images are right, and how long a lone request takes.
+"""The real server over HTTP: the time until it is ready, the error of its images, the latency of a lone request.
 
 python -m benchmarks.gpu.served
 
@@ -10,6 +10,7 @@ import asyncio
 import io
 import signal
 import time
+from contextlib import suppress
 from typing import Any
 
 import aiohttp
@@ -18,37 +19,48 @@ import torch
 from PIL import Image
 
 from benchmarks.client import serving
-from benchmarks.gpu.device import DEVICE, DRY, SHIPPED, model_of, parse
-from benchmarks.gpu.results import guarded, note
+from benchmarks.gpu.device import DEVICE, DRY, model_of, parse
+from benchmarks.gpu.results import record_failures, record_result
+from benchmarks.networks import SHIPPED
 from models.sampling import Guidance, sample, to_uint8
 
 SETTINGS = {"device": DEVICE.type, "max_requests": 4096, "log_level": "warning"}
-SETTINGS["keep_alive_seconds"] = 60  # connections outlast the reference, which blocks the client's loop
+SETTINGS["keep_alive_seconds"] = 60  # the reference blocks the client's loop for longer than the default
 SMALL = {"dtype": "float32", "max_rows": 8, "threads": 1, "http_workers": 1}
 CLASSES = 2 if DRY else 10
-COMPANY = 8 if DRY else 64  # requests at once
+CONCURRENT = 8 if DRY else 64  # requests at once
 REPEATS = 3 if DRY else 60
 
 
-class Asking:
-    """A client of the server."""
+class Refused(Exception):
+    """The server refused the request."""
+
+
+class ImageClient:
+    """Asks the server for images."""
 
     def __init__(self, session: aiohttp.ClientSession):
         self._session = session
-        self.timing = ""  # of the last answer: what the server says of it
+        self.timing = ""  # the Server-Timing header of the last answer
 
     async def picture(self, **fields: Any) -> np.ndarray:
-        """[H, W, C]."""
+        """The image, uint8 [H, W, C]; fields are those of the query.
+
+        Raises:
+            Refused: the status is 429 or 503.
+            RuntimeError: it is another one, but not 200.
+        """
         async with self._session.post("/generate", params={k: str(v) for k, v in fields.items()}) as answer:
             content = await answer.read()
             if answer.status != 200:
-                raise RuntimeError(f"{answer.status}: {content[:300]!r}")
+                error = Refused if answer.status in (429, 503) else RuntimeError
+                raise error(f"{answer.status}: {content[:300]!r}")
             self.timing = answer.headers.get("Server-Timing", "")
         return np.atleast_3d(np.array(Image.open(io.BytesIO(content))))
 
 
 def reference(name: str, labels: list[int], seeds: list[int]) -> np.ndarray:
-    """uint8 [n, H, W, C]."""
+    """Images of the plain sampling loop on the CPU, uint8 [n, H, W, C]."""
     model, config = model_of(name)
     how = config.default_sampling
     table = config.table(how["sampler"], how["steps"], how["spacing"])
@@ -57,23 +69,27 @@ def reference(name: str, labels: list[int], seeds: list[int]) -> np.ndarray:
     return to_uint8(sample(model, table, *rows, config.image_shape, guidance=guidance)).permute(0, 2, 3, 1).numpy()
 
 
-def apart(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
-    difference = np.abs(a.astype(int) - b.astype(int))
-    mean, p99 = round(float(difference.mean()), 3), int(np.percentile(difference, 99))
-    return {"mean": mean, "p99": p99, "max": int(difference.max())}
+def difference(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+    """Absolute differences of two uint8 arrays of one shape, in levels of 0..255."""
+    levels = np.abs(a.astype(int) - b.astype(int))
+    mean, p99 = round(float(levels.mean()), 3), int(np.percentile(levels, 99))
+    return {"mean": mean, "p99": p99, "max": int(levels.max())}
 
 
-async def compare_with_the_cpu(server: Asking, name: str) -> None:
+async def compare_with_cpu(client: ImageClient, name: str) -> None:
     labels = list(range(CLASSES))
     seeds = [1000 + label for label in labels]
     fields = [{"model": name, "class": label, "seed": seed} for label, seed in zip(labels, seeds, strict=True)]
-    images = np.stack([await server.picture(**each) for each in fields])
-    facts = apart(images, reference(name, labels, seeds))
-    note("images over HTTP against the CPU in float32", model=name, **facts, spread=int(images.std()))
+    images = np.stack([await client.picture(**each) for each in fields])
+    facts = difference(images, reference(name, labels, seeds))
+    record_result("images over HTTP against the CPU in float32", model=name, **facts, spread=int(images.std()))
 
 
-async def compare_with_company(server: Asking) -> None:
-    """The same requests alone, then all at once, where some may be refused."""
+async def compare_alone_with_concurrent(client: ImageClient) -> None:
+    """Notes how the images of concurrent requests differ from those of the same requests one by one.
+
+    Some of the concurrent ones may be refused. They are counted, and every other error is raised.
+    """
     fields = [
         {
             "model": SHIPPED[i % 2],
@@ -82,38 +98,46 @@ async def compare_with_company(server: Asking) -> None:
             "steps": (5, 10, 20)[i % 3],
             "guidance": (1.0, 2.0)[i // 2 % 2],
         }
-        for i in range(COMPANY)
+        for i in range(CONCURRENT)
     ]
-    alone = [await server.picture(**each) for each in fields]
-    together = await asyncio.gather(*(server.picture(**each) for each in fields), return_exceptions=True)
-    pairs = [(a, b) for a, b in zip(alone, together, strict=True) if not isinstance(b, BaseException)]
+    alone = [await client.picture(**each) for each in fields]
+
+    async def picture_unless_refused(each: dict[str, Any]) -> np.ndarray | None:
+        with suppress(Refused):
+            return await client.picture(**each)
+
+    concurrent = await asyncio.gather(*map(picture_unless_refused, fields))
+    pairs = [(a, b) for a, b in zip(alone, concurrent, strict=True) if b is not None]
+    if not pairs:
+        raise RuntimeError(f"all {CONCURRENT} concurrent requests were refused")
     ones, others = (np.stack(images) for images in zip(*pairs, strict=True))
-    note("alone against company", images=COMPANY, refused=COMPANY - len(pairs), **apart(ones, others))
+    facts = difference(ones, others)
+    record_result("alone against company", images=CONCURRENT, refused=CONCURRENT - len(pairs), **facts)
 
 
-async def time_alone(server: Asking, name: str) -> None:
+async def time_alone(client: ImageClient, name: str) -> None:
     times = []
     for seed in range(REPEATS):
         began = time.perf_counter()
-        await server.picture(model=name, seed=seed, **{"class": 1})
+        await client.picture(model=name, seed=seed, **{"class": 1})
         times.append(1000 * (time.perf_counter() - began))
     p50, p95 = (round(float(value), 2) for value in np.percentile(times, (50, 95)))
-    note("latency of a lone request", model=name, p50_ms=p50, p95_ms=p95, server_timing=server.timing)
+    record_result("latency of a lone request", model=name, p50_ms=p50, p95_ms=p95, server_timing=client.timing)
 
 
 async def measure() -> None:
     began = time.monotonic()
     async with serving(**(SETTINGS | (SMALL if DRY else {}))) as running:
-        note("server", ready_s=round(time.monotonic() - began, 1))
-        server = Asking(running.session)
+        record_result("server", ready_s=round(time.monotonic() - began, 1))
+        client = ImageClient(running.session)
         for name in SHIPPED:
-            with guarded("images over HTTP", model=name):
-                await compare_with_the_cpu(server, name)
-        with guarded("alone against company"):
-            await compare_with_company(server)
+            with record_failures("images over HTTP", model=name):
+                await compare_with_cpu(client, name)
+        with record_failures("alone against company"):
+            await compare_alone_with_concurrent(client)
         for name in SHIPPED:
-            with guarded("latency of a lone request", model=name):
-                await time_alone(server, name)
+            with record_failures("latency of a lone request", model=name):
+                await time_alone(client, name)
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What first.sh and second.sh share: where everything goes, and parts with a time limit. Sourced from the root.
+# What first.sh and second.sh share: the folders, and parts with a time limit. They source it in the root.
 dry=()
 [ "${1:-}" = --dry ] && dry=(--dry)
 python=${PYTHON:-python3} total=${TOTAL_SECONDS:-570} began=$SECONDS
@@ -15,7 +15,7 @@ elif compgen -G '.whl/*.whl' >/dev/null; then
     site=$(cd "$site" && pwd)
     export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH}
 fi
-for module in torch aiohttp fastapi msgspec numpy PIL prometheus_client pytest safetensors uvloop; do
+for module in torch aiohttp fastapi msgspec numpy PIL prometheus_client pytest safetensors uvloop httptools; do
     "$python" -c "import importlib.util as u, sys; sys.exit(u.find_spec('$module') is None)" ||
         { echo "$module is missing here: name it to prepare.sh" >&2; exit 8; }
 done
@@ -24,7 +24,7 @@ if [ ${#dry[@]} -eq 0 ] && ! "$python" -c 'import sys, torch; sys.exit(not torch
     exit 9
 fi
 
-part() {  # NAME LIMIT COMMAND...: ends at its limit, or with the whole; failures end nothing else
+part() {  # NAME LIMIT COMMAND...: runs at most LIMIT seconds, within TOTAL_SECONDS; a failure ends no other part
     local name=$1 limit=$2 rest=$((total - SECONDS + began)) at=$((SECONDS - began)) code=0
     shift 2
     [ "$limit" -gt "$rest" ] && limit=$rest
@@ -41,7 +41,7 @@ part() {  # NAME LIMIT COMMAND...: ends at its limit, or with the whole; failure
     [ "$code" -eq 0 ] || tail -n 15 "$logs/$name.txt"
 }
 
-finish() {  # copies the logs, and prints the tables of docs/gpu.md as far as there are any; fails if anything failed
+finish() {  # copies the logs, prints the tables of docs/gpu.md that have results; fails if a part has failed
     mkdir -p "$OUT/logs" && cp "$logs"/* "$OUT/logs/"
     "$python" -m benchmarks.gpu_report "$OUT/results.jsonl"
     echo "$0: $((SECONDS - began)) s in all"

@@ -1,1 +1,1 @@
-"""Records the kernel launches of a service, compiles them and holds them to limits. Needs Triton, but no GPU."""
+"""Records the kernel launches of the service, compiles them and checks limits. Needs Triton, but no GPU."""

@@ -1,4 +1,4 @@
-"""What the compiler makes of every kernel at the shapes that the service launches. It needs no GPU.
+"""Compiles every kernel at the shapes that the service launches, and prints what it costs. It needs no GPU.
 
 python -m benchmarks.inspection [--kernel attention] [--arch 90] [--dtype bf16]
 """
@@ -18,6 +18,7 @@ COLUMNS = "kernel|case|dtype|arch|registers|spills|shared|mma|widest load|narrow
 
 
 def row(case: Case, architecture: int, found: Facts) -> list[str]:
+    """The cells of COLUMNS."""
     products = {"mma.sync": found.mma, "wgmma": found.wgmma, "tcgen05": found.tcgen05}
     return [
         case.launch.name.removesuffix("_kernel"),
@@ -78,6 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
                 broken += [
                     f"{' '.join(rows[-1][:4])}: {limit}" for limit in broken_limits(case, architecture, found)
                 ]
+    if not rows:
+        parser.error(f"no served kernel has {chosen.kernel!r} in its name")
     sys.stdout.write("\n".join([*table(rows), *broken]) + "\n")
     return 1 if broken else 0
 

@@ -1,7 +1,7 @@
-"""Compiles a recorded launch for any GPU and reads facts off the result, such as registers and spills.
+"""Compiles a recorded launch for any GPU and reads facts about the result, such as registers and spills.
 
-Triton's own rules say which arguments become constants and which are multiples of 16. The facts come from the PTX,
-and from the machine code through the disassemblers that Triton ships.
+Triton's own rules decide which arguments become constants and which are multiples of 16. The facts come from the
+PTX, and from the machine code by means of the disassemblers that Triton ships.
 """
 
 import re
@@ -31,7 +31,7 @@ ASYNC_COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\],
 
 @dataclass(frozen=True)
 class Facts:
-    """One compiled kernel. Loads and stores count instructions in the program text, by bytes a thread."""
+    """Facts about a compiled kernel. Loads and stores count instructions in the code, by bytes a thread."""
 
     registers: int
     stack: int  # bytes a thread
@@ -74,6 +74,7 @@ def compile_launch(launch: Launch, architecture: int) -> Any:
 
 
 def facts(launch: Launch, architecture: int) -> Facts:
+    """Compile a launch for sm_<architecture> and read its facts."""
     compiled = compile_launch(launch, architecture)
     ptx, usage, code = compiled.asm["ptx"], *disassemble(compiled.asm["cubin"])
     registers, stack = (int(resource(usage, name)) for name in ("REG", "STACK"))
@@ -103,7 +104,7 @@ def accesses(ptx: str, kind: str) -> dict[int, int]:
 
 
 def disassemble(cubin: bytes) -> tuple[str, str]:
-    """Resource usage and machine code, as text."""
+    """Resource usage (by cuobjdump) and machine code (by nvdisasm), as text."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
@@ -115,6 +116,7 @@ def run_tool(name: str, *arguments: str) -> str:
 
 
 def resource(usage: str, name: str) -> str:
+    """The number behind NAME: in cuobjdump's text; raises ValueError if there is none."""
     found = re.search(rf"\b{name}:(\d+)", usage)
     if found is None:
         raise ValueError(f"cuobjdump names no {name}: {usage}")

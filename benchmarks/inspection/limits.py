@@ -1,7 +1,7 @@
 """Limits that a compiled kernel must keep: spills, access widths, occupancy, tensor-core instructions.
 
-There is no limit on register counts, because they change with every version of Triton. What too many registers cost
-is limited: spills, and fewer warps on a multiprocessor (occupancy).
+There is no limit on register counts, because they change with every version of Triton. The costs of too many
+registers have limits: spills, and the share of the warps that fit a multiprocessor (occupancy).
 """
 
 from collections.abc import Iterator
@@ -13,12 +13,8 @@ from benchmarks.inspection.served import Case
 
 # Single numbers that a program reads or writes; all other accesses must move 16 bytes a thread.
 LOOKUPS = {
-    "sampler_step_kernel": 5
-    + 8
-    + 1
-    + 3
-    + 3
-    + 1,  # indices, coefficients, flag, place and look, span and weight, and the picture, which is of bytes
+    # 5 indices, 8 coefficients, the flag, 3 of place and preview, 3 of span and weight, and the picture's bytes
+    "sampler_step_kernel": 5 + 8 + 1 + 3 + 3 + 1,
     "gather_rows_kernel": 3,
     "label_silu_kernel": 1,
     "sinusoidal_embedding_kernel": 1,
@@ -50,7 +46,7 @@ def _pointwise(case: Case, architecture: int, found: Facts) -> Iterator[str]:
 
 
 def _convolution(case: Case, architecture: int, found: Facts) -> Iterator[str]:
-    """Narrow tiles and a bias may be read in less than 16 bytes; images of 3 channels number by number."""
+    """Narrow tiles and a bias may be read in less than 16 bytes a thread; images of 3 channels one by one."""
     if found.occupancy < 0.12 and architecture != 89:  # a pipeline hides latency by itself
         yield f"occupancy {found.occupancy:.0%}, 12 % is the least"
     if case.dtype == torch.float32:

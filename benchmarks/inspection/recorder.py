@@ -1,6 +1,6 @@
 """Runs code and records every Triton launch instead of executing it.
 
-The compile table, the launch counts and the roofline use it, so they need no GPU. Tensors may be on the CPU or on
+The inspection, the launch counts and the roofline use it, so they need no GPU. Tensors may be on the CPU or on
 meta. The outputs of the recorded kernels stay uninitialised.
 """
 
@@ -31,7 +31,7 @@ class Launch:
 
 @contextmanager
 def recorded_launches() -> Iterator[list[Launch]]:
-    """Every operation takes its Triton kernel on any device, and the list collects the launches."""
+    """Within the block, operations on any device launch their Triton kernels; the list collects the launches."""
     launches: list[Launch] = []
 
     def record(kernel: JITFunction, *args: Any, grid: tuple[int, ...], warmup: bool, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""The launches that a service makes, by name: the rows of the compile table, which the tests hold to limits.
+"""The launches that a service makes: the rows of the table of benchmarks.inspection, whose limits the tests check.
 
 Every case calls the public function with tensors on meta, which have shapes and no memory, and the recorder takes
 the launch. tests/models/test_served.py compares the list with what the networks launch.
@@ -31,13 +31,13 @@ GROUP = 16  # channels a group
 
 @dataclass(frozen=True)
 class Case:
-    """A launch and its bytes. The minimum is every input read once and every output written once."""
+    """A launch and its memory traffic. The minimum is every input read once and every output written once."""
 
     name: str
     launch: Launch
     dtype: torch.dtype
     minimum_bytes: int
-    moved_bytes: int  # what all programs request together; caches serve what exceeds the minimum
+    moved_bytes: int  # requested by all programs together; caches can serve what exceeds the minimum
 
 
 def meta(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -48,11 +48,12 @@ def meta(*shape: int, dtype: torch.dtype) -> Tensor:
 def record(
     name: str, dtype: torch.dtype, run: Callable[[], object], minimum: int, again: int = 0
 ) -> Iterator[Case]:
-    """The launches of run() as cases; `again` counts the bytes that programs after the first one read again."""
+    """The launches of run() as cases; `again`: bytes that programs read which another program has read before."""
     with torch.no_grad(), recorded_launches() as launches:
         run()
     for launch in launches:
-        needed = minimum // 2 if launch.name == "statistics_kernel" else minimum  # it reads what the other writes
+        # the statistics of a group norm read its input and write next to nothing
+        needed = minimum // 2 if launch.name == "statistics_kernel" else minimum
         yield Case(name, launch, dtype, needed, needed + again)
 
 
@@ -86,13 +87,13 @@ def layer_norm_cases(dtype: torch.dtype) -> Iterator[Case]:
         for name, y, rows in ((f"gated residual {D}", tokens, 3), (f"positions {D}", positions, 2)):
             arguments = (tokens, y, gate if rows == 3 else None, scale, shift)
             minimum = 3 * image + y.numel() * dtype.itemsize + rows * row
-            # every token reads the rows of its image, and every image the positions
+            # every token reads the vectors of its image, and every image the positions
             again = rows * (image - row) + (image - y.numel() * dtype.itemsize)
             yield from record(name, dtype, lambda a=arguments: gated_residual_layer_norm(*a), minimum, again)
 
 
 def group_norm_cases(dtype: torch.dtype) -> Iterator[Case]:
-    """Shapes of the UNet with 64 base channels, 64 x 64 pixels, whose groups exceed a program, and parts."""
+    """Shapes of the UNet with 64 base channels, 64 x 64 pixels (a group exceeds a program), and parts."""
     whole = [(C, H, 1) for C, H in [*NORM_SHAPES, (64, 64)]]
     for C, H, P in [*whole, *((256, H, P) for H, P in NORM_PARTS)]:
         B = BATCH if P == 1 else 1
@@ -155,8 +156,8 @@ def step_cases(dtype: torch.dtype) -> Iterator[Case]:
             f"{name}", dtype, lambda a=(x, rows): gather_rows(*a, dtype), BATCH * E * (4 + dtype.itemsize)
         )
         pixels = meta(images, *shape[1:], shape[0], dtype=torch.uint8)
-        places, look = meta(images, dtype=torch.int64), meta(images, 2, dtype=torch.float32)
-        pictures = Pictures(pixels, places, look)
+        places, preview = meta(images, dtype=torch.int64), meta(images, 2, dtype=torch.float32)
+        pictures = Pictures(pixels, places, preview)
         mixtures = Mixtures(meta(images, 2, dtype=torch.int64), meta(BATCH, dtype=torch.float32))
         arguments = (x, x, output, block, coefficients, None, pictures, mixtures)
         minimum = images * E * 17 + BATCH * E * dtype.itemsize  # if every image leaves

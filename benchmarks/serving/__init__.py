@@ -1,1 +1,1 @@
-"""The service at accelerator speed, beside other servers and beside the ideal."""
+"""Measures this service and other servers on a simulated accelerator, and compares them with an ideal server."""

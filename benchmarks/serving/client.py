@@ -1,6 +1,7 @@
-"""A client for load tests that costs little: HTTP/1.1 over kept connections, one small task a request.
+"""A client for load tests that needs little CPU time: HTTP/1.1 over kept connections, one small task a request.
 
-It sends what it is given and reads no more of an answer than its status, length and Retry-After.
+It sends the bytes that it is given, and reads only the status, the length and Retry-After of an answer. The answer
+must have a Content-Length.
 """
 
 import asyncio
@@ -13,13 +14,15 @@ IDLE_SECONDS = 2.0  # of a kept connection; most servers close theirs after five
 
 @dataclass(frozen=True, slots=True)
 class Reply:
+    """The answer to a request."""
+
     status: int
     size: int  # bytes of the body
-    retry_after: int | None = None
+    retry_after: int | None = None  # seconds
 
 
 class Connection(asyncio.Protocol):
-    """One request at a time."""
+    """A connection with one request at a time."""
 
     def __init__(self) -> None:
         self._buffer, self._reply = bytearray(), asyncio.get_running_loop().create_future()
@@ -59,7 +62,7 @@ class Connection(asyncio.Protocol):
 
 
 def header(head: bytes, name: bytes) -> bytes | None:
-    """The value of a header in a head in lower case."""
+    """The value of a header, or None; head and name are in lower case."""
     start = head.find(b"\r\n" + name + b":")
     return None if start < 0 else head[start + len(name) + 3 :].partition(b"\r\n")[0].strip()
 

@@ -1,4 +1,4 @@
-"""The workloads on a virtual clock, where the host costs nothing: the service's own engine, order and refusals."""
+"""The ideal server: the service's engine, order and refusals on a virtual clock, where the host takes no time."""
 
 from heapq import heappop, heappush
 from itertools import count
@@ -16,7 +16,7 @@ CLOSED_REQUESTS = 5000  # at most, of a closed loop: an ideal device answers ten
 
 
 def simulate(workload: Workload) -> tuple[list[Answer], int]:
-    """What an ideal server would answer, and how many rows it would run."""
+    """The answers of an ideal server, and the rows that it runs."""
     device = workload.device
     replica = Replica({name: Model(cost, device.rows) for name, cost in device.costs.items()})
     if isinstance(workload, Closed):
@@ -33,7 +33,7 @@ def make_request(name: str, kind: Kind) -> Request:
 
 
 def _open(replica: Replica, arrivals: list[Arrival]) -> list[Answer]:
-    """Every client leaves at its time, or after TIMEOUT; what was answered before is not affected."""
+    """Every client leaves at its time, or after TIMEOUT, unless it was answered before."""
     answers = list[Answer]()
     events = [(a.due, True, number) for number, a in enumerate(arrivals)]
     events += [(a.due + TIMEOUT if a.leaves is None else a.leaves, False, n) for n, a in enumerate(arrivals)]

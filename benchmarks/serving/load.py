@@ -1,6 +1,6 @@
-"""Runs a workload against a server, and says what came back.
+"""Runs a workload against a server, and returns the answers.
 
-A latency counts from the time at which the request was due, so a slow server cannot slow its own measurement down.
+A latency counts from the time at which the request was due. So requests that a slow server delays count in full.
 """
 
 import asyncio
@@ -17,24 +17,24 @@ OK, REFUSED, LATE, LEFT, BROKEN = "ok", "refused", "timeout", "left", "broken"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of a request."""
+    """The outcome of a request."""
 
     kind: Kind
     due: float  # seconds since the start
     latency: float  # seconds since it was due
     outcome: str  # one of the five above
     retry_after: int | None = None
-    was_leaving: bool = False
+    was_leaving: bool = False  # whether the client would have left before TIMEOUT
 
 
-Write = Callable[[Kind], bytes]  # a request as the server wants it
+Write = Callable[[Kind], bytes]  # the HTTP request of a kind, for one server
 
 
 async def offer(
     client: Client, arrivals: Iterable[Arrival], write: Write, timeout: float = TIMEOUT
 ) -> list[Answer]:
     """Send each request when it is due; returns when all have ended."""
-    requests = [(arrival, write(arrival.kind)) for arrival in arrivals]  # first, because drawing them takes time
+    requests = [(arrival, write(arrival.kind)) for arrival in arrivals]  # first, because making them takes time
     answers, started, running = list[Answer](), time.monotonic(), set[asyncio.Task[None]]()
 
     async def one(arrival: Arrival, request: bytes) -> None:
@@ -57,9 +57,9 @@ async def offer(
 async def repeat(
     client: Client, workload: Closed, write: Write, kinds: Iterable[Kind] | None = None
 ) -> list[Answer]:
-    """Clients that ask again when they are answered, until the time is over.
+    """Run clients that ask again when they are answered, until the workload's time is over.
 
-    kinds: what they ask for in turn; by default always the workload's own.
+    kinds: of their requests in turn, endless; by default always the workload's own.
     """
     answers, started = list[Answer](), time.monotonic()
     coming = iter(kinds or itertools.repeat(workload.kind))
@@ -78,7 +78,10 @@ async def repeat(
 
 
 async def ask(client: Client, request: bytes, until: float) -> Reply | None:
-    """None: it took longer than until (seconds of the monotonic clock), and the connection was closed."""
+    """The reply, with status 0 if the server closed the connection.
+
+    None if there was none by `until` (seconds of the monotonic clock); then the client has closed the connection.
+    """
     try:
         async with asyncio.timeout(max(0.0, until - time.monotonic())):
             return await client.ask(request)

@@ -1,10 +1,10 @@
-"""Mixed requests against any running server of this project, and one HTML page of what came back.
+"""Sends mixed requests to a running server of this project, and writes an HTML page about the answers.
 
     make load URL=http://127.0.0.1:8000 [RATE=20] [DURATION=30]
     python -m benchmarks.serving.page URL [--rate 20] [--seconds 30] [--out build/load.html]
 
 Every kind of request is first sent alone. Then requests arrive at random (Poisson), whether or not the earlier ones
-were answered; a latency counts from the time at which the request was due. The default rate is what the server
+were answered. A latency counts from the time at which the request was due. The default rate is what the server
 could do with one request after another. An API key is read from STEPWISE_KEY.
 """
 
@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from html import escape
@@ -24,14 +25,14 @@ from urllib.parse import SplitResult, urlencode, urlsplit
 import httpx
 import numpy as np
 
-from benchmarks.client import ROOT
+from benchmarks import ROOT
 from benchmarks.serving.client import Client
 from benchmarks.serving.load import OK, REFUSED, Answer, ask, offer, outcome_of
 from benchmarks.serving.servers import http_post
 from benchmarks.serving.workloads import GUIDANCE, STEPS, TARGET_FACTOR, TIMEOUT, Arrival, Kind, mixed
 
 ALONE = 3  # times that each kind is sent before the load; the median counts
-PATIENCE = 2.0  # a client waits so many times longer than an answer in time may take
+PATIENCE = 2.0  # a client waits so many times as long as an answer in time may take
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .25rem .8rem; text-align: right }
@@ -42,12 +43,12 @@ svg { max-width: 100% }
 
 @dataclass(frozen=True)
 class Load:
-    """What was sent to a server, and what came back."""
+    """The requests that were sent to a server, and their answers."""
 
     url: str
     rate: float
     seconds: float
-    alone: dict[Kind, float]  # seconds
+    alone: dict[Kind, float]  # seconds of a request without others
     answers: list[Answer]
 
     def slowdown(self, answer: Answer) -> float:
@@ -78,15 +79,14 @@ async def measure(url: str, key: str | None, rate: float | None, seconds: float,
     """
     parts, models = urlsplit(url), served_models(url, key)
     tls = parts.scheme == "https"
-    client = Client(parts.hostname or "", parts.port or (443 if tls else 80), tls)
     write, rng = partial(write_request, parts, key), np.random.default_rng(seed)
     kinds = [Kind(model, steps, scale) for model in models for steps in STEPS for scale in GUIDANCE]
-    alone = {kind: await _alone(client, kind, write(kind)) for kind in kinds}
-    rate = rate or 1 / sum(alone[kind] * STEPS[kind.steps] / len(models) / len(GUIDANCE) for kind in kinds)
-    arrivals = [Arrival(due, kind) for due, kind in mixed(models, rate, seconds, rng)]
-    patience = max(TIMEOUT, PATIENCE * TARGET_FACTOR * max(alone.values()))
-    answers = await offer(client, arrivals, write, patience)
-    client.close()
+    with closing(Client(parts.hostname or "", parts.port or (443 if tls else 80), tls)) as client:
+        alone = {kind: await _alone(client, kind, write(kind)) for kind in kinds}
+        rate = rate or 1 / sum(alone[kind] * STEPS[kind.steps] / len(models) / len(GUIDANCE) for kind in kinds)
+        arrivals = [Arrival(due, kind) for due, kind in mixed(models, rate, seconds, rng)]
+        patience = max(TIMEOUT, PATIENCE * TARGET_FACTOR * max(alone.values()))
+        answers = await offer(client, arrivals, write, patience)
     return Load(url, rate, seconds, alone, answers)
 
 
@@ -114,7 +114,7 @@ def page(load: Load) -> str:
         ),
         ("mixture", f"steps {_shares(STEPS.items())}; guidance {' or '.join(map(str, GUIDANCE))}; models equally"),
         ("in time", f"{good / load.seconds:.1f} a second, {good / max(1, len(load.answers)):.0%} of the requests"),
-        ("Retry-After of refusals", f"{min(waits)} to {max(waits)} s" if waits else "none was refused"),
+        ("Retry-After of refusals", f"{min(waits)} to {max(waits)} s" if waits else "none"),
     ]
     kinds = sorted(load.alone, key=lambda kind: (kind.model, kind.steps, kind.guidance))
     return "\n".join(
@@ -186,12 +186,14 @@ def scatter(load: Load) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url", help="where the server listens, as in http://127.0.0.1:8000")
-    parser.add_argument("--rate", type=float, help="requests a second; default: what it could do one by one")
-    parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "load.html")
+    parser.add_argument("--rate", type=float, help="requests a second; default: what the server can do one by one")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of the load (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "load.html", help="default: build/load.html")
     given = parser.parse_args()
     if not urlsplit(given.url).hostname:
         parser.error(f"{given.url!r} is no URL: give one like http://127.0.0.1:8000")
+    if given.seconds <= 0 or (given.rate is not None and given.rate <= 0):
+        parser.error("--seconds and --rate must be greater than 0")
     try:
         load = asyncio.run(measure(given.url, os.environ.get("STEPWISE_KEY"), given.rate, given.seconds))
     except (httpx.HTTPError, OSError, RuntimeError) as error:

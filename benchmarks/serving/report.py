@@ -1,4 +1,4 @@
-"""The tables and the picture of docs/serving.json, for docs/serving.md and the README."""
+"""Makes the tables and the picture of docs/serving.md and the README from docs/serving.json."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -8,8 +8,8 @@ from benchmarks import pages
 from benchmarks.serving.load import LATE
 from benchmarks.serving.summary import is_disturbed
 
-Columns = dict[str, Any]  # of docs/serving.json: by name, what was measured and when
-Result = dict[str, Any]
+Columns = dict[str, Any]  # docs/serving.json: by name of the system, its runs, date, commit and machine
+Result = dict[str, Any]  # of a run; see summary.summarise
 
 TITLES = {
     "ideal": "ideal",
@@ -28,8 +28,8 @@ def percent(share: float) -> str:
 
 def good(result: Result) -> str:
     late = result["outcomes"].get(LATE, 0) / result["sent"]
-    told = [(result["refused"], "refused"), (late, "timed out")]
-    return ", ".join([f"{result['good']:.0f}/s", *(f"{percent(share)} {what}" for share, what in told if share)])
+    bad = [(result["refused"], "refused"), (late, "timed out")]
+    return ", ".join([f"{result['good']:.0f}/s", *(f"{percent(share)} {what}" for share, what in bad if share)])
 
 
 def latencies(result: Result) -> str:
@@ -61,7 +61,7 @@ def images(result: Result) -> str:
     return f"{result['images']:,.0f}/s"
 
 
-Row = tuple[str, str, Callable[[Result], str]]  # what it says, workload, cell
+Row = tuple[str, str, Callable[[Result], str]]  # title, workload, what makes a cell of its result
 HEAD: tuple[Row, ...] = (
     ("one client, 20 steps: p50", "W4", p50),
     ("64 clients, 20 steps: images", "W1", images),
@@ -77,9 +77,9 @@ ROWS: tuple[Row, ...] = (
     ("W2: 50 % load, p50 / p95", "W2-50", latencies),
     ("W2: 70 % load, p50 / p95", "W2-70", latencies),
     ("W5: 150 % load, good answers", "W5", good),
-    ("W5: as before the burst again after", "W5", recovery),
+    ("W5: recovered from the burst after", "W5", recovery),
     ("W6: 30 % leave, good answers", "W6", good),
-    ("W6: rows run for who left", "W6", unanswered),
+    ("W6: rows run for clients that left", "W6", unanswered),
     *((f"CPU an answer, {name}", name, cpu) for name in ("W1", "W2-70", "W5")),
 )
 FAST: tuple[Row, ...] = (
@@ -92,7 +92,7 @@ FAST: tuple[Row, ...] = (
 
 
 def table(columns: Columns, rows: Iterable[Row], leave_out: Iterable[str] = ()) -> str:
-    """A figure is marked with a star where something else had the cores."""
+    """A table with a column for each system. A star marks a run that was disturbed (is_disturbed)."""
     shown = [name for name in TITLES if name in columns and name not in leave_out]
     lines = [f"| | {' | '.join(TITLES[name] for name in shown)} |", "|---|" + "---|" * len(shown)]
     for text, workload, cell in rows:
@@ -107,7 +107,7 @@ def _mark(result: Result) -> str:
 
 
 def class_table(columns: Columns, column: str) -> str:
-    """Share in time by class, and that over the ideal's."""
+    """Shares of the requests in time by model and by number of steps, each also over the ideal's share."""
     runs, ideal = columns[column]["runs"], columns["ideal"]["runs"]
     names = [name for name in LOADS if name in runs and name in ideal]
     classes = ["dit", "unet", "10", "20", "50", "100"]
@@ -120,7 +120,7 @@ def class_table(columns: Columns, column: str) -> str:
 
 
 def when(columns: Columns) -> str:
-    """One line a column: commit, date, machine."""
+    """A line for each system: commit, date, machine."""
     facts = [(TITLES[name], columns[name]) for name in TITLES if name in columns]
     lines = [
         f"- {title}: commit {f['commit']}, {f['date']}, Python {f['python']}, {f['cores']} cores"
@@ -130,7 +130,7 @@ def when(columns: Columns) -> str:
 
 
 def blocks(columns: Columns) -> dict[str, str]:
-    """What stands between the comments, by name."""
+    """The blocks of the pages by name; see benchmarks.pages."""
     newest = "now" if "now" in columns else "before"
     return {
         "summary": table(columns, HEAD, leave_out={"before"} if newest == "now" else ()),
@@ -147,14 +147,14 @@ def fill(page: str, columns: Columns) -> str:
 
 
 def write(columns: Columns, root: Path) -> None:
-    """Into the pages of a project that has them."""
+    """Write the tables into README.md and docs/serving.md below root, and draw docs/serving.svg."""
     for page in (root / "README.md", root / "docs" / "serving.md"):
         page.write_text(fill(page.read_text(), columns))
     plot(columns, root / "docs" / "serving.svg")
 
 
 def plot(columns: Columns, path: Path) -> None:
-    """Good answers by load; answers by clients at the pace of an H100."""
+    """Good answers by load, and images a second by clients with the steps of an H100."""
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""The servers that are measured, each as a process of its own, on the same simulated device."""
+"""Starts the servers that are measured. Each has processes of its own and the same simulated device."""
 
 import hashlib
 import json
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from benchmarks.client import ROOT, Server, serving, started
+from benchmarks import ROOT
+from benchmarks.client import Server, serving, started
 from benchmarks.serving.workloads import Device, Kind, Workload
 
 ENVIRONMENTS = ROOT / "build" / "serving"
@@ -25,7 +26,8 @@ MODULES = {"fastapi": "fastapi_batcher", "litserve": "litserve_server"}
 SYSTEMS = ("stepwise", *MODULES)
 ENGINE, WORKER = "service.engine_process", "service.web.worker"  # this service's processes by their modules
 
-NOT_OTHERS = ("W2-90", "W6", "H-npy")  # they are late long before, notice no client that leaves, and know no npy
+# The others are late at 70 % already, do not notice that a client leaves, and cannot answer in npy.
+NOT_OTHERS = ("W2-90", "W6", "H-npy")
 
 
 def can_run(system: str, workload: Workload) -> bool:
@@ -34,7 +36,7 @@ def can_run(system: str, workload: Workload) -> bool:
 
 @asynccontextmanager
 async def run_server(system: str, device: Device, **more: Any) -> AsyncIterator[Server]:
-    """A system of SYSTEMS, ready; more: further settings of this service."""
+    """One of SYSTEMS, ready for requests; more: further settings of this service."""
     if system == "stepwise":
         simulated = {name: {"t0_ms": cost.t0_ms, "t1_ms": cost.t1_ms} for name, cost in device.costs.items()}
         models = {name: {"config": CONFIG, "simulate": cost} for name, cost in simulated.items()}
@@ -45,7 +47,7 @@ async def run_server(system: str, device: Device, **more: Any) -> AsyncIterator[
     costs = json.dumps({name: [cost.t0_ms, cost.t1_ms] for name, cost in device.costs.items()})
     command = [str(python_of(system)), "-m", f"benchmarks.serving.others.{MODULES[system]}"]
     command += ["--costs", costs, "--rows", str(device.rows)]
-    # LitServe prints a line for every request that it is late with
+    # LitServe prints a line for every late request
     async with started(command, dict(os.environ), "/health", stdout=subprocess.DEVNULL) as server:
         yield server
 
@@ -65,7 +67,7 @@ def python_of(system: str) -> Path:
 
 
 def write_request(system: str, port: int, kind: Kind, form: str = "png", headers: str = "") -> bytes:
-    """The bytes of a POST /generate."""
+    """The bytes of a POST /generate; form: png or npy, headers: further lines, each with its line end."""
     fields = {"model": kind.model, "steps": kind.steps, "guidance": kind.guidance}
     if system == "litserve":
         return http_post("/generate", f"127.0.0.1:{port}", json.dumps(fields).encode())
@@ -75,7 +77,7 @@ def write_request(system: str, port: int, kind: Kind, form: str = "png", headers
 
 
 def http_post(target: str, host: str, body: bytes = b"", headers: str = "") -> bytes:
-    """headers: further lines, each with its line end."""
+    """The bytes of a POST of JSON, or of nothing; headers: further lines, each with its line end."""
     content = "Content-Type: application/json\r\n" if body else ""
     head = f"POST {target} HTTP/1.1\r\nHost: {host}\r\n{headers}{content}Content-Length: {len(body)}\r\n\r\n"
     return head.encode() + body

@@ -1,4 +1,4 @@
-"""What a workload's answers say, as plain data for docs/serving.json."""
+"""Summarises the answers of a workload as plain data for docs/serving.json."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ import numpy as np
 from benchmarks.serving.load import OK, REFUSED, Answer
 from benchmarks.serving.workloads import TARGET_FACTOR, Device, Open, Workload
 
-DROPPED = 0.2  # of the time, at its start
-BUSY = 0.05  # cores used elsewhere: where 8 % of two cores were stolen, W5 gave 142 good answers a second, not 160
+DROPPED = 0.2  # share of the time at its start that does not count
+BUSY = 0.05  # cores used elsewhere that disturb: with 8 % of two cores stolen, W5 gave 142 good answers/s, not 160
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def window(workload: Workload, answers: Sequence[Answer] = ()) -> tuple[float, f
     if isinstance(workload, Open):
         phases = [seconds for _, seconds in workload.phases]
         return (DROPPED * phases[0], phases[0]) if len(phases) == 1 else (phases[0], phases[0] + phases[1])
-    # the ideal ends a closed loop early
+    # the ideal server ends a closed loop early, after CLOSED_REQUESTS
     end = min(workload.seconds, max((a.due + a.latency for a in answers), default=workload.seconds))
     return DROPPED * end, end
 
@@ -37,9 +37,9 @@ def window(workload: Workload, answers: Sequence[Answer] = ()) -> tuple[float, f
 def summarise(
     workload: Workload, answers: list[Answer], rows: float | None = None, cost: Cost | None = None
 ) -> dict[str, Any]:
-    """Figures by name; latencies in ms, rates a second.
+    """The figures of a run by name: latencies in ms, rates a second, CPU time in ms an answer and in cores.
 
-    rows: that the device ran for all answers; None where the server does not tell.
+    rows: that the device ran for all requests; None if the server does not report it.
     """
     start, end = window(workload, answers)
     counted = [a for a in answers if start <= a.due < end]
@@ -62,7 +62,7 @@ def summarise(
             found["recovery_seconds"] = recovery(workload, answers)
     if rows:
         needed = sum(a.kind.steps * a.kind.rows for a in answers if a.outcome == OK)
-        found["unanswered_rows"] = 1 - needed / rows  # share that was run for who left
+        found["unanswered_rows"] = 1 - needed / rows  # share that was run for clients that left
     if cost:
         found |= {
             "cpu_ms": 1000 * cost.server / max(1, len(in_window)),
@@ -75,7 +75,7 @@ def summarise(
 
 
 def is_disturbed(found: dict[str, Any]) -> bool:
-    """Whether something else had the cores, so that the figures are not to be trusted."""
+    """Whether other programs or the hypervisor took so much of the cores that the figures are not reliable."""
     return found.get("elsewhere_cores", 0.0) > BUSY
 
 
@@ -84,7 +84,7 @@ def is_good(answer: Answer, device: Device) -> bool:
 
 
 def shares(answers: list[Answer], device: Device) -> dict[str, float]:
-    """Share of the requests of clients who stay that were answered in time, by model and by number of steps."""
+    """Share of requests answered in time, by model and by number of steps, without those of leaving clients."""
     classes: dict[str, list[bool]] = {}
     for answer in (a for a in answers if not a.was_leaving):
         for name in (answer.kind.model, str(answer.kind.steps)):
@@ -93,10 +93,10 @@ def shares(answers: list[Answer], device: Device) -> dict[str, float]:
 
 
 def recovery(workload: Open, answers: list[Answer]) -> float | None:
-    """Seconds from the end of the middle phase to the end of the first second with a p90 slowdown as before.
+    """Seconds from the end of the burst to the end of the first second whose p90 slowdown is as before it.
 
-    As before is at most 3, or 1.5 times what it was in the second half of the first phase. None: in no second, or
-    nobody was answered before.
+    As before means at most 3, or at most 1.5 times the p90 of the second half of the first phase. None if there is
+    no such second, or if no request was answered in that half.
     """
     before, burst, after = (seconds for _, seconds in workload.phases)
 

@@ -1,4 +1,4 @@
-"""What is asked of a server, and how long it would take on a device of its own.
+"""The workloads, which are requests and their times, and the simulated devices.
 
 Capacity is the rate of mixed requests that the device can do with full steps. Times are in seconds.
 """
@@ -13,8 +13,8 @@ from service.engine.simulated_device import StepCost
 STEPS = {10: 0.5, 20: 0.25, 50: 0.2, 100: 0.05}  # share of the mixed requests
 GUIDANCE = (1.0, 3.0)
 TARGET_FACTOR = 3.0  # an answer is good within so many times the request's own idle latency
-TIMEOUT = 10.0  # of a client
-LEAVES_AFTER = (0.3, 1.5)  # times its idle latency, a client that leaves
+TIMEOUT = 10.0  # of a client that does not leave before
+LEAVES_AFTER = (0.3, 1.5)  # idle latencies of its request, after which a leaving client leaves
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ H100 = Device({"dit": StepCost(0.1, 0.001), "unet": StepCost(0.3, 0.003)}, 256) 
 
 @dataclass(frozen=True)
 class Kind:
-    """Everything of a request that changes its duration."""
+    """The fields of a request that change its duration."""
 
     model: str
     steps: int
@@ -40,6 +40,7 @@ class Kind:
 
     @property
     def rows(self) -> int:
+        """Of each step."""
         return self.images * (1 + (self.guidance != 1))
 
     def idle_seconds(self, device: Device) -> float:
@@ -59,7 +60,7 @@ class Open:
 
     name: str
     phases: tuple[tuple[float, float], ...]  # load over capacity, seconds
-    leaving: float = 0.0  # share of the clients
+    leaving: float = 0.0  # share of the clients that leave
     device: Device = ACCELERATOR
 
     @property
@@ -92,7 +93,7 @@ Workload = Open | Closed
 
 
 def mixed(models: list[str], rate: float, seconds: float, rng: np.random.Generator) -> Iterator[tuple[float, Kind]]:
-    """Poisson arrivals of requests that differ in model, steps and guidance."""
+    """Poisson arrivals, as times and kinds, of requests that differ in model, steps and guidance."""
     due = 0.0
     while (due := due + rng.exponential(1 / rate)) < seconds:
         steps = int(rng.choice(list(STEPS), p=list(STEPS.values())))
@@ -100,7 +101,7 @@ def mixed(models: list[str], rate: float, seconds: float, rng: np.random.Generat
 
 
 def capacity(device: Device) -> float:
-    """Mixed requests a second."""
+    """Mixed requests a second that a device can do with full steps."""
     steps = sum(count * share for count, share in STEPS.items())
     rows = float(np.mean([Kind("", 1, scale).rows for scale in GUIDANCE]))
     row_seconds = float(np.mean([cost.seconds(device.rows) / device.rows for cost in device.costs.values()]))
@@ -108,7 +109,7 @@ def capacity(device: Device) -> float:
 
 
 def workloads(scale: float = 1.0) -> dict[str, Workload]:
-    """By name; all durations are scaled."""
+    """All workloads by name, with their durations multiplied by scale."""
     s = scale
     found: list[Workload] = [
         Closed("W4", 1, Kind("dit", 20), 5 * s),

@@ -29,7 +29,7 @@ def _slots(pool: LatentPool, step: TaskArrays, places: list[int]) -> torch.Tenso
 def _noise(pool: LatentPool, step: TaskArrays, places: list[int]) -> torch.Tensor:
     """The initial noise of these images, [n, C, H, W]."""
     seeds = torch.from_numpy(step.seeds[places]).to(pool.x.device)
-    return first_noise(seeds, tuple(pool.x.shape[1:]), [step.tasks[place].way for place in places])
+    return first_noise(seeds, tuple(pool.x.shape[1:]), [step.tasks[place].slerp for place in places])
 
 
 def _paint_known(pool: LatentPool, step: TaskArrays) -> None:

@@ -28,7 +28,7 @@ class Client:
     def __init__(self, name: int, sock: socket.socket, row: int):
         sock.setblocking(False)
         self.name, self.sock = name, sock
-        self.row = row  # of the board: the worker's number, which its successor has, too
+        self.row = row  # of the scoreboard: the worker's number, which its successor has, too
         self.open: dict[int, str] = {}  # its requests: its number and the engine's name
         self._reader = FrameReader[FromWorker](FromWorker)  # pyright: ignore[reportArgumentType]
         self._messages: list[FromEngine] = []  # of the next frame

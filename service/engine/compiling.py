@@ -11,13 +11,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from models.checkpoint import ModelConfig, build_model
-from service.cgroup import ROOT, cores
+from service.cgroup import MEMORY, ROOT, cores, free_memory
 from service.engine.runner import ModelRunner
 
 HELPERS = 4  # processes a model at most
@@ -40,13 +39,10 @@ def compile_ahead(configs: Sequence[ModelConfig], dtype: torch.dtype, counts: li
             threading.Thread(target=helper.wait, daemon=True).start()  # else it stays a zombie
 
 
-def room_for_helpers(cgroup: Path = ROOT) -> int:
+def room_for_helpers(cgroup: Path = ROOT, machine: Path = MEMORY) -> int:
     """By the cores and the memory that this process may use: those of its container, where it has limits."""
-    memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with suppress(OSError, ValueError):  # no cgroup, one of version 1, or one without a limit
-        limit, used = (int((cgroup / f"memory.{name}").read_text()) for name in ("max", "current"))
-        memory = min(memory, limit - used)
-    return max(0, min(cores(cgroup) // CORES_OF_A_HELPER, memory // BYTES_OF_A_HELPER))
+    memory = free_memory(root=cgroup, machine=machine)
+    return max(0, int(min(cores(cgroup) // CORES_OF_A_HELPER, memory / BYTES_OF_A_HELPER)))
 
 
 def shares(counts: list[int], helpers: int) -> list[list[int]]:

@@ -18,7 +18,7 @@ from service.engine.request import ImageTask, Request, RequestStatus
 from service.engine.runner import ModelFailed, ModelRunner, OutOfMemory, device_is_lost
 from service.engine.scheduler import Scheduler, SchedulerOutput
 from service.errors import FULL_QUEUE, DeadlineUnreachable, InvalidRequest, Overloaded, QueueFull
-from service.observe.board import ModelStats, StepStats
+from service.observe.scoreboard import ModelStats, StepStats
 from service.wire.messages import Preview, TrajectoryPoint
 
 logger = logging.getLogger(__name__)
@@ -143,8 +143,9 @@ class EngineCore:
             request.expected_seconds = expected_seconds(request, self.shares, now, exact=watch)
         expected = request.expected_seconds
         if request.deadline_seconds is not None and expected > request.deadline_seconds:
-            text = f"deadline_ms: the deadline cannot be met: about {1000 * expected:.0f} ms are needed"
-            raise DeadlineUnreachable(text, retry_after=max(expected - request.deadline_seconds, backlog))
+            text = f"the deadline cannot be met: about {1000 * expected:.0f} ms are needed"
+            wait = max(expected - request.deadline_seconds, backlog)
+            raise DeadlineUnreachable.field("deadline_ms", text, wait)
         if self.config.shed_load and self._guard.refuses(request, self.shares, now):
             text = "the device is busy beyond what it can answer in time: try again later"
             raise Overloaded(text, retry_after=self._retry_seconds())

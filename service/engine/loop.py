@@ -18,7 +18,7 @@ from service.engine.request import Request, RequestStatus
 from service.engine.swaps import Loader, Swaps
 from service.engine.versions import key
 from service.errors import DeadlinePassed, GenerationFailed, InvalidRequest, ServiceError, Unavailable
-from service.observe.board import EngineBoard
+from service.observe.scoreboard import EngineScoreboard
 from service.wire.messages import Abort, FromWorker, Generate, Reply, RequestOutput, Seen, Swap
 
 logger = logging.getLogger(__name__)
@@ -41,13 +41,13 @@ class EngineLoop:
         load: makes the runner of another checkpoint, for swaps; None: there are none.
     """
 
-    def __init__(self, core: EngineCore, clients: Clients, board: EngineBoard, load: Loader | None = None):
+    def __init__(self, core: EngineCore, clients: Clients, board: EngineScoreboard, load: Loader | None = None):
         self._core, self._clients, self._board = core, clients, board
         self._swaps = Swaps(core, board, load, lambda: clients.all, self._tell_cards)
         self._open: dict[str, tuple[Client, int]] = {}  # requests and whose they are
         self._stop_at: float | None = None
         self._gauges_at = 0.0
-        self._told: object = None  # signature of the cards that the clients have
+        self._sent: object = None  # signature of the cards that the clients have
         self.ready = False
         self.died = False  # of an error
 
@@ -222,16 +222,15 @@ class EngineLoop:
         if request.status is RequestStatus.FAILED:
             client.refuse(number, GenerationFailed(request.error))
         elif request.status is RequestStatus.EXPIRED:
-            client.refuse(
-                number, DeadlinePassed("deadline_ms: the deadline has passed; work on the request has stopped")
-            )
+            text = "the deadline has passed; work on the request has stopped"
+            client.refuse(number, DeadlinePassed.field("deadline_ms", text))
         else:
             client.send(Reply(number, _output(request)))
             request.images.clear()  # request and tasks refer to each other: pixels need not wait for the collector
 
     def _tell_cards(self) -> None:
-        if (now := signature(self._core)) != self._told:
-            self._told = now
+        if (now := signature(self._core)) != self._sent:
+            self._sent = now
             self._clients.tell(describe(self._core))
 
 

@@ -13,15 +13,16 @@ from models.sampling import Guidance, step_coefficients
 from service.engine.request import Plan
 from service.wire.messages import SamplingParams
 
-LOOK = 2  # factors of x and d in a picture: see SamplerTable.look
-COEFFICIENTS, LOOKS = slice(1, 1 + NUM_COEFFICIENTS), slice(1 + NUM_COEFFICIENTS, 1 + NUM_COEFFICIENTS + LOOK)
-INPUTS = [0, LOOKS.stop, LOOKS.stop + 1]  # of the network: t, r, w
-LEVELS = slice(LOOKS.stop + 2, LOOKS.stop + 4)  # alpha and sigma of x before the step
+NUM_PREVIEW = 2  # factors of x and d in a picture: see SamplerTable.preview
+COEFFICIENTS = slice(1, 1 + NUM_COEFFICIENTS)
+PREVIEW = slice(COEFFICIENTS.stop, COEFFICIENTS.stop + NUM_PREVIEW)
+INPUTS = [0, PREVIEW.stop, PREVIEW.stop + 1]  # of the network: t, r, w
+LEVELS = slice(PREVIEW.stop + 2, PREVIEW.stop + 4)  # alpha and sigma of x before the step
 NUM_NUMBERS = LEVELS.stop
 
 
 def compile_plan(config: ModelConfig, params: SamplingParams) -> Plan:
-    """Its numbers are [num_steps, NUM_NUMBERS] float32: timestep, the coefficients of kernels.sampler_step, look.
+    """Its numbers are [num_steps, NUM_NUMBERS] float32: timestep, coefficients of kernels.sampler_step, preview.
 
     Behind them stand what only few-step networks take: the timestep to which they jump, and the guidance scale. The
     last two are for images that requests bring along.
@@ -50,7 +51,7 @@ def _compile(table: SamplerTable, guidance: Guidance, classes: int) -> Plan:
     scales = [guidance.split(t, r) for t, r in zip(timesteps.tolist(), table.jumps.tolist(), strict=True)]
     coefficients = [step_coefficients(table, step, guidance) for step in steps]
     inputs = [table.jumps, [given for _, given in scales]]
-    numbers = np.column_stack([timesteps, coefficients, table.look, *inputs, table.levels]).astype(np.float32)
+    numbers = np.column_stack([timesteps, coefficients, table.preview, *inputs, table.levels]).astype(np.float32)
     rows = tuple(classes + (between != 1) for between, _ in scales)
     remaining = tuple(accumulate(reversed(rows), initial=0))[::-1]
     return Plan(rows, remaining, dict(Counter(rows)), numbers, classes)

@@ -59,10 +59,10 @@ class ImageTask:
         return self.request.params.mixture(self.index)
 
     @property
-    def way(self) -> tuple[int, float]:
+    def slerp(self) -> tuple[int, float]:
         """Another seed, and how far from 0 to 1 the initial noise lies on the way to its noise; 0 ignores it."""
-        ways = self.request.params.ways
-        return ways[self.index] if ways else (0, 0.0)
+        slerps = self.request.params.slerps
+        return slerps[self.index] if slerps else (0, 0.0)
 
     @property
     def rows(self) -> int:

@@ -125,7 +125,7 @@ class ModelRunner:
             predicted = self.model(rows, block.timesteps, block.labels, *others)  # [R, C, H, W]
         except Exception as error:
             raise ModelFailed(type(error).__name__) from error
-        pictures = Pictures(output.pixels, block.places, block.look)
+        pictures = Pictures(output.pixels, block.places, block.preview)
         state = self.pool.x, self.pool.history
         mixtures = Mixtures(block.spans, block.weights)
         sampler_step(*state, predicted, block.indices, block.coefficients, output.finite, pictures, mixtures)

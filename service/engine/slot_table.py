@@ -62,7 +62,7 @@ class SlotTable:
         self._facts = np.zeros((num_slots, 5), np.int64)  # seed, two labels, first row of the plan, last step
         self._previews: dict[int, frozenset[int]] = {}  # by slot
         self._deterministic: set[int] = set()  # slots
-        self._ways: set[int] = set()  # slots whose images begin between the noise of two seeds
+        self._slerps: set[int] = set()  # slots whose images begin between the noise of two seeds
         self._mixtures: dict[int, Mixture] = {}  # further classes, by slot
         self._painted: dict[int, bool] = {}  # slots whose requests brought an image: whether they keep a part of it
         self._recorded: set[int] = set()  # slots whose requests ask for the trajectory
@@ -87,8 +87,8 @@ class SlotTable:
                 shown[place] |= task.step in self._previews.get(cast(int, task.slot), ())
         recorded = [place for place, slot in enumerate(places) if slot in self._recorded] if self._recorded else []
         fresh, begun, painted = steps == 0, [], []
-        if self._ways or self._painted:
-            begun = [place for place, task in enumerate(tasks) if task.slot in self._ways and task.step == 0]
+        if self._slerps or self._painted:
+            begun = [place for place, task in enumerate(tasks) if task.slot in self._slerps and task.step == 0]
             painted = [place for place, task in enumerate(tasks) if self._is_painted(task)]
             fresh[begun + painted] = False
         deterministic = bool(self._deterministic) and not self._deterministic.isdisjoint(slots.tolist())
@@ -131,7 +131,7 @@ class SlotTable:
         for slots, belongs in (
             (self._deterministic, request.params.deterministic),
             (self._recorded, request.params.trajectory),
-            (self._ways, bool(task.way[1])),
+            (self._slerps, bool(task.slerp[1])),
         ):
             slots.discard(slot)
             if belongs:

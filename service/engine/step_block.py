@@ -13,11 +13,11 @@ from torch import Tensor
 
 from kernels.gather_rows import NUM_ROW_INDICES
 from kernels.sampler_step import NUM_COEFFICIENTS, NUM_INDICES
-from service.engine.plan import COEFFICIENTS, INPUTS, LOOK, LOOKS
+from service.engine.plan import COEFFICIENTS, INPUTS, NUM_PREVIEW, PREVIEW
 from service.engine.slot_table import TaskArrays
 
 SPAN = 2  # first row of an image's further classes, and the one behind the last
-INTEGERS, NUMBERS = NUM_ROW_INDICES + 1 + NUM_INDICES + 1 + SPAN, 4 + NUM_COEFFICIENTS + LOOK
+INTEGERS, NUMBERS = NUM_ROW_INDICES + 1 + NUM_INDICES + 1 + SPAN, 4 + NUM_COEFFICIENTS + NUM_PREVIEW
 BYTES_PER_ROW = 8 * INTEGERS + 4 * NUMBERS  # where n = R
 
 
@@ -32,17 +32,17 @@ class StepBlock:
     def __init__(self, buffer: Tensor, num_rows: int, num_images: int):
         R, n = num_rows, num_images
         integers = [NUM_ROW_INDICES * R, R, NUM_INDICES * n, n, SPAN * n]
-        numbers = [4 * R, NUM_COEFFICIENTS * n, LOOK * n]
+        numbers = [4 * R, NUM_COEFFICIENTS * n, NUM_PREVIEW * n]
         end = 8 * sum(integers)
         self.bytes = buffer[: end + 4 * sum(numbers)]
         rows, self.labels, indices, self.places, spans = self.bytes[:end].view(torch.int64).split(integers)
-        inputs, coefficients, look = self.bytes[end:].view(torch.float32).split(numbers)
+        inputs, coefficients, preview = self.bytes[end:].view(torch.float32).split(numbers)
         self.inputs = inputs.view(4, R)
         self.timesteps, self.jumps, self.scales, self.weights = self.inputs.unbind(0)
         self.rows = rows.view(R, NUM_ROW_INDICES)  # see kernels.gather_rows
         self.indices = indices.view(n, NUM_INDICES)  # see kernels.sampler_step
         self.coefficients = coefficients.view(n, NUM_COEFFICIENTS)
-        self.look = look.view(n, LOOK)
+        self.preview = preview.view(n, NUM_PREVIEW)
         self.spans = spans.view(n, SPAN)
         # labels, timesteps, jumps, scales and weights are [R]: jumps and scales for few-step networks alone,
         # weights of further classes alone. places [n] is where in StepOutput.pixels an image goes, -1 for most
@@ -50,7 +50,7 @@ class StepBlock:
     @cached_property
     def arrays(self) -> tuple[np.ndarray, ...]:
         """Of a block on the host."""
-        numbers = self.indices, self.coefficients, self.places, self.look, self.spans
+        numbers = self.indices, self.coefficients, self.places, self.preview, self.spans
         return tuple(tensor.numpy() for tensor in (self.rows, self.labels, self.inputs, *numbers))
 
 
@@ -92,7 +92,7 @@ def pack(block: StepBlock, step: TaskArrays, null_label: int, scratch_slot: int)
     """
     n, guided = len(step.tasks), np.flatnonzero(step.guided)
     R = n + len(guided)
-    rows, labels, inputs, indices, coefficients, places, look, spans = block.arrays
+    rows, labels, inputs, indices, coefficients, places, preview, spans = block.arrays
     rows[:n, 0], rows[:n, 1], rows[:n, 2] = step.slots, step.seeds, step.fresh
     rows[n:R] = rows[guided]
     rows[R:] = scratch_slot, 0, 0
@@ -109,7 +109,7 @@ def pack(block: StepBlock, step: TaskArrays, null_label: int, scratch_slot: int)
     coefficients[:n] = step.numbers[:, COEFFICIENTS]
 
     places[:n], places[n:] = np.where(step.shown, np.cumsum(step.shown) - 1, -1), -1
-    look[:n], look[n:] = step.numbers[:, LOOKS], 0
+    preview[:n], preview[n:] = step.numbers[:, PREVIEW], 0
     spans[:] = 0
     if len(step.further.places):
         _pack_further(block, step, R)

@@ -21,7 +21,7 @@ from service.engine.runner import ModelRunner, OutOfMemory, device_is_lost
 from service.engine.takeovers import Takeovers
 from service.engine.versions import leave, switch
 from service.errors import InvalidRequest, ServiceError, SwapUnderWay, Unavailable
-from service.observe.board import EngineBoard
+from service.observe.scoreboard import EngineScoreboard
 from service.wire.messages import Reply, Swap, Swapped
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Swaps:
     def __init__(
         self,
         core: EngineCore,
-        board: EngineBoard,
+        board: EngineScoreboard,
         load: Loader | None,
         clients: Callable[[], list[Client]],
         tell_cards: Callable[[], None],

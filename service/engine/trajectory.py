@@ -11,7 +11,7 @@ from torch import Tensor
 from kernels.sampler_step import NUM_COEFFICIENTS
 from models.schedule import NUM_TIMESTEPS
 from service.engine.latents import LatentPool
-from service.engine.plan import COEFFICIENTS, INPUTS, LEVELS, LOOKS
+from service.engine.plan import COEFFICIENTS, INPUTS, LEVELS, PREVIEW
 from service.engine.slot_table import TaskArrays
 from service.wire.messages import TrajectoryPoint
 
@@ -32,7 +32,7 @@ def point(step: TaskArrays, place: int, x: np.ndarray, history: np.ndarray) -> T
     The denoised image is what a preview shows: for most samplers the history, for ab2 made of both.
     """
     numbers = step.numbers[place]
-    of_x, of_d = numbers[LOOKS]
+    of_x, of_d = numbers[PREVIEW]
     time, noise_scale = float(numbers[INPUTS[0]]) / NUM_TIMESTEPS, float(numbers[NOISE_SCALE])
     alpha, sigma = numbers[LEVELS].tolist()
     denoised = of_x * x + of_d * history

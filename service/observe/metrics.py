@@ -8,18 +8,18 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from service.observe.board import CONNECTIONS, Board, Family
+from service.observe.scoreboard import CONNECTIONS, Family, Scoreboard
 from service.wire.messages import ModelCard
 
 
 class Metrics(Collector):
-    """A worker's counts in its row of the board, and a registry that exposes the sums over all rows.
+    """A worker's counts in its row of the scoreboard, and a registry that exposes the sums over all rows.
 
     Args:
         cards: the models, for diffusion_model_info.
     """
 
-    def __init__(self, board: Board, row: int, cards: Callable[[], Iterable[ModelCard]]):
+    def __init__(self, board: Scoreboard, row: int, cards: Callable[[], Iterable[ModelCard]]):
         self.board, self.row, self._row, self._cards = board, row, board.row(row), cards
         self.registry = CollectorRegistry()
         self.registry.register(self)

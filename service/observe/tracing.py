@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from models.extras import how_to_install
 from service.observe.logs import PROBES
 from service.settings import SettingsError
 
@@ -89,4 +90,4 @@ def otlp_provider() -> "TracerProvider":
         provider = TracerProvider(resource=resource)
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         return provider
-    raise SettingsError("setting DIFFUSION_OTEL: in a checkout, pip install -c constraints.txt -e '.[otel]' first")
+    raise SettingsError(f"setting DIFFUSION_OTEL: OpenTelemetry is not installed: {how_to_install('otel')}")

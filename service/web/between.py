@@ -10,11 +10,11 @@ from service.web.schemas import GenerateFields, Limits
 from service.wire.messages import Mixture, ModelCard
 
 
-class Way(NamedTuple):
+class Interpolation(NamedTuple):
     """The interpolation from the first image of a request to the last."""
 
-    leads: tuple[str, ...]  # what is interpolated: "class", "seed"
-    parts: list[float]  # position of each image, from 0 to 1; 0 without interpolation
+    interpolated: tuple[str, ...]  # what is interpolated: "class", "seed"
+    positions: list[float]  # position of each image, from 0 to 1; 0 without interpolation
 
 
 def describe_images(
@@ -31,16 +31,17 @@ def describe_images(
     mixtures, listed = _classes(card, fields, limits, labels)
     if listed and fields.n not in (None, len(mixtures)):
         raise InvalidRequest.field("n", f"must be {len(mixtures)}, as many as there are classes, or left out")
-    way = _way(fields, len(mixtures) if listed else fields.n or 1)
+    path = _read_interpolation(fields, len(mixtures) if listed else fields.n or 1)
     if fields.class_to is not None:
         if listed or fields.class_ is None:
             raise InvalidRequest.field("class_to", "needs one class or mixture to lead from")
         last = find_mixture(card, fields.class_to, "class_to")
-        mixtures = [blend(mixtures[0], last, part) for part in way.parts]
+        mixtures = [blend(mixtures[0], last, part) for part in path.positions]
     elif not listed:
-        mixtures *= len(way.parts)
-    leads = way.leads if len(way.parts) > 1 else ()  # one image has its own mixture and position
-    return _describe_classes(mixtures) | _seeds(fields, way) | {"leads": leads}
+        mixtures *= len(path.positions)
+    found = _describe_classes(mixtures) | _seeds(fields, path)
+    # one image has its own mixture and position
+    return found | {"interpolated": path.interpolated if len(path.positions) > 1 else ()}
 
 
 def _classes(
@@ -73,34 +74,34 @@ def _describe_classes(mixtures: list[Mixture]) -> dict[str, Any]:
     return found
 
 
-def _way(fields: GenerateFields, n: int) -> Way:
+def _read_interpolation(fields: GenerateFields, n: int) -> Interpolation:
     ends = {"class": fields.class_to, "seed": fields.seed_to}
-    leads = tuple(name for name, end in ends.items() if end is not None)
-    if not leads:
+    interpolated = tuple(name for name, end in ends.items() if end is not None)
+    if not interpolated:
         if fields.between is not None:
             raise InvalidRequest.field("between", "needs class_to or seed_to")
-        return Way((), [0.0] * n)
+        return Interpolation((), [0.0] * n)
     if fields.between is not None:
         if n > 1:
             raise InvalidRequest.field("between", f"is the place of one image on its way, and there are {n}")
-        return Way(leads, [fields.between])
+        return Interpolation(interpolated, [fields.between])
     if n < 2:
-        names = " and ".join(f"{name}_to" for name in leads)
+        names = " and ".join(f"{name}_to" for name in interpolated)
         raise InvalidRequest.field("n", f"must be at least 2 with {names}, or send between for one image")
-    return Way(leads, [image / (n - 1) for image in range(n)])
+    return Interpolation(interpolated, [image / (n - 1) for image in range(n)])
 
 
-def _seeds(fields: GenerateFields, way: Way) -> dict[str, Any]:
+def _seeds(fields: GenerateFields, path: Interpolation) -> dict[str, Any]:
     """All images of an interpolation start from one seed's noise; later noise comes from the image's own seed."""
     seed = secrets.randbits(SEED_BITS) if fields.seed is None else fields.seed
-    if not way.leads:
-        return {"seeds": tuple(image_seed(seed, index) for index in range(len(way.parts)))}
+    if not path.interpolated:
+        return {"seeds": tuple(image_seed(seed, index) for index in range(len(path.positions)))}
     end = fields.seed_to
     if end is None:
-        return {"seeds": (seed,) * len(way.parts)}
-    ways = tuple((end, part) if 0 < part < 1 else (0, 0.0) for part in way.parts)
-    found = {"seeds": tuple(end if part == 1 else seed for part in way.parts)}
-    return found | ({"ways": ways} if any(part for _, part in ways) else {})
+        return {"seeds": (seed,) * len(path.positions)}
+    slerps = tuple((end, part) if 0 < part < 1 else (0, 0.0) for part in path.positions)
+    found = {"seeds": tuple(end if part == 1 else seed for part in path.positions)}
+    return found | ({"slerps": slerps} if any(part for _, part in slerps) else {})
 
 
 def find_negative(card: ModelCard, fields: GenerateFields, label: int, scale: float) -> int | None:

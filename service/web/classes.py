@@ -102,7 +102,7 @@ def blend(first: Mixture, last: Mixture, part: float) -> Mixture:
     return _checked(weights, "class_to", "together with the first end ")
 
 
-def told(card: ModelCard, mixture: Mixture) -> str:
+def mixture_text(card: ModelCard, mixture: Mixture) -> str:
     """The mixture as text that the field class accepts; "" for no class."""
     if len(mixture) == 1:
         return card.class_name(mixture[0][0]) or ""

@@ -199,10 +199,12 @@ def _message(item: dict[str, Any], field: str, fields: Fields) -> str:
             return f"must have at most {facts['max_length']} items"
         case "literal_error":
             return f"must be {facts['expected']}, not {echo(item['input'])}"
+    given = item["input"]
+    said = repr(given) if isinstance(given, float) else echo(given)  # echo would call 5.0 the whole number 5
     if field in fields.limits:
-        return f"must be {allowed(fields.limits[field])}, not {echo(item['input'])}"
+        return f"must be {allowed(fields.limits[field])}, not {said}"
     if kind in KINDS:
-        return f"must be {KINDS[kind]}, not {echo(item['input'])}"
+        return f"must be {KINDS[kind]}, not {said}"
     return item["msg"].removeprefix("Value error, ")
 
 

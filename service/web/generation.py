@@ -15,7 +15,6 @@ from service.errors import (
     NOT_REPEATED,
     DeadlinePassed,
     DeadlineUnreachable,
-    FieldError,
     InvalidRequest,
     Refused,
     Unavailable,
@@ -103,8 +102,7 @@ class Generator:
         if model is None:
             raise InvalidRequest.field("model", f"required: one of {names}")
         if model not in self.names:
-            message = f"there is no model {echo(model)}, only {names}"
-            raise UnknownModel(f"model: {message}", [FieldError(field="model", message=message)])
+            raise UnknownModel.field("model", f"there is no model {echo(model)}, only {names}")
         if model not in self.engine.cards:
             raise Unavailable.because("the models are being loaded")
         return self.engine.cards[model]
@@ -189,9 +187,10 @@ class Generator:
         logs.note(model=params.model, steps=params.num_steps, n=len(params.seeds))
         needed = params.num_steps * min(job.card.step_seconds.values(), default=0.0)
         if job.deadline_seconds is not None and job.deadline_seconds < HOPELESS * needed:
-            # Refused here, so that a flood of such requests costs the engine no time.
-            text = f"deadline_ms: the deadline cannot be met: at least {1000 * needed:.0f} ms are needed"
-            refusal = DeadlineUnreachable(text)  # no retry_after: a retry would be refused, too
+            # Refused here, so that a flood of such requests costs the engine no time. A retry would be refused,
+            # too, so there is no retry_after.
+            text = f"the deadline cannot be met: at least {1000 * needed:.0f} ms are needed"
+            refusal = DeadlineUnreachable.field("deadline_ms", text)
             self.count_end(params.model, refusal)
             raise refusal
         return self._run(job, encode, num_previews, encode_preview or encode, recorder)

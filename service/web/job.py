@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, replace
 from hashlib import sha256
 
-from service.web.classes import told
+from service.web.classes import mixture_text
 from service.wire.messages import ModelCard, SamplingParams
 
 MAX_SEEDS_TOLD = 16  # in a header and in a PNG: 272 characters, which every proxy and client takes
@@ -73,27 +73,27 @@ class Job:
 
     def class_text(self, index: int) -> str:
         """The class of an image, as the field class takes it; "" if it has none."""
-        return told(self.card, self.params.mixture(index))
+        return mixture_text(self.card, self.params.mixture(index))
 
     @property
     def classes_and_seeds(self) -> dict[str, str]:
         """The fields of /generate for classes and seeds that repeat this request, as text."""
         params, count = self.params, len(self.params.seeds)
         texts = [self.class_text(index) for index in range(count)]
-        same = "class" in params.leads or len(set(texts)) == 1
+        same = "class" in params.interpolated or len(set(texts)) == 1
         fields = {"class": texts[0] if same else json.dumps(texts, ensure_ascii=False)}
-        if "class" in params.leads:
+        if "class" in params.interpolated:
             fields["class_to"] = texts[-1]
         if params.negative_label is not None:
             fields["negative_class"] = self.card.class_name(params.negative_label) or ""
         fields["seed"] = str(params.seeds[0])
-        if "seed" in params.leads:
+        if "seed" in params.interpolated:
             fields["seed_to"] = str(params.seeds[-1])
-        elif count == 1 and params.ways:
-            fields["seed_to"], fields["between"] = (repr(value) for value in params.ways[0])
+        elif count == 1 and params.slerps:
+            fields["seed_to"], fields["between"] = (repr(value) for value in params.slerps[0])
         return {name: text for name, text in fields.items() if text}
 
     @property
     def columns(self) -> int | None:
         """Columns of the grid of images: interpolations fill rows; None, a near-square grid, for all else."""
-        return min(len(self.params.seeds), MAX_COLUMNS) if self.params.leads else None
+        return min(len(self.params.seeds), MAX_COLUMNS) if self.params.interpolated else None

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api_keys import ApiKey
 from service.errors import QuotaExceeded, Unauthorized
-from service.observe.board import Board, Row
+from service.observe.scoreboard import Row, Scoreboard
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ NEWEST = 0.2  # weight of the newest request in the moving average of durations
 class Account:
     """Usage of one key, summed over all processes. Times are in seconds, on the KeyRing's clock."""
 
-    def __init__(self, name: str, quota: ApiKey, board: Board, row: Row):
+    def __init__(self, name: str, quota: ApiKey, board: Scoreboard, row: Row):
         self.name, self.quota, self._board, self._row = name, quota, board, row
         places = board.layout.places
         self._tokens, self._in_flight = places["tokens", name], places["in_flight", name]
@@ -85,7 +85,7 @@ class KeyRing:
     """
 
     def __init__(
-        self, keys: dict[str, ApiKey], board: Board, row: int, clock: Callable[[], float] = time.monotonic
+        self, keys: dict[str, ApiKey], board: Scoreboard, row: int, clock: Callable[[], float] = time.monotonic
     ):
         self._clock, self._row = clock, board.row(row)
         self._accounts = [

@@ -26,8 +26,9 @@ from service.observe.metrics import Metrics
 from service.observe.tracing import TraceMiddleware
 from service.settings import Settings
 from service.web.dialects import NO_HEAD, answer
+from service.web.http1 import MAX_HEAD, complete
 from service.web.keys import AdminMiddleware, KeyRing
-from service.web.protocol import HEALTH_PATHS, MAX_HEAD, complete
+from service.web.protocol import HEALTH_PATHS
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -246,7 +247,7 @@ def _beyond(body: bytearray) -> int:
 
 
 def _check_head(scope: Scope, limit: int) -> None:
-    """Check the head's size here, because h11 limits only incomplete heads.
+    """Check the head's size here, because http1.py limits only incomplete heads.
 
     Raises:
         UriTooLong, HeadersTooLarge, BodyTooLarge: before the body is read.

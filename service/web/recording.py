@@ -126,8 +126,8 @@ class Trajectory(Recorder):
     def _start(self, index: int) -> np.ndarray:
         """The first state [C, H, W]: noise of one seed or between two seeds, or the noised input image."""
         noise = self._normal(self._params.seeds[index], 0)
-        if self._params.ways and self._params.ways[index][1]:
-            other, part = self._params.ways[index]
+        if self._params.slerps and self._params.slerps[index][1]:
+            other, part = self._params.slerps[index]
             angle = part * math.pi / 2
             noise = np.float32(math.cos(angle)) * noise + np.float32(math.sin(angle)) * self._normal(other, 0)
         if self._params.strength == 1:

@@ -20,10 +20,10 @@ from starlette.types import ASGIApp
 from service.cgroup import cores
 from service.child import freeze_heap, open_board
 from service.observe import logs, tracing
-from service.observe.board import CONNECTIONS, Board, Row
+from service.observe.scoreboard import CONNECTIONS, Row, Scoreboard
 from service.settings import Settings, load_settings
+from service.web.acceptor import Acceptor
 from service.web.app import assemble
-from service.web.door import Door
 from service.web.middleware import RequestIdMiddleware
 from service.web.protocol import guarded
 from service.web.routes import ops
@@ -64,8 +64,8 @@ class Worker(uvicorn.Server):
     After the first signal accepted requests are still answered, and new ones are refused.
 
     Args:
-        row: of the board, for its heartbeats.
-        is_crowded: see service/web/door.py.
+        row: of the scoreboard, for its heartbeats.
+        is_crowded: see service/web/acceptor.py.
         side: starts after this server and ends after it, so that its metrics show the drain.
     """
 
@@ -83,7 +83,7 @@ class Worker(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup([])
-        cast(Any, self).servers = [Door(sockets or [], self._protocol, self._is_crowded)]
+        cast(Any, self).servers = [Acceptor(sockets or [], self._protocol, self._is_crowded)]
         if self._side is not None:
             self._side.begin()
         asyncio.get_running_loop().add_reader(self._control, self._obey)
@@ -123,7 +123,7 @@ class Worker(uvicorn.Server):
 def configure(
     app: ASGIApp, settings: Settings, drain_seconds: float = 0.0, count: Callable[[int], float] = float
 ) -> uvicorn.Config:
-    """uvicorn's config with this service's limits, which only the h11 protocol of protocol.py has.
+    """uvicorn's config with this service's limits, which only the protocol of protocol.py has.
 
     Args:
         drain_seconds: uvicorn waits so long, and ANSWER_SECONDS more, for open requests at the end.
@@ -188,12 +188,12 @@ def main(given: dict[str, Any]) -> None:
     worker.run(_sockets(given["listeners"]))
 
 
-def count_connections(board: Board, row: int, own: int) -> float:
+def count_connections(board: Scoreboard, row: int, own: int) -> float:
     board.row(row).connections(own)
     return board.total(CONNECTIONS)
 
 
-def is_crowded(board: Board, row: int, more: int) -> bool:
+def is_crowded(board: Scoreboard, row: int, more: int) -> bool:
     """Whether this worker, with a few more, holds clearly more than the mean of all workers' connections."""
     held = board.column(CONNECTIONS)  # the engine, in row 0, holds none
     return held[row] + more > FAIR_SHARE * sum(held) / (len(held) - 1) + FREE_CONNECTIONS

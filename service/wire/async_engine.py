@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from service.errors import NOT_REPEATED, DeadlinePassed, InvalidRequest, ServiceError, Unavailable
-from service.observe.board import Board
+from service.observe.scoreboard import Scoreboard
 from service.wire.frames import FrameReader, frame
 from service.wire.messages import (
     Abort,
@@ -51,7 +51,7 @@ class AsyncEngine:
         board: where the engine writes its state.
     """
 
-    def __init__(self, sock: socket.socket, board: Board):
+    def __init__(self, sock: socket.socket, board: Scoreboard):
         self.board = board
         self.cards: dict[str, ModelCard] = {}  # by name; empty until the engine has read its checkpoints
         self.samplers: list[str] = []
@@ -129,8 +129,8 @@ class AsyncEngine:
                 while self.is_ready and self.cards[model].repeats_itself is None:
                     await self._news.wait()
         except TimeoutError:
-            text = "deadline_ms: the deadline has passed before the model's backend was final"
-            raise DeadlinePassed(text) from None
+            text = "the deadline has passed before the model's backend was final"
+            raise DeadlinePassed.field("deadline_ms", text) from None
         if self.is_ready and self.cards[model].repeats_itself is False:
             raise InvalidRequest.field("deterministic", NOT_REPEATED)
         return None if until is None else max(0.0, until - time.monotonic())

@@ -36,9 +36,9 @@ class SamplingParams:
     strength: float = 1.0  # of the noise that the image gets; 1 starts from noise, and keeps what is not free
     mixtures: tuple[Mixture, ...] = ()  # one an image, its own label first; () is an image of that label alone
     negative_label: int | None = None  # of the second row; none: the null label
-    ways: tuple[tuple[int, float], ...] = ()  # one an image: another seed, and how far to its noise, from 0 to 1
-    leads: tuple[str, ...] = ()  # "class", "seed": what goes from the first image to the last; for the recipe
-    trajectory: bool = False  # every step is told as a TrajectoryPoint
+    slerps: tuple[tuple[int, float], ...] = ()  # one an image: another seed, and how far to its noise, from 0 to 1
+    interpolated: tuple[str, ...] = ()  # of "class", "seed": what goes from the first image to the last
+    trajectory: bool = False  # every step is sent as a TrajectoryPoint
 
     def mixture(self, index: int) -> Mixture:
         """Classes and weights of an image, also if it has one class only."""
@@ -55,8 +55,8 @@ class SamplingParams:
             class_labels=(),
             mixtures=(mixture,) if len(mixture) > 1 else (),
             seeds=self.seeds[index : index + 1],
-            ways=tuple(way for way in self.ways[index : index + 1] if way[1]),
-            leads=(),
+            slerps=tuple(slerp for slerp in self.slerps[index : index + 1] if slerp[1]),
+            interpolated=(),
         )
 
 

@@ -1,4 +1,4 @@
-"""The four ways to batch are what the benchmark says they are, and all of them draw the same images."""
+"""The four strategies are what the benchmark says they are, and all of them draw the same images."""
 
 from collections.abc import Hashable
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.batching import STRATEGIES, full_key, make_trace, replay, step_key
+from benchmarks.batching import STRATEGIES, make_trace, replay, request_key, step_key
 from models.checkpoint import load_checkpoint
 from service.engine.launched import LaunchedStep
 from service.engine.request import ImageTask
@@ -22,7 +22,7 @@ class Recorder(ModelRunner):
     steps: list[list[tuple[str, int, Hashable, Hashable]]]
 
     def launch(self, tasks: list[ImageTask]) -> LaunchedStep:
-        taking_part = [(t.request.request_id, t.step, full_key(t), step_key(t)) for t in tasks]
+        taking_part = [(t.request.request_id, t.step, request_key(t), step_key(t)) for t in tasks]
         if taking_part[0][0]:  # warm-up has no request ids
             self.steps.append(taking_part)
         return super().launch(tasks)

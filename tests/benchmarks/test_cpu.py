@@ -1,7 +1,8 @@
-"""The ways to run a network on a CPU give its images, and what was measured is what the page says."""
+"""The variants of a network on a CPU give its images, and what was measured is what the page says."""
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import torch
 
 from benchmarks.cpu import __main__ as command
 from benchmarks.cpu import report
-from benchmarks.cpu.through_http import beside
-from benchmarks.cpu.ways import BASE, build, check, compare, inputs, possible_ways
+from benchmarks.cpu.through_http import measure_service
+from benchmarks.cpu.variants import BASELINE, available_variants, build, check, compare, inputs
 from models import DIT
 from models.checkpoint import load_checkpoint
 
@@ -25,12 +26,12 @@ ASKED |= {"seconds_of": {"draft": 0.004, "default": 0.0153, "best": 0.02}}
 RESULTS: dict[str, Any] = {
     "measured": MEASURED,
     "rows": {
-        "dit": {BASE: {"1": 100.0, "8": 200.0}, "OpenVINO bfloat16": {"1": 250.0, "8": 1000.0}},
-        "full-unet": {BASE: {"1": 10.0, "8": 20.0}},
+        "dit": {BASELINE: {"1": 100.0, "8": 200.0}, "OpenVINO bfloat16": {"1": 250.0, "8": 1000.0}},
+        "full-unet": {BASELINE: {"1": 10.0, "8": 20.0}},
     },
     "served": {"dit": {"openvino": SERVED}},
 }
-SHORT = command.Plan(counts=(1, 2), rounds=1, seconds=0.0, served_seconds=0.5)
+SHORT = command.RunSettings(counts=(1, 2), rounds=1, seconds=0.0, served_seconds=0.5)
 
 
 def test_a_table_has_the_ratios_to_the_first_way() -> None:
@@ -61,6 +62,7 @@ def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
     picture = (tmp_path / "cpu.svg").read_text()
     assert all(title.replace("`", "") in picture for title in (report.TITLES["dit"], report.TITLES["full-unet"]))
     assert report.TITLES["unet"] not in picture
+    assert len(re.findall(r'id="axes_\d', picture)) == len(RESULTS["rows"])  # no empty panel
 
 
 def test_the_page_of_the_project_is_that_of_its_figures() -> None:
@@ -71,28 +73,28 @@ def test_the_page_of_the_project_is_that_of_its_figures() -> None:
 
 def test_parts_are_kept_beside_those_of_earlier_runs(tmp_path: Path) -> None:
     path = tmp_path / "more" / "cpu.json"
-    command.keep(path, {"rows": {"dit": {"old": {}}, "unet": {}}}, MEASURED | {"elsewhere_cores": 0.3})
-    command.keep(path, {"rows": {"dit": {"new": {}}}}, MEASURED)
+    command.save(path, {"rows": {"dit": {"old": {}}, "unet": {}}}, MEASURED | {"elsewhere_cores": 0.3})
+    command.save(path, {"rows": {"dit": {"new": {}}}}, MEASURED)
     kept = json.loads(path.read_text())
     assert kept["rows"] == {"dit": {"new": {}}, "unet": {}}
     assert kept["measured"]["elsewhere_cores"] == 0.3  # of the busiest part
-    command.keep(path, {"served": {}}, MEASURED | {"commit": "other"})
+    command.save(path, {"served": {}}, MEASURED | {"commit": "other"})
     assert json.loads(path.read_text())["measured"]["elsewhere_cores"] == 0.02
 
 
 def test_every_way_gives_the_images_of_the_network(checkpoints: Path) -> None:
     network, config = load_checkpoint(checkpoints / "unet")
-    ways = command.ways_of("unet", network, config, compiled=False)
-    assert list(ways) == possible_ways()
-    found = compare(ways, config, (1, 3), rounds=1, seconds=0.0)
-    assert list(found) == possible_ways()
+    variants = command.usable_variants("unet", network, config, compiled=False)
+    assert list(variants) == available_variants()
+    found = compare(variants, config, (1, 3), rounds=1, seconds=0.0)
+    assert list(found) == available_variants()
     assert all(list(speeds) == ["1", "3"] and min(speeds.values()) > 0 for speeds in found.values())
     assert next(network.parameters()).dtype == torch.float32  # nobody has changed the network
 
 
 def test_a_way_that_runs_something_else_is_refused(checkpoints: Path) -> None:
     network, config = load_checkpoint(checkpoints / "dit")
-    base = build(BASE, network, config)
+    base = build(BASELINE, network, config)
     check(base, base, inputs(config, 2))
     with pytest.raises(ValueError, match="away from those of torch float32"):
         check(lambda x, *others: -base(x, *others), base, inputs(config, 2))
@@ -109,14 +111,14 @@ def test_a_part_is_measured(tmp_path: Path) -> None:
     path = tmp_path / "cpu.json"
     command.run(["dit"], SHORT, False, path)
     kept = command.read(path)
-    assert list(kept["rows"]["dit"]) == possible_ways()
+    assert list(kept["rows"]["dit"]) == available_variants()
     assert kept["measured"]["threads"] == torch.get_num_threads()
     report.write(kept, tmp_path)
     assert (tmp_path / "cpu.svg").exists()
 
 
 def test_the_service_is_measured_beside_its_network() -> None:
-    found = asyncio.run(beside("dit", "torch", 1, 0.5, 0.0))
+    found = asyncio.run(measure_service("dit", "torch", 1, 0.5, 0.0))
     assert found["images"] > 0
     assert 1 <= found["rows_a_step"] <= 8
     assert found["share"] == pytest.approx(found["served"] / found["alone"])

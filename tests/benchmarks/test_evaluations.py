@@ -1,6 +1,7 @@
 """Which ways to sample are measured, and which are kept."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.evaluations import __main__ as evaluations
-from benchmarks.evaluations.points import Measured, Point, beside, front, gather, neighbours, sheets
-from benchmarks.evaluations.report import interval, of, table, trainings
-from models.checkpoint import ModelConfig
+from benchmarks.evaluations.points import (
+    Point,
+    PointMean,
+    adjacent,
+    initial_points,
+    means,
+    neighbours,
+    pareto_front,
+)
+from benchmarks.evaluations.report import interval, plot, select, table, trainings
+from models.checkpoint import ModelConfig, load_config
 from models.samplers import SAMPLERS, SPACINGS
 from training.data import Data, Split
 
@@ -20,7 +29,7 @@ FLOW = ModelConfig("dit", {})
 def line(point: Point, ratio: float, **facts: object) -> dict[str, object]:
     plain = {"model": "dit", "stage": "search", "set": 0, "images": 500, "accuracy": 0.99, "copies": 0.0}
     facts = {"rows": point.steps if point.sampler == "consistency" else point.rows(FLOW)} | facts
-    return plain | {"point": point.line(), "ratio": ratio} | facts
+    return plain | {"point": asdict(point), "ratio": ratio} | facts
 
 
 def test_a_guided_step_in_the_interval_costs_two_rows() -> None:
@@ -32,7 +41,7 @@ def test_a_guided_step_in_the_interval_costs_two_rows() -> None:
 
 
 def test_the_sheets_hold_every_sampler_spacing_and_kind_of_guidance() -> None:
-    points = set(sheets(few_step=False))
+    points = set(initial_points(few_step=False))
     assert {point.sampler for point in points} == set(SAMPLERS)
     assert {point.spacing for point in points} == set(SPACINGS)
     assert {1, 2, 3, 5, 10, 20} <= {point.steps for point in points}
@@ -45,23 +54,23 @@ def test_neighbours_differ_in_one_coordinate() -> None:
     near = list(neighbours(point))
     assert len(set(near)) == len(near)
     for other in near:
-        assert sum(point.line()[name] != value for name, value in other.line().items()) == 1
+        assert sum(asdict(point)[name] != value for name, value in asdict(other).items()) == 1
         assert other.steps >= 1
         assert other.low <= other.high
-    assert beside(3.0, (1.0, 2.0, 3.0)) == [2.0]
+    assert adjacent(3.0, (1.0, 2.0, 3.0)) == [2.0]
 
 
 def test_the_front_needs_accuracy_and_beats_all_of_fewer_rows() -> None:
-    def measured(rows: int, ratio: float, accuracy: float = 0.99) -> Measured:
-        return Measured(Point(rows), rows, 500, accuracy, ratio)
+    def measured(rows: int, ratio: float, accuracy: float = 0.99) -> PointMean:
+        return PointMean(Point(rows), rows, 500, accuracy, ratio)
 
     good, worse, costly, wrong = measured(4, 2.0), measured(5, 2.5), measured(8, 1.5), measured(2, 1.1, 0.9)
-    assert front([costly, worse, wrong, good], 0.985) == [good, costly]
-    assert front([costly, worse, wrong, good]) == [wrong]
+    assert pareto_front([costly, worse, wrong, good], 0.985) == [good, costly]
+    assert pareto_front([costly, worse, wrong, good]) == [wrong]
 
 
 def test_measurements_of_a_point_are_one() -> None:
-    [one] = gather([line(Point(4), 1.0), line(Point(4), 2.0, set=1)])
+    [one] = means([line(Point(4), 1.0), line(Point(4), 2.0, set=1)])
     assert (one.ratio, one.images) == (1.5, 1000)
     mean, half = interval([1.0, 2.0, 3.0])
     assert (mean, round(half, 3)) == (2.0, 2.484)  # t of two degrees of freedom is 4.303
@@ -84,13 +93,26 @@ def test_trainings_count_once_each_whatever_their_measurements() -> None:
     )
     assert "dpmpp_2m" not in text
     assert trainings([one for one in lines if one["sha256"] == "a"]) == ""
-    assert "1.33" not in table(of([*lines], "dit", "report"))
+    assert "1.33" not in table(select([*lines], "dit", "report"))
+
+
+def test_the_picture_is_the_same_at_each_drawing(tmp_path: Path) -> None:
+    config = load_config(Path("checkpoints") / "dit")
+    facts = {"sha256": config.sha256, "tuned": config.is_few_step}
+    lines = [
+        line(Point.from_config(config.default_sampling), 1.5, rows=4, stage="report", set=n, **facts)
+        for n in (0, 1)
+    ]
+    lines.append(line(Point(4), 2.0))
+    for name in ("a.svg", "b.svg"):
+        plot(lines, tmp_path / name)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
 def test_jumps_come_first_in_the_search_of_a_tuned_network() -> None:
-    first = next(iter(sheets(few_step=True)))
+    first = next(iter(initial_points(few_step=True)))
     assert (first.sampler, first.steps) == ("consistency", 2)
-    assert set(sheets(few_step=False)) < set(sheets(few_step=True))
+    assert set(initial_points(few_step=False)) < set(initial_points(few_step=True))
 
 
 class Noise(nn.Module):
@@ -106,32 +128,32 @@ class Grader:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> evaluations.Bench:
+def evaluator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> evaluations.Evaluator:
     monkeypatch.setattr(evaluations, "IMAGES", {"search": 20, "report": 20})
     monkeypatch.setattr(evaluations, "load_checkpoint", lambda folder: (Noise(), FLOW))
     images = torch.randint(0, 255, (80, 3, 32, 32), dtype=torch.uint8)
     split = Split(images, torch.arange(80) % 10)
     data = Data(split, split, split, [str(digit) for digit in range(10)])
-    return evaluations.Bench(tmp_path, Grader(), data, tmp_path / "lines.jsonl")  # pyright: ignore
+    return evaluations.Evaluator(tmp_path, Grader(), data, tmp_path / "lines.jsonl")  # pyright: ignore
 
 
-def test_a_measurement_is_made_once_and_the_search_goes_on(bench: evaluations.Bench) -> None:
+def test_a_measurement_is_made_once_and_the_search_goes_on(evaluator: evaluations.Evaluator) -> None:
     left = iter([True] * 3 + [False] * 9)
-    evaluations.search(bench, lambda: next(left))
-    lines = [json.loads(text) for text in bench.file.read_text().splitlines()]
-    assert [Point.of(one) for one in lines] == list(sheets(few_step=False))[:3]
+    evaluations.search(evaluator, lambda: next(left))
+    lines = [json.loads(text) for text in evaluator.file.read_text().splitlines()]
+    assert [Point.from_line(one) for one in lines] == list(initial_points(few_step=False))[:3]
     left = iter([True] * 4 + [False] * 9)
-    evaluations.search(bench, lambda: next(left))
-    assert len(bench.lines("search")) == 4
-    assert bench.lines("report") == []
+    evaluations.search(evaluator, lambda: next(left))
+    assert len(evaluator.lines("search")) == 4
+    assert evaluator.lines("report") == []
 
 
-def test_more_images_go_to_the_front_then_its_neighbours_are_tried(bench: evaluations.Bench) -> None:
+def test_more_images_go_to_the_front_then_its_neighbours_are_tried(evaluator: evaluations.Evaluator) -> None:
     point = Point(4)
     facts = {"sha256": FLOW.sha256, "images": 20}
-    bench.file.write_text(json.dumps(line(point, 1.0, **facts)) + "\n")
-    assert next(evaluations.next_measurements(bench)) == (point, 1)
-    with bench.file.open("a") as file:
+    evaluator.file.write_text(json.dumps(line(point, 1.0, **facts)) + "\n")
+    assert next(evaluations.next_measurements(evaluator)) == (point, 1)
+    with evaluator.file.open("a") as file:
         for number in range(1, evaluations.SEARCH_SETS):
             file.write(json.dumps(line(point, 1.0, set=number, **facts)) + "\n")
-    assert next(evaluations.next_measurements(bench)) == (next(neighbours(point)), 0)
+    assert next(evaluations.next_measurements(evaluator)) == (next(neighbours(point)), 0)

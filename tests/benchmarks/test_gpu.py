@@ -10,9 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import numpy as np
 import pytest
 import torch
+from aiohttp import test_utils, web
 from PIL import Image
 
 from benchmarks import gpu_report, kernels, steps
@@ -52,7 +54,7 @@ def test_kernels_and_steps_give_the_tables(out: Path) -> None:
         f"| {kernel}" for kernel in cases
     ]
     one, two = (result for result in read(out) if result["part"] == "steps")
-    assert set(gpu_report.WAYS) | {"part", "model", "rows", "fused_us"} == set(one)
+    assert set(gpu_report.VARIANTS) | {"part", "model", "rows", "fused_us"} == set(one)
     assert set(one) - set(two) == {"compiled_us", "compiled_graph_us"}
     assert "| DiT, shipped | 2 |" in gpu_report.show(found)
 
@@ -98,7 +100,7 @@ def test_kernels_have_a_kind(kernel: str, kind: str) -> None:
 
 def test_the_engine_by_itself(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "SECONDS", 0.05)
-    monkeypatch.setattr(engine, "CROWDS", (1,))
+    monkeypatch.setattr(engine, "CONCURRENCY", (1,))
     engine.measure(["dit"])
     assert "| DiT, shipped | 1 |" in gpu_report.engine(read(out))
 
@@ -116,7 +118,32 @@ def test_a_difference_is_seen() -> None:
     a = {("r", 0): np.zeros((2, 2), np.uint8), ("r", 1): np.zeros((2, 2), np.uint8)}
     b = a | {("r", 1): np.full((2, 2), 200, np.uint8)}
     assert graphs.difference(a, b) == {"images": 2, "equal": 1, "max": 200, "p95_of_max": 190.0, "mean": 100.0}
-    assert served.apart(a["r", 0], b["r", 1]) == {"mean": 200.0, "p99": 200, "max": 200}
+    assert served.difference(a["r", 0], b["r", 1]) == {"mean": 200.0, "p99": 200, "max": 200}
+
+
+@pytest.mark.parametrize("status", [503, 500])
+def test_only_refusals_count_as_refused(out: Path, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    asked = 0
+
+    async def answer(request: web.Request) -> web.Response:
+        nonlocal asked
+        asked += 1  # requests come one by one, then all at once
+        png = pipelines.png(torch.zeros(2, 2, 3, dtype=torch.uint8))
+        return web.Response(body=png, status=status if asked == 2 * served.CONCURRENT else 200)
+
+    async def run() -> None:
+        app = web.Application()
+        app.router.add_post("/generate", answer)
+        async with test_utils.TestServer(app) as server, aiohttp.ClientSession(server.make_url("")) as session:
+            await served.compare_alone_with_concurrent(served.ImageClient(session))
+
+    monkeypatch.setattr(served, "CONCURRENT", 3)
+    if status == 503:
+        asyncio.run(run())
+        assert [(r["images"], r["refused"], r["max"]) for r in read(out)] == [(3, 1, 0)]
+    else:
+        with pytest.raises(RuntimeError, match="500"):
+            asyncio.run(run())
 
 
 def test_a_reference_is_a_picture() -> None:
@@ -131,7 +158,7 @@ def test_what_is_allocated_holds_nan() -> None:
 
 
 def test_the_batcher_runs_real_networks() -> None:
-    networks = pipelines.Networks(rows=2, graphs=True)
+    networks = pipelines.Pipelines(rows=2, graphs=True)
     pictures = networks.run(Settings("dit", 2, 1.5), 2)  # four rows, which no graph has
     pictures += networks.run(Settings("unet", 2, 1.0), 2)
     assert {Image.open(io.BytesIO(picture)).size for picture in pictures} == {(32, 32)}
@@ -156,17 +183,27 @@ def test_a_batcher_of_one_row_takes_one_request() -> None:
 
 
 def test_loads_are_divided_among_processes() -> None:
-    closed, rate = load.Cell("ours", "npy16", 64).share(4), load.Cell("ours", "mixed", rate=40.0).share(4)
+    closed, rate = (
+        load.LoadCase("ours", "npy16", 64).workload(4),
+        load.LoadCase("ours", "mixed", rate=40.0).workload(4),
+    )
     assert isinstance(closed, Closed)
     assert (closed.clients, closed.form, closed.kind.images) == (16, "npy", 16)
     assert isinstance(rate, Open)
     assert len(list(rate.arrivals())) == pytest.approx(10 * load.SECONDS, abs=4 * (10 * load.SECONDS) ** 0.5)
 
 
+def test_all_clients_are_ready_before_the_first_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "PROCESSES", 2)
+    with load.client_processes() as pool:
+        assert len(pool._processes) == 2
+        assert pool.submit(abs, -1).result() == 1
+
+
 def test_every_load_has_a_place_in_the_table() -> None:
     servers = {*load.OURS, *load.OTHERS}
-    assert {cell.server for cell in load.cells()} == servers <= set(gpu_report.SERVERS)
-    assert {cell.workload for cell in load.cells()} <= set(gpu_report.LOADS)
+    assert {case.server for case in load.load_cases()} == servers <= set(gpu_report.SERVERS)
+    assert {case.requests for case in load.load_cases()} <= set(gpu_report.LOADS)
 
 
 def test_mixed_clients_ask_for_both_models(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +215,7 @@ def test_mixed_clients_ask_for_both_models(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(load, "repeat", repeat)
     for workload in ("mixed", "same"):
-        load.ask("ours", 1, load.Cell("ours", workload, 2).share(1), seed=0)
+        load.run_clients("ours", 1, load.LoadCase("ours", workload, 2).workload(1), seed=0)
     mixed, same = (b"".join(requests) for requests in seen)
     assert mixed.count(b"model=dit") + mixed.count(b"model=unet") == 40
     assert 10 < mixed.count(b"model=dit") < 30
@@ -186,7 +223,7 @@ def test_mixed_clients_ask_for_both_models(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_failure_is_a_result(out: Path) -> None:
-    with results.guarded("steps", model="dit"):
+    with results.record_failures("steps", model="dit"):
         raise ValueError("too large")
     (failed,) = (json.loads(line) for line in out.read_text().splitlines())
     assert (failed["part"], failed["of"], failed["error"]) == ("failed", "steps", "ValueError: too large")

@@ -42,6 +42,11 @@ def test_clients_come_before_rates_and_full_size_last() -> None:
     ]
 
 
+def test_a_run_whose_kernels_all_failed_has_an_empty_table() -> None:
+    (_, rule) = report.show([{"part": "kernel times", "ceiling_GB_s": 4000}]).splitlines()
+    assert rule == "|---|---|---|---|---|"
+
+
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
     for name in ("a.svg", "b.svg"):
         report.plot(RESULTS, tmp_path / name)

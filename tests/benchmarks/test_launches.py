@@ -31,9 +31,8 @@ def test_a_dit_block_is_three_triton_launches_four_products_and_gelu() -> None:
 def test_a_residual_block_is_two_norm_launches_and_its_convolutions() -> None:
     sizes = {"image_size": 8, "base_channels": 16, "channel_multipliers": (1, 2)}
     small, large = (frozen(UNet(**sizes, num_res_blocks=n)) for n in (1, 3))
-    added = sum(isinstance(m, ResBlock) for m in large.modules()) - sum(
-        isinstance(m, ResBlock) for m in small.modules()
-    )
+    blocks = [sum(isinstance(m, ResBlock) for m in model.modules()) for model in (small, large)]
+    added = blocks[1] - blocks[0]
     assert added == 8
     counts = [count_step(model, 2, fused=True).launches for model in (small, large)]
     assert {kind: counts[1][kind] - counts[0][kind] for kind in counts[1]} == {
@@ -80,7 +79,7 @@ def test_the_roofline_page_is_what_the_script_writes() -> None:
     assert page.read_text() == roofline.page()
 
 
-def test_where_launches_stop_to_dominate() -> None:
+def test_the_crossing_is_where_a_forward_takes_as_long_as_its_launches() -> None:
     rows = [roofline.Floor(n, n * 989.4e9, 0, 0, 0, 0) for n in (1, 8, 32)]  # a millisecond a row
     assert roofline.crossing(rows, 0.0005) == "less than 1"
     assert roofline.crossing(rows, 0.0045) == "4"  # halfway between 1 and 8

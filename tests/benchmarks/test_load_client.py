@@ -4,15 +4,18 @@ import asyncio
 import json
 import sys
 from collections.abc import Awaitable, Callable
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TypeVar
 
 import pytest
 
-from benchmarks.client import serving
-from benchmarks.serving import page
+from benchmarks import client as server_client
+from benchmarks.client import serving, started
+from benchmarks.serving import load, page
 from benchmarks.serving.client import Client, Reply
-from benchmarks.serving.load import BROKEN, LATE, LEFT, OK, REFUSED, offer, outcome_of, repeat
+from benchmarks.serving.load import BROKEN, LATE, LEFT, OK, REFUSED, Answer, offer, outcome_of, repeat
 from benchmarks.serving.workloads import Arrival, Closed, Kind
 
 T = TypeVar("T")
@@ -90,15 +93,26 @@ def test_a_connection_that_is_to_close_is_not_used_again() -> None:
 
 
 def test_every_request_has_one_outcome() -> None:
-    peer = Peer(FINE, b"HTTP/1.1 429 No\r\nContent-Length: 0\r\n\r\n", b"", None, None)
-    arrivals = [Arrival(0.0, KIND), Arrival(0.1, KIND), Arrival(0.2, KIND), Arrival(0.3, KIND)]
-    arrivals.append(Arrival(0.4, KIND, leaves=0.45))
+    refusal = b"HTTP/1.1 429 No\r\nContent-Length: 0\r\n\r\n"
+    peer, leaving = Peer(FINE, refusal, b"", None, None), Arrival(0.0, KIND, leaves=0.05)
+    requests = [(Arrival(0.0, KIND), 60.0)] * 3 + [(Arrival(0.0, KIND), 0.05), (leaving, 60.0)]
 
     async def use(client: Client) -> list[str]:
-        answers = await offer(client, arrivals, lambda kind: GET, timeout=0.5)
-        return [answer.outcome for answer in sorted(answers, key=lambda answer: answer.due)]
+        answers = [await offer(client, [arrival], lambda kind: GET, timeout) for arrival, timeout in requests]
+        return [answer.outcome for (answer,) in answers]
 
     assert with_client(peer, use) == [OK, REFUSED, BROKEN, LATE, LEFT]
+
+
+def test_each_request_is_sent_when_it_is_due() -> None:
+    peer, arrivals = Peer(FINE, FINE), [Arrival(0.0, KIND), Arrival(0.05, KIND)]
+
+    async def use(client: Client) -> list[Answer]:
+        return await offer(client, arrivals, lambda kind: GET)
+
+    answers = with_client(peer, use)
+    assert {answer.due for answer in answers} == {0.0, 0.05}
+    assert all(answer.latency > 0 for answer in answers)  # none was sent before it was due
 
 
 def test_a_client_that_is_not_answered_hangs_up() -> None:
@@ -117,16 +131,18 @@ def test_a_client_that_is_not_answered_hangs_up() -> None:
     assert peer.closed == 1
 
 
-def test_a_closed_loop_asks_again_until_its_time_is_over() -> None:
-    peer = Peer(*[FINE] * 100_000)
+def test_a_closed_loop_asks_again_until_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever the load asks for the time, a hundredth of a second has passed."""
+    peer, reads = Peer(*[FINE] * 100), count()
+    monkeypatch.setattr(load, "time", SimpleNamespace(monotonic=lambda: next(reads) / 100))
 
     async def use(client: Client) -> list[float]:
         return [answer.due for answer in await repeat(client, Closed("x", 2, KIND, 0.2), lambda kind: GET)]
 
     due = with_client(peer, use)
     assert peer.connections == 2
-    assert len(due) > 2
-    assert max(due) < 0.2
+    assert 2 < len(due) < 20
+    assert 0.1 < max(due) < 0.2
 
 
 def test_statuses_are_outcomes() -> None:
@@ -159,6 +175,20 @@ def test_the_page_of_a_load(
     assert not any(mark in html for mark in ("src=", "<link", "@import"))  # it needs no other file
 
 
+def test_a_server_that_never_answers_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_client, "START_SECONDS", 0.5)
+    listens = (
+        "import socket, sys, time; s = socket.create_server(('127.0.0.1', int(sys.argv[-1]))); time.sleep(600)"
+    )
+
+    async def run() -> None:
+        async with started([sys.executable, "-c", listens], {}):
+            pass
+
+    with pytest.raises(RuntimeError, match="did not become ready"):
+        asyncio.run(run())
+
+
 def test_a_server_that_is_not_there_is_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,3 +199,8 @@ def test_a_server_that_is_not_there_is_said(
     with pytest.raises(SystemExit):
         page.main()
     assert "'nonsense' is no URL" in capsys.readouterr().err
+    for option in ("--rate", "--seconds"):
+        monkeypatch.setattr(sys, "argv", ["page", "http://127.0.0.1:9", option, "0"])
+        with pytest.raises(SystemExit):
+            page.main()
+        assert "--seconds and --rate must be greater than 0" in capsys.readouterr().err

@@ -17,9 +17,9 @@ def runner(checkpoints: Path) -> ModelRunner:
     return ModelRunner(model, config, torch.device("cpu"), torch.float32, max_rows=4)
 
 
-def test_every_crowd_is_timed_in_every_repeat(runner: ModelRunner) -> None:
-    ratios = measure(runner, rows=4, repeats=2, crowds=(1, 3))
-    assert {crowd: len(found) for crowd, found in ratios.items()} == {1: 2, 3: 2}
+def test_every_count_is_timed_in_every_repeat(runner: ModelRunner) -> None:
+    ratios = measure(runner, rows=4, repeats=2, counts=(1, 3))
+    assert {count: len(found) for count, found in ratios.items()} == {1: 2, 3: 2}
     assert all(ratio > 0 for found in ratios.values() for ratio in found)
 
 

@@ -19,7 +19,7 @@ TARGET = 0.99
 
 
 def in_time(name: str, count: int, load: float) -> float:
-    return simulate_fleet(SIMULATED, count, load * count * capacity(SIMULATED), 1000, FLEETS[name]).in_time
+    return simulate_fleet(SIMULATED, count, load * count * capacity(SIMULATED), 1000, FLEETS[name]).share_in_time
 
 
 def outcome(share: float) -> Outcome:
@@ -40,11 +40,11 @@ def test_replicas_of_one_model_carry_loads_that_mixed_ones_do_not() -> None:
 
 def test_every_request_of_the_counted_time_is_counted_once() -> None:
     rate = 2.5 * capacity(SIMULATED)
-    for crowd in (FLEETS[TOGETHER], FLEETS[APART]):
+    for routing in (FLEETS[TOGETHER], FLEETS[APART]):
         seconds = fleet.WARM_SECONDS + 300 / rate + fleet.COOL_SECONDS
         trace = arrivals(rate, seconds, {"dit": 0.5, "unet": 0.5}, seed=0)
         counted = sum(fleet.WARM_SECONDS < now < seconds - fleet.COOL_SECONDS for now, _ in trace)
-        seen = simulate_fleet(SIMULATED, 2, rate, 300, crowd)
+        seen = simulate_fleet(SIMULATED, 2, rate, 300, routing)
         assert seen.refused > 0
         assert len(seen.latencies) + seen.refused == counted
 
@@ -70,8 +70,8 @@ def test_replicas_are_divided_by_work() -> None:
 def test_the_highest_load_meets_its_target() -> None:
     assert highest_load({0.4: outcome(1.0), 0.6: outcome(0.98), 0.8: outcome(0.5)}, TARGET) == pytest.approx(0.5)
     assert highest_load({0.4: outcome(1.0), 0.6: outcome(0.995)}, TARGET) == 0.6
-    crowd = FLEETS[TOGETHER]
-    curve = scaling.curve(SIMULATED, 2, crowd, 800, (0.4, 0.55, 0.7, 1.3, 2.0))
+    routing = FLEETS[TOGETHER]
+    curve = scaling.curve(SIMULATED, 2, routing, 800, (0.4, 0.55, 0.7, 1.3, 2.0))
     load = highest_load(curve, TARGET)
     assert 0.4 < load < 0.7
     assert in_time(TOGETHER, 2, 0.9 * load) >= TARGET
@@ -85,7 +85,7 @@ def test_more_requests_need_more_replicas_and_all_plans_meet_the_target() -> Non
     for few, more in pairwise(plans):
         assert more.replicas > few.replicas
     for made in plans:
-        assert made.outcome.in_time >= TARGET
+        assert made.outcome.share_in_time >= TARGET
         assert made.rate / made.replicas < 0.9 * capacity(SIMULATED)  # 0.9 was too much to ask for
     assert plan(SIMULATED, 10, APART, 0.9, TARGET, 300).replicas == len(SIMULATED)
 
@@ -121,3 +121,13 @@ def test_the_report_and_the_picture(
     assert printed.count("\n| 30 |") == len(PLANNED)
     assert printed.count("\n| 2 |") == len(fleet.FLEETS)
     assert picture.stat().st_size > 5_000
+
+
+@pytest.mark.parametrize("wrong", [["--target", "1"], ["--rates", "10", "0"]])
+def test_what_no_fleet_can_meet_is_refused(
+    wrong: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["scaling", *wrong])
+    with pytest.raises(SystemExit):
+        scaling.main()
+    assert "--target must lie between 0 and 1" in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """The scheduling simulation: what it says of the policy that serves."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +58,9 @@ def test_refusals_are_rare_below_the_capacity(outcomes: dict[tuple[str, float], 
     assert outcomes[SLACK, 1.5].refused == 0
 
 
+@pytest.mark.parametrize("shed_load", [False, True])
 @pytest.mark.parametrize("saturated", ["dit", "unet"])
-def test_a_saturated_model_does_not_hurt_the_other(saturated: str) -> None:
+def test_a_saturated_model_does_not_hurt_the_other(saturated: str, shed_load: bool) -> None:
     """One gets three times what the whole device can do, the other a tenth; their weights are equal."""
     quiet = "unet" if saturated == "dit" else "dit"
     flood = arrivals(3 * capacity(ROWS, {saturated: 1.0}), 3, {saturated: 1.0}, seed=1)
@@ -68,18 +68,8 @@ def test_a_saturated_model_does_not_hurt_the_other(saturated: str) -> None:
     for _, request in drops:
         request.request_id += " quiet"
     trace = sorted(flood + drops, key=lambda pair: pair[0])
-    for shed_load in (False, True):
-        outcome = simulate(trace, 3, pick, shed_load, ROWS)
-        assert np.quantile(outcome.slowdowns[quiet], 0.9) <= TARGET_FACTOR
-        trace = _again(trace)
-
-
-def _again(trace: list) -> list:
-    """The same requests, untouched: a request remembers its run."""
-    fresh = []
-    for now, request in trace:
-        fresh.append((now, type(request)(request.request_id, request.params, request.plan)))
-    return fresh
+    outcome = simulate(trace, 3, pick, shed_load, ROWS)
+    assert np.quantile(outcome.slowdowns[quiet], 0.9) <= TARGET_FACTOR
 
 
 def test_every_request_that_was_not_refused_is_answered() -> None:
@@ -99,4 +89,4 @@ def test_the_report_and_the_picture(
     printed = capsys.readouterr().out
     assert printed.count("| 30% |") == printed.count("| 60% |") == len(scheduling.POLICIES)
     assert picture.stat().st_size > 5_000
-    assert json.dumps(printed).isascii()
+    assert printed.isascii()

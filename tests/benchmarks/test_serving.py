@@ -120,7 +120,7 @@ def test_the_first_fifth_is_dropped_and_the_rest_counted() -> None:
 def test_a_disturbed_run_is_made_again(
     monkeypatch: pytest.MonkeyPatch, elsewhere: list[float], kept: float, tries: int
 ) -> None:
-    """The runs themselves are replaced: nobody can order a hypervisor to steal."""
+    """The runs themselves are replaced: a test cannot make a hypervisor take time away."""
     left = iter(elsewhere)
 
     @contextlib.asynccontextmanager
@@ -232,7 +232,8 @@ def test_the_picture_is_drawn(tmp_path: Path) -> None:
     report.plot(columns, tmp_path / "a.svg")
     report.plot(columns, tmp_path / "b.svg")
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
-    assert "this service" in (tmp_path / "a.svg").read_text() or "before" in (tmp_path / "a.svg").read_text()
+    text = (tmp_path / "a.svg").read_text()
+    assert [title for name, title in report.TITLES.items() if name in columns and title not in text] == []
 
 
 def test_three_times_the_capacity_is_answered_or_refused() -> None:
@@ -256,7 +257,7 @@ def test_a_flood_is_refused_and_the_others_are_answered(kind: str) -> None:
     workload = workloads(0.05)["W2-50"]
     assert isinstance(workload, Open)
     figures = asyncio.run(flood.measure(kind, 100.0, workload))
-    assert figures["refusals"] == 100
+    assert 95 <= figures["refusals"] <= 100 - (kind == "quota")  # whose first request is let through
     assert figures["good"] > 0
     assert 0 < figures["engine_cores"] < 2
 

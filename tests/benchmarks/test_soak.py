@@ -2,10 +2,11 @@
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from benchmarks.soak import Report, Sample, is_due, soak
+from benchmarks.soak import Report, Sample, Soak, is_due, soak
 
 
 def test_nothing_is_lost_and_nothing_is_left() -> None:
@@ -55,3 +56,14 @@ def test_a_healthy_report() -> None:
 )
 def test_faults_are_seen(broken: Report, fault: str) -> None:
     assert any(fault in found for found in broken.faults)
+
+
+def test_a_request_without_an_answer_is_a_fault() -> None:
+    class Silent:
+        @property
+        def session(self) -> Any:
+            raise TimeoutError  # as aiohttp does after five minutes
+
+    run = Soak(Silent(), requests=1)  # pyright: ignore[reportArgumentType]
+    asyncio.run(run.client())
+    assert run.answers == {"broken: TimeoutError": 1}

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from packaging.requirements import Requirement
 
 from tests.docker.dockerfile import (
     ARGUMENTS,
@@ -59,16 +58,16 @@ def test_both_targets_are_there_and_every_stage_is_used() -> None:
 
 
 def test_the_base_is_named_exactly() -> None:
-    assert ARGUMENTS["BASE_DIGEST"] == ""  # for whoever builds: a digest that nobody has checked pins nothing
+    assert ARGUMENTS["BASE_DIGEST"] == ""  # the builder names it: this project has checked no digest
     version = re.fullmatch(r"docker\.io/library/python:(\d+\.\d+)-slim-\w+", ARGUMENTS["BASE"])
     assert version
     assert PROJECT["project"]["requires-python"] == f">={version[1]}"
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_it_runs_as_nobody_in_particular(target: str) -> None:
+def test_it_runs_as_a_user_without_rights(target: str) -> None:
     assert re.fullmatch(r"[1-9]\d{3,}:[1-9]\d{3,}", steps(target, "USER")[-1])
-    assert STAGES[target].steps[-1][0] == "USER"  # nothing is done as somebody else behind it
+    assert STAGES[target].steps[-1][0] == "USER"  # no later step runs as root
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -140,36 +139,10 @@ def test_what_travels_to_the_builder(path: str, travels: bool) -> None:
     assert sent(path) is travels
 
 
-def read_lock(target: str) -> dict[str, str]:
-    """Versions by package."""
-    text = (ROOT / "docker" / "locks" / f"{target}.txt").read_text()
-    return dict(re.findall(r"^([\w.-]+)==(\S+) ", text, re.MULTILINE))
-
-
-def names(texts: list[str]) -> set[str]:
-    return {Requirement(text).name for text in texts} - {PROJECT["project"]["name"]}
-
-
 @pytest.mark.parametrize("target", TARGETS)
-def test_what_is_installed_serves_and_neither_trains_nor_tests(target: str) -> None:
+def test_what_is_locked_is_installed(target: str) -> None:
     (command,) = (rest for word, rest in STAGES[f"dependencies-{target}"].steps if word == "RUN")
     assert f"--require-hashes -r {target}.txt" in command
-    extras = PROJECT["project"]["optional-dependencies"]
-    wanted = names(PROJECT["project"]["dependencies"]) | names(extras["otel"])
-    assert wanted - set(read_lock(target)) == ({"triton"} if target == "cpu" else set())
-    assert "matplotlib" in names(extras["train"])
-    assert "pytest" in names(extras["dev"])
-    assert set(read_lock(target)) & (names(extras["train"]) | names(extras["dev"])) == set()
-
-
-@pytest.mark.parametrize("target", TARGETS)
-def test_the_lock_has_the_versions_of_the_constraints(target: str) -> None:
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
-    pins = {pin.name: pin.specifier for pin in (Requirement(line) for line in lines if re.match(r"\w", line))}
-    locked = {name: version for name, version in read_lock(target).items() if name in pins}
-    assert len(locked) > 10
-    assert {name: version for name, version in locked.items() if not pins[name].contains(version)} == {}
-    assert locked["torch"].endswith("+cpu") is (target == "cpu")
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -182,7 +155,7 @@ def test_dependencies_come_before_sources(target: str) -> None:
 
 
 @pytest.mark.parametrize(("tool", "file"), [("hadolint", "Dockerfile"), ("shellcheck", "docker/check-image.sh")])
-def test_linters_have_nothing_to_say(tool: str, file: str) -> None:
+def test_linters_find_nothing(tool: str, file: str) -> None:
     found = shutil.which(tool, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if not found:
         pytest.skip(f"needs {tool}")

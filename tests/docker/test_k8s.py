@@ -179,12 +179,12 @@ MISTAKES: dict[str, tuple[str, str, Break]] = {  # the overlay, the check that s
 }
 
 
-def test_every_mistake_is_seen() -> None:
-    for mistake, (overlay, check, do) in MISTAKES.items():
-        broken = rendered(overlay)
-        do(broken)
-        assert broken != rendered(overlay), f"{mistake}: nothing was broken"
-        assert CHECKS[check](broken) != [], mistake
+@pytest.mark.parametrize(("overlay", "check", "do"), MISTAKES.values(), ids=MISTAKES)
+def test_every_mistake_is_seen(overlay: str, check: str, do: Break) -> None:
+    broken = rendered(overlay)
+    do(broken)
+    assert broken != rendered(overlay), "nothing was broken"
+    assert CHECKS[check](broken) != []
 
 
 @pytest.mark.parametrize(

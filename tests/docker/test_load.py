@@ -23,17 +23,8 @@ def run(
     url: str, folder: Path, scenario: str, seconds: int = 3
 ) -> tuple[subprocess.CompletedProcess[str], dict[str, dict[str, Any]]]:
     """What locust said, and its statistics by name."""
-    command = [
-        *LOCUST,
-        "--host",
-        url,
-        "-t",
-        f"{seconds}s",
-        "--csv",
-        str(folder / "run"),
-        "--csv-full-history",
-        scenario,
-    ]
+    command = [*LOCUST, "--host", url, "-t", f"{seconds}s", "--csv", str(folder / "run")]
+    command += ["--csv-full-history", scenario]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     with (folder / "run_stats.csv").open(newline="") as file:
         return ended, {row["Name"]: row for row in csv.DictReader(file)}

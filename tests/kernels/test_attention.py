@@ -6,9 +6,7 @@ from torch import Tensor
 
 from benchmarks.inspection.recorder import recorded_launches
 from kernels import attention
-
-# The relative size of one rounding.
-ROUNDING = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+from tests.kernels.rounding import DTYPES, ROUNDING
 
 
 def formula(qkv: Tensor, H: int, K: int) -> Tensor:
@@ -23,27 +21,34 @@ def formula(qkv: Tensor, H: int, K: int) -> Tensor:
     return torch.einsum("bhnm,bmhd->bnhd", weights, v).reshape(B, N, H * D)
 
 
-@pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
-@pytest.mark.parametrize(
-    ("B", "N", "H", "K", "D"),
-    [
-        pytest.param(2, 64, 8, 2, 48, id="served"),
-        pytest.param(1, 1, 1, 1, 1, id="one-of-everything"),
-        pytest.param(3, 49, 6, 6, 17, id="heads-equal-kv-heads"),
-        pytest.param(2, 37, 7, 1, 5, id="one-kv-head"),
-        pytest.param(5, 13, 9, 3, 31, id="odd"),
-    ],
-)
-def test_equals_the_formula(B: int, N: int, H: int, K: int, D: int, dtype: torch.dtype) -> None:
+def check(shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu", sums: float = 2.0**-21) -> None:
+    """Scores, weights and output round once each in the dtype.
+
+    A softmax averages the errors of the values, so together they stay below one rounding of the largest number;
+    sums in float32 add a few of float32's.
+    """
+    B, N, H, K, D = shape
     qkv = torch.randn(B, N, (H + 2 * K) * D, generator=torch.Generator().manual_seed(N)).to(dtype)
-    expected = formula(qkv, H, K)
-    out = attention(qkv, H, K)
+    out = attention(qkv.to(device), H, K).cpu()
     assert out.dtype == dtype
     assert out.shape == (B, N, H * D)
-    # Scores, weights and output round once each in the dtype. A softmax averages the errors of the values, so
-    # together they stay below one rounding of the largest number; sums in float32 add a few of float32's.
-    bound = float(qkv.double().abs().max()) * (ROUNDING[dtype] + 2.0**-22)
-    torch.testing.assert_close(out.double(), expected, rtol=0, atol=bound)
+    bound = float(qkv.double().abs().max()) * (ROUNDING[dtype] + sums)
+    torch.testing.assert_close(out.double(), formula(qkv, H, K), rtol=0, atol=bound)
+
+
+@DTYPES
+@pytest.mark.parametrize(
+    "shape",  # B, N, H, K, D
+    [
+        pytest.param((2, 64, 8, 2, 48), id="served"),
+        pytest.param((1, 1, 1, 1, 1), id="one-of-everything"),
+        pytest.param((3, 49, 6, 6, 17), id="heads-equal-kv-heads"),
+        pytest.param((2, 37, 7, 1, 5), id="one-kv-head"),
+        pytest.param((5, 13, 9, 3, 31), id="odd"),
+    ],
+)
+def test_equals_the_formula(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    check(shape, dtype, sums=2.0**-22)
 
 
 def test_large_scores_do_not_overflow() -> None:
@@ -89,11 +94,7 @@ def test_small_batches_take_small_tiles() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
+@DTYPES
 @pytest.mark.parametrize("shape", [(64, 64, 8, 2, 96), (1, 64, 8, 2, 96), (32, 49, 8, 2, 48), (1, 300, 4, 2, 40)])
 def test_kernel_on_a_gpu(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    B, N, H, K, D = shape
-    qkv = torch.randn(B, N, (H + 2 * K) * D, generator=torch.Generator().manual_seed(N)).to(dtype)
-    bound = float(qkv.double().abs().max()) * (ROUNDING[dtype] + 2.0**-21)
-    out = attention(qkv.cuda(), H, K).cpu()
-    torch.testing.assert_close(out.double(), formula(qkv, H, K), rtol=0, atol=bound)
+    check(shape, dtype, "cuda")

@@ -6,9 +6,8 @@ from torch import Tensor, nn
 
 from kernels import DeferredSum, convolve
 from kernels.convolution import PARTS, tiles
+from tests.kernels.rounding import DTYPES, ROUNDING
 
-ROUNDING = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
-DTYPES = pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
 # B, C, H, W, N, side, stride: all kinds of channels, an odd image, one pixel, every side
 SMALL = [
     (2, 3, 8, 8, 16, 3, 1),
@@ -91,7 +90,7 @@ def test_the_sum_is_divided_while_programs_are_few() -> None:
     assert parts[0] == PARTS[0]
     assert parts == sorted(parts, reverse=True)
     assert parts[-1] == 1
-    # 1,024 pixels a norm's program reads once, not nine times
+    # an image of 1,024 pixels is never divided: one program of the next norm would read all of its parts
     assert tiles(1024, 1024, 32, 32, 3, torch.bfloat16).parts == 1
 
 

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from kernels import DeferredSum, concat_skip, materialize, upsample2x
+from tests.kernels.rounding import DTYPES, ROUNDING
 
-ROUNDING = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
-DTYPES = pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
 KINDS = ("x", "x+y", "parts+y")
 FORMS = ("materialize", "concat_skip", "upsample2x")
 

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from kernels import label_silu, sinusoidal_embedding
+from tests.kernels.rounding import DTYPES, ROUNDING
 
-ROUNDING = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
-DTYPES = pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
 TIMESTEPS = [0.0, 1.0, 0.25, 499.5, 999.0, 1000.0]
 
 
@@ -44,7 +43,7 @@ def label_bound(dtype: torch.dtype, expected: Tensor) -> float:
 
 
 @DTYPES
-@pytest.mark.parametrize("dim", [256, 2, 7, 64], ids=lambda dim: f"dim{dim}")
+@pytest.mark.parametrize("dim", [256, 2, 7, 64, 260], ids=lambda dim: f"dim{dim}")
 def test_waves_equal_the_formula(dim: int, dtype: torch.dtype) -> None:
     positions = torch.tensor(TIMESTEPS)
     out = sinusoidal_embedding(positions, dim, dtype)
@@ -52,7 +51,7 @@ def test_waves_equal_the_formula(dim: int, dtype: torch.dtype) -> None:
     torch.testing.assert_close(out.double(), waves(positions, dim), rtol=0, atol=wave_bound(dtype, 1000))
 
 
-def test_whole_timesteps_are_welcome() -> None:
+def test_whole_timesteps_have_the_waves_of_fractional_ones() -> None:
     whole, fractional = torch.tensor([0, 7, 999]), torch.tensor([0.0, 7.0, 999.0])
     assert torch.equal(sinusoidal_embedding(whole, 32), sinusoidal_embedding(fractional, 32))
 

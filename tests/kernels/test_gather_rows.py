@@ -9,10 +9,10 @@ from torch import Tensor
 
 from kernels.gather_rows import gather_rows
 from kernels.philox import normal
+from tests.kernels.rounding import DTYPES
 
 SHAPE = (3, 5, 7)  # C, H, W
 SLOTS = 6
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 LAYOUTS = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 ROWS = torch.tensor([[4, 9, 0], [1, 2**52 + 1, 1], [0, 3, 1], [1, 2**52 + 1, 1], [4, 9, 0], [5, 8, 0]])
 FRESH = {1: 2**52 + 1, 0: 3}  # seeds by slot
@@ -52,7 +52,7 @@ def test_any_image_size(shape: tuple[int, int, int], layout: torch.memory_format
     check(latents(layout, shape), ROWS[1:3], torch.float32)
 
 
-def test_noise_does_not_hang_on_the_layout() -> None:
+def test_noise_does_not_depend_on_the_layout() -> None:
     """An element's noise is that of its place in the image, not in memory."""
     usual, channels_last = latents(torch.contiguous_format), latents(torch.channels_last)
     gather_rows(usual, ROWS, torch.float32)

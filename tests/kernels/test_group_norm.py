@@ -6,8 +6,7 @@ from torch import Tensor
 
 from benchmarks.inspection.recorder import recorded_launches
 from kernels import DeferredSum, group_norm, residual_group_norm
-
-ROUNDING = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+from tests.kernels.rounding import DTYPES, ROUNDING
 
 
 def formula(
@@ -49,7 +48,7 @@ def bound(dtype: torch.dtype, scale: Tensor, weight: Tensor) -> float:
     return size * (2 * ROUNDING[dtype] + 2.0**-22)
 
 
-@pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
+@DTYPES
 @pytest.mark.parametrize("silu", [True, False], ids=["silu", "linear"])
 @pytest.mark.parametrize("film", [True, False], ids=["film", "plain"])
 @pytest.mark.parametrize(
@@ -142,7 +141,7 @@ def test_only_large_groups_take_two_launches() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
+@DTYPES
 @pytest.mark.parametrize("shape", [(64, 64, 32, 32), (2, 1024, 4, 4), (1, 35, 3, 11), (1, 64, 64, 64)], ids=str)
 def test_kernel_on_a_gpu(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     x, weight, bias, scale, shift = inputs(shape, dtype)

@@ -5,9 +5,8 @@ import torch
 from torch import Tensor
 
 from kernels import gated_residual_layer_norm, layer_norm
+from tests.kernels.rounding import DTYPES, ROUNDING
 
-ROUNDING = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
-DTYPES = pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
 SHAPES = pytest.mark.parametrize(
     "shape",
     [

@@ -6,9 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import linear_gelu
-
-ROUNDING = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
-DTYPES = pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
+from tests.kernels.rounding import DTYPES, ROUNDING
 
 
 def inputs(rows: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Noise: the words of Random123, the distribution of a normal, and a stream that hangs on its request alone."""
+"""Noise: the words of Random123, the distribution of a normal, and a stream that depends on its request alone."""
 
 import json
 import math
@@ -94,7 +94,7 @@ def test_streams_are_uncorrelated(other: tuple[int, int]) -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.tuples(SEEDS, st.integers(0, 1000)), min_size=2, max_size=5), st.integers(1, 50))
-def test_rows_do_not_know_their_neighbours(rows: list[tuple[int, int]], elements: int) -> None:
+def test_rows_do_not_depend_on_their_neighbours(rows: list[tuple[int, int]], elements: int) -> None:
     seeds, steps = (torch.tensor(column) for column in zip(*rows, strict=True))
     together = normal(seeds, steps, elements)
     alone = [normal(seeds[i : i + 1], steps[i : i + 1], elements)[0] for i in range(len(rows))]

@@ -12,6 +12,7 @@ from torch import Tensor
 from kernels import sampler_step
 from kernels.philox import normal
 from kernels.sampler_step import Mixtures, Pictures
+from tests.kernels.rounding import DTYPES
 
 SHAPE = (3, 5, 7)  # C, H, W
 W, P, Q, A, B, C, S, CLAMP = range(8)
@@ -47,7 +48,7 @@ def mixed_batch() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return x, history, output, indices, coefficients
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@DTYPES
 def test_mixed_batch_equals_a_loop_over_images(dtype: torch.dtype) -> None:
     x, history, output, indices, coefficients = mixed_batch()
     output = output.to(dtype)  # the loop reads the same rounded output, so the bound is float32's for every dtype
@@ -115,7 +116,7 @@ def test_layouts_agree(of_output: torch.memory_format) -> None:
 
 def test_untouched_slots_stay_bitwise() -> None:
     x, history, output, indices, coefficients = mixed_batch()
-    x[4], history[6] = torch.nan, torch.inf  # whatever a freed slot holds stays there and hurts nobody
+    x[4], history[6] = torch.nan, torch.inf  # what a freed slot holds must stay there and change no image
     before_x, before_history = x.clone(), history.clone()
     assert sampler_step(x, history, output, indices, coefficients).all()
     for slot in (1, 4, 6, 8):
@@ -124,7 +125,7 @@ def test_untouched_slots_stay_bitwise() -> None:
     assert not torch.equal(x[9], before_x[9])
 
 
-def test_image_does_not_know_its_company_or_its_slot() -> None:
+def test_an_image_does_not_depend_on_its_batch_or_its_slot() -> None:
     x, history, output, indices, coefficients = mixed_batch()
     start_x, start_history = x.clone(), history.clone()
     sampler_step(x, history, output, indices, coefficients)
@@ -207,7 +208,7 @@ def test_flags_go_where_they_are_wanted() -> None:
     assert flags.all()
 
 
-def test_nobody_is_a_batch_too() -> None:
+def test_an_empty_batch_changes_nothing() -> None:
     x, history, output, indices, coefficients = mixed_batch()
     before = x.clone()
     assert sampler_step(x, history, output, indices[:0], coefficients[:0]).shape == (0,)
@@ -229,7 +230,7 @@ def test_wrong_blocks_and_state_are_refused() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@DTYPES
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_kernel_on_a_gpu(layout: torch.memory_format, dtype: torch.dtype) -> None:
     x, history, output, indices, coefficients = mixed_batch()

@@ -1,10 +1,14 @@
 """Helpers for tests of the networks."""
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
+Network = TypeVar("Network", bound=nn.Module)
 
-def awake(model: nn.Module, seed: int = 0) -> nn.Module:
+
+def randomized(model: Network, seed: int = 0) -> Network:
     """Noise on every parameter: layers that start at zero would hide what the others do."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

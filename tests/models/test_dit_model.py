@@ -1,4 +1,4 @@
-"""The transformer: its sizes, what its output hangs on, and the constructions it refuses."""
+"""The transformer: its sizes, what its output depends on, and the constructions it refuses."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import nn
 from models import DIT
 from models.checkpoint import parameter_count
 from models.dit_model import grid_positions
-from tests.models.networks import awake, inputs
+from tests.models.networks import inputs, randomized
 
 SMALL = {"image_size": 8, "image_channels": 2, "patch_size": 2, "hidden_dim": 32, "num_heads": 4, "num_classes": 3}
 
@@ -17,29 +17,17 @@ def small(**changes: int) -> DIT:
     return DIT(**(SMALL | changes))
 
 
-def awake_small(**changes: int) -> nn.Module:
-    return awake(small(**changes))
-
-
 def test_seed_constructor_and_its_size() -> None:
     with torch.device("meta"):
-        model = DIT(
-            image_size=32,
-            image_channels=3,
-            patch_size=4,
-            hidden_dim=768,
-            depth=2,
-            num_heads=8,
-            num_classes=10,
-        )
+        sizes = {"image_size": 32, "image_channels": 3, "patch_size": 4, "hidden_dim": 768, "depth": 2}
+        model = DIT(**sizes, num_heads=8, num_classes=10)
         assert parameter_count(DIT()) == parameter_count(model) == 21_537_072
         assert parameter_count(DIT(32, 3, 4, 384, 2, 8, 10)) == 5_460_144  # the served size; arguments by position
 
 
 def test_forward_is_the_block_of_the_paper() -> None:
     """Peebles & Xie, figure 3: norm, modulate, branch, gate, add; here without the fused seams, block by block."""
-    model = small(depth=3)
-    awake(model)
+    model = randomized(small(depth=3))
     x, t, y = inputs(2, 2, 8, 3)
     condition = model.condition(t, y)
     rows = model.modulation(condition).unflatten(1, (-1, 1, model.hidden_dim)).unbind(1)  # 6 a block, then 2
@@ -65,13 +53,13 @@ def test_kv_heads_are_fewer_than_query_heads_by_default() -> None:
     assert parameter_count(small(num_kv_heads=4)) > parameter_count(small(num_kv_heads=1))
 
 
-def test_positions_matter() -> None:
+def test_the_output_depends_on_positions() -> None:
     """Without them a transformer would carry a permutation of the patches through."""
-    model = awake_small()
+    model = randomized(small())
     x, t, y = inputs(1, 2, 8, 3)
     order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
-    permuted = model.unpatchify(model.patchify(x)[:, order])  # pyright: ignore[reportCallIssue]
-    difference = lambda: model.patchify(model(permuted, t, y)) - model.patchify(model(x, t, y))[:, order]  # pyright: ignore[reportCallIssue]
+    permuted = model.unpatchify(model.patchify(x)[:, order])
+    difference = lambda: model.patchify(model(permuted, t, y)) - model.patchify(model(x, t, y))[:, order]
     assert difference().abs().max() > 1e-2
     model.get_buffer("positions").zero_()
     assert difference().abs().max() < 1e-4

@@ -16,15 +16,8 @@ from torch import Tensor, nn
 from models import graph
 from models.checkpoint import CheckpointError, ModelConfig, load_checkpoint
 from models.files import CONFIG, CONSTANTS, GRAPH, SHIPPED, WEIGHTS
-from tests.checkpoints import CLASS_NAMES, TINY, write_checkpoint
+from tests.checkpoints import CLASS_NAMES, KINDS, TINY, write_checkpoint
 
-FEW_STEP = {"arguments": TINY["dit"] | {"few_step": True}, "guidance_range": (1.0, 3.0)}
-KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "dit": ("dit", {}),
-    "unet": ("unet", {}),
-    "few-step": ("dit", FEW_STEP),
-    "odd groups": ("unet", {"arguments": TINY["unet"] | {"base_channels": 18, "image_channels": 1}}),
-}
 ROUNDING = 1e-4  # of the largest pixel: both compute in float32 and add in another order
 
 
@@ -89,7 +82,7 @@ def test_a_graph_computes_what_the_network_computes_at_any_number_of_rows(each: 
         assert distance(model, each.network, rows(each.config, n)) < ROUNDING
 
 
-def test_what_was_written_is_read(each: Exported) -> None:
+def test_a_graph_that_was_read_computes_the_same(each: Exported) -> None:
     model = graph.read_graph(each.folder, each.folder / WEIGHTS)
     assert [port.any_name for port in model.inputs] == list(graph.INPUTS[: len(model.inputs)])
     for n in (1, 8):
@@ -103,7 +96,7 @@ def test_weights_are_constants_with_the_names_of_the_parameters(each: Exported) 
         assert np.array_equal(constants[name].data, parameter.numpy()), name
 
 
-def test_group_norms_are_spread(each: Exported) -> None:
+def test_group_norms_are_replaced_by_plain_operations(each: Exported) -> None:
     model = graph.read_graph(each.folder, each.folder / WEIGHTS)
     assert "GroupNormalization" not in {node.get_type_name() for node in model.get_ops()}
 

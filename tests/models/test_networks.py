@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from models import DIT, UNet
-from tests.models.networks import awake, inputs, silent_parameters
+from tests.models.networks import inputs, randomized, silent_parameters
 
 SIZES = {"image_size": 8, "image_channels": 2, "num_classes": 3}
 SMALL: dict[type[nn.Module], dict[str, Any]] = {
@@ -22,7 +22,7 @@ each_network = pytest.mark.parametrize("network", SMALL)
 
 def small(network: type[nn.Module], **changes: object) -> nn.Module:
     torch.manual_seed(0)
-    return awake(network(**(SMALL[network] | changes)))
+    return randomized(network(**(SMALL[network] | changes)))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_null_class_is_a_class_of_its_own(network: type[nn.Module]) -> None:
 
 
 @each_network
-def test_rows_do_not_know_their_neighbours(network: type[nn.Module]) -> None:
+def test_rows_do_not_depend_on_their_neighbours(network: type[nn.Module]) -> None:
     model = small(network)
     x, t, y = inputs(4, 2, 8, 3)
     together = model(x, t, y)

@@ -6,7 +6,7 @@ from torch import nn
 
 from models import DIT, UNet
 from models.precision import exact_float32
-from tests.models.networks import awake, inputs
+from tests.models.networks import inputs, randomized
 
 NETWORKS = {
     "dit": lambda: DIT(image_size=16, hidden_dim=192, num_heads=4, num_classes=3),
@@ -20,7 +20,7 @@ NETWORKS = {
 def test_networks_on_a_gpu(name: str, dtype: torch.dtype) -> None:
     exact_float32()
     torch.manual_seed(0)
-    model: nn.Module = awake(NETWORKS[name]())
+    model: nn.Module = randomized(NETWORKS[name]())
     x, t, y = inputs(5, 3, 16, 3)
     expected = model(x, t, y)
     out = model.to("cuda", dtype)(x.cuda(), t.cuda(), y.cuda()).float().cpu()

@@ -243,17 +243,8 @@ def test_clamped_trajectory_equals_the_textbook_loop(name: str, sampler: str, et
 def test_clamp_cuts_these_images() -> None:
     """Otherwise the test above would compare two unclamped runs."""
     schedule, noise = NoiseSchedule("flow"), np.zeros((8, 3))
-    ends = [
-        run_table(
-            build_table(schedule, Prediction.X0, "ddim", 8, clamp=clamp),
-            schedule,
-            Prediction.X0,
-            OUTSIDE.denoise,
-            np.ones(3),
-            noise,
-        )[-1]
-        for clamp in (True, False)
-    ]
+    tables = [build_table(schedule, Prediction.X0, "ddim", 8, clamp=clamp) for clamp in (True, False)]
+    ends = [run_table(t, schedule, Prediction.X0, OUTSIDE.denoise, np.ones(3), noise)[-1] for t in tables]
     assert np.abs(ends[0]).max() == 1
     assert np.abs(ends[1]).max() > 1.3
 

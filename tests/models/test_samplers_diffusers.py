@@ -5,6 +5,7 @@ betas in float32; the same products in float64 replace them here, so that what i
 """
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ DPM_SOLVERS = pytest.mark.parametrize(
     ("sampler", "algorithm"), [("dpmpp_2m", "dpmsolver++"), ("dpmpp_2m_sde", "sde-dpmsolver++")]
 )
 
+Ancestral = TypeVar("Ancestral", DDIMScheduler, DDPMScheduler)
 Step = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # i, output, x, noise -> next x
 
 
@@ -41,6 +43,19 @@ def trained_betas(schedule: NoiseSchedule) -> Array:
 
 def exact_products(schedule: NoiseSchedule) -> Tensor:
     return torch.from_numpy(schedule.alpha(np.arange(1, 1001) / 1000) ** 2)
+
+
+def ancestral(kind: type[Ancestral], schedule: NoiseSchedule, prediction: str, clamp: bool) -> Ancestral:
+    """A scheduler of ten steps."""
+    scheduler = kind(
+        trained_betas=trained_betas(schedule),
+        prediction_type=KINDS[prediction],  # pyright: ignore[reportArgumentType]
+        timestep_spacing="trailing",
+        clip_sample=clamp,
+    )
+    scheduler.alphas_cumprod = exact_products(schedule)
+    scheduler.set_timesteps(10)
+    return scheduler
 
 
 def compare(
@@ -75,14 +90,7 @@ def compare(
 @pytest.mark.parametrize("name", ["cosine", "linear"])
 def test_ddim(name: str, prediction: str, clamp: bool, eta: float) -> None:
     schedule, kind = NoiseSchedule(name), Prediction(prediction)
-    scheduler = DDIMScheduler(
-        trained_betas=trained_betas(schedule),
-        prediction_type=KINDS[prediction],  # pyright: ignore[reportArgumentType]
-        timestep_spacing="trailing",
-        clip_sample=clamp,
-    )
-    scheduler.alphas_cumprod = exact_products(schedule)
-    scheduler.set_timesteps(10)
+    scheduler = ancestral(DDIMScheduler, schedule, prediction, clamp)
     table = build_table(schedule, kind, "ddim", 10, eta=eta, clamp=clamp)
     np.testing.assert_allclose(table.rows[:, 0], scheduler.timesteps.numpy() + 1)
 
@@ -107,14 +115,7 @@ def test_ddim(name: str, prediction: str, clamp: bool, eta: float) -> None:
 def test_ddpm(name: str, prediction: str, clamp: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """variance_type 'fixed_small', the posterior's; it draws its own noise, so ours is put in its place."""
     schedule, kind = NoiseSchedule(name), Prediction(prediction)
-    scheduler = DDPMScheduler(
-        trained_betas=trained_betas(schedule),
-        prediction_type=KINDS[prediction],  # pyright: ignore[reportArgumentType]
-        timestep_spacing="trailing",
-        clip_sample=clamp,
-    )
-    scheduler.alphas_cumprod = exact_products(schedule)
-    scheduler.set_timesteps(10)
+    scheduler = ancestral(DDPMScheduler, schedule, prediction, clamp)
 
     def step(i: int, output: Tensor, x: Tensor, noise: Tensor) -> Tensor:
         with monkeypatch.context() as patch:

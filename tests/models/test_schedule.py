@@ -132,13 +132,13 @@ def test_targets_by_hand(prediction: str, target: float) -> None:
     assert float(Prediction(prediction).from_x0_eps(*values)) == pytest.approx(target)
 
 
-def test_eps_says_nothing_at_alpha_zero() -> None:
+def test_eps_is_refused_at_alpha_zero() -> None:
     with pytest.raises(ValueError, match="eps prediction says nothing about x0 at alpha = 0: use v, x0 or flow"):
         Prediction.EPS.to_x0(0.0, 1.0)
 
 
 @pytest.mark.parametrize("prediction", ["v", "x0", "flow"])
-def test_others_survive_alpha_zero(prediction: str) -> None:
+def test_other_predictions_give_the_image_at_alpha_zero(prediction: str) -> None:
     p, q = Prediction(prediction).to_x0(0.0, 1.0)
     x0, eps, alpha, sigma = (torch.tensor(value) for value in (0.5, 1.5, 0.0, 1.0))
     target = float(Prediction(prediction).from_x0_eps(x0, eps, alpha, sigma))

@@ -11,7 +11,7 @@ from kernels import DeferredSum
 from models import UNet
 from models.checkpoint import parameter_count
 from models.unet import GroupNorm, ResBlock
-from tests.models.networks import awake, inputs
+from tests.models.networks import inputs, randomized
 
 SMALL = {"image_size": 8, "image_channels": 2, "base_channels": 8, "channel_multipliers": (1, 2), "num_classes": 3}
 
@@ -19,12 +19,6 @@ SMALL = {"image_size": 8, "image_channels": 2, "base_channels": 8, "channel_mult
 def small(**changes: object) -> UNet:
     torch.manual_seed(0)
     return UNet(**(SMALL | changes))  # pyright: ignore[reportArgumentType]
-
-
-def awake_small(**changes: object) -> UNet:
-    model = small(**changes)
-    awake(model)
-    return model
 
 
 def test_seed_constructor_and_its_size() -> None:
@@ -64,7 +58,7 @@ def test_served_network_has_16_channels_in_every_group() -> None:
 @pytest.mark.parametrize("level", [0, 1])
 def test_skips_are_used(level: int) -> None:
     """The first block of a way up reads its lower resolution, then the skip: without it the output changes."""
-    model = awake_small()
+    model = randomized(small())
     x, t, y = inputs(2, 2, 8, 3)
     out = model(x, t, y)
     block = model.up[1 - level][0]  # pyright: ignore[reportIndexIssue]
@@ -99,7 +93,7 @@ def film_of(model: UNet) -> list[tuple[ResBlock, Tensor, Tensor]]:
 @pytest.mark.parametrize("mid", [0, 1, 2])
 def test_film_comes_in_the_order_of_the_blocks(mid: int) -> None:
     """Each block takes its own stretch of the one product: first its scale, then its shift."""
-    model = awake_small(channel_multipliers=(1, 2, 3), num_mid_blocks=mid)
+    model = randomized(small(channel_multipliers=(1, 2, 3), num_mid_blocks=mid))
     _, t, y = inputs(2, 2, 8, 3)
     film = model.film(model.condition(t, y))
     met = film_of(model)
@@ -110,7 +104,7 @@ def test_film_comes_in_the_order_of_the_blocks(mid: int) -> None:
 
 
 def test_exchanging_the_film_of_two_blocks_changes_the_output() -> None:
-    model = awake_small()
+    model = randomized(small())
     x, t, y = inputs(2, 2, 8, 3)
     out = model(x, t, y)
     width = model.film_widths[0]
@@ -124,8 +118,7 @@ def test_exchanging_the_film_of_two_blocks_changes_the_output() -> None:
 def test_film_scales_and_shifts_the_second_norm() -> None:
     """(1 + scale) * norm(h) + shift: at scale -1 nothing of the image but the skip passes the block."""
     torch.manual_seed(0)
-    block = ResBlock(4, 4)
-    awake(block)
+    block = randomized(ResBlock(4, 4))
     x = torch.randn(2, 4, 6, 6)
     gone, shift = torch.full((2, 4), -1.0), torch.randn(2, 4)
     expected = x + block.conv2(nn.functional.silu(shift)[:, :, None, None].expand(-1, -1, 6, 6))

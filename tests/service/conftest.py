@@ -29,6 +29,10 @@ class Running:
         """The sum of all samples of /metrics with that name and those labels; raises where there is none."""
         return client.metric(self.client.get("/metrics").text, name, **labels)
 
+    def card(self, model: str = "dit") -> dict[str, Any]:
+        """What /models says about a model."""
+        return next(card for card in self.client.get("/models").json()["models"] if card["name"] == model)
+
 
 @contextmanager
 def running(app: FastAPI) -> Iterator[Running]:
@@ -57,4 +61,11 @@ def tiny_settings(checkpoints: Path, **changes: Any) -> Settings:
 @pytest.fixture(scope="module")
 def server(checkpoints: Path) -> Iterator[Running]:
     with running(create_app(tiny_settings(checkpoints))) as live:
+        yield live
+
+
+@pytest.fixture(scope="module")
+def openai_client(server: Running) -> Iterator[Any]:
+    openai = pytest.importorskip("openai", reason="needs openai")
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as live:
         yield live

@@ -20,6 +20,11 @@ def entry(architecture: type[nn.Module], **arguments: Any) -> ModelEntry:
     return ModelEntry(architecture=f"{architecture.__module__}:{architecture.__name__}", config=config)
 
 
+def simulated(checkpoint: Path, t0_ms: float, t1_ms: float = 0) -> ModelEntry:
+    """A setting that serves no network: a step only takes t0 + t1 * rows."""
+    return ModelEntry.model_validate({"checkpoint": checkpoint, "simulate": {"t0_ms": t0_ms, "t1_ms": t1_ms}})
+
+
 class Slow(DIT):
     """A DIT whose forward takes a while, so that a test can act in the middle of a request."""
 

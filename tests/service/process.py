@@ -14,6 +14,7 @@ import psutil
 
 from benchmarks import client
 from benchmarks.client import reserved_port
+from tests.service.networks import simulated
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -26,29 +27,62 @@ def command(port: int) -> list[str]:
     return [sys.executable, "run.py", "serve", "--port", str(port)]
 
 
-def environment(**settings: Any) -> dict[str, str]:
+def environment(modules: Path | None = None, **settings: Any) -> dict[str, str]:
+    """Without the settings of whoever runs the tests, and with these; a dict is written in JSON.
+
+    modules: a folder whose modules are found before the real ones.
+    """
     kept = {k: v for k, v in os.environ.items() if not k.startswith("DIFFUSION_")}
-    return kept | {"OMP_NUM_THREADS": "1"} | {f"DIFFUSION_{k.upper()}": str(v) for k, v in settings.items()}
+    given = {f"DIFFUSION_{k.upper()}": _text(v) for k, v in settings.items()}
+    return kept | {"OMP_NUM_THREADS": "1"} | given | ({"PYTHONPATH": str(modules)} if modules else {})
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    return json.dumps(value, default=lambda entry: entry.model_dump(mode="json", exclude_none=True))
+
+
+def run_program(program: str, **settings: Any) -> "subprocess.CompletedProcess[str]":
+    """Run Python code in an interpreter of its own."""
+    arguments = [sys.executable, "-c", program]
+    variables = environment(**settings)
+    return subprocess.run(arguments, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300)
+
+
+def failed_start(port: int = 0, **settings: Any) -> "subprocess.CompletedProcess[str]":
+    """A server that is expected to end by itself."""
+    given: dict[str, Any] = {"device": "cpu"} | settings
+    variables = environment(**given)
+    return subprocess.run(command(port), cwd=ROOT, env=variables, capture_output=True, text=True, timeout=120)
+
+
+@contextmanager
+def started(arguments: list[str], log: IO[str], **settings: Any) -> "Iterator[subprocess.Popen[str]]":
+    """A process that is killed when the block ends."""
+    given: dict[str, Any] = {"device": "cpu"} | settings
+    variables = environment(**given)
+    process = subprocess.Popen(arguments, cwd=ROOT, env=variables, stdout=log, stderr=log, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 @contextmanager
 def serving(checkpoints: Path, log: IO[str], **changes: Any) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server that is ready, and its address; it is killed when the block ends."""
-    settings = environment(checkpoints=checkpoints, device="cpu", max_rows=4, **({"backend": "torch"} | changes))
-    with reserved_port() as port:
-        process = subprocess.Popen(command(port), cwd=ROOT, env=settings, stdout=log, stderr=log, text=True)
+    settings = {"checkpoints": checkpoints, "max_rows": 4, "backend": "torch"} | changes
+    with reserved_port() as port, started(command(port), log, **settings) as process:
         url = f"http://127.0.0.1:{port}"
 
         def ready() -> bool:
             assert process.poll() is None, "the server ended"
             return status(f"{url}/readyz") == 200
 
-        try:
-            wait_until(ready)
-            yield process, url
-        finally:
-            process.kill()
-            process.wait()
+        wait_until(ready)
+        yield process, url
 
 
 def status(url: str) -> int:
@@ -59,14 +93,9 @@ def status(url: str) -> int:
         return 0
 
 
-def simulated(checkpoints: Path, t0_ms: float) -> str:
-    entry = {"checkpoint": str(checkpoints / "dit"), "simulate": {"t0_ms": t0_ms, "t1_ms": 0}}
-    return json.dumps({"dit": entry})
-
-
 @contextmanager
 def two_workers(checkpoints: Path, folder: Path, **changes: Any) -> Iterator["Processes"]:
-    settings = {"models": simulated(checkpoints, 10), "http_workers": 2} | changes
+    settings = {"models": {"dit": simulated(checkpoints / "dit", 10)}, "http_workers": 2} | changes
     with (folder / "log").open("w+") as log, serving(checkpoints, log, **settings) as (process, url):
         port = changes.get("metrics_port", url.rpartition(":")[2])
         processes = Processes(process, url, f"http://127.0.0.1:{port}/metrics", folder / "log")

@@ -24,7 +24,7 @@ async def outcome(leaving: asyncio.Event, work: Coroutine[Any, Any, str]) -> str
         result = await unless_disconnected(receiver(leaving), work)
     except ClientGone:
         result = None
-    for _ in range(5):  # whatever was left behind would cancel this
+    for _ in range(5):  # a task that was left over would cancel this
         await asyncio.sleep(0)
     return result
 
@@ -55,7 +55,7 @@ def test_work_is_cancelled_when_its_client_leaves() -> None:
     asyncio.run(main())
 
 
-def test_a_client_that_leaves_as_the_work_ends_cancels_nothing_behind_it() -> None:
+def test_a_client_that_leaves_as_the_work_ends_cancels_nothing_else() -> None:
     async def main(turns: int) -> None:
         leaving = asyncio.Event()
 
@@ -71,7 +71,7 @@ def test_a_client_that_leaves_as_the_work_ends_cancels_nothing_behind_it() -> No
         asyncio.run(main(turns))
 
 
-def test_who_cancels_the_wait_is_heard() -> None:
+def test_a_cancelled_wait_leaves_no_task() -> None:
     async def main() -> None:
         task = asyncio.create_task(outcome(asyncio.Event(), asyncio.sleep(60, "picture")))
         await asyncio.sleep(0)

@@ -13,18 +13,20 @@ from pydantic import SecretStr
 
 from models.samplers import SAMPLERS
 from service.local import create_app
-from service.settings import ModelEntry, Settings
+from service.settings import Settings
+from service.web.http1 import MAX_HEAD
 from service.web.images import MEDIA_TYPES
 from service.web.middleware import MAX_BODY, MAX_FILES_BODY, MAX_QUERY
-from service.web.protocol import MAX_HEAD
 from service.web.routes.edits import FIELD_NAMES as EDIT_NAMES
 from service.web.routes.inference_v2 import PARAMETERS
 from service.web.routes.openai import FIELD_NAMES as OPENAI_NAMES
 from service.web.routes.openai import own_limits
 from service.web.schemas import FIELD_NAMES, allowed, limits
 from tests.service.conftest import Running, running
+from tests.service.networks import simulated
+from tests.service.process import ROOT
+from tests.skips import needs
 
-ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/api.md").read_text()
 ADMIN = "an-admin-key-for-this-test"
 LIMITS = limits(Settings.model_fields["max_steps"].default, Settings.model_fields["max_images"].default)
@@ -35,8 +37,8 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """The shipped models' names, sizes and classes; nothing is computed."""
     folder, staged = ROOT / "checkpoints/dit", tmp_path_factory.mktemp("checkpoints")
     shutil.copytree(folder, staged / "staged/dit-2")
-    entry = ModelEntry.model_validate({"checkpoint": folder, "simulate": {"t0_ms": 0.1, "t1_ms": 0}})
-    settings = Settings(models={"dit": entry}, device="cpu", checkpoints=staged, admin_key=SecretStr(ADMIN))
+    models = {"dit": simulated(folder, 0.1)}
+    settings = Settings(models=models, device="cpu", checkpoints=staged, admin_key=SecretStr(ADMIN))
     with running(create_app(settings)) as server:
         yield server
 
@@ -55,7 +57,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
 
 
-def test_the_fields_and_their_ranges() -> None:
+def test_the_table_of_fields_has_every_field_and_its_range() -> None:
     rows = {code(name)[0]: text for name, text, _ in table("| field | allowed | default |")}
     assert list(rows) == FIELD_NAMES
     for name, limit in LIMITS.items():
@@ -64,28 +66,28 @@ def test_the_fields_and_their_ranges() -> None:
     assert code(rows["format"]) == list(MEDIA_TYPES)
 
 
-def test_the_formats() -> None:
+def test_the_table_of_formats_has_every_media_type() -> None:
     rows = [(code(name), code(kind)[0]) for name, kind, _ in table("| format | media type | body |")]
     assert {name[0]: kind for name, kind in rows if name} == MEDIA_TYPES
 
 
-def test_the_fields_of_openai() -> None:
+def test_the_table_of_openai_has_every_field() -> None:
     rows = {name: text for names, text in table("| field | meaning |") for name in code(names)}
     assert sorted(rows) == sorted(OPENAI_NAMES)
     assert rows["output_compression"].startswith(allowed(own_limits(LIMITS)["output_compression"]))
 
 
-def test_the_fields_of_edits() -> None:
+def test_the_table_of_edits_has_every_field() -> None:
     rows = [code(name)[0] for name, _ in table("| field of a form | meaning |")]
     assert sorted(rows) == sorted(set(EDIT_NAMES) - set(OPENAI_NAMES))
 
 
-def test_the_parameters_of_the_inference_protocol() -> None:
+def test_every_parameter_of_the_inference_protocol_is_named() -> None:
     [listed] = re.findall(r"^Parameters are (.*?), as for", PAGE, re.DOTALL | re.MULTILINE)
     assert tuple(code(listed)) == PARAMETERS
 
 
-def test_the_sizes() -> None:
+def test_the_sizes_are_those_of_the_code() -> None:
     assert f"{MAX_FILES_BODY // 1024**2} MiB" in PAGE
     for size, where in ((MAX_BODY, "413"), (MAX_QUERY, "414"), (MAX_HEAD, "431")):
         [row] = [text for status, text in table("| status | when |") if status == where]
@@ -101,7 +103,7 @@ def test_every_route_is_named(live: Running) -> None:
     assert {re.sub("/versions/{version}", "", route) for route in versions} <= routes
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+@needs("curl")
 @pytest.mark.parametrize("number", range(len(blocks("bash"))))
 def test_the_commands_run(live: Running, tmp_path: Path, number: int) -> None:
     commands = blocks("bash")[number].replace("http://localhost:8000", live.url).replace("curl ", "curl -sSf ")
@@ -122,6 +124,7 @@ def test_the_programs_run(live: Running, tmp_path: Path, number: int) -> None:
     program = blocks("python")[number].replace("localhost:8000", live.url.removeprefix("http://"))
     for package in re.findall(r"^(?:from|import) (openai|tritonclient)", program, re.MULTILINE):
         pytest.importorskip(package)
+        assert re.search(rf"`\.venv/bin/pip install '?{package}", PAGE)
     picture = live.client.post("/generate?model=dit&class=3&format=png").content
     (tmp_path / "three.png").write_bytes(picture)
     steps = live.client.post("/generate?model=dit&class=3&n=4&steps=20&format=npz").content

@@ -1,7 +1,6 @@
 """Mixtures of classes, classes to lead away from, and images between two ends, over a real socket."""
 
 import base64
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,6 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from models.checkpoint import load_checkpoint
 from models.sampling import Further, Guidance, sample, to_uint8
@@ -21,12 +19,12 @@ from service.settings import ModelEntry, Settings
 from service.web.schemas import FIELD_NAMES
 from tests.checkpoints import write_checkpoint
 from tests.service.conftest import Running, running
-from tests.service.pictures import difference
+from tests.service.pictures import File, decoded, difference, pixels, png, recipe
 
 openai = pytest.importorskip("openai", reason="needs openai")
 
 CAT, DOG, NOUGHT, NULL = range(4)
-SCALE = 6.0  # so that the tiny UNet hears its class
+SCALE = 6.0  # so large that the class changes what the tiny UNet draws
 HOW = {"steps": 6, "guidance": SCALE, "sampler": "dpmpp_2m", "spacing": "trailing"}
 HOW |= {"guidance_low": 0, "guidance_high": 1}
 
@@ -38,8 +36,7 @@ def post(server: Running, **fields: Any) -> httpx.Response:
 def drawn(response: httpx.Response) -> np.ndarray:
     """[n, H, W, C] uint8, of an answer in JSON."""
     assert response.status_code == 200, response.text
-    files = [base64.b64decode(image["png_base64"]) for image in response.json()["images"]]
-    return np.stack([np.array(Image.open(io.BytesIO(file))) for file in files])
+    return np.stack([decoded(image["png_base64"]) for image in response.json()["images"]])
 
 
 def loop(
@@ -57,7 +54,7 @@ def loop(
         labels, weights = zip(*more, strict=True)
         further = Further(torch.zeros(len(more), dtype=torch.int64), torch.tensor(labels), torch.tensor(weights))
     table, own = config.table("dpmpp_2m", 6), torch.tensor(seeds[:1], dtype=torch.int64)
-    how = {"guidance": Guidance(SCALE), "null_label": second, "further": further, "ways": [(seeds[2], seeds[1])]}
+    how = {"guidance": Guidance(SCALE), "null_label": second, "further": further, "slerps": [(seeds[2], seeds[1])]}
     with torch.inference_mode():
         x = sample(network, table, torch.tensor([label]), own, config.image_shape, **how)  # pyright: ignore
     return to_uint8(x[0]).permute(1, 2, 0).numpy()
@@ -88,13 +85,13 @@ def test_the_query_takes_a_mixture_too(server: Running, checkpoints: Path) -> No
     assert difference(image, loop(checkpoints, "dit", {CAT: 0.25, DOG: 0.75})) <= 1
 
 
-def test_a_class_to_lead_away_from(server: Running, checkpoints: Path) -> None:
+def test_an_image_leads_away_from_a_class(server: Running, checkpoints: Path) -> None:
     (image,) = drawn(post(server, **{"class": "cat"}, negative_class="dog", format="json"))
     assert difference(image, loop(checkpoints, "dit", {CAT: 1.0}, second=DOG)) <= 1
     assert difference(image, loop(checkpoints, "dit", {CAT: 1.0})) > 1
 
 
-def test_a_list_has_an_image_of_each(server: Running, checkpoints: Path) -> None:
+def test_a_list_of_classes_gives_an_image_of_each(server: Running, checkpoints: Path) -> None:
     answer = post(server, **{"class": ["cat", 1, {"cat": 0.5, "0": 0.5}, "dog:1,cat:1"]}, format="json")
     seeds = [image_seed(5, index) for index in range(4)]
     wanted = [{CAT: 1.0}, {DOG: 1.0}, {CAT: 0.5, NOUGHT: 0.5}, {DOG: 0.5, CAT: 0.5}]
@@ -124,7 +121,7 @@ def test_images_lead_from_a_seed_to_another(server: Running, checkpoints: Path) 
     assert (answer.json()["seed_to"], answer.json()["class_index"]) == (9, 0)
 
 
-def test_both_lead_at_once(server: Running, checkpoints: Path) -> None:
+def test_images_lead_to_another_class_and_seed_at_once(server: Running, checkpoints: Path) -> None:
     images = drawn(post(server, **{"class": "cat"}, class_to={"dog": 1, "0": 1}, seed_to=9, n=3, format="json"))
     assert difference(images[0], loop(checkpoints, "dit", {CAT: 1.0})) <= 1
     middle = {CAT: 0.5, DOG: 0.25, NOUGHT: 0.25}
@@ -147,10 +144,9 @@ def test_ends_and_single_classes_have_the_bits_of_plain_requests(server: Running
     assert (between[0] == way[1]).all()
 
 
-def test_a_way_is_a_row(server: Running) -> None:
-    sheet = Image.open(io.BytesIO(post(server, **{"class": "cat"}, class_to="dog", n=5).content))
-    assert sheet.size == (5 * 8, 8)
-    assert Image.open(io.BytesIO(post(server, **{"class": ["cat"] * 4}).content)).size == (16, 16)
+def test_the_images_of_a_way_stand_in_one_row(server: Running) -> None:
+    assert pixels(post(server, **{"class": "cat"}, class_to="dog", n=5)).shape == (8, 5 * 8, 3)
+    assert pixels(post(server, **{"class": ["cat"] * 4})).shape == (16, 16, 3)
 
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -165,27 +161,28 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def recipe(file: bytes) -> dict[str, str]:
+def fields_of(file: File) -> dict[str, str]:
     """The fields that a PNG names."""
-    return {name: value for name, value in Image.open(io.BytesIO(file)).info.items() if name in FIELD_NAMES}
+    return {name: value for name, value in recipe(file).items() if name in FIELD_NAMES}
 
 
 @pytest.mark.parametrize("asked", RECIPES.values(), ids=RECIPES.keys())
 def test_a_recipe_gives_the_same_file_again(server: Running, asked: dict[str, Any]) -> None:
     first = post(server, **asked, deterministic=True)
     assert first.status_code == 200, first.text
-    query = recipe(first.content) | {"format": "png"}
+    query = fields_of(first.content) | {"format": "png"}
     again = server.client.get("/generate", params=query)
     assert again.content == first.content, query
     unchanged = server.client.get("/generate", params=query, headers={"If-None-Match": again.headers["etag"]})
     assert unchanged.status_code == 304
     each = post(server, **asked, deterministic=True, format="json").json()["images"]
-    for image in map(base64.b64decode, (image["png_base64"] for image in each)):
-        alone = server.client.get("/generate", params=recipe(image) | {"format": "png"})
-        assert alone.content == image, recipe(image)
+    for image in each:
+        fields = fields_of(image["png_base64"]) | {"format": "png"}
+        alone = server.client.get("/generate", params=fields)
+        assert alone.content == base64.b64decode(image["png_base64"]), fields
 
 
-def test_every_part_counts_for_an_etag(server: Running) -> None:
+def test_every_field_of_a_mixture_or_way_changes_the_etag(server: Running) -> None:
     query = {"model": "dit", "class": "cat:0.5,dog:0.5", "seed": 1, "deterministic": "true", "n": 2, "steps": 2}
     others = [
         {},
@@ -257,8 +254,8 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield live
 
 
-def test_names_win(odd: Running) -> None:
-    """Over what they may be read as; with such a name a recipe is in JSON."""
+def test_a_class_name_wins_over_the_mixture_that_it_looks_like(odd: Running) -> None:
+    """The recipe of a mixture with such a name is in JSON."""
     for value, told, index in (
         ("a:0.5,b:0.5", "a:0.5,b:0.5", 0),
         ("[e]", "[e]", 4),
@@ -287,21 +284,15 @@ def test_an_image_must_fit_into_a_step(odd: Running) -> None:
     assert led == "class_to: must have together with the first end from 1 to 4 classes, not 5"
 
 
-@pytest.fixture(scope="module")
-def client(server: Running) -> Iterator[Any]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as live:
-        yield live
-
-
-def test_openai_prompts_may_be_mixtures(client: Any, server: Running) -> None:
-    extra = {"seed": 5, "num_inference_steps": 6, "guidance_scale": 2, "negative_prompt": "0", "prompt_to": "dog"}
-    answer = client.images.generate(model="dit", prompt="cat:3,dog:1", n=3, extra_body=extra | {"seed_to": 9})
+def test_openai_prompts_may_be_mixtures(openai_client: Any, server: Running) -> None:
+    extra = {"seed": 5, "num_inference_steps": 6, "guidance_scale": 2, "negative_prompt": "0"}
+    extra |= {"prompt_to": "dog", "seed_to": 9}
+    answer = openai_client.images.generate(model="dit", prompt="cat:3,dog:1", n=3, extra_body=extra)
     own = {"class": "cat:3,dog:1", "class_to": "dog", "negative_class": "0", "seed_to": 9, "n": 3}
     usual = {"model": "dit", "seed": 5, "steps": 6, "guidance": 2, "format": "json"}
     expected = drawn(server.client.post("/generate", json=usual | own))
     for datum, image in zip(answer.data, expected, strict=True):
-        file = base64.b64decode(datum.b64_json)
-        assert difference(np.array(Image.open(io.BytesIO(file))), image) <= 1
+        assert difference(decoded(datum.b64_json), image) <= 1
 
 
 @pytest.mark.parametrize(
@@ -313,30 +304,29 @@ def test_openai_prompts_may_be_mixtures(client: Any, server: Running) -> None:
     ],
     ids=["prompt", "to", "negative"],
 )
-def test_openai_errors_name_their_field(client: Any, fields: dict[str, Any], param: str) -> None:
+def test_openai_errors_name_their_field(openai_client: Any, fields: dict[str, Any], param: str) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        client.images.generate(**{"model": "dit"} | fields)
+        openai_client.images.generate(**{"model": "dit"} | fields)
     assert caught.value.param == param
 
 
-def test_openai_errors_name_no_field_of_generate(client: Any) -> None:
+def test_openai_errors_name_no_field_of_generate(openai_client: Any) -> None:
     way = {"prompt_to": "dog", "seed_to": 3}
     with pytest.raises(openai.BadRequestError, match="n: must be at least 2 with prompt_to and seed_to, or"):
-        client.images.generate(model="dit", prompt="cat", extra_body=way)
+        openai_client.images.generate(model="dit", prompt="cat", extra_body=way)
     with pytest.raises(openai.BadRequestError, match="prompt_to: needs one class or mixture to lead from"):
-        client.images.generate(model="dit", prompt='["cat", "dog"]', extra_body=way)
+        openai_client.images.generate(model="dit", prompt='["cat", "dog"]', extra_body=way)
 
 
-def test_an_edit_may_be_of_a_mixture(client: Any, server: Running) -> None:
-    picture = io.BytesIO()
-    Image.fromarray(np.random.default_rng(1).integers(0, 256, (8, 8, 3), np.uint8)).save(picture, "PNG")
+def test_an_edit_may_be_of_a_mixture(openai_client: Any, server: Running) -> None:
+    file = png(np.random.default_rng(1).integers(0, 256, (8, 8, 3), np.uint8))
     extra = {"seed": 5, "num_inference_steps": 6, "guidance_scale": 2, "strength": 0.7, "seed_to": 9}
-    answer = client.images.edit(model="dit", prompt="cat:1,dog:1", image=picture.getvalue(), n=3, extra_body=extra)
-    image = base64.b64encode(picture.getvalue()).decode()
+    answer = openai_client.images.edit(model="dit", prompt="cat:1,dog:1", image=file, n=3, extra_body=extra)
+    image = base64.b64encode(file).decode()
     own = {"model": "dit", "class": "cat:1,dog:1", "image": image, "strength": 0.7, "seed": 5, "seed_to": 9, "n": 3}
     expected = drawn(server.client.post("/generate", json=own | {"steps": 6, "guidance": 2, "format": "json"}))
     for datum, wanted in zip(answer.data, expected, strict=True):
-        assert difference(np.array(Image.open(io.BytesIO(base64.b64decode(datum.b64_json)))), wanted) <= 1
+        assert difference(decoded(datum.b64_json), wanted) <= 1
 
 
 def test_open_inference_takes_a_class_to_lead_away_from(server: Running, checkpoints: Path) -> None:

@@ -59,7 +59,7 @@ def test_a_known_picture_costs_no_evaluation(live: Running, monkeypatch: pytest.
     assert launched == []
     for unknown in ('"other"', f"junk{etag}junk"):
         assert get(live, {"If-None-Match": unknown}).status_code == 200
-    assert len(launched) == 24  # so that the list above was empty for a reason
+    assert len(launched) == 24  # these two ran, so the list would have shown a step
 
 
 def test_an_etag_names_one_answer(live: Running) -> None:
@@ -85,7 +85,7 @@ def test_an_etag_names_the_build_and_the_rows(live: Running, monkeypatch: pytest
     object.__setattr__(generator, "version", "none")
 
 
-def test_rows_that_change_on_the_way_are_not_cached(live: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_whose_etag_changes_is_not_cached(live: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     tags = iter(['"before"', '"after"'])
     monkeypatch.setattr(type(live.app.state.generator), "etag", lambda self, params, form: next(tags))
     answer = get(live)
@@ -120,19 +120,12 @@ def test_get_says_to_use_post(live: Running) -> None:
     )
 
 
-def test_head_would_cost_as_much_as_get(live: Running) -> None:
-    answer = httpx.head(f"{live.url}/generate", params=FIELDS)
-    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, POST")
-    put = httpx.put(f"{live.url}/generate").json()
-    assert put["detail"] == "PUT is not allowed here: use GET or POST"
-
-
 def test_what_post_answers_is_never_cached(live: Running) -> None:
     answer = post(live)
     assert (answer.headers["cache-control"], "etag" in answer.headers) == ("no-store", False)
 
 
-def test_a_picture_for_everybody_or_for_one_cache(live: Running, checkpoints: Path) -> None:
+def test_a_picture_is_cached_privately_where_there_are_keys(live: Running, checkpoints: Path) -> None:
     assert get(live).headers["cache-control"] == "public, max-age=3600"
     with running(create_app(tiny_settings(checkpoints, api_keys={"alice": {"key": KEY}}))) as locked:
         assert get(locked, {"X-API-Key": KEY}).headers["cache-control"] == "private, max-age=3600"
@@ -156,11 +149,11 @@ def test_caches_keep_answers_to_foreign_pages_apart(checkpoints: Path) -> None:
         assert answer.headers["vary"] == "Accept, Origin"
 
 
-def test_models_tell_whether_it_works(live: Running) -> None:
+def test_models_say_whether_the_mode_works(live: Running) -> None:
     assert [model["deterministic"] for model in live.client.get("/models").json()["models"]] == [True, True]
 
 
-def test_where_it_does_not_work_it_is_refused(live: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mode_is_refused_where_it_does_not_work(live: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     cards = live.app.state.generator.engine.cards
     monkeypatch.setitem(cards, "dit", structs.replace(cards["dit"], repeats_itself=False))
     for answer in (post(live), get(live)):

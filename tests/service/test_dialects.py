@@ -85,5 +85,5 @@ def test_every_dialect_tells_when_to_come_back(path: str) -> None:
     ("path", "schema"),
     [("/", Problem), ("/v1x", Problem), ("/v1", OpenAIError), ("/v1/a", OpenAIError), ("/v2", InferenceError)],
 )
-def test_the_path_decides(path: str, schema: type) -> None:
+def test_the_path_chooses_the_dialect(path: str, schema: type) -> None:
     assert dialect_of(path).schema is schema

@@ -14,7 +14,8 @@ import pytest
 
 from benchmarks.client import reserved_port
 from service.supervisor import ENGINE_DIED
-from tests.service.process import QUERY, Processes, simulated, status, two_workers
+from tests.service.networks import simulated
+from tests.service.process import QUERY, Processes, status, two_workers
 from tests.service.test_streams import COMPLETED, STREAM, parse
 from tests.waiting import wait_until
 
@@ -35,7 +36,7 @@ def asked(
     **settings: Any,
 ) -> Iterator[tuple[Processes, list[Future[httpx.Response]]]]:
     """Two workers with an open request each."""
-    settings |= {"models": simulated(checkpoints, t0_ms), "max_steps": 1000}
+    settings |= {"models": {"dit": simulated(checkpoints / "dit", t0_ms)}, "max_steps": 1000}
     with two_workers(checkpoints, folder, **settings) as service, ThreadPoolExecutor(2) as pool:
         answers = [pool.submit(send, session) for session in service.ask_each_worker().values()]
         wait_until(lambda: service.metric("diffusion_running_slots") == 2)
@@ -56,6 +57,7 @@ def test_the_second_signal_refuses_what_is_open(checkpoints: Path, tmp_path: Pat
         service.supervisor.send_signal(signal.SIGTERM)
         for answer in answers:
             assert answer.result().status_code == 503
+            assert answer.result().headers["content-type"] == "application/problem+json"
             assert "shutting down" in answer.result().json()["detail"]
         assert service.supervisor.wait(timeout=60) == 0
         assert "Traceback" not in service.log
@@ -67,7 +69,6 @@ def test_the_third_signal_ends_even_what_does_not_answer(checkpoints: Path, tmp_
         drain(service)
         for child in children:
             child.suspend()
-
         service.supervisor.send_signal(signal.SIGTERM)
         service.supervisor.send_signal(signal.SIGINT)  # the same one twice at once could be heard as one
         assert service.supervisor.wait(timeout=60) == 0
@@ -75,7 +76,7 @@ def test_the_third_signal_ends_even_what_does_not_answer(checkpoints: Path, tmp_
         assert all(isinstance(answer.exception(), httpx.TransportError) for answer in answers)
 
 
-def test_an_engine_that_dies_in_a_drain_is_told(checkpoints: Path, tmp_path: Path) -> None:
+def test_open_requests_hear_of_an_engine_that_dies_in_a_drain(checkpoints: Path, tmp_path: Path) -> None:
     with asked(checkpoints, tmp_path, drain_seconds=3600) as (service, answers):
         drain(service)
         service.engine().kill()

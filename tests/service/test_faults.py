@@ -1,9 +1,6 @@
 """Encoders that fail, clients that reset, a shutdown in a crowd."""
 
-import json
 import signal
-import socket
-import struct
 import threading
 import time
 from collections import Counter
@@ -16,20 +13,14 @@ import numpy as np
 import pytest
 
 from service.local import create_app
-from service.settings import ModelEntry
 from service.web import images
 from tests.service.conftest import Running, running, tiny_settings
+from tests.service.networks import simulated
 from tests.service.process import serving, status
+from tests.service.sockets import connect, head, reset
 from tests.waiting import wait_until
 
 QUERY = {"model": "dit", "class": "cat", "guidance": 1, "steps": 40}
-
-
-def simulated(checkpoints: Path, **costs: float) -> dict[str, ModelEntry]:
-    """Models by name; their steps take so many ms, whatever their rows."""
-    entry = {"checkpoint": checkpoints / "dit"}
-    steps = {name: {"simulate": {"t0_ms": ms, "t1_ms": 0}} for name, ms in costs.items()}
-    return {name: ModelEntry.model_validate(entry | step) for name, step in steps.items()}
 
 
 def test_an_encoder_that_fails_fails_its_request_only(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,20 +52,18 @@ def test_an_encoder_that_fails_fails_its_request_only(server: Running, monkeypat
     wait_until(lambda: server.metric("diffusion_running_slots") == 0)
 
 
-def test_a_client_that_resets_its_stream_hurts_nobody(checkpoints: Path) -> None:
-    settings = tiny_settings(checkpoints, models=simulated(checkpoints, dit=10), max_rows=8)
+def test_a_client_that_resets_its_stream_disturbs_no_other(checkpoints: Path) -> None:
+    settings = tiny_settings(checkpoints, models={"dit": simulated(checkpoints / "dit", 10)}, max_rows=8)
     with running(create_app(settings)) as live, ThreadPoolExecutor(1) as pool:
         other = pool.submit(httpx.post, f"{live.url}/generate", params=QUERY | {"steps": 100}, timeout=60)
-        host, port = live.url.removeprefix("http://").split(":")
+        query = "/generate?model=dit&class=0&steps=200&preview=64"
         for _ in range(3):
-            client = socket.create_connection((host, int(port)), timeout=60)
-            head = "POST /generate?model=dit&class=0&steps=200&preview=64 HTTP/1.1\r\nHost: a\r\n"
-            client.sendall(f"{head}Accept: text/event-stream\r\nContent-Length: 0\r\n\r\n".encode())
+            client = connect(live.url)
+            client.sendall(head("POST", query, "Accept: text/event-stream", "Content-Length: 0"))
             received = b""
             while b"partial_image" not in received:
                 received += client.recv(4096)
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # RST, not FIN
-            client.close()
+            reset(client)
         wait_until(lambda: live.metric("diffusion_requests_total", outcome="cancelled") == 3)
         assert other.result().status_code == 200
         wait_until(lambda: live.metric("diffusion_running_slots") == 0)
@@ -83,8 +72,8 @@ def test_a_client_that_resets_its_stream_hurts_nobody(checkpoints: Path) -> None
 
 
 def test_a_shutdown_under_load_loses_nothing_that_was_accepted(checkpoints: Path, tmp_path: Path) -> None:
-    """Clients go on asking while it goes on: they read a picture, a refusal, or find nobody."""
-    models = json.dumps({"dit": {"checkpoint": str(checkpoints / "dit"), "simulate": {"t0_ms": 10, "t1_ms": 0}}})
+    """Clients ask all the time: each gets a picture, a refusal, or no connection."""
+    models = {"dit": simulated(checkpoints / "dit", 10)}
     seen: Counter[str] = Counter()
     ready: list[int] = []
     stop = threading.Event()
@@ -94,8 +83,8 @@ def test_a_shutdown_under_load_loses_nothing_that_was_accepted(checkpoints: Path
             try:
                 answer = httpx.post(f"{url}/generate", params=QUERY, timeout=60)
                 seen[str(answer.status_code)] += 1
-            except httpx.TransportError:  # nobody listens any more, or nobody had read a word of it
-                seen["nobody"] += 1
+            except httpx.TransportError:  # the port is closed, or its request was not read at all
+                seen["none"] += 1
                 time.sleep(0.05)
 
     with (tmp_path / "log").open("w+") as log, ThreadPoolExecutor(8) as pool:
@@ -113,6 +102,6 @@ def test_a_shutdown_under_load_loses_nothing_that_was_accepted(checkpoints: Path
         log.seek(0)
         answered = Counter(line.split(" in ")[0].rpartition(" ")[2] for line in log if "POST /generate" in line)
     assert 200 not in ready
-    assert set(seen) <= {"200", "503", "nobody"}
-    assert {status: seen[status] for status in answered} == dict(answered)  # whoever was heard was answered
+    assert set(seen) <= {"200", "503", "none"}
+    assert {status: seen[status] for status in answered} == dict(answered)  # each request in the log was answered
     assert set(answered) <= {"200", "503"}

@@ -1,6 +1,5 @@
 """POST /generate over a real socket."""
 
-import base64
 import io
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from models.checkpoint import load_checkpoint
 from models.samplers import PLAIN, build_table
@@ -23,7 +21,7 @@ from models.schedule import NoiseSchedule, Prediction
 from service.errors import MAX_FIELD_ERRORS
 from service.web.schemas import MAX_SEED
 from tests.service.conftest import Running
-from tests.service.pictures import difference, pixels
+from tests.service.pictures import decoded, difference, pixels
 
 
 def generate(server: Running, **query: Any) -> httpx.Response:
@@ -64,7 +62,7 @@ def test_random_seed_is_told_and_reproduces(server: Running) -> None:
     assert server.client.post("/generate?model=dit&class=dog").headers["X-Seed"] != seed
 
 
-def test_headers(server: Running) -> None:
+def test_answers_have_headers_for_seed_request_id_and_timings(server: Running) -> None:
     response = server.client.post("/generate?model=dit&class=cat&seed=9", headers={"X-Request-Id": "mine-1"})
     assert response.headers["X-Seed"] == "9"
     assert response.headers["X-Request-Id"] == "mine-1"
@@ -88,7 +86,7 @@ def test_several_images_are_a_grid(server: Running, form: str) -> None:
     assert len(set(response.headers["X-Seed"].split(","))) == 3
 
 
-def test_npy(server: Running) -> None:
+def test_npy_holds_every_image(server: Running) -> None:
     array = np.load(io.BytesIO(generate(server, n=3, format="npy").content), allow_pickle=False)
     assert (array.shape, array.dtype) == ((3, 8, 8, 3), np.uint8)
 
@@ -102,8 +100,7 @@ def test_json_lists_every_image_with_its_seed(server: Running) -> None:
     assert [str(image["seed"]) for image in answer["images"]] == response.headers["X-Seed"].split(",")
     for image in answer["images"]:  # each image alone, by its own seed
         alone = pixels(generate(server, model="unet", steps=4, seed=image["seed"], **{"class": "dog"}))
-        listed = np.array(Image.open(io.BytesIO(base64.b64decode(image["png_base64"]))))
-        assert difference(alone, listed) <= 1
+        assert difference(alone, decoded(image["png_base64"])) <= 1
 
 
 @pytest.mark.parametrize(("name", "index"), [("cat", 0), ("DOG", 1), ("1", 1), ("0", 2), (" dog ", 1)])
@@ -123,7 +120,8 @@ def test_a_json_number_is_an_index_and_text_a_name(server: Running) -> None:
 
 def test_defaults_come_from_the_checkpoint_and_are_told(server: Running) -> None:
     answer = generate(server, format="json").json()
-    defaults = {model["name"]: model["defaults"] for model in server.client.get("/models").json()["models"]}["dit"]
+    defaults = server.card()["defaults"]
+    assert {"steps", "sampler", "guidance"} <= defaults.keys()
     assert {key: answer[key] for key in defaults} == defaults
 
 
@@ -176,7 +174,7 @@ def test_bad_input_names_the_field(
     assert field in [error["field"] for error in problem["errors"]]
 
 
-def test_fields_stand_in_the_query_or_in_the_body(server: Running) -> None:
+def test_fields_in_the_query_and_in_the_body_are_refused(server: Running) -> None:
     answer = server.client.post("/generate?steps=3", json={"model": "dit", "class": 1})
     assert answer.status_code == 422
     assert answer.json()["detail"] == "steps: send the fields in the body or in the query, not in both"
@@ -192,7 +190,7 @@ BROKEN = [b"{", b"[]", b"3", b"\xff\xfe", b'{"model": "\xff"}', b"[" * 9999, b'{
 
 
 @pytest.mark.parametrize("body", BROKEN, ids=[str(body[:20]) for body in BROKEN])
-def test_broken_bodies(server: Running, body: bytes) -> None:
+def test_a_broken_body_is_refused(server: Running, body: bytes) -> None:
     response = server.client.post("/generate", content=body, headers={"Content-Type": "application/json"})
     assert (response.status_code, response.headers["content-type"]) == (422, "application/problem+json")
     assert response.json()["errors"][0]["field"] in ("body", "steps")
@@ -202,15 +200,6 @@ def test_a_body_without_its_content_type_says_what_to_send(server: Running) -> N
     response = server.client.post("/generate", content=b'{"model": "dit"}')
     assert response.status_code == 422
     assert "Content-Type: application/json" in response.json()["detail"]
-
-
-@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
-def test_a_large_body_is_cut_off(server: Running, chunked: bool) -> None:
-    pieces = [b'{"model": "'] + [b"x" * 100_000] * 130 + [b'"}']
-    content = iter(pieces) if chunked else b"".join(pieces)
-    response = server.client.post("/generate", content=content, headers={"Content-Type": "application/json"})
-    assert (response.status_code, response.json()["type"]) == (413, "urn:problem:body-too-large")
-    assert len(response.content) < 1000
 
 
 def test_an_unknown_field_is_told_the_known_ones(server: Running) -> None:
@@ -242,7 +231,7 @@ def test_any_query_is_answered_with_an_image_or_a_problem(server: Running, query
     assert server.client.post("/generate?" + urlencode(query)).status_code in (200, 404, 422)
 
 
-def test_nothing_acceptable(server: Running) -> None:
+def test_a_header_that_accepts_no_format_gets_406(server: Running) -> None:
     response = server.client.post("/generate?model=dit&class=1", headers={"Accept": "video/mp4"})
     assert response.status_code == 406
     assert "image/png" in response.json()["detail"]
@@ -287,5 +276,5 @@ def test_a_thousand_wrong_fields_get_a_short_answer(server: Running) -> None:
     assert len(answer.content) < 10_000
 
 
-def test_a_slash_too_many_is_no_path(server: Running) -> None:
+def test_a_path_with_a_slash_at_its_end_is_not_found(server: Running) -> None:
     assert server.client.post("/generate/?model=dit&class=0").status_code == 404

@@ -1,14 +1,15 @@
+"""Pictures as files: formats, grids, qualities and text."""
+
 import asyncio
-import base64
 import io
 import threading
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from service.web.generation import encoded
 from service.web.images import encode, encode_base64, grid
+from tests.service.pictures import decoded, difference, opened, recipe
 
 RNG = np.random.default_rng(0)
 
@@ -21,8 +22,8 @@ def images(n: int, channels: int = 3) -> list[np.ndarray]:
 @pytest.mark.parametrize("form", ["png", "webp"])
 def test_lossless_formats_keep_every_pixel(form: str, channels: int) -> None:
     [image] = images(1, channels)
-    decoded = np.array(Image.open(io.BytesIO(encode([image], form))).convert("L" if channels == 1 else "RGB"))
-    assert np.array_equal(decoded, image.squeeze())
+    found = opened(encode([image], form)).convert("L" if channels == 1 else "RGB")
+    assert np.array_equal(np.array(found), image.squeeze())
 
 
 @pytest.mark.parametrize(("side", "in_a_thread"), [(32, False), (64, True)])
@@ -35,8 +36,7 @@ def test_large_pictures_do_not_hold_up_the_loop(side: int, in_a_thread: bool) ->
 
 def test_jpeg_is_close() -> None:
     smooth = np.full((16, 16, 3), (200, 30, 90), dtype=np.uint8)
-    decoded = np.array(Image.open(io.BytesIO(encode([smooth], "jpeg"))))
-    assert np.abs(decoded.astype(int) - smooth).max() < 8
+    assert difference(decoded(encode([smooth], "jpeg")), smooth) < 8
 
 
 @pytest.mark.parametrize(("n", "shape"), [(1, (8, 6)), (2, (8, 12)), (3, (16, 12)), (5, (16, 18)), (16, (32, 24))])
@@ -58,34 +58,32 @@ def test_npy_keeps_the_list() -> None:
 
 def test_base64_is_one_png_an_image() -> None:
     tiles = images(2)
-    decoded = [np.array(Image.open(io.BytesIO(base64.b64decode(text)))) for text in encode_base64(tiles)]
-    assert all(np.array_equal(a, b) for a, b in zip(decoded, tiles, strict=True))
+    assert np.array_equal(np.stack([decoded(text) for text in encode_base64(tiles)]), np.stack(tiles))
 
 
 def test_jpeg_keeps_the_colour_of_every_pixel() -> None:
     """Stripes of one pixel, which Pillow's default (4:2:0) turns purple."""
     stripes = np.zeros((16, 16, 3), dtype=np.uint8)
     stripes[:, ::2, 0], stripes[:, 1::2, 2] = 255, 255
-    decoded = np.array(Image.open(io.BytesIO(encode([stripes], "jpeg"))))
-    assert np.abs(decoded.astype(int) - stripes).mean() < 8
+    assert np.abs(decoded(encode([stripes], "jpeg")).astype(int) - stripes).mean() < 8
 
 
 @pytest.mark.parametrize("form", ["webp", "jpeg"])
-def test_quality_is_that_of_the_format(form: str) -> None:
+def test_a_higher_quality_gives_a_larger_file(form: str) -> None:
     [image] = images(1)
     sizes = [len(encode([image], form, quality=quality)) for quality in (0, 50, 100)]
     assert sizes == sorted(set(sizes))
 
 
-def test_a_hundred_is_the_webp_without_loss() -> None:
+def test_webp_of_quality_100_is_lossless() -> None:
     [image] = images(1)
-    assert np.array_equal(np.array(Image.open(io.BytesIO(encode([image], "webp", quality=100)))), image)
+    assert np.array_equal(decoded(encode([image], "webp", quality=100)), image)
 
 
 def test_text_is_in_a_png_and_in_no_other_format() -> None:
     [image] = images(1)
     text = {"class": "cat", "model": "日本"}  # the second one is no Latin-1
-    assert dict(Image.open(io.BytesIO(encode([image], "png", text))).text) == text  # pyright: ignore
+    assert recipe(encode([image], "png", text)) == text
     assert b"class" in encode([image], "png", text)  # tEXt is not compressed
     for form in ("webp", "jpeg", "npy"):
         assert encode([image], form, text) == encode([image], form)

@@ -1,17 +1,14 @@
 """Each kind of process imports what it needs: the modules of one that has started, in a process of its own."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from models.files import SHIPPED
+from tests.service.process import run_program
 
-ROOT = Path(__file__).parents[2]
-HTTP = {"fastapi", "starlette.applications", "uvicorn", "h11", "PIL", "prometheus_client", "python_multipart"}
+HTTP = {"fastapi", "starlette.applications", "uvicorn", "httptools", "PIL", "prometheus_client", "python_multipart"}
 COMPILERS = {"triton", "sympy", "networkx", "torch._dynamo", "torch._inductor", "torch.onnx", "onnx", "onnxruntime"}
 TRAINING = {"training.config", "training.train", "benchmarks", "scipy", "mlxtend", "matplotlib", "pandas"}
 OTHERS = {"httpx", "aiohttp", "ray", "opentelemetry.sdk"}
@@ -72,11 +69,8 @@ ABSENT = {
 
 
 def modules(process: str, checkpoints: Path, backend: str) -> set[str]:
-    values = {"checkpoints": checkpoints, "backend": backend, "device": "cpu", "max_rows": 2}
-    settings = {f"DIFFUSION_{name.upper()}": str(value) for name, value in values.items()}
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("DIFFUSION_")}
-    command = [sys.executable, "-c", HEAD + PROCESSES[process]]
-    done = subprocess.run(command, cwd=ROOT, env=kept | settings, capture_output=True, text=True, timeout=300)
+    settings = {"checkpoints": checkpoints, "backend": backend, "device": "cpu", "max_rows": 2}
+    done = run_program(HEAD + PROCESSES[process], **settings)
     assert done.returncode == 0, done.stderr
     return set(json.loads(done.stdout))
 
@@ -106,5 +100,5 @@ def test_a_network_may_import_triton_after_the_kernels() -> None:
         "import triton; from kernels import backend; assert backend.triton is not triton"
     )
     pytest.importorskip("triton")
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = run_program(program)
     assert done.returncode == 0, done.stderr

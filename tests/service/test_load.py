@@ -5,7 +5,6 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,9 +15,10 @@ from torch import nn
 from models.dit_model import DIT
 from service.local import create_app
 from service.settings import ModelEntry, Settings
-from tests.service.conftest import Running, running, tiny_settings
-from tests.service.networks import Fragile, Lost, Slow, Stepwise, entry
+from tests.service.conftest import Running, running
+from tests.service.networks import Fragile, Slow, Stepwise, entry
 from tests.service.pictures import difference, pixels
+from tests.service.sockets import connect, head
 from tests.waiting import PATIENCE, wait_until
 
 LONG = {"model": "dit", "class": "cat", "steps": 200, "guidance": 2}
@@ -34,27 +34,10 @@ def send(live: Running, query: dict[str, Any]) -> httpx.Response:
 
 
 def leave_after_sending(live: Running, query: dict[str, Any]) -> socket.socket:
-    host, port = live.url.removeprefix("http://").split(":")
-    connection = socket.create_connection((host, int(port)))
-    body = json.dumps(query).encode()
-    head = ["POST /generate HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {len(body)}"]
-    connection.sendall("\r\n".join([*head, "", ""]).encode() + body)
+    connection, body = connect(live.url), json.dumps(query).encode()
+    headers = ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+    connection.sendall(head("POST", "/generate", *headers) + body)
     return connection
-
-
-def test_an_architecture_by_dotted_path_is_served() -> None:
-    with running(create_app(settings(Slow))) as live:
-        assert send(live, SHORT).status_code == 200
-
-
-def test_a_short_request_overtakes_a_long_one() -> None:
-    with running(create_app(settings(Slow))) as live, ThreadPoolExecutor(2) as pool:
-        long = pool.submit(send, live, LONG)
-        wait_until(lambda: live.metric("diffusion_running_slots", model="dit") == 1)
-        short = send(live, SHORT)
-        assert short.status_code == 200
-        assert not long.done()
-        assert long.result().status_code == 200
 
 
 def test_a_client_that_leaves_frees_its_slots_and_its_place_in_the_queue() -> None:
@@ -84,6 +67,24 @@ def step_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+def open_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let all further steps pass."""
+    monkeypatch.setattr(Stepwise, "closed", False)
+    Stepwise.permits.release()
+
+
+def test_a_short_request_overtakes_a_long_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(create_app(settings(Stepwise))) as live, ThreadPoolExecutor(2) as pool:
+        monkeypatch.setattr(Stepwise, "closed", True)
+        long = pool.submit(send, live, LONG)
+        step_until(lambda: live.metric("diffusion_running_slots", model="dit") == 1)
+        short = pool.submit(send, live, SHORT)
+        step_until(short.done)
+        assert not long.done()
+        open_all(monkeypatch)
+        assert (short.result().status_code, long.result().status_code) == (200, 200)
+
+
 def test_a_full_queue_refuses_with_a_computed_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     with running(create_app(settings(Stepwise, max_requests=1))) as live, ThreadPoolExecutor(6) as pool:
         monkeypatch.setattr(Stepwise, "closed", True)
@@ -96,8 +97,7 @@ def test_a_full_queue_refuses_with_a_computed_wait(monkeypatch: pytest.MonkeyPat
         step_until(lambda: live.metric("diffusion_queue_depth", model="dit") == 1)
         refusal = pool.submit(send, live, SHORT)
         step_until(refusal.done)
-        monkeypatch.setattr(Stepwise, "closed", False)
-        Stepwise.permits.release()
+        open_all(monkeypatch)
         refused = refusal.result()
         assert refused.status_code == 503
         assert refused.json()["type"] == "urn:problem:queue-full"
@@ -124,21 +124,14 @@ def test_a_failing_row_fails_only_its_request(name: str, reason: str) -> None:
         assert live.client.get("/livez").status_code == 200
 
 
-def test_shutdown_finishes_what_was_accepted(checkpoints: Path) -> None:
+def test_shutdown_finishes_what_was_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     with ThreadPoolExecutor(4) as pool:
-        with running(create_app(tiny_settings(checkpoints))) as live:
-            open_requests = [pool.submit(send, live, LONG) for _ in range(4)]
-            wait_until(lambda: live.metric("diffusion_running_slots") + live.metric("diffusion_queue_depth") == 4)
-        assert [future.result().status_code for future in open_requests] == [200] * 4
-
-
-def test_a_lost_device_ends_the_engine() -> None:
-    with running(create_app(settings(Lost))) as live, ThreadPoolExecutor(4) as pool:
-        others = [pool.submit(send, live, LONG | {"guidance": 1}) for _ in range(2)]
-        wait_until(lambda: live.metric("diffusion_running_slots", model="dit") == 2)
-        assert send(live, SHORT).status_code == 503
-        assert [future.result().status_code for future in others] == [503, 503]
-        wait_until(lambda: live.client.get("/livez").status_code == 503)
+        with running(create_app(settings(Stepwise))) as live:
+            monkeypatch.setattr(Stepwise, "closed", True)
+            answers = [pool.submit(send, live, LONG) for _ in range(4)]
+            step_until(lambda: live.metric("diffusion_running_slots") + live.metric("diffusion_queue_depth") == 4)
+            open_all(monkeypatch)
+        assert [answer.result().status_code for answer in answers] == [200] * 4
 
 
 class Narrow(DIT):
@@ -154,11 +147,11 @@ class Narrow(DIT):
 
 def test_a_lack_of_memory_lowers_the_cap_and_fails_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     with running(create_app(settings(Narrow))) as live, ThreadPoolExecutor(4) as pool:
-        assert live.client.get("/models").json()["models"][0]["max_rows"] == 4
+        assert live.card()["max_rows"] == 4
         monkeypatch.setattr(Narrow, "limit", 2)
         answers = list(pool.map(lambda seed: send(live, SHORT | {"seed": seed, "n": 2}), range(4)))
         assert [answer.status_code for answer in answers] == [200] * 4
-        assert live.client.get("/models").json()["models"][0]["max_rows"] == 2
+        assert live.card()["max_rows"] == 2
         assert live.client.get("/livez").status_code == 200
 
 

@@ -11,12 +11,10 @@ from typing import Any
 
 import httpx
 import pytest
-import torch
 
 from benchmarks.client import reserved_port
-from models.dit_model import DIT
 from service.observe import logs
-from tests.checkpoints import CLASS_NAMES, TINY
+from tests.service.networks import Fragile, entry
 from tests.service.process import serving
 from tests.waiting import wait_until
 
@@ -38,8 +36,8 @@ def logged(checkpoints: Path, folder: Path, **settings: Any) -> Iterator[tuple[s
 
 
 def test_json_lines_name_the_request_and_never_the_key(checkpoints: Path, tmp_path: Path) -> None:
-    keys = json.dumps({"alice": KEY})
-    with logged(checkpoints, tmp_path, log_format="json", log_level="debug", api_keys=keys) as (url, lines):
+    settings = {"log_format": "json", "log_level": "debug", "api_keys": {"alice": KEY}}
+    with logged(checkpoints, tmp_path, **settings) as (url, lines):
         query = "/generate?model=dit&class=0&steps=2"
         assert httpx.post(url + query, headers=NAMED).status_code == 200
         assert httpx.post(url + query, headers={"X-API-Key": "a wrong-key"}).status_code == 401
@@ -65,25 +63,14 @@ def test_json_lines_name_the_request_and_never_the_key(checkpoints: Path, tmp_pa
     assert "wrong-key" not in "".join(lines)
 
 
-class Broken(DIT):
-    """Raises on class 1."""
-
-    def forward(self, x: Any, t: Any, y: Any, r: Any = None, w: Any = None) -> torch.Tensor:
-        if (y == 1).any():
-            raise RuntimeError("this model does not like class 1")
-        return super().forward(x, t, y, r, w)
-
-
-def test_text_lines_and_stack_traces(tmp_path: Path) -> None:
-    config = {"arguments": TINY["dit"] | {"num_classes": 3}, "class_names": CLASS_NAMES}
-    models = json.dumps({"dit": {"architecture": f"{__name__}:Broken", "config": config}})
-    with logged(tmp_path, tmp_path, models=models) as (url, lines):
+def test_text_logs_have_a_line_for_each_request_and_stack_traces(tmp_path: Path) -> None:
+    with logged(tmp_path, tmp_path, models={"dit": entry(Fragile)}) as (url, lines):
         assert httpx.post(f"{url}/generate?model=dit&class=1", headers=NAMED).status_code == 500
         assert httpx.get(f"{url}/readyz").status_code == 200
     failed = [line for line in lines if "service.access: POST /generate 500 in " in line]
     assert [line.partition(" s ")[2] for line in failed] == ["model=dit steps=10 n=1 outcome=error [my-request]"]
     assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00 INFO ", failed[0])  # UTC, as in JSON logs
-    assert "RuntimeError: this model does not like class 1" in lines
+    assert "RuntimeError: class 1 breaks this model" in lines
     assert not any("GET /readyz" in line for line in lines)  # debug, also the many 503 before the first 200
     assert not any("uvicorn" in line for line in lines if not line.startswith(" "))  # but in stack traces
 
@@ -112,7 +99,7 @@ def test_uvicorns_lines_have_a_name_of_ours() -> None:
     assert record.name == "service.http"
 
 
-def test_what_fails_behind_the_application_is_about_the_request_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failure_outside_of_the_application_names_its_request(capsys: pytest.CaptureFixture[str]) -> None:
     record = logging.LogRecord("any", logging.ERROR, __file__, 1, "it %s", ("broke",), None)
     token = logs.request_id.set("my-request")
     try:

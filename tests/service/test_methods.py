@@ -1,10 +1,9 @@
 """HEAD wherever GET costs nothing, and a 405 that says what is allowed, in the dialect of its path."""
 
-import socket
-
 import pytest
 
 from tests.service.conftest import Running
+from tests.service.sockets import connect, head, read_all
 
 GET_PATHS = [
     "/", "/static/page.js", "/models", "/info", "/metrics", "/livez", "/readyz", "/openapi.json", "/v1/models",
@@ -14,7 +13,7 @@ GET_PATHS = [
 ]  # fmt: skip
 
 
-def test_the_list_is_complete(server: Running) -> None:
+def test_the_list_has_every_path_with_get(server: Running) -> None:
     """Every path with GET in the OpenAPI document stands above, but for two whose version is a parameter, too."""
     paths = server.client.get("/openapi.json").json()["paths"]
     documented = {path.format(model="dit", version="1") for path, methods in paths.items() if "get" in methods}
@@ -25,14 +24,13 @@ def test_the_list_is_complete(server: Running) -> None:
 
 @pytest.mark.parametrize("path", GET_PATHS)
 def test_head_is_get_without_a_body(server: Running, path: str) -> None:
-    host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=30) as raw:  # a client would hide a body
-        raw.sendall(f"HEAD {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
-        head, _, body = b"".join(iter(lambda: raw.recv(65536), b"")).partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 200 ")
+    with connect(server.url) as raw:  # a client would hide a body
+        raw.sendall(head("HEAD", path, "Connection: close"))
+        answer, _, body = read_all(raw).partition(b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 ")
     assert body == b""
     got = server.client.get(path)
-    assert got.headers["content-type"].encode() in head
+    assert got.headers["content-type"].encode() in answer
 
 
 def test_head_of_nothing_is_not_found(server: Running) -> None:

@@ -7,15 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from service.local import create_app
-from service.observe.board import SECONDS
-from service.settings import ModelEntry
+from service.observe.scoreboard import SECONDS
 from tests.service.conftest import Running, running, tiny_settings
+from tests.service.networks import simulated
 from tests.skips import needs
 from tests.waiting import wait_until
 
 
 @needs("prometheus")  # promtool comes with it
-def test_promtool_has_nothing_to_say(server: Running) -> None:
+def test_promtool_accepts_the_metrics(server: Running) -> None:
     server.client.post("/generate?model=dit&class=0&steps=2")
     text = server.client.get("/metrics").text
     checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True)
@@ -31,8 +31,8 @@ def quantile(server: Running, q: float, name: str = "diffusion_request_duration_
 
 
 def test_latencies_lie_between_what_the_device_takes_and_what_clients_see(checkpoints: Path) -> None:
-    entry = ModelEntry.model_validate({"checkpoint": checkpoints / "dit", "simulate": {"t0_ms": 20, "t1_ms": 0}})
-    with running(create_app(tiny_settings(checkpoints, models={"dit": entry}, max_rows=64))) as live:
+    models = {"dit": simulated(checkpoints / "dit", 20)}
+    with running(create_app(tiny_settings(checkpoints, models=models, max_rows=64))) as live:
 
         def ask(steps: int) -> float:
             query = f"/generate?model=dit&class=0&guidance=1&steps={steps}"

@@ -43,5 +43,5 @@ def test_of_long_headers_the_beginning_counts() -> None:
         ("image/*;q=0.5, application/json;q=0.5", "png"),
     ],
 )
-def test_negotiation(accept: str, form: str) -> None:
+def test_the_accept_header_chooses_the_format(accept: str, form: str) -> None:
     assert negotiate(accept, MEDIA_TYPES) == form

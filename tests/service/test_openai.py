@@ -1,47 +1,33 @@
 """The OpenAI Images API, driven by OpenAI's own client."""
 
-import base64
-import io
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from PIL import Image
 
 from service.web.dialects import OpenAIError
 from tests.service.conftest import Running
+from tests.service.pictures import decoded, opened, pixels
 
 openai = pytest.importorskip("openai", reason="needs openai")
 
 
-@pytest.fixture(scope="module")
-def client(server: Running) -> Iterator[Any]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as live:
-        yield live
-
-
-def decoded(b64_json: str) -> np.ndarray:
-    return np.array(Image.open(io.BytesIO(base64.b64decode(b64_json))))
-
-
 def plain(server: Running, **query: Any) -> np.ndarray:
-    response = server.client.post("/generate", params=query)
-    return np.array(Image.open(io.BytesIO(response.content)))
+    return pixels(server.client.post("/generate", params=query))
 
 
-def test_models_are_listed(client: Any) -> None:
-    assert {model.id for model in client.models.list()} == {"dit", "unet"}
-    assert client.models.retrieve("dit").object == "model"
-    assert client.models.retrieve("dit").owned_by == "Stepwise"
+def test_models_are_listed(openai_client: Any) -> None:
+    assert {model.id for model in openai_client.models.list()} == {"dit", "unet"}
+    assert openai_client.models.retrieve("dit").object == "model"
+    assert openai_client.models.retrieve("dit").owned_by == "Stepwise"
     with pytest.raises(openai.NotFoundError, match="no model 'nope'"):
-        client.models.retrieve("nope")
+        openai_client.models.retrieve("nope")
 
 
-def test_images_are_those_of_generate(client: Any, server: Running) -> None:
+def test_images_are_those_of_generate(openai_client: Any, server: Running) -> None:
     extra = {"seed": 5, "num_inference_steps": 4, "guidance_scale": 2.0, "sampler": "ab2"}
-    answer = client.images.generate(model="unet", prompt="Cat", n=2, extra_body=extra)
+    answer = openai_client.images.generate(model="unet", prompt="Cat", n=2, extra_body=extra)
     assert (answer.output_format, answer.size) == ("png", "8x8")
     assert answer.created > 1_700_000_000
     first, second = (decoded(image.b64_json) for image in answer.data)
@@ -50,50 +36,49 @@ def test_images_are_those_of_generate(client: Any, server: Running) -> None:
     assert (second == plain(server, seed=answer.data[1].seed, **query)).all()
 
 
-def test_every_hint_of_the_client_is_taken(client: Any) -> None:
-    answer = client.images.generate(
+def test_every_hint_of_the_client_is_taken(openai_client: Any) -> None:
+    answer = openai_client.images.generate(
         model="dit", prompt="1", n=1, size="8x8", quality="high", response_format="b64_json", style="vivid",
         user="somebody", background="opaque", moderation="low", output_format="webp",
     )  # fmt: skip
-    assert Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json))).format == "WEBP"
+    assert opened(answer.data[0].b64_json).format == "WEBP"
 
 
 @pytest.mark.parametrize(("quality", "own"), [("low", "draft"), ("standard", "default"), ("hd", "best")])
-def test_qualities_are_those_of_generate(client: Any, server: Running, quality: str, own: str) -> None:
-    answer = client.images.generate(model="dit", prompt="1", quality=quality, extra_body={"seed": 5})
+def test_qualities_are_those_of_generate(openai_client: Any, server: Running, quality: str, own: str) -> None:
+    answer = openai_client.images.generate(model="dit", prompt="1", quality=quality, extra_body={"seed": 5})
     assert answer.quality == quality
-    *_, last = client.images.generate(model="dit", prompt="1", quality=quality, stream=True)
+    *_, last = openai_client.images.generate(model="dit", prompt="1", quality=quality, stream=True)
     assert last.quality == quality
     query = {"model": "dit", "class": "1", "seed": 5, "quality": own}
     assert (decoded(answer.data[0].b64_json) == plain(server, **query)).all()
 
 
-def test_a_quality_stands_for_steps(client: Any) -> None:
+def test_a_quality_stands_for_steps(openai_client: Any) -> None:
     extra = {"num_inference_steps": 4}
-    assert client.images.generate(model="dit", prompt="1", quality="auto", extra_body=extra).data
+    assert openai_client.images.generate(model="dit", prompt="1", quality="auto", extra_body=extra).data
     with pytest.raises(openai.BadRequestError, match="num_inference_steps: must not come with quality"):
-        client.images.generate(model="dit", prompt="1", quality="high", extra_body=extra)
+        openai_client.images.generate(model="dit", prompt="1", quality="high", extra_body=extra)
 
 
-def test_partial_images_stream(client: Any, server: Running) -> None:
+def test_partial_images_are_streamed_before_the_image(openai_client: Any, server: Running) -> None:
     extra = {"seed": 5, "num_inference_steps": 8}
-    stream = client.images.generate(model="dit", prompt="cat", stream=True, partial_images=3, extra_body=extra)
-    events = list(stream)
-    assert [event.type for event in events] == ["image_generation.partial_image"] * 3 + [
-        "image_generation.completed"
-    ]
-    assert [event.partial_image_index for event in events[:-1]] == [0, 1, 2]
-    assert events[-1].usage.total_tokens == 0
+    asked: dict[str, Any] = {"stream": True, "partial_images": 3, "extra_body": extra}
+    *partial, last = openai_client.images.generate(model="dit", prompt="cat", **asked)
+    assert [event.type for event in partial] == ["image_generation.partial_image"] * 3
+    assert last.type == "image_generation.completed"
+    assert [event.partial_image_index for event in partial] == [0, 1, 2]
+    assert last.usage.total_tokens == 0
     query = {"model": "dit", "class": "cat", "steps": 8, "seed": 5}
-    assert (decoded(events[-1].b64_json) == plain(server, **query)).all()
+    assert (decoded(last.b64_json) == plain(server, **query)).all()
 
 
 @pytest.mark.parametrize("form", ["webp", "jpeg"])
-def test_compression_is_the_quality_of_the_picture(client: Any, form: str) -> None:
+def test_compression_is_the_quality_of_the_picture(openai_client: Any, form: str) -> None:
     extra = {"seed": 5, "num_inference_steps": 4}
 
     def size(compression: int) -> int:
-        answer = client.images.generate(
+        answer = openai_client.images.generate(
             model="dit", prompt="cat", output_format=form, output_compression=compression, extra_body=extra
         )
         return len(answer.data[0].b64_json)
@@ -130,18 +115,18 @@ def test_a_prompt_may_be_an_index(server: Running) -> None:
         ({"output_format": "jpeg", "output_compression": 101}, "output_compression"),
     ],
 )
-def test_bad_values_name_the_param(client: Any, fields: dict[str, Any], param: str) -> None:
+def test_bad_values_name_the_param(openai_client: Any, fields: dict[str, Any], param: str) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        client.images.generate(**{"model": "dit", "prompt": "cat"} | fields)
+        openai_client.images.generate(**{"model": "dit", "prompt": "cat"} | fields)
     assert caught.value.param == param
     assert caught.value.type == "invalid_request_error"
     assert caught.value.code == "invalid_request"
     assert param in caught.value.body["message"]
 
 
-def test_other_errors_have_their_own_classes(client: Any, server: Running) -> None:
+def test_other_errors_have_their_own_classes(openai_client: Any, server: Running) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
-        client.images.generate(model="nope", prompt="cat")
+        openai_client.images.generate(model="nope", prompt="cat")
     assert (caught.value.code, caught.value.param) == ("unknown_model", "model")
     for path, method, status in [("/v1/nope", "GET", 404), ("/v1/models", "PUT", 405)]:
         response = server.client.request(method, path)
@@ -150,24 +135,12 @@ def test_other_errors_have_their_own_classes(client: Any, server: Running) -> No
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b'{"prompt": 3.5, "model": "dit"}'])
-def test_a_body_that_is_no_request(server: Running, body: bytes) -> None:
+def test_a_body_that_is_no_request_gets_400(server: Running, body: bytes) -> None:
     response = server.client.post(
         "/v1/images/generations", content=body, headers={"Content-Type": "application/json"}
     )
     assert response.status_code == 400
     OpenAIError.model_validate(response.json())
-
-
-def test_a_refusal_on_the_way_raises_in_the_client(client: Any, server: Running) -> None:
-    """Stops the engine, so it is the last test of this file."""
-    server.app.state.local.stop()
-    with pytest.raises(openai.InternalServerError) as caught:
-        client.images.generate(model="dit", prompt="cat")
-    assert (caught.value.status_code, caught.value.code) == (503, "unavailable")
-    assert int(caught.value.response.headers["Retry-After"]) >= 1
-    with pytest.raises(openai.InternalServerError):
-        client.images.generate(model="dit", prompt="cat", stream=True)
-    assert httpx.get(f"{server.url}/v2/health/live").status_code == 503
 
 
 def test_an_unknown_field_is_told_the_fields_of_this_api(server: Running) -> None:
@@ -180,3 +153,15 @@ def test_an_unknown_field_is_told_the_fields_of_this_api(server: Running) -> Non
 def test_fields_in_the_query_are_refused(server: Running) -> None:
     answer = server.client.post("/v1/images/generations?n=2", json={"model": "dit", "prompt": "cat"})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "n")
+
+
+def test_a_refusal_on_the_way_raises_in_the_client(openai_client: Any, server: Running) -> None:
+    """Stops the engine, so it is the last test of this file."""
+    server.app.state.local.stop()
+    with pytest.raises(openai.InternalServerError) as caught:
+        openai_client.images.generate(model="dit", prompt="cat")
+    assert (caught.value.status_code, caught.value.code) == (503, "unavailable")
+    assert int(caught.value.response.headers["Retry-After"]) >= 1
+    with pytest.raises(openai.InternalServerError):
+        openai_client.images.generate(model="dit", prompt="cat", stream=True)
+    assert httpx.get(f"{server.url}/v2/health/live").status_code == 503

@@ -1,12 +1,8 @@
-"""The supervisor, the engine and two HTTP workers, over real sockets: who dies, and what that costs."""
+"""The supervisor, the engine and two HTTP workers, over real sockets: what the death of each process costs."""
 
-import json
 import os
 import re
 import signal
-import socket
-import struct
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,20 +11,12 @@ import psutil
 import pytest
 
 from benchmarks import client
-from benchmarks.client import reserved_port
-from service.supervisor import ENGINE_DIED, SILENT_LOOKS, WORKERS_FAIL, Pulse
+from service.settings import ModelEntry
+from service.supervisor import ENGINE_DIED, SILENT_POLLS, WORKERS_FAIL, Pulse
 from service.web.worker import NICE
-from tests.service.networks import Gated, entry
-from tests.service.process import (
-    QUERY,
-    ROOT,
-    SHORT,
-    WATCHER,
-    command,
-    environment,
-    simulated,
-    two_workers,
-)
+from tests.service.networks import Gated, entry, simulated
+from tests.service.process import QUERY, SHORT, WATCHER, failed_start, two_workers
+from tests.service.sockets import connect, head, reset
 from tests.waiting import wait_until
 
 
@@ -61,7 +49,7 @@ def test_a_killed_worker_costs_its_own_connections_only(checkpoints: Path, tmp_p
 
 
 def test_a_scrape_of_any_worker_includes_every_answer(checkpoints: Path, tmp_path: Path) -> None:
-    with two_workers(checkpoints, tmp_path, models=simulated(checkpoints, 1)) as service:
+    with two_workers(checkpoints, tmp_path, models={"dit": simulated(checkpoints / "dit", 1)}) as service:
         sessions, other = list(service.ask_each_worker().values()), ""
         for count in range(1, 21):
             assert sessions[count % 2].post("/generate", params=SHORT).status_code == 200
@@ -75,7 +63,7 @@ def test_quotas_are_those_of_the_service(checkpoints: Path, tmp_path: Path) -> N
     keys |= {"bob": {"key": "bob-has-another-secret", "requests_per_second": 1e-6, "burst": 3}}
     alice, bob = ({"X-API-Key": key["key"]} for key in keys.values())
     keys |= {"watcher": {"key": WATCHER}}
-    with two_workers(checkpoints, tmp_path, api_keys=json.dumps(keys)) as service, ThreadPoolExecutor(1) as pool:
+    with two_workers(checkpoints, tmp_path, api_keys=keys) as service, ThreadPoolExecutor(1) as pool:
         (first, one), (_, other) = service.ask_each_worker().items()
         statuses = [
             session.post("/generate", params=SHORT, headers=bob).status_code for session in (one, other) * 3
@@ -89,9 +77,9 @@ def test_quotas_are_those_of_the_service(checkpoints: Path, tmp_path: Path) -> N
 
 
 def test_a_stuck_worker_is_replaced(checkpoints: Path, tmp_path: Path) -> None:
-    """However little waits for it; and its place in the quota of its key is free again."""
+    """Even with one request open; and its place in the quota of its key is free again."""
     keys = {"alice": {"key": "alice-has-a-secret-key", "concurrency": 1}, "watcher": {"key": WATCHER}}
-    settings = {"models": simulated(checkpoints, 100), "api_keys": json.dumps(keys), "max_steps": 1000}
+    settings = {"models": {"dit": simulated(checkpoints / "dit", 100)}, "api_keys": keys, "max_steps": 1000}
     headers = {"X-API-Key": "alice-has-a-secret-key"}
     with two_workers(checkpoints, tmp_path, **settings) as service, ThreadPoolExecutor(1) as pool:
         (stuck, one), (kept, other) = service.ask_each_worker().items()
@@ -107,9 +95,9 @@ def test_a_stuck_worker_is_replaced(checkpoints: Path, tmp_path: Path) -> None:
 
 
 def test_only_a_worker_that_goes_on_being_silent_is_stuck() -> None:
-    """Whoever looks counts looks and not seconds: when the machine sleeps, nobody looks."""
+    """Looks are counted and not seconds, because a machine that sleeps makes no looks."""
     pulse = Pulse()
-    assert not any(pulse.stops(beat) for beat in [1.0] * SILENT_LOOKS + [2.0] * SILENT_LOOKS)
+    assert not any(pulse.stops(beat) for beat in [1.0] * SILENT_POLLS + [2.0] * SILENT_POLLS)
     assert [pulse.stops(2.0) for _ in range(3)] == [True, False, False]  # told once
 
 
@@ -125,18 +113,17 @@ def test_on_one_core_the_engine_goes_first(checkpoints: Path, tmp_path: Path) ->
 
 
 def test_a_client_that_leaves_takes_its_work_along_within_a_step(checkpoints: Path, tmp_path: Path) -> None:
-    models = json.dumps({"dit": entry(Gated, folder=str(tmp_path)).model_dump(exclude_none=True)})
-    settings = {"models": models, "keep_alive_seconds": 3600}
+    settings = {"models": {"dit": entry(Gated, folder=str(tmp_path))}, "keep_alive_seconds": 3600}
     with two_workers(checkpoints, tmp_path, **settings) as service, ThreadPoolExecutor(1) as pool:
         sessions = service.ask_each_worker()
         (tmp_path / "closed").touch()
-        with socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2]))) as leaving:
-            leaving.sendall(b"POST /generate?model=dit&class=0&steps=50&guidance=1 HTTP/1.1\r\nHost: a\r\n\r\n")
+        with connect(service.url) as leaving:
+            leaving.sendall(head("POST", "/generate?model=dit&class=0&steps=50&guidance=1"))
             wait_until((tmp_path / "waits").exists)  # in its first step
             beside = sessions.pop(service.worker_of(leaving.getsockname()[1]))
             (other,) = sessions.values()
             answer = pool.submit(other.post, "/generate", params=QUERY | {"steps": 50})
-            leaving.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # RST, not FIN
+            reset(leaving)
 
         def cancelled() -> bool:  # its worker knows, and has told the engine
             text = beside.get("/metrics").text
@@ -195,22 +182,14 @@ def test_two_workers_drain_at_a_signal(checkpoints: Path, tmp_path: Path, number
 
 def test_workers_that_cannot_start_end_the_service(checkpoints: Path, tmp_path: Path) -> None:
     (tmp_path / "uvicorn.py").write_text("raise SystemExit(7)")  # found before the real one
-    settings = environment(checkpoints=checkpoints, device="cpu", models=simulated(checkpoints, 1))
-    with reserved_port() as port:
-        ended = subprocess.run(
-            command(port), cwd=ROOT, env=settings | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
-            timeout=120,
-        )  # fmt: skip
+    ended = failed_start(models={"dit": simulated(checkpoints / "dit", 1)}, modules=tmp_path)
     assert ended.returncode == WORKERS_FAIL
     said = re.findall("worker 1 has ended with code 7: (.*)", ended.stderr)
     assert said == ["starting another one"] * 4 + ["at its start 5 times in 30 s"]
 
 
 def test_a_broken_checkpoint_is_one_sentence(checkpoints: Path) -> None:
-    models = json.dumps({"dit": {"checkpoint": str(checkpoints / "nowhere")}})
-    settings = environment(device="cpu", models=models)
-    with reserved_port() as port:
-        ended = subprocess.run(command(port), cwd=ROOT, env=settings, capture_output=True, text=True, timeout=60)
+    ended = failed_start(models={"dit": ModelEntry(checkpoint=checkpoints / "nowhere")})
     assert ended.returncode == 2
     assert " CRITICAL engine service.engine_process: error: model dit: " in ended.stderr
     assert ended.stderr.count("\n") == 1

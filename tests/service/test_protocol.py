@@ -15,14 +15,17 @@ from starlette.types import Receive, Scope, Send
 
 from service.settings import Settings
 from service.web import protocol
+from service.web.http1 import MAX_AHEAD, MAX_HEAD
 from service.web.middleware import MAX_BODY, ErrorMiddleware, LimitMiddleware
-from service.web.protocol import FIRST_BYTES, HEALTH_PATHS, MAX_DISCARD, MAX_EXTRA, MAX_HEAD
+from service.web.protocol import FIRST_BYTES, HEALTH_PATHS, MAX_DISCARD, MAX_EXTRA
 from service.web.worker import configure
+from tests.service.sockets import head, read_all
 from tests.waiting import wait_until
 
 SHORT = 0.4  # seconds, of the limit that a test is about
 LONG = 60.0  # seconds, of all others
-REQUEST = b"GET /small HTTP/1.1\r\nHost: test\r\n\r\n"
+REQUEST = head("GET", "/small")
+CHUNKED = head("POST", "/small", "Transfer-Encoding: chunked")
 CHUNK = b"x" * 65_536
 
 
@@ -30,12 +33,14 @@ class Application:
     """Answers /small at once, and /large with a megabyte in pieces; knows what has ended.
 
     /slow waits to be released before it answers, /stream when it has begun to; both end when their client leaves.
+    Of /body it keeps the request's.
     """
 
     def __init__(self) -> None:
         self.ended: list[str] = []
         self.left: list[str] = []
         self.scopes: list[Scope] = []
+        self.bodies: list[bytes] = []
         self.release = threading.Event()
         self.sent = 0
 
@@ -47,7 +52,11 @@ class Application:
                 await send({"type": "http.response.body", "body": b"begun", "more_body": True})
             if scope["path"] in ("/slow", "/stream") and await self.is_left(receive):
                 self.left.append(scope["path"])
+            elif scope["path"] == "/stream":
+                await send({"type": "http.response.body", "body": b"ended"})
             else:
+                if scope["path"] == "/body":
+                    self.bodies.append((await receive())["body"])
                 await self.respond(scope["path"], send)
         finally:
             self.ended.append(scope["path"])
@@ -112,17 +121,6 @@ def guarded(body_limit: bool = False, **limits: Any) -> Iterator[Guarded]:
         assert not thread.is_alive()
 
 
-def read_all(client: socket.socket) -> bytes:
-    """Until the server closes."""
-    received = bytearray()
-    try:
-        while piece := client.recv(65_536):
-            received += piece
-    except ConnectionResetError:
-        pass
-    return bytes(received)
-
-
 def read_answer(client: socket.socket) -> bytes:
     received = b""
     while not received.endswith(b"small"):
@@ -146,9 +144,9 @@ def drip(client: socket.socket, data: bytes, until: Callable[[], bool]) -> None:
 
 
 def problem(answer: bytes) -> dict[str, Any]:
-    head, _, body = answer.partition(b"\r\n\r\n")
-    assert b"application/problem+json" in head
-    assert b"connection: close" in head.lower()
+    said, _, body = answer.partition(b"\r\n\r\n")
+    assert b"application/problem+json" in said
+    assert b"connection: close" in said.lower()
     return json.loads(body)
 
 
@@ -169,14 +167,17 @@ def test_a_connection_that_says_nothing_is_cut() -> None:
 
 
 def test_a_connection_that_is_idle_after_its_answer_is_not_cut() -> None:
-    """The limit on a head is over twice while the connection waits for its next request."""
+    """The limit on a head passes while it waits for its next request: a later connection is cut by it."""
     with guarded(header_seconds=1.0) as live, live.connect() as client:
         for _ in range(2):
             client.sendall(REQUEST[:10])
             client.sendall(REQUEST[10:])
             assert read_answer(client).startswith(b"HTTP/1.1 200")
-            time.sleep(2.0)
-        assert live.connections() == 1
+            with live.connect() as silent:
+                assert read_all(silent) == b""
+        wait_until(lambda: live.connections() == 1)
+        client.sendall(REQUEST)
+        assert read_answer(client).startswith(b"HTTP/1.1 200")
 
 
 def test_an_idle_connection_is_closed() -> None:
@@ -200,12 +201,20 @@ def test_a_head_that_is_too_large() -> None:
     [
         b"\x16\x03\x01 a TLS greeting\r\n\r\n",
         b"GET / HTTP/1.1\r\n\r\n",
-        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 5\r\n\r\nabc",
-        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: a\r\nBad Name: x\r\n\r\n",
+        head("GET", "/", "Host: b"),
+        head("POST", "/", "Content-Length: 3", "Transfer-Encoding: chunked") + b"0\r\n\r\n",
+        head("POST", "/", "Content-Length: 3", "Content-Length: 5") + b"abc",
+        head("POST", "/", "Content-Length: -1"),
+        head("GET", "/", "Bad Name: x"),
+        head("POST", "/", "Transfer-Encoding: gzip, chunked") + b"0\r\n\r\n",
+        head("POST", "/", "Transfer-Encoding: x", "Transfer-Encoding: chunked") + b"0\r\n\r\n",
+        head("CONNECT", "/small"),
     ],
-    ids=["no HTTP", "no host", "two lengths", "negative length", "bad header"],
-)
+    ids=[
+        "no HTTP", "no host", "two hosts", "length and chunks", "two lengths", "negative length", "bad header",
+        "gzip", "two codings", "tunnel",
+    ],
+)  # fmt: skip
 def test_what_is_no_http_is_told_so(request_bytes: bytes) -> None:
     with guarded() as live, live.connect() as client:
         client.sendall(request_bytes)
@@ -216,18 +225,73 @@ def test_what_is_no_http_is_told_so(request_bytes: bytes) -> None:
 
 def test_a_body_that_breaks_while_it_is_read_ends_its_request() -> None:
     with guarded(body_limit=True) as live, live.connect() as client:
-        client.sendall(b"POST /small HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+        client.sendall(CHUNKED + b"3\r\nabc\r\n")
         client.sendall(b"no length\r\n")
         assert problem(read_all(client))["status"] == 400
         wait_until(lambda: live.connections() == 0)
         assert live.app.ended == []
 
 
-@pytest.mark.parametrize("path", [b"/large", b"/whole"], ids=["in pieces", "at once"])
-def test_a_client_that_does_not_read_its_answer_is_cut(path: bytes) -> None:
+def test_a_body_may_have_more_bytes_around_its_chunks_than_in_them() -> None:
+    with guarded(body_limit=True) as live, live.connect() as client:
+        client.sendall(CHUNKED + b"1\r\nx\r\n" * MAX_HEAD + b"0\r\nTrailer: x\r\n\r\n")
+        assert read_answer(client).startswith(b"HTTP/1.1 200")
+        assert {name for name, _ in live.app.scopes[0]["headers"]} == {b"host", b"transfer-encoding"}
+
+
+def test_a_trailer_that_does_not_end_is_refused() -> None:
+    with guarded() as live, live.connect() as client:
+        client.sendall(CHUNKED.replace(b"/small", b"/slow") + b"0\r\n")
+        wait_until(lambda: len(live.app.scopes) == 1)
+        client.sendall(b"Trailer: " + b"x" * (MAX_HEAD + 1))
+        assert problem(read_all(client))["status"] == 431
+        wait_until(lambda: live.app.ended == ["/slow"])
+
+
+@pytest.mark.parametrize("last", [b"Upgrade, HTTP2-Settings", b"close, Upgrade"])
+@pytest.mark.parametrize(
+    "body",
+    [b"Content-Length: 3\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"],
+    ids=["length", "chunks"],
+)
+def test_a_request_that_asks_for_another_protocol_is_answered_in_this_one(last: bytes, body: bytes) -> None:
+    ask = b"POST /body HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\nConnection: "
+    with guarded(body_limit=True) as live, live.connect() as client:
+        client.sendall(ask + b"Upgrade\r\n" + body)
+        read_answer(client)
+        client.sendall(ask + b"Upgrade\r\n" + body + REQUEST + ask + last + b"\r\n" + body)
+        client.shutdown(socket.SHUT_WR)
+        assert read_all(client).count(b"HTTP/1.1 200") == 3
+        assert live.app.bodies == [b"abc"] * 3
+
+
+def test_spaces_around_a_header_are_no_part_of_it() -> None:
+    with guarded() as live, live.connect() as client:
+        client.sendall(REQUEST[:-2] + b"X: \t a b\t \r\n\r\n")
+        read_answer(client)
+        assert (b"x", b"a b") in live.app.scopes[0]["headers"]
+
+
+def test_an_older_client_gets_no_chunks() -> None:
+    with guarded() as live, live.connect() as client:
+        client.sendall(b"GET /stream HTTP/1.0\r\n\r\n")
+        live.app.release.set()
+        start, _, body = read_all(client).partition(b"\r\n\r\n")  # the answer ends with the connection
+        assert body == b"begunended"
+        assert b"transfer-encoding" not in start.lower()
+
+
+def test_an_older_client_is_not_told_to_continue() -> None:
+    with guarded(body_limit=True) as live, live.connect() as client:
+        client.sendall(b"POST /small HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\nabc")
+        assert read_all(client).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("path", ["/large", "/whole"], ids=["in pieces", "at once"])
+def test_a_client_that_does_not_read_its_answer_is_cut(path: str) -> None:
     with guarded(stream_seconds=SHORT) as live, live.connect() as client:
-        client.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: a\r\n\r\n")
-        wait_until(lambda: live.app.ended == [path.decode()] and live.connections() == 0)
+        client.sendall(head("GET", path))
+        wait_until(lambda: live.app.ended == [path] and live.connections() == 0)
         assert len(read_all(client)) < 64 * len(CHUNK)
 
 
@@ -243,7 +307,7 @@ def read_slowly(client: socket.socket) -> int:
 
 def test_a_client_that_reads_slowly_is_served_within_the_limit() -> None:
     with guarded(stream_seconds=LONG) as live, live.connect() as client:
-        client.sendall(b"GET /large HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        client.sendall(head("GET", "/large", "Connection: close"))
         started = time.monotonic()
         assert read_slowly(client) > 64 * len(CHUNK)
         assert time.monotonic() - started > 2 * SHORT, "this client was not slow: the test proves nothing"
@@ -255,7 +319,7 @@ def test_all_the_waiting_for_a_slow_reader_is_limited() -> None:
         for _ in range(3):
             client.sendall(REQUEST)
             read_answer(client)
-        client.sendall(b"GET /large HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        client.sendall(head("GET", "/large", "Connection: close"))
         assert 0 < read_slowly(client) < 64 * len(CHUNK)
         wait_until(lambda: live.connections() == 0)
 
@@ -284,8 +348,24 @@ def test_one_that_is_turned_away_and_stays_is_cut() -> None:
         drip(late, REQUEST * 100, until=lambda: False)
 
 
-def get(path: str, method: str = "GET") -> bytes:
-    return f"{method} {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode()
+@pytest.mark.parametrize(
+    ("sent", "answered"),
+    [(REQUEST, 1), (REQUEST + CHUNKED + b"no length\r\n", 0)],
+    ids=["stops sending", "is cut first"],
+)
+def test_one_that_is_turned_away_leaves_no_error(
+    sent: bytes, answered: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with guarded(max_connections=1) as live, live.connect() as kept:
+        wait_until(lambda: live.connections() == 1)
+        with live.connect() as late:
+            late.sendall(sent)
+            assert read_all(late).count(b"HTTP/1.1 503") == answered
+            with suppress(OSError):  # it is cut
+                late.shutdown(socket.SHUT_WR)
+            kept.sendall(REQUEST)
+            read_answer(kept)  # the server has seen the end
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
@@ -294,16 +374,16 @@ def test_probes_are_answered_though_there_are_too_many_connections(method: str) 
         wait_until(lambda: live.connections() == 1)
         for path in sorted(HEALTH_PATHS):
             with live.connect() as probe:
-                probe.sendall(get(path, method))
-                head, _, body = read_all(probe).partition(b"\r\n\r\n")  # and then it is closed
-                assert head.startswith(b"HTTP/1.1 200")
-                assert b"connection: close" in head.lower()
+                probe.sendall(head(method, path))
+                answer, _, body = read_all(probe).partition(b"\r\n\r\n")  # and then it is closed
+                assert answer.startswith(b"HTTP/1.1 200")
+                assert b"connection: close" in answer.lower()
                 assert body == (b"small" if method == "GET" else b"")
         with live.connect() as late:
-            late.sendall(get("/v1/models", method))
-            head, _, body = read_all(late).partition(b"\r\n\r\n")
-            assert head.startswith(b"HTTP/1.1 503")
-            assert b"application/json" in head
+            late.sendall(head(method, "/v1/models"))
+            answer, _, body = read_all(late).partition(b"\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 503")
+            assert b"application/json" in answer
             assert (b"too many open connections" in body) is (method == "GET")
         assert live.app.ended == sorted(HEALTH_PATHS)
         assert live.connections() == 1
@@ -326,10 +406,10 @@ def test_connections_for_probes_are_few(monkeypatch: pytest.MonkeyPatch) -> None
         extra = [stack.enter_context(live.connect()) for _ in range(MAX_EXTRA)]
         with live.connect() as late:
             assert problem(read_all(late))["status"] == 503  # at once, before it has asked
-        extra[0].sendall(get("/livez"))
+        extra[0].sendall(head("GET", "/livez"))
         assert read_all(extra[0]).startswith(b"HTTP/1.1 200")
         with live.connect() as probe:  # in its place
-            probe.sendall(get("/livez"))
+            probe.sendall(head("GET", "/livez"))
             assert read_all(probe).startswith(b"HTTP/1.1 200")
 
 
@@ -346,20 +426,20 @@ def test_connections_for_probes_are_few(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_target_may_be_a_whole_url(target: str, path: str, raw: bytes, query: bytes) -> None:
     with guarded(max_connections=1) as live, live.connect() as client:
         for _ in range(2):
-            client.sendall(get(target))
+            client.sendall(head("GET", target))
             assert read_answer(client).startswith(b"HTTP/1.1 200")
         scope = live.app.scopes[-1]
         assert (scope["path"], scope["raw_path"], scope["query_string"]) == (path, raw, query)
-        assert (b"host", b"test") in scope["headers"]
+        assert (b"host", b"a") in scope["headers"]
         with live.connect() as probe:
-            probe.sendall(get("http://x/livez"))
+            probe.sendall(head("GET", "http://x/livez"))
             assert read_all(probe).startswith(b"HTTP/1.1 200")
 
 
 def ask_and_half_close(live: Guarded, path: str) -> socket.socket:
     """The server has seen the end when this returns."""
     client = live.connect()
-    client.sendall(get(path))
+    client.sendall(head("GET", path))
     wait_until(lambda: len(live.app.scopes) == 1)
     client.shutdown(socket.SHUT_WR)
     assert client.recv(1, socket.MSG_PEEK) == b"H"
@@ -380,7 +460,7 @@ def test_a_client_that_only_stops_sending_gets_its_answer() -> None:
 def test_a_client_that_leaves_ends_its_request(path: str) -> None:
     with guarded() as live:
         with live.connect() as client:
-            client.sendall(get(path))
+            client.sendall(head("GET", path))
             wait_until(lambda: len(live.app.scopes) == 1)
         wait_until(lambda: live.app.left == [path] and live.connections() == 0)
 
@@ -401,7 +481,7 @@ def test_a_client_that_stopped_sending_does_not_wait_for_ever(monkeypatch: pytes
 @pytest.mark.parametrize("path", ["/large", "/whole"], ids=["in pieces", "at once"])
 def test_a_client_that_stops_sending_gets_a_long_answer(path: str) -> None:
     with guarded() as live, live.connect() as client:
-        client.sendall(get(path))
+        client.sendall(head("GET", path))
         wait_until(lambda: len(live.app.scopes) == 1)
         client.shutdown(socket.SHUT_WR)
         assert len(read_all(client)) > 64 * len(CHUNK)
@@ -415,7 +495,30 @@ def test_requests_that_follow_each_other_at_once_are_all_answered() -> None:
 
 
 @pytest.mark.parametrize(
-    "sent", [b"", REQUEST[:20], b"POST /slow HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc"],
+    ("sent", "answers"),
+    [(REQUEST * 2 * MAX_AHEAD, MAX_AHEAD + 1), (REQUEST + b"\x16\x03\x01", 2), (REQUEST + REQUEST[:-1] * 9_999, 2)],
+    ids=["too many", "no HTTP", "too large a head"],
+)
+def test_what_is_sent_ahead_and_refused_harms_no_earlier_request(sent: bytes, answers: int) -> None:
+    with guarded() as live, live.connect() as client:
+        client.sendall(head("GET", "/slow"))
+        wait_until(lambda: len(live.app.scopes) == 1)
+        client.sendall(sent)
+        live.app.release.set()
+        assert read_all(client).count(b"HTTP/1.1 200 OK") == answers
+
+
+def test_a_client_that_leaves_ends_the_request_before_those_it_sent_ahead() -> None:
+    with guarded() as live:
+        with live.connect() as client:
+            client.sendall(head("GET", "/slow") * 2)
+            wait_until(lambda: len(live.app.scopes) == 1)
+        wait_until(lambda: live.app.left == ["/slow"] and live.connections() == 0)
+        assert len(live.app.scopes) == 1
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", REQUEST[:20], head("POST", "/slow", "Content-Length: 9") + b"abc"],
     ids=["nothing", "a part of a head", "a part of a body"],
 )  # fmt: skip
 def test_a_client_that_stops_before_its_request_is_whole_is_closed(sent: bytes) -> None:
@@ -429,7 +532,7 @@ def test_a_client_that_stops_before_its_request_is_whole_is_closed(sent: bytes) 
 
 
 def post(length: int) -> bytes:
-    return b"POST /small HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % length
+    return head("POST", "/small", f"Content-Length: {length}")
 
 
 def test_an_oversized_body_is_refused_before_it_is_sent() -> None:

@@ -1,8 +1,7 @@
-"""stepwise.load and stepwise.connect: three lines from a checkpoint, or a service, to pictures of PIL."""
+"""stepwise.load and stepwise.connect: both give the same pictures, from a checkpoint and from a service."""
 
 import asyncio
 import math
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,9 +23,9 @@ from service.python_api import Preview
 from service.remote_model import RemoteModel
 from tests.checkpoints import TINY, write_checkpoint
 from tests.service.conftest import Running, running, tiny_settings
-from tests.service.pictures import difference
+from tests.service.pictures import difference, frames
+from tests.service.process import ROOT, run_program
 
-ROOT = Path(__file__).resolve().parents[2]
 IMAGE = Image.fromarray(np.random.default_rng(1).integers(0, 256, (8, 8, 3), np.uint8))
 MASK = Image.fromarray(np.random.default_rng(2).random((8, 8)) < 0.5)
 HOW: dict[str, Any] = {"seed": 5, "n": 2, "steps": 6, "guidance": 2.0, "sampler": "ddpm"}
@@ -108,11 +107,7 @@ def test_both_save_the_same_animation(
         model.save_animation(path, "cat", **HOW, **more)
         with Image.open(path) as file:
             assert file.format == ("WEBP" if name == "cat.webp" else "PNG")
-            frames = []
-            for number in range(file.n_frames):  # pyright: ignore[reportAttributeAccessIssue]
-                file.seek(number)
-                frames.append(np.array(file.convert("RGB")))
-            found.append(frames)
+        found.append(frames(path.read_bytes()))
     here, there = found
     assert len(here) == len(there) == HOW["steps"] + (name != "cat.webp")
     for own, served in zip(here, there, strict=True):
@@ -121,7 +116,7 @@ def test_both_save_the_same_animation(
     assert (here[-1] == np.concatenate(plain, axis=1)).all()
 
 
-def test_what_both_refuse_to_tell(local: Model, remote: RemoteModel, tmp_path: Path) -> None:
+def test_both_refuse_wrong_trajectories_and_animations(local: Model, remote: RemoteModel, tmp_path: Path) -> None:
     for model in (local, remote):
         with pytest.raises(ValueError, match=r"path: must end in \.png, \.apng, \.webp, not"):
             model.save_animation(tmp_path / "cat.gif", "cat")
@@ -230,7 +225,7 @@ def test_numbers_of_numpy_are_numbers(local: Model, remote: RemoteModel) -> None
             assert difference(np.array(image), right) <= 1
 
 
-def test_what_only_a_service_can_do(local: Model, remote: RemoteModel) -> None:
+def test_deterministic_and_deadline_are_for_a_service_only(local: Model, remote: RemoteModel) -> None:
     first, again = (remote.sample("cat", seed=1, deterministic=True, deadline_ms=600_000) for _ in range(2))
     assert first[0].info["deterministic"] == "true"
     assert difference(np.array(first[0]), np.array(again[0])) == 0
@@ -238,9 +233,14 @@ def test_what_only_a_service_can_do(local: Model, remote: RemoteModel) -> None:
     for more in refused:
         with pytest.raises(InvalidRequest, match=r"is for a running service: see stepwise\.connect"):
             local.sample("cat", **more)
+    unknown: dict[str, Any] = {"colour": "red"}
+    for model, takes in ((local, False), (remote, True)):
+        with pytest.raises(InvalidRequest, match="colour: unknown field: use class_") as raised:
+            model.sample("cat", **unknown)
+        assert [name in str(raised.value) for name in ("deterministic", "deadline_ms")] == [takes] * 2
 
 
-def test_in_an_event_loop(local: Model) -> None:
+def test_samples_can_be_awaited_in_an_event_loop(local: Model) -> None:
     async def both() -> list[list[Image.Image]]:
         return [*await asyncio.gather(local.sample_async("cat", seed=1), local.sample_async("dog", seed=1))]
 
@@ -249,9 +249,12 @@ def test_in_an_event_loop(local: Model) -> None:
     assert difference(np.array(cat), np.array(dog)) > 0
 
 
-def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"nope/config\.json does not exist"):
-        stepwise.load(tmp_path / "nope")
+def test_what_cannot_be_loaded_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError) as raised:
+        stepwise.load("nope")
+    looked = f"{ROOT}/checkpoints/nope and {tmp_path}/nope; {ROOT}/checkpoints has dit, unet"
+    assert str(raised.value) == f"no checkpoint 'nope': looked for config.json in {looked}"
     assert stepwise.load("dit").class_names == list("0123456789")  # a shipped one, by its name
     with pytest.raises(ValueError, match="device: must be one of auto, cpu, cuda, not 'tpu'"):
         stepwise.load("dit", device="tpu")
@@ -259,6 +262,12 @@ def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
         stepwise.load("dit", dtype="int8")  # it would be bfloat16
     with pytest.raises(ValueError, match="dtype: must be one of auto, float32, .*, not 'int3'"):
         stepwise.load("dit", dtype="int3")
+
+
+def test_without_cuda_the_error_names_the_argument(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match="^device is cuda, but torch finds no CUDA device: use cpu or auto$"):
+        stepwise.load("dit", device="cuda")
 
 
 def test_unknown_models_and_keys_are_told(server: Running, checkpoints: Path) -> None:
@@ -301,13 +310,13 @@ def test_a_busy_service_is_asked_again_when_it_says(remote: RemoteModel, monkeyp
     assert [0.2 <= slept[0] <= 0.24, 0.3 <= slept[1] <= 0.36] == [True, True]
 
 
-def test_no_longer_than_patience(remote: RemoteModel) -> None:
+def test_a_wait_beyond_the_patience_raises(remote: RemoteModel) -> None:
     with_answers(remote, refusal(5000), patience=1.0)
     with pytest.raises(QuotaExceeded, match="too many"):
         remote.sample("cat")
 
 
-def test_what_a_proxy_says_is_told(remote: RemoteModel) -> None:
+def test_the_text_of_a_proxy_is_in_the_error(remote: RemoteModel) -> None:
     with_answers(remote, httpx.Response(502, text="<html>bad gateway</html>"))
     with pytest.raises(ServiceError, match="status 502: <html>bad gateway"):
         remote.sample("cat")
@@ -321,7 +330,7 @@ def test_without_httpx_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_command_loads_neither_torch_nor_pillow() -> None:
     program = "import sys, stepwise; print(sorted({'torch', 'PIL', 'numpy'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = run_program(program)
     assert done.stdout.strip() == "[]", done.stderr
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from service.observe.board import Board, EngineBoard, Layout, ModelStats, State
+from service import ray_app
+from service.observe.scoreboard import EngineScoreboard, Layout, ModelStats, Scoreboard, State
 from service.ray_app import BACKLOG, BacklogPolicy, Replica, Scale, _choose
 from service.settings import Settings, SettingsError
 from service.web.generation import Generator
@@ -27,8 +28,8 @@ def replica(state: State = "ready", heartbeat: float = 0.0, **backlog: float) ->
         backlog: seconds of each model.
     """
     settings = Settings(heartbeat_seconds=5)
-    board = Board(Layout(("dit", "unet"), ()), rows=2)
-    engine_board = EngineBoard(board)
+    board = Scoreboard(Layout(("dit", "unet"), ()), rows=2)
+    engine_board = EngineScoreboard(board)
     engine_board.state(state)
     engine_board.beat(time.monotonic() + heartbeat)
     engine_board.stats({model: ModelStats(backlog_seconds=seconds) for model, seconds in backlog.items()})
@@ -48,11 +49,14 @@ def test_a_dead_or_silent_engine_is_not_healthy(state: State, heartbeat: float) 
         asyncio.run(replica(state, heartbeat).check_health())
 
 
-def test_a_replica_is_healthy_once_it_is_warm() -> None:
+def test_a_replica_is_healthy_once_it_is_warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_app, "POLL_SECONDS", 0)
+
     async def warms_up() -> None:
         warming = replica("starting")
         check = asyncio.ensure_future(warming.check_health())
-        await asyncio.sleep(0.3)
+        for _ in range(10):  # looks at the engine
+            await asyncio.sleep(0)
         assert not check.done()
         warming.app.state.generator.engine.is_ready = True
         await check
@@ -74,7 +78,7 @@ def test_without_ray_one_sentence_says_how_to_get_it() -> None:
     command = [sys.executable, "-m", "service.ray_app", "--port", "0"]
     ended = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2
-    assert "Ray is missing: in a checkout, pip install -c constraints.txt -e '.[ray]'" in ended.stderr
+    assert "Ray is not installed: pip install 'stepwise-diffusion[ray]'" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

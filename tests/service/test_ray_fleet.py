@@ -3,7 +3,6 @@
 Skipped as one where Ray is not installed (the extra `ray`).
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -19,8 +18,10 @@ import httpx
 import pytest
 
 from benchmarks.client import reserved_port
-from tests.service.networks import Lost, entry
-from tests.service.process import ROOT, environment
+from models.files import SHIPPED
+from service.settings import ModelEntry
+from tests.service.networks import Lost, entry, simulated
+from tests.service.process import ROOT, environment, status
 from tests.waiting import wait_until
 
 pytest.importorskip("ray", reason="needs the extra ray")
@@ -67,18 +68,15 @@ def descendants(root: int) -> list[tuple[int, str]]:
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """Two replicas, with a simulated model and one that loses its device when class 1 is asked for."""
-    models = {
-        "simulated": {"checkpoint": "checkpoints/dit", "simulate": {"t0_ms": 20, "t1_ms": 0.1}},
-        "mortal": entry(Lost).model_dump(exclude_none=True),
-    }
+    models = {"simulated": simulated(SHIPPED / "dit", 20, 0.1), "mortal": entry(Lost)}
     with reserved_port() as port:
         yield from deployed(models, port, tmp_path_factory.mktemp("ray") / "log")
 
 
-def deployed(models: dict[str, Any], port: int, log: Path) -> Iterator[Fleet]:
+def deployed(models: dict[str, ModelEntry], port: int, log: Path) -> Iterator[Fleet]:
     """The fleet, until its tests end; Ray's own processes are killed where they outlive it."""
     command = [sys.executable, "-m", "service.ray_app", "--port", str(port), "replicas=2", "gpus=0", "cpus=0.5"]
-    settings = environment(models=json.dumps(models), device="cpu", max_rows=8, drain_seconds=20)
+    settings = environment(models=models, device="cpu", max_rows=8, drain_seconds=20)
     settings["RAY_USAGE_STATS_ENABLED"] = "0"
     with log.open("w") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=settings, stdout=output, stderr=output, text=True)
@@ -99,9 +97,9 @@ def deployed(models: dict[str, Any], port: int, log: Path) -> Iterator[Fleet]:
 
 
 def wait_or_skip(fleet: Fleet) -> None:
-    """Skip where Ray cannot start; what fails behind its start is ours."""
+    """Skip where Ray cannot start; what fails after its start fails the test."""
     deadline = time.monotonic() + START_SECONDS
-    while not is_ready(fleet.url):
+    while status(f"{fleet.url}/readyz") != 200:
         if fleet.process.poll() is not None:
             text = fleet.log.read_text()
             assert 'ray.init("local")' in text, text[-2000:]
@@ -109,13 +107,6 @@ def wait_or_skip(fleet: Fleet) -> None:
         if time.monotonic() > deadline:
             pytest.fail(f"Ray has started, but no replica was ready in {START_SECONDS:.0f} s")
         time.sleep(0.5)
-
-
-def is_ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/readyz").status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 def test_every_kind_of_route_is_there(fleet: Fleet) -> None:
@@ -151,7 +142,7 @@ def test_a_killed_replica_leaves_no_request_without_an_answer(fleet: Fleet) -> N
 
 
 def answers_until_ok(ask: Callable[[], httpx.Response], tries: int = 30) -> list[int]:
-    """Status codes; whoever was not served comes again half a second later."""
+    """Status codes; whoever was not served asks again half a second later."""
     statuses = [ask().status_code]
     while statuses[-1] != 200 and len(statuses) < tries:
         time.sleep(0.5)

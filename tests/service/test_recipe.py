@@ -1,19 +1,19 @@
 """What a PNG says about itself is enough to make the same file again."""
 
 import base64
-import io
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
-from PIL import Image
 
 from service.local import create_app
-from service.settings import ModelEntry, Settings
+from service.settings import Settings
 from service.web.schemas import FIELD_NAMES
 from tests.checkpoints import write_checkpoint
 from tests.service.conftest import Running, running
+from tests.service.networks import simulated
+from tests.service.pictures import recipe
 
 PLAIN = {"model": "dit", "class": "cat"}
 ASKED: dict[str, dict[str, Any]] = {
@@ -28,10 +28,6 @@ ASKED: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def text_of(png: bytes) -> dict[str, str]:
-    return dict(Image.open(io.BytesIO(png)).text)  # pyright: ignore
-
-
 def again(server: Running, text: dict[str, str]) -> httpx.Response:
     """By the fields in the file and no other."""
     query = {name: value for name, value in text.items() if name in FIELD_NAMES}
@@ -44,7 +40,7 @@ def again(server: Running, text: dict[str, str]) -> httpx.Response:
 def test_a_file_can_be_made_again(server: Running, asked: dict[str, Any]) -> None:
     query = PLAIN | asked | {"deterministic": "true"}
     first = server.client.post("/generate", params=query)
-    text = text_of(first.content)
+    text = recipe(first.content)
     assert text["seed"] == first.headers["X-Seed"].split(",")[0]
     assert again(server, text).content == first.content
     if asked.get("n"):
@@ -53,8 +49,7 @@ def test_a_file_can_be_made_again(server: Running, asked: dict[str, Any]) -> Non
 
 def test_the_text_says_everything(server: Running) -> None:
     query = PLAIN | {"seed": 5, "steps": 7, "sampler": "ddim", "guidance": 2, "guidance_low": 0.1}
-    model = server.client.get("/models").json()["models"][0]
-    assert text_of(server.client.post("/generate", params=query).content) == {
+    assert recipe(server.client.post("/generate", params=query).content) == {
         "Software": f"Stepwise {server.app.version}",
         "model": "dit",
         "class": "cat",
@@ -66,7 +61,7 @@ def test_the_text_says_everything(server: Running) -> None:
         "guidance": "2.0",
         "guidance_low": "0.1",
         "guidance_high": "1.0",
-        "weights_sha256": model["weights_sha256"],
+        "weights_sha256": server.card()["weights_sha256"],
     }
 
 
@@ -80,38 +75,38 @@ def test_each_of_several_files_can_be_made_again(server: Running, accept: str) -
         events = server.client.post("/generate", params=query, headers={"Accept": accept}).text
         files = [part.split('"')[0] for part in events.split('"b64_json": "')[1:]]
     assert len(files) == 2
-    for file in map(base64.b64decode, files):
-        assert again(server, text_of(file)).content == file
+    for file in files:
+        assert again(server, recipe(file)).content == base64.b64decode(file)
 
 
-def test_openai_files_too(server: Running) -> None:
+def test_a_file_of_openai_can_be_made_again(server: Running) -> None:
     body = {"model": "dit", "prompt": "dog", "deterministic": True, "num_inference_steps": 3}
     answer = server.client.post("/v1/images/generations", json=body).json()
-    file = base64.b64decode(answer["data"][0]["b64_json"])
-    assert again(server, text_of(file)).content == file
+    file = answer["data"][0]["b64_json"]
+    assert again(server, recipe(file)).content == base64.b64decode(file)
 
 
 def test_a_preview_has_no_recipe(server: Running) -> None:
     """Its fields would make the finished picture, which is another one."""
     query = PLAIN | {"steps": 4, "preview": 1}
     events = server.client.post("/generate", params=query, headers={"Accept": "text/event-stream"}).text
-    preview, last = (base64.b64decode(part.split('"')[0]) for part in events.split('"b64_json": "')[1:])
-    assert text_of(preview) == {}
-    assert text_of(last)["steps"] == "4"
+    preview, last = (part.split('"')[0] for part in events.split('"b64_json": "')[1:])
+    assert recipe(preview) == {}
+    assert recipe(last)["steps"] == "4"
 
 
 @pytest.fixture(scope="module")
 def stripes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A simulated model that draws 40 images at once, with names that are no Latin-1."""
     folder = write_checkpoint(tmp_path_factory.mktemp("names"), "dit", class_names=["猫", "café"])
-    entry = ModelEntry.model_validate({"checkpoint": folder, "simulate": {"t0_ms": 0, "t1_ms": 0.01}})
-    with running(create_app(Settings(models={"dit": entry}, device="cpu", max_images=1024))) as live:
+    models = {"dit": simulated(folder, 0, 0.01)}
+    with running(create_app(Settings(models=models, device="cpu", max_images=1024))) as live:
         yield live
 
 
 def test_simulated_pictures_say_so(stripes: Running) -> None:
     answer = stripes.client.post("/generate?model=dit&class=猫&steps=2")
-    text = text_of(answer.content)
+    text = recipe(answer.content)
     assert (text["simulated"], text["class"]) == ("true", "猫")
     assert again(stripes, text).content == answer.content
 

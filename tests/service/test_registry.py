@@ -1,3 +1,5 @@
+"""From the settings to the runners: checkpoints, devices, and what stops a start."""
+
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +63,7 @@ def test_classes_that_a_request_could_not_tell_apart_stop_the_start(names: list[
         load_runners(Settings(models={"x": entry}, device="cpu"))
 
 
-def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_read_stops_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     missing = tmp_path / "missing"
     with pytest.raises(SettingsError, match=rf"no checkpoint in {missing}: .*No such file or directory"):
         model_entries(Settings(checkpoints=missing))
@@ -71,7 +73,7 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
         model_entries(Settings(checkpoints=tmp_path))
 
 
-def test_an_empty_folder(tmp_path: Path) -> None:
+def test_an_empty_folder_stops_the_start(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=rf"no checkpoint in {tmp_path}: .*DIFFUSION_MODELS"):
         load_runners(tiny_settings(tmp_path))
 
@@ -96,13 +98,13 @@ def test_a_broken_checkpoint_names_model_and_file(tmp_path: Path, damage: Any, r
     ("architecture", "reason"),
     [("nowhere:Model", "nowhere"), ("models.dit_model:Nothing", "Nothing"), ("math:sqrt", "not a torch.nn.Module")],
 )
-def test_a_dotted_path_that_leads_nowhere(architecture: str, reason: str) -> None:
+def test_a_dotted_path_that_leads_nowhere_stops_the_start(architecture: str, reason: str) -> None:
     entry = ModelEntry(architecture=architecture, config={"arguments": {}})
     with pytest.raises(CheckpointError, match=f"model x: .*{reason}"):
         load_runners(Settings(models={"x": entry}, device="cpu"))
 
 
-def test_fresh_weights_from_an_inline_config() -> None:
+def test_an_inline_config_gives_fresh_weights() -> None:
     config = {"architecture": "unet", "arguments": TINY["unet"], "class_names": ["a", "b"]}
     runner = load_runners(Settings(models={"x": ModelEntry(config=config)}, device="cpu", dtype="bfloat16"))["x"]
     assert runner.config.num_classes == 2
@@ -115,20 +117,20 @@ def test_an_error_of_an_inline_config_names_the_model_once() -> None:
         load_runners(Settings(models={"x": entry}, device="cpu"))
 
 
-def test_the_wrong_number_of_class_names() -> None:
+def test_a_wrong_number_of_class_names_stops_the_start() -> None:
     config = {"architecture": "dit", "arguments": TINY["dit"] | {"num_classes": 3}, "class_names": ["a"]}
     with pytest.raises(CheckpointError, match="1 class_names for a model of 3"):
         load_runners(Settings(models={"x": ModelEntry(config=config)}, device="cpu"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_without_a_device() -> None:
+def test_cuda_is_refused_without_a_device() -> None:
     assert choose_device("auto").type == "cpu"
     with pytest.raises(SettingsError, match="DIFFUSION_DEVICE is cuda"):
         choose_device("cuda")
 
 
-def test_dtype() -> None:
+def test_the_dtype_is_the_one_asked_for_or_fits_the_cpu() -> None:
     assert choose_dtype("float16", torch.device("cpu")) is torch.float16
     assert choose_dtype("auto", torch.device("cpu")) in (torch.bfloat16, torch.float32)
 

@@ -28,14 +28,14 @@ def live(checkpoints: Path) -> Iterator[Running]:
     samplers.build_table.cache_clear()
 
 
-def test_it_is_listed(live: Running) -> None:
+def test_a_new_sampler_is_listed(live: Running) -> None:
     for model in live.client.get("/models").json()["models"]:
         assert NAME in model["samplers"]
     assert NAME in str(live.client.get("/openapi.json").json()["components"]["schemas"]["GenerateBody"])
     assert NAME in live.client.post("/generate?model=dit&class=0&sampler=nope").json()["detail"]
 
 
-def test_it_is_served_by_all_apis(live: Running) -> None:
+def test_a_new_sampler_is_served_by_all_apis(live: Running) -> None:
     query = {"model": "dit", "class": "cat", "seed": 1, "steps": 6, "deterministic": "true"}
     own = live.client.post("/generate", params=query | {"sampler": NAME})
     assert own.status_code == 200

@@ -1,3 +1,5 @@
+"""Settings from the environment: defaults, names, and errors in one line."""
+
 import json
 import os
 import re
@@ -15,12 +17,12 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-def test_defaults() -> None:
+def test_an_empty_environment_gives_the_defaults() -> None:
     assert load_settings() == Settings()
     assert load_settings().checkpoints == default_checkpoints()
 
 
-def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIFFUSION_MAX_ROWS", "12")
     monkeypatch.setenv("DIFFUSION_MODELS", json.dumps({"mine": {"checkpoint": "somewhere", "weight": 2}}))
     settings = load_settings()
@@ -88,6 +90,7 @@ def test_a_misspelt_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         ("LOG_FORMAT", "Json", "json"),
         ("DEVICE", "CPU", "cpu"),
         ("DTYPE", "BFloat16 ", "bfloat16"),
+        ("DTYPE", " INT8 ", "int8"),
     ],
 )
 def test_choices_are_taken_in_any_case(monkeypatch: pytest.MonkeyPatch, name: str, value: str, read: str) -> None:
@@ -114,16 +117,15 @@ def test_an_empty_value_is_none(monkeypatch: pytest.MonkeyPatch, name: str) -> N
         (
             "METRICS_PORT",
             "tcp://10.0.0.1:9090",
-        ),  # of a Service named diffusion-metrics; a setting has this name, too
+        ),  # of a Service diffusion-metrics; also a setting
     ],
 )
 def test_variables_of_a_kubernetes_service_are_explained(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(f"DIFFUSION_{name}", value)
-    with pytest.raises(
-        SettingsError, match=f"DIFFUSION_{name}: looks like a Kubernetes Service link: .*Links: false"
-    ):
+    said = f"DIFFUSION_{name}: looks like a Kubernetes Service link: .*Links: false"
+    with pytest.raises(SettingsError, match=said):
         load_settings()
 
 

@@ -1,4 +1,4 @@
-"""What holds while the processes still import: who ends with whom, who hears signals, whose port it is."""
+"""What holds while the processes still import: how they end, hear signals and hold their port."""
 
 import subprocess
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from benchmarks.client import reserved_port
-from tests.service.process import ROOT, command, environment, status
+from tests.service.process import command, failed_start, started, status
 from tests.waiting import wait_until
 
 # An interpreter of a child runs this before anything of the service: a signal that it heard would end it.
@@ -41,18 +41,17 @@ def starting(
     modules = {"sitecustomize": SIGNALS, "torch": ENDLESS} | ({"uvicorn": uvicorn} if uvicorn else {})
     for name, text in modules.items():
         (folder / f"{name}.py").write_text(text.format(folder=str(folder)))
-    variables = environment(checkpoints=checkpoints, device="cpu", **settings) | {"PYTHONPATH": str(folder)}
     children: list[psutil.Process] = []
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command(port), cwd=ROOT, env=variables, stderr=log, text=True)
-        try:
-            yield process
-        finally:
-            children = psutil.Process(process.pid).children() if process.poll() is None else []
-            process.kill()
-            process.wait()
-            for child in psutil.wait_procs(children, timeout=60)[1]:
-                child.kill()
+    settings |= {"checkpoints": checkpoints, "modules": folder}
+    try:
+        with (folder / "log").open("w") as log, started(command(port), log, **settings) as process:
+            try:
+                yield process
+            finally:
+                children = psutil.Process(process.pid).children() if process.poll() is None else []
+    finally:
+        for child in psutil.wait_procs(children, timeout=60)[1]:
+            child.kill()
 
 
 def wait_for(process: "subprocess.Popen[str]", folder: Path, pattern: str, count: int) -> None:
@@ -86,8 +85,7 @@ def test_of_two_services_that_start_the_second_fails(checkpoints: Path, tmp_path
         wait_for(process, tmp_path, "at-*", 2)
         same = {} if what == "port" else {"metrics_port": metrics}
         taken, port = (first, first) if what == "port" else (metrics, second)
-        settings = environment(checkpoints=checkpoints, device="cpu", **same)
-        ended = subprocess.run(command(port), cwd=ROOT, env=settings, capture_output=True, text=True, timeout=60)
+        ended = failed_start(port, checkpoints=checkpoints, **same)
     assert ended.returncode == 2
     assert ended.stderr == f"error: cannot listen on 127.0.0.1, port {taken}: Address already in use\n"
 

@@ -1,20 +1,19 @@
 """Previews as server-sent events, over a real socket."""
 
-import base64
-import io
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
-from PIL import Image
 
 from service.local import create_app
-from service.settings import ModelEntry, Settings
+from service.settings import Settings
 from tests.service.conftest import Running, running
+from tests.service.networks import simulated
+from tests.service.pictures import decoded, opened, pixels
 from tests.waiting import wait_until
 
 STREAM = {"Accept": "text/event-stream"}
@@ -42,10 +41,6 @@ def stream(server: Running, headers: dict[str, str] = STREAM, **query: Any) -> l
     return parse(response.text)
 
 
-def picture(event: Event) -> np.ndarray:
-    return np.array(Image.open(io.BytesIO(base64.b64decode(event[1]["b64_json"]))))
-
-
 def test_previews_come_in_order_and_then_the_image(server: Running) -> None:
     events = stream(server, preview=2)
     assert [name for name, _ in events] == [PARTIAL, PARTIAL, COMPLETED]
@@ -57,11 +52,9 @@ def test_previews_come_in_order_and_then_the_image(server: Running) -> None:
 
 
 def test_the_last_picture_is_that_of_a_plain_request(server: Running) -> None:
-    *_, last = stream(server, preview=5, sampler="ab2", guidance=2)
+    *_, (_, last) = stream(server, preview=5, sampler="ab2", guidance=2)
     query = {"model": "dit", "class": "cat", "seed": 3, "steps": 6, "sampler": "ab2", "guidance": 2}
-    plain = server.client.post("/generate", params=query)
-    expected = np.array(Image.open(io.BytesIO(plain.content)))
-    assert (picture(last) == expected).all()
+    assert (decoded(last["b64_json"]) == pixels(server.client.post("/generate", params=query))).all()
 
 
 def test_every_image_has_its_own_previews_and_seed(server: Running) -> None:
@@ -85,9 +78,9 @@ def test_events_tell_which_forward_made_them(server: Running) -> None:
 
 @pytest.mark.parametrize("form", ["png", "webp", "jpeg"])
 def test_pictures_come_in_the_format_that_is_asked_for(server: Running, form: str) -> None:
-    for event in stream(server, format=form):
-        assert event[1]["output_format"] == form
-        assert Image.open(io.BytesIO(base64.b64decode(event[1]["b64_json"]))).format == form.upper()
+    events = stream(server, format=form)
+    assert [data["output_format"] for _, data in events] == [form] * 5
+    assert [opened(data["b64_json"]).format for _, data in events] == [form.upper()] * 5
 
 
 def test_a_stream_has_some_previews_unless_told_otherwise(server: Running) -> None:
@@ -124,10 +117,10 @@ def test_refusals_are_plain_problems(server: Running, query: dict[str, Any], acc
 
 
 @pytest.fixture(scope="module")
-def slow(checkpoints: Any) -> Iterator[Running]:
+def slow(checkpoints: Path) -> Iterator[Running]:
     """20 ms a step, so that things can happen on the way."""
-    entry = ModelEntry.model_validate({"checkpoint": checkpoints / "dit", "simulate": {"t0_ms": 20, "t1_ms": 0}})
-    settings = Settings(models={"dit": entry}, device="cpu", max_requests=1, max_rows=4)
+    models = {"dit": simulated(checkpoints / "dit", 20)}
+    settings = Settings(models=models, device="cpu", max_requests=1, max_rows=4)
     with running(create_app(settings)) as live:
         yield live
 
@@ -150,10 +143,10 @@ def test_an_engine_that_refuses_does_so_by_status(slow: Running) -> None:
 
 def test_an_error_on_the_way_is_the_last_event(slow: Running) -> None:
     """The deadline is in reach by the profile, which says 20 ms a step, and gone on the device as it is now."""
-    query = {"model": "dit", "class": "cat", "steps": 40, "guidance": 1, "preview": 10, "deadline_ms": 3000}
+    query = {"model": "dit", "class": "cat", "steps": 40, "guidance": 1, "preview": 64, "deadline_ms": 3000}
     wait_until(lambda: slow.metric("diffusion_running_slots") == 0)
     runner = slow.app.state.local.core.runners["dit"]
-    cost, runner.cost = runner.cost, type(runner.cost)(200, 0)  # the device slows down behind the profile's back
+    cost, runner.cost = runner.cost, type(runner.cost)(200, 0)  # the device slows down
     try:
         events = parse(slow.client.post("/generate", params=query, headers=STREAM).text)
     finally:

@@ -1,6 +1,5 @@
 """Swaps over real sockets with two workers: no request fails, and each image is that of exactly one checkpoint."""
 
-import io
 import json
 import os
 import random
@@ -11,16 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from PIL import Image
 
 import stepwise
+from service.settings import ModelEntry
 from tests.checkpoints import CLASS_NAMES, TINY, write_checkpoint
 from tests.service.networks import Held
+from tests.service.pictures import difference, pixels, recipe
 from tests.service.process import SHORT, Processes, two_workers
 from tests.service.test_admin import ADMIN, HEADERS, sha256, write_other
 from tests.waiting import wait_until
@@ -40,11 +39,6 @@ def folder(tmp_path: Path) -> Path:
 def put(url: str, checkpoint: str = "staged/new") -> httpx.Response:
     body = {"checkpoint": checkpoint}
     return httpx.put(f"{url}/admin/models/dit", json=body, headers=HEADERS, timeout=60)
-
-
-def recipe(picture: bytes) -> tuple[dict[str, str], np.ndarray]:
-    image: Any = Image.open(io.BytesIO(picture))
-    return image.text, np.asarray(image.convert("RGB"), np.int16)
 
 
 class Crowd:
@@ -68,7 +62,7 @@ class Crowd:
 
 
 def test_swaps_under_load_fail_no_request_and_mix_no_weights(folder: Path, tmp_path: Path) -> None:
-    entries = json.dumps({"dit": {"checkpoint": str(folder / "dit")}})
+    entries = {"dit": ModelEntry(checkpoint=folder / "dit")}
     places = {sha256(folder / name): folder / name for name in ("dit", "staged/new")}
     with two_workers(folder, tmp_path, models=entries, admin_key=ADMIN) as service, ThreadPoolExecutor(4) as pool:
         sessions, crowd = list(service.ask_each_worker().values()), Crowd(service.url)
@@ -79,7 +73,7 @@ def test_swaps_under_load_fail_no_request_and_mix_no_weights(folder: Path, tmp_p
                 answer = put(service.url, name)
                 assert (answer.status_code, answer.json().get("version")) == (200, number + 2), answer.text
                 for session in sessions:  # the answer comes when every worker knows
-                    facts, _ = recipe(session.post("/generate", params=SHORT).content)
+                    facts = recipe(session.post("/generate", params=SHORT).content)
                     assert facts["weights_sha256"] == sha256(folder / name)
         finally:
             crowd.ended = True
@@ -94,15 +88,15 @@ def test_swaps_under_load_fail_no_request_and_mix_no_weights(folder: Path, tmp_p
         """By the plain loop."""
         fields = {"seed": int(seed), "steps": int(steps), "sampler": sampler, "guidance": float(guidance)}
         (image,) = models[weights].sample(label, **fields)
-        return np.asarray(image.convert("RGB"), np.int16)
+        return np.array(image)
 
     tags: dict[str, str] = {}
     for answer in crowd.answers:
-        facts, pixels = recipe(answer.content)
-        assert abs(pixels - alone(*(facts[name] for name in FIELDS))).max() <= 1, facts
+        facts = recipe(answer.content)
+        assert difference(pixels(answer), alone(*(facts[name] for name in FIELDS))) <= 1, facts
         if tag := answer.headers.get("etag"):
             assert tags.setdefault(tag, facts["weights_sha256"]) == facts["weights_sha256"]
-    assert len({recipe(answer.content)[0]["weights_sha256"] for answer in crowd.answers}) == 2
+    assert len({recipe(answer.content)["weights_sha256"] for answer in crowd.answers}) == 2
     assert tags
 
 
@@ -116,7 +110,7 @@ def held(folder: Path, tmp_path: Path) -> Iterator[Processes]:
         shutil.copytree(folder / "dit", place, dirs_exist_ok=True)
         config = json.loads((place / "config.json").read_text())
         (place / "config.json").write_text(json.dumps(config | {"arguments": sizes}))
-    with two_workers(folder, tmp_path, models=json.dumps({"dit": entry}), admin_key=ADMIN) as service:
+    with two_workers(folder, tmp_path, models={"dit": entry}, admin_key=ADMIN) as service:
         (tmp_path / "closed").touch()
         try:
             yield service

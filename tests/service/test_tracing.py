@@ -136,5 +136,5 @@ def test_spans_leave_the_process_before_it_ends(
 
 def test_without_the_extra_the_start_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
-    with pytest.raises(SettingsError, match=r"DIFFUSION_OTEL: in a checkout, pip install .*\[otel\]"):
+    with pytest.raises(SettingsError, match=r"DIFFUSION_OTEL: .*: pip install 'stepwise-diffusion\[otel\]'"):
         otlp_provider()

@@ -1,7 +1,6 @@
 """Every step of a request as an npz or as an animation, over a real socket, against the plain loop."""
 
 import asyncio
-import base64
 import io
 import json
 from collections.abc import Iterator
@@ -13,7 +12,6 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from models.checkpoint import ModelConfig, load_checkpoint
@@ -23,8 +21,9 @@ from service.web import images, recording
 from service.web.recording import MAX_HELD, MOST_NUMBERS
 from service.web.routes.answers import PIECE, LargeResponse
 from tests.checkpoints import TINY, write_checkpoint
+from tests.service import pictures
 from tests.service.conftest import Running, running, tiny_settings
-from tests.service.networks import Fragile, Slow, entry
+from tests.service.networks import Fragile, Slow, entry, simulated
 from tests.service.pictures import pixels
 from tests.service.test_image_in import FREE, IMAGE, MASK, text
 from tests.waiting import wait_until
@@ -62,7 +61,7 @@ def walk(folder: Path, found: dict[str, np.ndarray]) -> tuple[ModelConfig, np.nd
     steps: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def watch(step: int, x: Tensor, d: Tensor) -> None:
-        of_x, of_d = table.look[step].tolist()
+        of_x, of_d = table.preview[step].tolist()
         steps.append((x.clone(), d.clone(), of_x * x + of_d * d))
 
     scale, low, high = (float(recipe[name]) for name in ("guidance", "guidance_low", "guidance_high"))
@@ -102,7 +101,7 @@ def test_the_numbers_are_those_of_the_plain_loop(
     check_against_the_plain_loop(checkpoints, found)
 
 
-def test_those_of_a_few_step_network_too(few: tuple[Running, Path]) -> None:
+def test_the_numbers_of_a_few_step_network_are_those_of_the_plain_loop(few: tuple[Running, Path]) -> None:
     server, folder = few
     found = arrays(post(server, "npz", sampler="consistency", steps=3))
     assert np.abs(found["noise"][:, :2]).max() > 1
@@ -131,13 +130,12 @@ def test_shapes_and_types_and_what_stands_beside(server: Running) -> None:
     plain = np.load(io.BytesIO(post(server, "npy", deterministic=True).content))
     assert (found["images"] == plain).all()
     recipe = json.loads(str(found["recipe"]))
-    picture = Image.open(io.BytesIO(post(server, "png", deterministic=True).content))
-    assert recipe == picture.info
+    assert recipe == pictures.recipe(post(server, "png", deterministic=True).content)
 
 
 @pytest.mark.parametrize("strength", [0.4, 1.0])
 @pytest.mark.parametrize("masked", [False, True])
-def test_with_an_image_it_begins_where_the_first_step_does(server: Running, strength: float, masked: bool) -> None:
+def test_a_trajectory_of_an_image_begins_at_its_strength(server: Running, strength: float, masked: bool) -> None:
     fields = {"image": text(IMAGE), "strength": strength} | ({"mask": text(MASK)} if masked else {})
     found = arrays(post(server, "npz", spacing="trailing", **fields))
     noise = arrays(post(server, "npz"))["x"][:, 0]
@@ -154,12 +152,7 @@ def test_with_an_image_it_begins_where_the_first_step_does(server: Running, stre
 
 def frames(response: httpx.Response) -> list[np.ndarray]:
     assert response.status_code == 200, response.text
-    with Image.open(io.BytesIO(response.content)) as file:
-        found = []
-        for number in range(getattr(file, "n_frames", 1)):
-            file.seek(number)
-            found.append((np.array(file.convert("RGB")), file.info.get("duration")))
-    return [frame for frame, _ in found]
+    return pictures.frames(response.content)
 
 
 @pytest.mark.parametrize("more", [{}, {"sampler": "ab2"}, {"image": text(IMAGE), "mask": text(MASK)}], ids=str)
@@ -175,8 +168,7 @@ def test_frames_are_the_previews_of_every_step_and_the_answer(server: Running, m
     for line in events.splitlines():
         if line.startswith("data: ") and '"partial_image_index"' in line:
             data = json.loads(line.removeprefix("data: "))
-            picture = np.array(Image.open(io.BytesIO(base64.b64decode(data["b64_json"]))))
-            found[data["step"], data["image_index"]] = picture
+            found[data["step"], data["image_index"]] = pictures.decoded(data["b64_json"])
     assert len(shown) == 6
     assert len(found) == 10
     for step, frame in enumerate(shown[:-1], 1):
@@ -185,11 +177,10 @@ def test_frames_are_the_previews_of_every_step_and_the_answer(server: Running, m
 
 def test_a_way_is_a_row_as_in_the_plain_picture(server: Running) -> None:
     more = {"n": 6, "seed_to": 9}
-    with Image.open(io.BytesIO(post(server, "apng", **more).content)) as file:
-        size, file_pixels = file.size, np.array(file.convert("RGB"))  # its default image is the finished picture
+    default, *_ = frames(post(server, "apng", **more))  # the finished picture
     plain = pixels(post(server, "png", **more))
-    assert size == (6 * 8, 8)
-    assert (file_pixels == plain).all()
+    assert plain.shape == (8, 6 * 8, 3)
+    assert (default == plain).all()
 
 
 def test_a_webp_has_the_same_frames(server: Running) -> None:
@@ -202,9 +193,8 @@ def test_a_webp_has_the_same_frames(server: Running) -> None:
 
 @pytest.mark.parametrize("form", ["apng", "webp-animation"])
 def test_the_last_frame_stays_and_then_it_begins_again(form: str) -> None:
-    sheets = [np.full((8, 8, channels), 50 * i, np.uint8) for i in range(4) for channels in [3]]
-    data = images.encode_animation(sheets, form, {"seed": "5"})
-    with Image.open(io.BytesIO(data)) as file:
+    sheets = [np.full((8, 8, 3), 50 * i, np.uint8) for i in range(4)]
+    with pictures.opened(images.encode_animation(sheets, form, {"seed": "5"})) as file:
         durations = []
         for number in range(file.n_frames):  # pyright: ignore[reportAttributeAccessIssue]
             file.seek(number)
@@ -262,7 +252,7 @@ def test_accept_chooses_numbers_but_no_animation(server: Running) -> None:
 
 
 @pytest.mark.parametrize("form", ["npz", *images.ANIMATIONS])
-def test_previews_have_no_place_beside_it(server: Running, form: str) -> None:
+def test_previews_of_a_trajectory_are_refused(server: Running, form: str) -> None:
     stream = server.client.post("/generate", json=HOW | {"format": form}, headers={"Accept": "text/event-stream"})
     assert stream.status_code == 422
     assert stream.json()["detail"] == f"format: {form} cannot be streamed: use one of png, webp, jpeg"
@@ -271,7 +261,7 @@ def test_previews_have_no_place_beside_it(server: Running, form: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["npz", *images.ANIMATIONS])
-def test_openai_has_no_place_for_it(server: Running, form: str) -> None:
+def test_openai_refuses_the_formats_of_trajectories(server: Running, form: str) -> None:
     body = {"model": "dit", "prompt": "cat", "output_format": form}
     refused = server.client.post("/v1/images/generations", json=body)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "output_format")
@@ -308,7 +298,7 @@ def test_an_answer_is_counted_and_its_memory_is_free_again(server: Running) -> N
     wait_until(lambda: room(server).free == MAX_HELD)
 
 
-def test_where_others_hold_the_memory_it_says_when_to_come_back(server: Running) -> None:
+def test_a_trajectory_without_room_is_told_when_to_come_back(server: Running) -> None:
     counted = {"diffusion_requests_total": "outcome", "diffusion_rejections_total": "reason"}
     kinds = {"outcome": "rejected", "reason": "unavailable"}
     before = {name: server.metric(name, model="dit", **{label: kinds[label]}) for name, label in counted.items()}
@@ -330,7 +320,7 @@ def odd() -> Iterator[Running]:
 
 
 @pytest.mark.parametrize("form", ["npz", "apng"])
-def test_whatever_ends_it_the_memory_is_free_again(odd: Running, form: str) -> None:
+def test_the_memory_is_free_after_a_failure_a_deadline_and_a_client_that_leaves(odd: Running, form: str) -> None:
     broken = post(odd, form, model="fragile", **{"class": "0"})
     assert broken.status_code == 500
     late = post(odd, form, model="slow", deadline_ms=30, steps=200)
@@ -350,8 +340,8 @@ def test_the_memory_is_taken_before_the_first_step(odd: Running) -> None:
 
 
 def test_a_simulated_model_tells_zeros(checkpoints: Path) -> None:
-    simulate = {"checkpoint": checkpoints / "dit", "simulate": {"t0_ms": 0.1, "t1_ms": 0}}
-    with running(create_app(tiny_settings(checkpoints, models={"dit": simulate}))) as live:
+    models = {"dit": simulated(checkpoints / "dit", 0.1)}
+    with running(create_app(tiny_settings(checkpoints, models=models))) as live:
         response = post(live, "npz", n=16, steps=50)
         found = arrays(response)
         assert len(frames(post(live, "apng"))) == 7

@@ -1,9 +1,7 @@
 """What one service promises, over real sockets with two HTTP workers."""
 
-import json
 import re
 import socket
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -13,11 +11,14 @@ from typing import Any, cast
 import httpx
 import pytest
 
+from service.settings import ModelEntry
 from service.web.worker import FAIR_SHARE, FREE_CONNECTIONS
 from tests.service.process import QUERY, SHORT, Processes, two_workers
+from tests.service.sockets import connect, head, read_all
 from tests.waiting import wait_until
 
 CONNECTIONS = 256
+CROWD = FREE_CONNECTIONS / (1 - FAIR_SHARE / 2)  # connections of a worker that is crowded where the other has none
 KEY = "alice-has-a-secret-key"
 
 
@@ -25,22 +26,6 @@ KEY = "alice-has-a-secret-key"
 def service(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
     with two_workers(checkpoints, tmp_path_factory.mktemp("log")) as running:
         yield running
-
-
-def connect(service: Processes) -> socket.socket:
-    host, port = service.url.removeprefix("http://").split(":")
-    return socket.create_connection((host, int(port)), timeout=60)
-
-
-def read_all(client: socket.socket) -> bytes:
-    received = b""
-    while piece := client.recv(65_536):
-        received += piece
-    return received
-
-
-def get(target: str, *headers: str) -> bytes:
-    return "\r\n".join([f"GET {target} HTTP/1.1", "Host: a", *headers, "", ""]).encode()
 
 
 def connections(session: httpx.Client) -> list[int]:
@@ -55,18 +40,19 @@ def wait_until_alone(session: httpx.Client) -> None:
 
 def test_connections_are_balanced(service: Processes) -> None:
     """Also where one worker could take all connections before the other one wakes up."""
-    for late in (None, *service.workers()):
+    workers = service.workers()
+    for late, awake in ((None, None), workers, workers[::-1]):
         with ExitStack() as stack, ThreadPoolExecutor(16) as pool:
             session = stack.enter_context(httpx.Client(base_url=service.url, timeout=60))
             wait_until_alone(session)
-            if late is not None:
+            if late:
                 late.suspend()
-            clients = list(pool.map(lambda _: stack.enter_context(connect(service)), range(CONNECTIONS)))
-            if late is not None:
-                time.sleep(0.5)
+            clients = list(pool.map(lambda _: stack.enter_context(connect(service.url)), range(CONNECTIONS)))
+            if late and awake:
+                wait_until(lambda awake=awake: len(awake.net_connections("tcp")) > CROWD)
                 late.resume()
             for client in clients:
-                client.sendall(get("/livez"))
+                client.sendall(head("GET", "/livez"))
             assert all(client.recv(12) == b"HTTP/1.1 200" for client in clients)
             held = connections(session)
         assert sum(held) == 1 + CONNECTIONS
@@ -82,8 +68,8 @@ def test_a_worker_alone_takes_all_connections(checkpoints: Path, tmp_path: Path)
         frozen.suspend()
         stack.callback(frozen.resume)
         for _ in range(count):
-            client = stack.enter_context(connect(service))
-            client.sendall(get("/livez"))
+            client = stack.enter_context(connect(service.url))
+            client.sendall(head("GET", "/livez"))
             assert client.recv(12) == b"HTTP/1.1 200"
 
 
@@ -91,7 +77,7 @@ def test_probes_are_answered_though_there_are_too_many_connections(checkpoints: 
     with two_workers(checkpoints, tmp_path, max_connections=8, header_seconds=60) as service, ExitStack() as stack:
         watcher, probe = (stack.enter_context(httpx.Client(base_url=service.url, timeout=60)) for _ in range(2))
         for _ in range(7):
-            stack.enter_context(connect(service))
+            stack.enter_context(connect(service.url))
         wait_until(lambda: sum(connections(watcher)) == 8)
         for path in ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready"):
             answer = probe.get(path)
@@ -100,8 +86,7 @@ def test_probes_are_answered_though_there_are_too_many_connections(checkpoints: 
 
 
 def test_whole_urls_are_served(checkpoints: Path, tmp_path: Path) -> None:
-    keys = json.dumps({"alice": {"key": KEY}})
-    with two_workers(checkpoints, tmp_path, api_keys=keys) as service:
+    with two_workers(checkpoints, tmp_path, api_keys={"alice": {"key": KEY}}) as service:
         for target, headers, status in (
             ("http://x/livez", [], 200),
             ("http://x/models", [], 401),
@@ -109,19 +94,15 @@ def test_whole_urls_are_served(checkpoints: Path, tmp_path: Path) -> None:
             ("http://x/generate?class=0&model=dit&seed=1&deterministic=true", [f"X-API-Key: {KEY}"], 200),
             ("http://x/livez?" + 4097 * "y", [], 414),
         ):
-            with connect(service) as client:
-                client.sendall(get(target, "Connection: close", *headers))
+            with connect(service.url) as client:
+                client.sendall(head("GET", target, "Connection: close", *headers))
                 assert read_all(client).startswith(f"HTTP/1.1 {status} ".encode())
-
-
-def post(query: str) -> bytes:
-    return get(f"/generate?{query}").replace(b"GET", b"POST", 1)
 
 
 def test_a_client_that_stops_sending_gets_its_picture(service: Processes) -> None:
     before = service.metric("diffusion_requests_total", outcome="ok")
-    with connect(service) as client:
-        client.sendall(post("model=dit&class=cat&steps=20"))
+    with connect(service.url) as client:
+        client.sendall(head("POST", "/generate?model=dit&class=cat&steps=20"))
         client.shutdown(socket.SHUT_WR)
         answer = read_all(client)
     assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
@@ -135,8 +116,8 @@ def test_a_client_that_leaves_ends_its_work_on_each_worker(service: Processes, a
     saved = service.metric("diffusion_cancelled_evaluations_saved_total")
     for session in service.ask_each_worker().values():
         stream = cast(Any, session)._transport._pool.connections[0]._connection._network_stream
-        request = get("/generate?model=dit&class=cat&steps=200&guidance=1", f"Accept: {accept}")
-        stream.get_extra_info("socket").sendall(request.replace(b"GET", b"POST", 1))
+        request = head("POST", "/generate?model=dit&class=cat&steps=200&guidance=1", f"Accept: {accept}")
+        stream.get_extra_info("socket").sendall(request)
         wait_until(lambda: service.metric("diffusion_running_slots") == 1)
         session.close()
         wait_until(lambda: service.metric("diffusion_running_slots") == 0)
@@ -153,7 +134,7 @@ def test_deadlines_hold_on_each_worker(service: Processes) -> None:
 
 
 def test_deterministic_pictures_have_the_same_bytes_from_each_worker(checkpoints: Path, tmp_path: Path) -> None:
-    models = json.dumps({"dit": {"checkpoint": str(checkpoints / "dit")}})
+    models = {"dit": ModelEntry(checkpoint=checkpoints / "dit")}
     query = {"model": "dit", "class": "cat", "seed": 7, "steps": 4, "deterministic": True}
     with two_workers(checkpoints, tmp_path, models=models) as service, ThreadPoolExecutor(4) as pool:
         sessions = list(service.ask_each_worker().values())
@@ -170,10 +151,10 @@ def test_slow_clients_are_cut_by_each_worker(checkpoints: Path, tmp_path: Path) 
     limits = {"header_seconds": 2, "body_seconds": 2, "keep_alive_seconds": 2}
     with two_workers(checkpoints, tmp_path, **limits) as service, ExitStack() as stack:
         session = stack.enter_context(httpx.Client(base_url=service.url, timeout=60))
-        unfinished = post("").replace(b"\r\n\r\n", b"\r\nContent-Length: 9\r\n\r\nabc")
+        unfinished = head("POST", "/generate", "Content-Length: 9") + b"abc"
         clients: list[socket.socket] = []
-        for part in 4 * (b"", get("/livez")[:20], unfinished, get("/livez")):
-            clients.append(stack.enter_context(connect(service)))
+        for part in 4 * (b"", head("GET", "/livez")[:20], unfinished, head("GET", "/livez")):
+            clients.append(stack.enter_context(connect(service.url)))
             clients[-1].sendall(part)
         assert service.ask().status_code == 200
         statuses = [read_all(client)[:12] for client in clients]  # until the server closes
@@ -187,17 +168,17 @@ GARBAGE = (
     b"GET",
     b"\xff HTTP/1.1\r\n\r\n",
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    b"POST /generate HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-    b"POST /generate HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n{}",
+    head("POST", "/generate", "Transfer-Encoding: chunked") + b"zz\r\n",
+    head("POST", "/generate", "Content-Length: 1") + b"{}",
 )
 
 
-def test_garbage_harms_nobody(service: Processes) -> None:
+def test_garbage_disturbs_no_other_client(service: Processes) -> None:
     workers = {worker.pid for worker in service.workers()}
 
     def send(number: int) -> None:
         """Every second one leaves at once."""
-        with connect(service) as client, suppress(ConnectionError):
+        with connect(service.url) as client, suppress(ConnectionError):
             client.sendall(GARBAGE[number % len(GARBAGE)])
             if number % 2:
                 client.shutdown(socket.SHUT_WR)

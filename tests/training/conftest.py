@@ -1,6 +1,5 @@
 """Networks small enough to train in a test, and the digits."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 
 from models.checkpoint import ModelConfig, build_model, save_checkpoint
+from tests.training.runs import Config
 from training.config import TrainConfig
 from training.data import Data, load_data
 
@@ -18,7 +18,7 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def tiny_config(tmp_path: Path) -> Callable[..., TrainConfig]:
+def tiny_config(tmp_path: Path) -> Config:
     """A run of six steps in float32 with a state behind every third."""
 
     def build(model: str = "dit", **changes: Any) -> TrainConfig:

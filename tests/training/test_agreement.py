@@ -1,3 +1,5 @@
+"""How much two galleries of samples agree, against numbers by hand."""
+
 import numpy as np
 import pytest
 
@@ -51,7 +53,7 @@ def test_galleries_of_one_class_average_agree_by_chance_only() -> None:
     assert figures["found_by_chance"] == pytest.approx(1 / 20)
 
 
-def test_even_images_correlate_with_nothing() -> None:
+def test_images_of_one_shade_correlate_with_nothing() -> None:
     assert not correlations(gallery(noise(0)), gallery(np.full((40, 1, 8, 8), 7, np.uint8))).any()
 
 

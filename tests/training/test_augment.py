@@ -1,13 +1,10 @@
 """Moved training pictures; the distortions of the judge are tested in test_judge.py."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 
-from tests.training.test_train import ALONE
+from tests.training.runs import ALONE, Config
 from training.augment import moved
-from training.config import TrainConfig
 from training.data import Data
 from training.train import Trainer, train
 
@@ -53,7 +50,7 @@ def test_the_seed_alone_decides() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_run_moves_its_pictures_and_nothing_else(tiny_config: Callable[..., TrainConfig], digits: Data) -> None:
+def test_a_run_moves_its_pictures_and_nothing_else(tiny_config: Config, digits: Data) -> None:
     plain, shifted = (Trainer(tiny_config(**options), ALONE) for options in ({}, {"shift": 2, "flip": True}))
     a, b, again = plain.draw_batch(4), shifted.draw_batch(4), shifted.draw_batch(4)
     assert all(torch.equal(x, y) for x, y in zip(b, again, strict=True))
@@ -65,7 +62,7 @@ def test_a_run_moves_its_pictures_and_nothing_else(tiny_config: Callable[..., Tr
 @pytest.mark.parametrize(
     ("option", "now"), [({"shift": 1}, "shift was 0, now 1"), ({"flip": True}, "flip was false")]
 )
-def test_moved_pictures_are_another_recipe(option: dict, now: str, tiny_config: Callable[..., TrainConfig]) -> None:
+def test_moved_pictures_are_another_recipe(option: dict, now: str, tiny_config: Config) -> None:
     train(tiny_config(steps=1))
     with pytest.raises(ValueError, match=now):
         train(tiny_config(steps=1, **option))

@@ -1,3 +1,5 @@
+"""Digits and other data: their splits, subsets, shapes, and what is refused."""
+
 from pathlib import Path
 from typing import Any
 

@@ -106,7 +106,7 @@ def test_each_image_has_its_own_noise_level() -> None:
     assert not torch.allclose(both[::2], known.local(NOISY[::2], alpha[1::2], sigma[1::2], 3))
 
 
-def test_of_equal_channels_the_mean_says_all() -> None:
+def test_equal_channels_give_the_same_as_different_ones() -> None:
     short, long = Denoisers(TRAIN), Denoisers(TRAIN)
     long.gray, long.narrowed, long.train = False, 1.0, TRAIN
     long.mean = TRAIN.double().mean(0)
@@ -189,7 +189,7 @@ def blur(x: Tensor) -> Tensor:
     ],
     ids=["pixelwise", "moved", "blurred"],
 )
-def test_what_is_alike_everywhere_minds_no_shift(denoise: Denoise, reach: float) -> None:
+def test_a_denoiser_that_is_alike_at_every_place_has_no_shift_error(denoise: Denoise, reach: float) -> None:
     assert [shift_error(denoise, NOISY, pixels) for pixels in (1, 2, 4)] == pytest.approx([0] * 3, abs=1e-12)
     assert sensitivity(denoise, NOISY)[1] == pytest.approx(reach, rel=1e-5)
 
@@ -203,7 +203,7 @@ def test_a_field_shows_where_a_pixel_comes_from() -> None:
     assert float(field.sum()) == pytest.approx(1)
 
 
-def test_a_network_with_places_minds_a_shift() -> None:
+def test_a_denoiser_that_differs_by_place_has_a_shift_error() -> None:
     """Where only the left half is answered, a shift by 4 of 8 pixels sideways leaves nothing in common."""
     half = torch.cat([torch.ones(8, 4), torch.zeros(8, 4)], dim=1)
     sideways = (NOISY.roll(4, 3) * half - (NOISY * half).roll(4, 3)).square().sum()

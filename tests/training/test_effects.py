@@ -52,23 +52,15 @@ def test_the_head_start_counts_seconds_of_images_timed_alone() -> None:
 
 
 def test_the_head_start_is_negative_where_the_dit_has_it() -> None:
-    lines = [
-        *run("D1", "dit", 2, QUICK),
-        *run("D1", "unet", 2, SLOW),
-        timing("dit", 1, 0.01),
-        timing("unet", 1, 0.01),
-    ]
+    lines = [*run("D1", "dit", 2, QUICK), *run("D1", "unet", 2, SLOW)]
+    lines += [timing("dit", 1, 0.01), timing("unet", 1, 0.01)]
     assert effects_of(lines)["faster-to-train"] == {2: pytest.approx(-2)}
 
 
 def test_a_quick_network_may_be_slow_in_seconds() -> None:
     """It needs a quarter of the images, and eight times as long for each."""
-    lines = [
-        *run("D1", "dit", 1, SLOW),
-        *run("D1", "unet", 1, QUICK),
-        timing("dit", 1, 0.001),
-        timing("unet", 1, 0.008),
-    ]
+    lines = [*run("D1", "dit", 1, SLOW), *run("D1", "unet", 1, QUICK)]
+    lines += [timing("dit", 1, 0.001), timing("unet", 1, 0.008)]
     assert effects_of(lines)["faster-to-train"] == {1: pytest.approx(-1)}
 
 
@@ -84,14 +76,9 @@ def test_a_run_counts_when_it_has_ended_and_its_twin_too() -> None:
     whole = {6016: 0.2, 96000: 0.1}
     lines = [*run("D1", "dit", 1, whole), *run("D1", "unet", 1, whole), *run("D1", "dit", 2, whole)]
     lines += [*run("D1", "dit", 3, whole), *run("D1", "unet", 3, {6016: 0.2})]
-    diverged = {
-        "group": "D1",
-        "run": "D1-unet-seed2",
-        "network": "unet",
-        "images_seen": 96000,
-        "diverged": "loss is nan",
-    }
-    lines += [*run("D1", "unet", 2, {6016: 0.2}), diverged | {"recipe": {"seed": 2}}]
+    diverged = {"group": "D1", "run": "D1-unet-seed2", "network": "unet", "images_seen": 96000}
+    diverged |= {"diverged": "loss is nan", "recipe": {"seed": 2}}
+    lines += [*run("D1", "unet", 2, {6016: 0.2}), diverged]
     assert list(effects_of(lines)["strong-baseline"]) == [1]
 
 
@@ -168,8 +155,6 @@ def test_few_pictures_count_at_their_lowest_loss() -> None:
 
 
 def test_the_loss_is_that_of_held_out_images() -> None:
-    lines = run("D3", "dit", 1, {96000: 0.2}, train_images=300) + run(
-        "D3", "unet", 1, {96000: 0.2}, train_images=300
-    )
+    lines = [one for n in ("dit", "unet") for one in run("D3", n, 1, {96000: 0.2}, train_images=300)]
     lines[0]["loss"]["train"] = losses(0.001)
     assert effects_of(lines)["inductive-bias"] == {1: 0}

@@ -1,3 +1,5 @@
+"""The average of the weights follows its formula."""
+
 import pytest
 import torch
 from torch import nn

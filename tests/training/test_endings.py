@@ -1,43 +1,31 @@
 """How a run ends otherwise than planned, and what it refuses to write over."""
 
 import fcntl
+import json
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from models.checkpoint import CheckpointError, load_checkpoint
 from run import main
-from training.config import TrainConfig
-from training.processes import Processes
+from tests.training.conftest import TINY
+from tests.training.runs import ALONE, Config, assert_same, at_step
 from training.run_folder import LOCK
 from training.state import PREVIOUS, STATE, StateError
 from training.stop import Stopped, deferred_signals
 from training.train import Trainer, train
 
-Config = Callable[..., TrainConfig]
 
-
-@contextmanager
-def signalled(number: signal.Signals, step: int) -> Iterator[None]:
+def signalled(number: signal.Signals, step: int) -> AbstractContextManager[None]:
     """The process gets the signal during that step."""
-    train_step = Trainer.train_step
-
-    def interrupted(self: Trainer) -> Tensor:
-        if self.step == step - 1:
-            os.kill(os.getpid(), number)
-        return train_step(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "train_step", interrupted)
-        yield
+    return at_step(step - 1, lambda: os.kill(os.getpid(), number))
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -55,8 +43,7 @@ def test_a_signal_loses_no_step(number: signal.Signals, tiny_config: Config, tmp
     assert load_checkpoint(folder)[1].training["steps"] == 2
     assert not list(folder.glob("*.tmp"))
     train(tiny_config())
-    resumed, expected = load_file(folder / STATE), load_file(straight / STATE)
-    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+    assert_same(load_file(folder / STATE), load_file(straight / STATE))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -64,7 +51,7 @@ def test_the_command_line_says_how_to_go_on(
     number: signal.Signals, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["train", "--model", "dit", "--steps", "4", "--batch-size", "4", "--out", str(tmp_path / "run")]
-    command += ["--arguments", '{"hidden_dim": 32, "depth": 1, "num_heads": 2}']
+    command += ["--arguments", json.dumps(TINY["dit"])]
     with signalled(number, step=1):
         assert main(command) == code
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"stopped by {number.name}: step 1 of 4 is saved in")
@@ -98,7 +85,7 @@ def test_a_second_signal_ends_at_once() -> None:
 
 
 @pytest.mark.parametrize("place", ["training.info.describe", "run.add_train"])  # the second imports torch
-def test_an_interrupt_elsewhere_is_one_word(
+def test_an_interrupt_outside_a_training_prints_one_word(
     place: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt(*_: object) -> None:
@@ -166,10 +153,10 @@ def test_an_unfinished_run_keeps_its_steps(tiny_config: Config) -> None:
 def test_a_run_starts_from_the_weights_of_a_checkpoint(tiny_config: Config, tmp_path: Path) -> None:
     source = train(tiny_config())
     config = tiny_config(init_from=source, out=tmp_path / "more", lr=1e-4)
-    start = Trainer(config, Processes(0, 1, torch.device("cpu")))
+    start = Trainer(config, ALONE)
     weights = load_checkpoint(source)[0].state_dict()
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in start.model.state_dict().items())
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in start.ema.model.state_dict().items())
+    for network in (start.model, start.ema.model):
+        assert_same(dict(network.state_dict()), dict(weights))
     facts = load_checkpoint(train(config))[1].training
     assert facts["init_sha256"] == load_checkpoint(source)[1].sha256
     assert train(config) == tmp_path / "more"

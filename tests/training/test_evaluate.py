@@ -1,3 +1,5 @@
+"""Frechet distance, nearest training images, and the figures of a checkpoint."""
+
 import math
 from dataclasses import asdict
 from pathlib import Path

@@ -1,7 +1,6 @@
 """Few-step tuning: what is drawn, where a jump should lead, and that a run learns it."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,12 @@ from torch import Tensor, nn
 
 from models.checkpoint import CheckpointError, ModelConfig, build_model, load_checkpoint
 from models.sampling import Guidance, sample
-from training.config import TrainConfig, recipe_of
+from tests.training.runs import ALONE, Config
+from training.config import recipe_of
 from training.few_step import GUIDANCE_RANGE, RESTARTS, TEACHER_STEPS, Draws, Tuning, draw
-from training.processes import Processes
 from training.report import generate, sampling_of
 from training.train import Trainer, train
 
-Config = Callable[..., TrainConfig]
 SHAPE = (2, 1, 4, 4)
 
 
@@ -119,7 +117,7 @@ def learnt(
 
 
 @pytest.mark.parametrize("matched", [False, True])
-def test_who_draws_what_the_teacher_does_has_no_loss(matched: bool) -> None:
+def test_a_student_that_draws_as_its_teacher_has_no_loss(matched: bool) -> None:
     student = Pixel()
     assert learnt(student, Pixel(), Pixel(), matched) == pytest.approx(0, abs=1e-6)
     assert student.shift.grad is not None
@@ -185,10 +183,7 @@ def test_the_teacher_stays_as_it_is(tiny_config: Config, tmp_path: Path) -> None
     """It is neither trained nor in the state, and the student is not it."""
     source = train(tiny_config(steps=2, out=tmp_path / "first"))
     arguments = tiny_config().arguments | {"few_step": True}
-    trainer = Trainer(
-        tiny_config(init_from=source, few_step=True, arguments=arguments, lr=0.1),
-        Processes(0, 1, torch.device("cpu")),
-    )
+    trainer = Trainer(tiny_config(init_from=source, few_step=True, arguments=arguments, lr=0.1), ALONE)
     assert isinstance(trainer.trained, Tuning)
     before = {name: value.clone() for name, value in load_checkpoint(source)[0].state_dict().items()}
     trainer.train_step()
@@ -260,7 +255,7 @@ def test_what_cannot_be_tuned_is_refused(tiny_config: Config, tmp_path: Path) ->
     source = train(tiny_config(steps=1, out=tmp_path / "first"))
     with pytest.raises(ValueError, match="batch_size must be at least 4 a process"):
         tuned(tiny_config, source, tmp_path / "few", batch_size=3)
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match="config.json does not exist"):
         recipe_of({"model": "dit", "few_step": True, "init_from": tmp_path})
     with pytest.raises(ValueError, match="guidance_range needs few_step"):
         ModelConfig("dit", {}, guidance_range=(1.0, 3.0))

@@ -1,3 +1,5 @@
+"""Confidence intervals against scipy and published values."""
+
 import math
 from dataclasses import astuple
 from statistics import fmean, stdev

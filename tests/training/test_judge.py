@@ -1,3 +1,5 @@
+"""The classifier that grades samples, and the distortions that it is trained with."""
+
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,7 +69,7 @@ def test_a_judge_of_other_images_is_replaced(easy: Data, tmp_path: Path) -> None
     assert other["sha256"] != card["sha256"]
 
 
-def test_a_distorted_image_is_another_one_of_the_same_thing() -> None:
+def test_a_distorted_image_still_shows_the_same_thing() -> None:
     torch.manual_seed(0)
     x = torch.full((64, 3, 32, 32), -1.0)
     x[:, :, 8:24, 8:24] = 1.0

@@ -1,3 +1,5 @@
+"""Losses, distances and copies against numbers by hand, and the figures of one set of samples."""
+
 import math
 from dataclasses import replace
 from pathlib import Path

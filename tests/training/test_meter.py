@@ -1,3 +1,5 @@
+"""The progress of a run, in a log and on a terminal."""
+
 import logging
 import sys
 from typing import Any

@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,11 @@ from torch import nn
 from models.checkpoint import CheckpointError, ModelConfig, load_checkpoint
 from run import main
 from tests.checkpoints import write_checkpoint
+from tests.training.conftest import TINY
 from tests.training.pictures import write_pictures
+from tests.training.runs import Config
 from training import judge as judge_module
 from training import quality as module
-from training.config import TrainConfig
 from training.data import Data, DataError, Split, take_subset
 from training.graded import grade_samples, losses
 from training.judge import Judge, train_judge
@@ -110,7 +110,7 @@ def test_the_machine_is_described() -> None:
 
 
 @pytest.fixture
-def trained(tmp_path: Path, tiny_config: Callable[..., TrainConfig]) -> Path:
+def trained(tmp_path: Path, tiny_config: Config) -> Path:
     """A run on a folder of 90 pictures, of which 18 are held out."""
     pets = write_pictures(tmp_path / "pets", PETS)
     return train(tiny_config(data="folder", data_path=pets, steps=1, out=tmp_path / "mine"))
@@ -217,10 +217,7 @@ def test_what_cannot_be_evaluated_is_refused_at_once(
     changes: dict, request_: dict, error: type, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "load_judges", lambda *_: pytest.fail("too late"))
-    values = {
-        "arguments": {"hidden_dim": 32, "depth": 1, "num_heads": 2},
-        "class_names": [str(i) for i in range(10)],
-    }
+    values = {"arguments": TINY["dit"], "class_names": [str(i) for i in range(10)]}
     folder = write_checkpoint(tmp_path / "mine", "dit", **(values | changes))
     with pytest.raises(error, match=message):
         evaluate_checkpoints({"mine": folder}, tmp_path / "page.html", Request(**request_))
@@ -252,13 +249,17 @@ def test_checkpoints_of_different_data_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=words):
             cases_of({name: configs[name] for name in (first, other)}, Request(data_path=tmp_path))
     assert cases_of({name: configs[name] for name in ("dit", "part")}, Request()).keys() == {"dit", "part"}
+    with pytest.raises(DataError, match="^more was trained on a folder of pictures: name it with --data-path, to"):
+        cases_of({"more": configs["more"]}, Request())
+    with pytest.raises(DataError, match="^cifar was trained on cifar10: name it with --data-path, to"):
+        cases_of({"cifar": configs["cifar"]}, Request())
     with pytest.raises(DataError, match=r"lacks batches\.meta.* \(cifar is measured with cifar10\)"):
         cases_of({"cifar": configs["cifar"]}, Request(data_path=tmp_path))
     with pytest.raises(DataError, match=r"no sub-folders.* \(dit is measured with folder\)"):
         cases_of({name: configs[name] for name in ("dit", "cifar", "more")}, Request("folder", tmp_path))
 
 
-def test_a_folder_needs_held_out_pictures(tmp_path: Path, tiny_config: Callable[..., TrainConfig]) -> None:
+def test_a_folder_needs_held_out_pictures(tmp_path: Path, tiny_config: Config) -> None:
     pets = write_pictures(tmp_path / "pets", {"cat": 10, "dog": 20})
     run: dict[str, Any] = {"data": "folder", "data_path": pets, "steps": 1}
     few = (

@@ -1,7 +1,6 @@
 """Ranges of activations, measured on the training data of a checkpoint."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from models.files import CONFIG
 from models.graph import trace
 from models.quantization import RANGES, int8_model
 from run import main
+from tests.training.conftest import TINY
+from tests.training.runs import Config
 from training.data import DataError, Split
 from training.quantize import batches, measure, quantize_checkpoint, training_images
 from training.train import train
@@ -24,9 +25,9 @@ IMAGES = 24
 
 
 @pytest.fixture
-def trained(tiny_config: Callable[..., Any]) -> Path:
+def trained(tiny_config: Config) -> Path:
     """A checkpoint whose config says what it has learnt from."""
-    return train(tiny_config(steps=1, warmup=0, arguments={"hidden_dim": 32, "depth": 1, "num_heads": 2}))
+    return train(tiny_config(steps=1, warmup=0))
 
 
 def seen(
@@ -82,8 +83,8 @@ def test_rows_have_every_noise_level_and_every_label() -> None:
     assert clean[0] > 0.9 > 0.1 > clean[1].abs()  # white pictures, and then noise
 
 
-def test_what_was_always_zero_has_a_range(tmp_path: Path, digits: Any) -> None:
-    config = ModelConfig("dit", {"hidden_dim": 32, "depth": 1, "num_heads": 2})
+def test_what_was_always_zero_has_a_range(digits: Any) -> None:
+    config = ModelConfig("dit", TINY["dit"])
     network = build_model(config).eval().requires_grad_(False)
     nn.init.zeros_(network.get_parameter("blocks.0.qkv.weight"))
     ranges = measure(trace(network, config), batches(digits.train, config, 2))

@@ -1,3 +1,5 @@
+"""Loss logs, curves and grids of samples."""
+
 import csv
 from pathlib import Path
 
@@ -98,12 +100,6 @@ def test_guidance_must_be_finite(guidance: float) -> None:
         sampling_of(ModelConfig("dit", {}), guidance=guidance)
 
 
-def test_steps_0_is_refused_and_not_replaced(checkpoints: Path) -> None:
-    model, config = load_checkpoint(checkpoints / "dit")
-    with pytest.raises(ValueError, match=r"steps must lie in 1\.\.1000, got 0"):
-        generate(model, config, torch.tensor([0]), torch.tensor([0]), sampling_of(config, steps=0))
-
-
 HEADER = "step,loss,lr,seconds\n"
 
 
@@ -120,7 +116,7 @@ HEADER = "step,loss,lr,seconds\n"
     ],
     ids=["zeros", "cut", "no-header", "byte-order-mark", "twice", "no-numbers", "empty"],
 )
-def test_damaged_lines_of_a_log_are_dropped_aloud(
+def test_damaged_lines_of_a_log_are_dropped_with_a_warning(
     content: str, steps: list[int], damaged: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "loss.csv"

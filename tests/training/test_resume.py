@@ -12,30 +12,17 @@ from PIL import Image
 from torch import Tensor
 
 from models.checkpoint import ModelConfig, build_model, load_checkpoint, save_checkpoint
-from training.config import TrainConfig
-from training.state import StateError
+from tests.training.conftest import TINY
+from tests.training.pictures import write_pictures
+from tests.training.runs import ALONE, Config, cut_off
+from training.state import STATE, StateError
 from training.train import Trainer, TrainingDiverged, train
-
-TINY_UNET = {"base_channels": 8, "channel_multipliers": [1, 2], "num_res_blocks": 1}
-
-
-def stop_before(step: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Interrupt the next run after `step` steps; the answer undoes it."""
-    train_step = Trainer.train_step
-
-    def interrupted(self: Trainer) -> Tensor:
-        if self.step == step:
-            raise KeyboardInterrupt
-        return train_step(self)
-
-    monkeypatch.setattr(Trainer, "train_step", interrupted)
-    return lambda: monkeypatch.setattr(Trainer, "train_step", train_step)
 
 
 @pytest.mark.parametrize(
     ("changes", "difference"),
     [
-        ({"model": "unet", "arguments": TINY_UNET}, 'model was "dit", now "unet"'),
+        ({"model": "unet", "arguments": TINY["unet"]}, 'model was "dit", now "unet"'),
         ({"arguments": {"hidden_dim": 32, "depth": 1, "num_heads": 4}}, 'arguments was .*"num_heads": 2.*, now '),
         ({"lr": 2e-3}, "lr was 0.001, now 0.002"),
         ({"steps": 4}, "steps was 6, now 4"),
@@ -46,20 +33,20 @@ def stop_before(step: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_another_recipe_does_not_continue_a_run(
-    changes: dict[str, Any], difference: str, tiny_config: Callable[..., TrainConfig]
+    changes: dict[str, Any], difference: str, tiny_config: Config
 ) -> None:
     folder = train(tiny_config())
     before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
-    with pytest.raises(StateError, match=rf"another run: {difference}.*another --out, or delete {folder}"):
+    with pytest.raises(
+        StateError,
+        match=rf"{folder / STATE} belongs to another run: {difference}.*another --out, or delete {folder}",
+    ):
         train(tiny_config(**changes))
     assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
 
 
-def test_other_images_do_not_continue_a_run(tiny_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
-    pets = tmp_path / "pets" / "cat"
-    pets.mkdir(parents=True)
-    for i in range(5):
-        Image.new("RGB", (32, 32), (40 * i, 0, 0)).save(pets / f"{i}.png")
+def test_other_images_do_not_continue_a_run(tiny_config: Config, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "pets", {"cat": 5})
     recipe: dict[str, Any] = {"data": "folder", "data_path": tmp_path / "pets", "steps": 2}
     folder = train(tiny_config(**recipe))
     moved = (tmp_path / "pets").rename(tmp_path / "animals")
@@ -71,13 +58,9 @@ def test_other_images_do_not_continue_a_run(tiny_config: Callable[..., TrainConf
         train(tiny_config(**recipe | {"data_path": moved}))
 
 
-def test_a_run_continues_in_another_place(
-    tiny_config: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    undo = stop_before(3, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
+def test_a_run_continues_in_another_place(tiny_config: Config, tmp_path: Path) -> None:
+    with cut_off(3):
         train(tiny_config())
-    undo()
     moved = (tmp_path / "run").rename(tmp_path / "moved")
     threads = torch.get_num_threads()
     train(tiny_config(out=moved, threads=threads, checkpoint_every=2, sample_every=5))
@@ -95,7 +78,7 @@ def test_autocast_is_chosen_by_the_processor_unless_given(
     bf16: bool,
     given: bool | None,
     used: bool,
-    tiny_config: Callable[..., TrainConfig],
+    tiny_config: Config,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -130,7 +113,7 @@ def nan_gradient(loss: Tensor, trainer: Trainer) -> Tensor:
 @pytest.mark.parametrize("accident", [nan_loss, infinite_loss, nan_gradient])
 def test_a_run_that_diverges_keeps_its_last_good_state(
     accident: Callable[[Tensor, Trainer], Tensor],
-    tiny_config: Callable[..., TrainConfig],
+    tiny_config: Config,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     loss = Trainer.loss
@@ -139,20 +122,14 @@ def test_a_run_that_diverges_keeps_its_last_good_state(
         train(tiny_config(steps=9))
     folder = tiny_config().out
     monkeypatch.setattr(Trainer, "loss", loss)
-    trainer = Trainer(tiny_config(steps=9), train_alone())
+    trainer = Trainer(tiny_config(steps=9), ALONE)
     assert trainer.step == 3
     assert all(p.isfinite().all() for p in trainer.model.parameters())
     assert load_checkpoint(folder)[1].training["steps"] == 3
 
 
-def train_alone() -> Any:
-    from training.processes import Processes
-
-    return Processes(0, 1, torch.device("cpu"))
-
-
 def test_weights_that_cannot_be_exported_do_not_replace_the_state(
-    tiny_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train_step = Trainer.train_step
 
@@ -165,7 +142,7 @@ def test_weights_that_cannot_be_exported_do_not_replace_the_state(
     monkeypatch.setattr(Trainer, "train_step", exploding)
     with pytest.raises(TrainingDiverged, match=r"diverged at step 6: a weight is not finite in float16"):
         train(tiny_config())
-    assert Trainer(tiny_config(), train_alone()).step == 3
+    assert Trainer(tiny_config(), ALONE).step == 3
 
 
 def lost(path: Path) -> None:
@@ -193,7 +170,7 @@ def stale(path: Path) -> None:
     ],
 )
 def test_a_finished_run_repairs_its_checkpoint(
-    name: str, damage: Callable[[Path], None], tiny_config: Callable[..., TrainConfig]
+    name: str, damage: Callable[[Path], None], tiny_config: Config
 ) -> None:
     folder = train(tiny_config())
     weights = (folder / "model.safetensors").read_bytes()
@@ -203,7 +180,7 @@ def test_a_finished_run_repairs_its_checkpoint(
     assert (folder / "model.safetensors").read_bytes() == weights
 
 
-def test_a_finished_run_replaces_an_older_export(tiny_config: Callable[..., TrainConfig]) -> None:
+def test_a_finished_run_replaces_an_older_export(tiny_config: Config) -> None:
     folder = train(tiny_config())
     weights = (folder / "model.safetensors").read_bytes()
     model, config = load_checkpoint(folder)
@@ -215,7 +192,7 @@ def test_a_finished_run_replaces_an_older_export(tiny_config: Callable[..., Trai
 
 @pytest.mark.parametrize("kill_at", [0, 1], ids=["before-the-weights", "before-the-config"])
 def test_a_kill_during_an_export_leaves_whole_files(
-    kill_at: int, tiny_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+    kill_at: int, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = train(tiny_config())
     old = {name: (folder / name).read_bytes() for name in ("model.safetensors", "config.json")}
@@ -239,9 +216,7 @@ def test_a_kill_during_an_export_leaves_whole_files(
     assert load_checkpoint(folder)[1].training["steps"] == 6
 
 
-def test_checkpoints_have_the_permissions_that_the_umask_leaves(
-    tiny_config: Callable[..., TrainConfig], tmp_path: Path
-) -> None:
+def test_checkpoints_have_the_permissions_that_the_umask_leaves(tiny_config: Config, tmp_path: Path) -> None:
     mask = os.umask(0o022)
     try:
         folder = train(tiny_config(steps=1))

@@ -1,3 +1,5 @@
+"""The sheet that shows samples of several checkpoints."""
+
 from pathlib import Path
 
 import pytest

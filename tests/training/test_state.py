@@ -1,3 +1,5 @@
+"""The state that a run resumes from: exact, checked, and never lost."""
+
 import errno
 import os
 from collections.abc import Callable

@@ -1,9 +1,11 @@
+"""The training loop: it resumes exactly, shares batches among processes, and learns."""
+
 import csv
+import json
 import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -15,14 +17,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.checkpoint import load_checkpoint
-from training.config import TrainConfig
+from tests.training.conftest import TINY
+from tests.training.runs import ALONE, Config, assert_same, cut_off
 from training.data import Data
 from training.processes import Processes
 from training.state import STATE
 from training.train import FINAL_LR, Trainer, batch_indices, train
 
 ROOT = Path(__file__).resolve().parents[2]
-ALONE = Processes(0, 1, torch.device("cpu"))
 
 
 def losses(folder: Path) -> list[tuple[str, str, str]]:
@@ -31,40 +33,19 @@ def losses(folder: Path) -> list[tuple[str, str, str]]:
         return [(row["step"], row["loss"], row["lr"]) for row in csv.DictReader(file)]
 
 
-def assert_same(a: dict[str, Tensor], b: dict[str, Tensor], rtol: float = 0, atol: float = 0) -> None:
-    assert a.keys() == b.keys()
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], rtol=rtol, atol=atol, msg=name)
-
-
 @pytest.mark.parametrize(
     ("model", "few_step"),
     [("dit", False), ("unet", False), ("dit", True)],
     ids=["dit", "unet", "few-dit"],
 )
-def test_resume_continues_bit_exactly(
-    model: str,
-    few_step: bool,
-    tiny_config: Callable[..., TrainConfig],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_resume_continues_bit_exactly(model: str, few_step: bool, tiny_config: Config, tmp_path: Path) -> None:
     if few_step:
         source = train(tiny_config(model, out=tmp_path / "source"))
         arguments = tiny_config(model).arguments | {"few_step": True}
         tiny_config = partial(tiny_config, few_step=True, init_from=source, arguments=arguments)
     straight = train(tiny_config(model, out=tmp_path / "straight"))
-    step = Trainer.train_step
-
-    def power_cut(self: Trainer) -> Tensor:
-        if self.step == 5:  # two steps behind the last state
-            raise KeyboardInterrupt
-        return step(self)
-
-    monkeypatch.setattr(Trainer, "train_step", power_cut)
-    with pytest.raises(KeyboardInterrupt):
+    with cut_off(5):  # two steps behind the last state
         train(tiny_config(model))
-    monkeypatch.setattr(Trainer, "train_step", step)
     assert len(losses(tiny_config().out)) == 5
     resumed = train(tiny_config(model))
 
@@ -73,14 +54,14 @@ def test_resume_continues_bit_exactly(
     assert (resumed / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
 
 
-def test_a_finished_run_is_left_alone(tiny_config: Callable[..., TrainConfig]) -> None:
+def test_a_finished_run_is_left_alone(tiny_config: Config) -> None:
     folder = train(tiny_config(steps=2))
     before = (folder / STATE).read_bytes()
     assert train(tiny_config(steps=2)) == folder
     assert (folder / STATE).read_bytes() == before
 
 
-def test_a_run_leaves_a_checkpoint_a_curve_and_samples(tiny_config: Callable[..., TrainConfig]) -> None:
+def test_a_run_leaves_a_checkpoint_a_curve_and_samples(tiny_config: Config) -> None:
     folder = train(tiny_config(steps=4, sample_every=2))
     _, config = load_checkpoint(folder)
     assert config.architecture == "dit"
@@ -93,7 +74,7 @@ def test_a_run_leaves_a_checkpoint_a_curve_and_samples(tiny_config: Callable[...
     assert sorted(p.name for p in (folder / "samples").iterdir()) == ["000002.png", "000004.png"]
 
 
-def test_the_checkpoint_holds_the_average_not_the_weights(tiny_config: Callable[..., TrainConfig]) -> None:
+def test_the_checkpoint_holds_the_average_not_the_weights(tiny_config: Config) -> None:
     folder = train(tiny_config(steps=4))
     state, exported = load_file(folder / STATE), load_file(folder / "model.safetensors")
     average = {name.removeprefix("ema."): t.half() for name, t in state.items() if name.startswith("ema.")}
@@ -106,7 +87,7 @@ def run_processes(count: int, out: Path, steps: int, *more: str) -> dict[str, Te
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     command += ["--local-addr=127.0.0.1"]  # the name of the machine may lead nowhere, and the search takes minutes
     command += ["run.py", "train", "--model", "dit", "--out", str(out), "--steps", str(steps), "--batch-size", "8"]
-    command += ["--arguments", '{"hidden_dim": 32, "depth": 1, "num_heads": 2}', "--autocast", "false", *more]
+    command += ["--arguments", json.dumps(TINY["dit"]), "--autocast", "false", *more]
     hidden = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=os.environ | hidden, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -125,7 +106,7 @@ def test_two_processes_train_as_one(few_step: bool, tmp_path: Path) -> None:
     assert max(float(g.abs().max()) for g in gradients) > 1e-3  # the tolerance means something
 
 
-def test_the_processes_see_every_image_once(tiny_config: Callable[..., TrainConfig]) -> None:
+def test_the_processes_see_every_image_once(tiny_config: Config) -> None:
     trainer = Trainer(tiny_config(), ALONE)
     whole, parts = trainer.draw_batch(3), []
     for rank in range(2):
@@ -142,7 +123,7 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
 
 @pytest.mark.parametrize(("dropout", "low", "high"), [(0.0, 0.0, 0.0), (0.1, 0.085, 0.115), (0.5, 0.475, 0.525)])
 def test_labels_are_dropped_at_the_given_share(
-    dropout: float, low: float, high: float, tiny_config: Callable[..., TrainConfig]
+    dropout: float, low: float, high: float, tiny_config: Config
 ) -> None:
     trainer = Trainer(tiny_config(label_dropout=dropout, batch_size=64), ALONE)
     labels = torch.cat([trainer.draw_batch(step)[1] for step in range(50)])
@@ -150,7 +131,7 @@ def test_labels_are_dropped_at_the_given_share(
     assert set(labels.tolist()) >= set(range(10))
 
 
-def test_noise_times_do_not_follow_the_position_in_the_batch(tiny_config: Callable[..., TrainConfig]) -> None:
+def test_noise_times_do_not_follow_the_position_in_the_batch(tiny_config: Config) -> None:
     trainer = Trainer(tiny_config(batch_size=64), ALONE)
     halves = torch.stack([trainer.draw_batch(step)[2].view(2, 32).mean(1) for step in range(20)]).mean(0)
     assert abs(float(halves[0] - halves[1])) < 0.05
@@ -170,7 +151,7 @@ def test_the_order_depends_on_the_seed_alone() -> None:
     assert not torch.equal(batch_indices(1, 3, 8, 100), batch_indices(2, 3, 8, 100))
 
 
-def test_learning_rate_warms_up_and_falls_along_a_cosine(tiny_config: Callable[..., TrainConfig]) -> None:
+def test_learning_rate_warms_up_and_falls_along_a_cosine(tiny_config: Config) -> None:
     trainer = Trainer(tiny_config(steps=100, warmup=10, lr=2e-3), ALONE)
     rates = [trainer.learning_rate(step) for step in range(100)]
     assert rates[:10] == pytest.approx([2e-4 * n for n in range(1, 11)])
@@ -183,30 +164,26 @@ def test_learning_rate_warms_up_and_falls_along_a_cosine(tiny_config: Callable[.
 @pytest.mark.parametrize(
     ("decay", "expected"), [(0.0, [0.5, 1, 1, 1, 1, 1, 1, 1]), (0.25, [0.5, 1, 1, 1, 1, 1, 1, (1 + FINAL_LR) / 2])]
 )
-def test_learning_rate_falls_at_the_end_only(
-    decay: float, expected: list[float], tiny_config: Callable[..., TrainConfig]
-) -> None:
+def test_learning_rate_falls_at_the_end_only(decay: float, expected: list[float], tiny_config: Config) -> None:
     trainer = Trainer(tiny_config(steps=8, warmup=2, lr=1.0, decay=decay), ALONE)
     assert [trainer.learning_rate(step) for step in range(8)] == pytest.approx(expected)
 
 
-def test_without_decay_a_longer_run_begins_with_the_shorter_one(
-    tiny_config: Callable[..., TrainConfig], tmp_path: Path
-) -> None:
+def test_without_decay_a_longer_run_begins_with_the_shorter_one(tiny_config: Config, tmp_path: Path) -> None:
     straight = train(tiny_config(decay=0.0, out=tmp_path / "straight"))
     train(tiny_config(decay=0.0, steps=4))
     longer = train(tiny_config(decay=0.0))
     assert_same(load_file(longer / STATE), load_file(straight / STATE))
 
 
-def test_a_run_learns_from_its_subset(tiny_config: Callable[..., TrainConfig]) -> None:
+def test_a_run_learns_from_its_subset(tiny_config: Config) -> None:
     facts = load_checkpoint(train(tiny_config(subset="1/2", steps=1)))[1].training
     assert facts["train_images"] == 1500
     assert facts["recipe"]["subset"] == "1/2"
 
 
 @pytest.mark.parametrize("model", ["dit", "unet"])
-def test_a_network_overfits_a_few_images(model: str, tiny_config: Callable[..., TrainConfig], digits: Data) -> None:
+def test_a_network_overfits_a_few_images(model: str, tiny_config: Config, digits: Data) -> None:
     trainer = Trainer(tiny_config(model, lr=5e-3, steps=120, warmup=5, label_dropout=0.0), ALONE)
     trainer.data = replace(digits, train=digits.train[:4])
 
@@ -217,7 +194,6 @@ def test_a_network_overfits_a_few_images(model: str, tiny_config: Callable[..., 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"batch_size": -1}, "batch_size must be at least 1"),
         ({"label_dropout": 1.0}, "label_dropout must be at least 0 and below 1, got 1.0"),
         ({"lr": 0.0}, "lr must be positive and finite, got 0.0"),
@@ -229,8 +205,6 @@ def test_a_network_overfits_a_few_images(model: str, tiny_config: Callable[..., 
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_impossible_recipes_are_refused(
-    changes: dict, message: str, tiny_config: Callable[..., TrainConfig]
-) -> None:
+def test_impossible_recipes_are_refused(changes: dict, message: str, tiny_config: Config) -> None:
     with pytest.raises(ValueError, match=message):
         tiny_config(**changes)

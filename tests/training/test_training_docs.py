@@ -5,7 +5,6 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 
 from models.checkpoint import DEFAULT_SAMPLING, ModelConfig, load_checkpoint
 from run import build_parser, main
+from tests.training.runs import Config
 from training.config import TrainConfig
 from training.image_folder import LITTER
 from training.report import generate
@@ -56,7 +56,7 @@ def test_every_field_of_the_config_is_explained() -> None:
     assert {name for name, row in rows.items() if row[2] == "required"} == {"architecture", "arguments"}
 
 
-def test_every_fact_of_the_training_is_explained(tiny_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+def test_every_fact_of_the_training_is_explained(tiny_config: Config, tmp_path: Path) -> None:
     train(tiny_config(steps=1))
     source = train(tiny_config(steps=2, measure_every=1))
     more = train(tiny_config(steps=1, init_from=source, out=tmp_path / "more"))

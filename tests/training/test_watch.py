@@ -2,23 +2,19 @@
 
 import csv
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from models.checkpoint import load_checkpoint
-from tests.training.test_train import ALONE, assert_same
-from training.config import TrainConfig
+from tests.training.pictures import write_pictures
+from tests.training.runs import ALONE, Config, assert_same, cut_off
 from training.data import Data, Split
 from training.state import STATE
 from training.train import Trainer, train
 from training.watch import BEST, FIELDS, FILE, IMAGES, Watch, noisy_batch
-
-Config = Callable[..., TrainConfig]
 
 
 def measures(folder: Path) -> list[list[str]]:
@@ -36,27 +32,15 @@ def test_measuring_changes_no_weight(tiny_config: Config, tmp_path: Path) -> Non
     assert_same(load_file(watched / STATE), load_file(alone / STATE))
 
 
-def test_a_killed_run_measures_every_step_once(
-    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_measures_every_step_once(tiny_config: Config, tmp_path: Path) -> None:
     straight = train(tiny_config(out=tmp_path / "straight", measure_every=1))
-    train_step = Trainer.train_step
-
-    def killed(self: Trainer) -> Tensor:
-        if self.step == 5:  # two measurements behind the last state
-            raise KeyboardInterrupt
-        return train_step(self)
-
-    monkeypatch.setattr(Trainer, "train_step", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with cut_off(5):  # two measurements behind the last state
         train(tiny_config(measure_every=1))
-    monkeypatch.setattr(Trainer, "train_step", train_step)
     resumed = train(tiny_config(measure_every=1))
     assert len(measures(resumed)) == 6
     assert measures(resumed) == measures(straight)
-    assert (resumed / BEST / "model.safetensors").read_bytes() == (
-        straight / BEST / "model.safetensors"
-    ).read_bytes()
+    best, expected = (folder / BEST / "model.safetensors" for folder in (resumed, straight))
+    assert best.read_bytes() == expected.read_bytes()
 
 
 def test_the_best_checkpoint_is_that_of_the_lowest_held_out_loss(
@@ -121,8 +105,6 @@ def test_copies_are_counted(tiny_config: Config, digits: Data, monkeypatch: pyte
 def test_a_run_without_held_out_pictures_measures_nothing(
     changes: dict, tiny_config: Config, tmp_path: Path
 ) -> None:
-    from tests.training.pictures import write_pictures
-
     pets = write_pictures(tmp_path / "pets", {"cat": 10, "dog": 10})
     folder = train(tiny_config(**({"steps": 1, "data_path": pets, "measure_every": 1} | changes)))
     assert not (folder / FILE).exists()

@@ -56,7 +56,7 @@ def trajectories(model: nn.Module, config: ModelConfig, labels: Tensor, seeds: T
 
     def watch(step: int, x: Tensor, d: Tensor) -> None:
         if step in SHOWN:
-            of_x, of_d = table.look[step].tolist()
+            of_x, of_d = table.preview[step].tolist()
             shown.append(to_uint8(of_x * x + of_d * d).cpu())
 
     device = next(model.parameters()).device

@@ -1,1 +1,1 @@
-"""Other servers on the same simulated device. They run in environments of their own, without torch."""
+"""Other servers to compare with, on the same simulated device, in environments of their own without torch."""

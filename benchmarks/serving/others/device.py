@@ -1,4 +1,4 @@
-"""What the other servers share: the device, whole requests in batches, a picture, PNG by Pillow."""
+"""What the other servers share: the simulated device, batches of whole requests, and an image as PNG."""
 
 import io
 import json
@@ -15,7 +15,7 @@ PICTURE = Image.frombytes(
 
 
 class Settings(NamedTuple):
-    """What a pipeline takes once for a whole batch, as those of diffusers do."""
+    """The arguments that a pipeline takes once for a whole batch, as those of diffusers do."""
 
     model: str
     steps: int

@@ -18,38 +18,38 @@ from benchmarks.serving.others.device import Pipelines, Settings
 Waiting = tuple[Settings, "asyncio.Future[bytes]"]
 
 
-class Runs(Protocol):
-    """What the batcher is in front of."""
+class Pipeline(Protocol):
+    """What runs the batches."""
 
     def run(self, settings: Settings, images: int) -> list[bytes]:
-        """Whole requests of equal settings; blocks, and returns a PNG each."""
+        """Run whole requests of equal settings; blocks, and returns a PNG for each image."""
         ...
 
 
 class Batcher:
-    """A queue in front of the pipelines."""
+    """A queue in front of a pipeline, which runs one batch after another."""
 
-    def __init__(self, pipelines: Runs, max_rows: int):
+    def __init__(self, pipelines: Pipeline, max_rows: int):
         self._pipelines, self._max_rows = pipelines, max_rows
         self._waiting: deque[Waiting] = deque()
-        self._news = asyncio.Event()
+        self._has_waiting = asyncio.Event()
 
     async def submit(self, settings: Settings) -> bytes:
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._waiting.append((settings, answer))
-        self._news.set()
+        self._has_waiting.set()
         return await answer
 
     async def run(self) -> None:
         while True:
-            await self._news.wait()
+            await self._has_waiting.wait()
             batch = self._next_batch()
             pictures = await asyncio.to_thread(self._pipelines.run, batch[0][0], len(batch))
             for (_, answer), picture in zip(batch, pictures, strict=True):
                 if not answer.done():  # its client may have gone
                     answer.set_result(picture)
             if not self._waiting:
-                self._news.clear()
+                self._has_waiting.clear()
 
     def _next_batch(self) -> list[Waiting]:
         settings = self._waiting[0][0]
@@ -60,7 +60,7 @@ class Batcher:
         return batch
 
 
-def create_app(pipelines: Runs, max_rows: int) -> FastAPI:
+def create_app(pipelines: Pipeline, max_rows: int) -> FastAPI:
     batcher = Batcher(pipelines, max_rows)
 
     @asynccontextmanager
@@ -82,7 +82,7 @@ def create_app(pipelines: Runs, max_rows: int) -> FastAPI:
     return app
 
 
-def serve(pipelines: Runs, max_rows: int, port: int, http: Literal["auto", "httptools"] = "httptools") -> None:
+def serve(pipelines: Pipeline, max_rows: int, port: int, http: Literal["auto", "httptools"] = "httptools") -> None:
     app = create_app(pipelines, max_rows)
     uvicorn.run(app, port=port, loop="uvloop", http=http, log_level="warning", access_log=False)
 

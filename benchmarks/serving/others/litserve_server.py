@@ -1,4 +1,4 @@
-"""LitServe with its dynamic batching: what arrives within 5 ms, at most as many requests as the device has rows.
+"""LitServe with its dynamic batching: a batch is what arrives within 5 ms, at most one request for each row.
 
 Requests of one batch may differ, so predict runs them in groups of equal settings.
 """
@@ -15,7 +15,7 @@ BATCH_SECONDS = 0.005
 
 
 class Api(litserve.LitAPI):
-    """Both models, in one worker, for they share the device."""
+    """Both models in one worker, because they share the device."""
 
     def __init__(self, costs: str, rows: int):
         super().__init__(max_batch_size=rows, batch_timeout=BATCH_SECONDS, api_path="/generate")

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ValidationError
 from starlette.responses import JSONResponse, Response
 
-from service.errors import InvalidRequest, UnknownModel, echo
+from service.errors import DeadlinePassed, DeadlineUnreachable, InvalidRequest, UnknownModel, echo
 from service.web.bodies import read_bytes, refuse_query
 from service.web.dialects import INFERENCE, document, invalid
 from service.web.generation import Generator
@@ -150,7 +150,11 @@ async def infer_model(request: Request, model: str) -> Response:
     asked, inputs = parse(await read_bytes(request), request.headers.get(LENGTH_HEADER))
     job = _resolve(generator, model, asked, inputs)
     outputs = _outputs(asked)
-    generated = await unless_disconnected(request.receive, generator.generate(job, np.stack))
+    try:
+        generated = await unless_disconnected(request.receive, generator.generate(job, np.stack))
+    except (DeadlineUnreachable, DeadlinePassed) as error:
+        name = "timeout" if "timeout" in asked.parameters else "deadline_ms"
+        raise type(error).field(name, error.errors[0].message, error.retry_after) from error
     answer = InferenceResponse(model_name=model, model_version=VERSION, id=asked.id, outputs=[])
     arrays = {"images": generated.result, "seed": np.array(job.params.seeds, np.int64)}
     binary = {name for name in outputs if asked.wants_binary(name)}

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.responses import FileResponse, Response
 
 from service.errors import NotFound, echo
+from service.web.routes.generate import has_tag
 
 router = APIRouter(include_in_schema=False)
 
@@ -30,23 +31,26 @@ HEADERS = {
     "Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in POLICY.items()),
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-cache",  # browsers revalidate by FileResponse's ETag, so they see a new version at once
+    "Cache-Control": "no-cache",  # browsers ask by the ETag each time, so they see a new version at once
 }
 
 
 @router.get("/")
-async def page() -> Response:
-    return _file("index.html")
+async def page(request: Request) -> Response:
+    return _file("index.html", request)
 
 
 @router.get("/static/{name}")
-async def static(name: str) -> Response:
+async def static(name: str, request: Request) -> Response:
     """By a list of names, so that no path can lead out of the folder."""
     if name not in FILES:
         raise NotFound(f"there is no file {echo(name)}")
-    return _file(name)
+    return _file(name, request)
 
 
-def _file(name: str) -> Response:
+def _file(name: str, request: Request) -> Response:
     path = FOLDER / name
-    return FileResponse(path, headers=HEADERS, media_type=TYPES[path.suffix])
+    answer = FileResponse(path, headers=HEADERS, media_type=TYPES[path.suffix], stat_result=path.stat())
+    if has_tag(request.headers.getlist("if-none-match"), etag := answer.headers["etag"]):
+        return Response(status_code=304, headers=HEADERS | {"ETag": etag})
+    return answer

@@ -49,12 +49,16 @@ export function showGroup(index) {
   show();
 }
 
-/** What the group's models do by default, or at the chosen quality, for one setting: "1.5 / 1.4". */
-const defaults = (name) => [...new Set(group().map((model) => model.qualities[chosen.quality ?? "default"][name]))].join(" / ");
+/** What each of the group's models takes for a setting by default, or at the chosen quality. */
+const ofEach = (name) => group().map((model) => model.qualities[chosen.quality ?? "default"][name]);
 
-/** What the service takes for a setting that was not chosen. */
-const usual = (name) => name === "steps" && chosen.sampler && chosen.sampler !== defaults("sampler")
-  ? `as usual for ${chosen.sampler}` : `${defaults(name)} (${chosen.quality ?? "default"})`;
+/** What the service takes for a setting that was not chosen: "1.5 (default)", or "dit 1.5, unet 1.4". */
+function usual(name) {
+  if (name === "steps" && chosen.sampler && ofEach("sampler").some((own) => own !== chosen.sampler)) return `as usual for ${chosen.sampler}`;
+  const values = ofEach(name);
+  if (new Set(values).size === 1) return `${values[0]} (${chosen.quality ?? "default"})`;
+  return group().map((model, index) => `${model.name} ${values[index]}`).join(", ");
+}
 
 function show() {
   for (const name of ["steps", "guidance"]) {
@@ -64,7 +68,7 @@ function show() {
     $(name).setAttribute("aria-valuetext", text);
     $(`${name}-value`).textContent = text;
   }
-  $("sampler").options[0].text = `${chosen.quality ?? "default"} (${defaults("sampler")})`;
+  $("sampler").options[0].text = usual("sampler");
   for (const name of ["quality", "sampler"]) $(name).value = chosen[name] ?? "";
   $("defaults").disabled = Object.keys(chosen).length === 0;
 }

@@ -74,19 +74,9 @@ def test_a_kernel_that_spills_is_seen() -> None:
 
 def sound(**changes: Any) -> Facts:
     values: dict[str, Any] = {
-        "registers": 90,
-        "stack": 0,
-        "local_accesses": 0,
-        "shared": 20_000,
-        "mma": 96,
-        "wgmma": 14,
-        "tcgen05": 0,
-        "loads": {16: 3},
-        "stores": {16: 1},
-        "async_copies": 0,
-        "double": False,
-        "occupancy": 0.5,
-    }
+        "registers": 90, "stack": 0, "local_accesses": 0, "shared": 20_000, "mma": 96, "wgmma": 14, "tcgen05": 0,
+        "loads": {16: 3}, "stores": {16: 1}, "async_copies": 0, "double": False, "occupancy": 0.5,
+    }  # fmt: skip
     return Facts(**(values | changes))
 
 
@@ -159,6 +149,12 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(rows) == 4
     assert all(row.count("|") == head.count("|") for row in rows)
     assert [cell.strip() for cell in rows[0].split("|")[1:5]] == ["label_silu", "condition 768", "bf16", "sm_90"]
+
+
+def test_a_kernel_that_is_not_served_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--kernel", "label_sillu"])
+    assert "no served kernel has 'label_sillu' in its name" in capsys.readouterr().err
 
 
 def test_every_kernel_file_is_served() -> None:

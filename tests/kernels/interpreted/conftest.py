@@ -45,7 +45,7 @@ def interpreter() -> Iterator[None]:
     def dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
         return original_dot(self, widen(a), widen(b), *rest)
 
-    np.seterr(all="ignore")  # a GPU overflows without a word, too
+    np.seterr(all="ignore")  # a GPU does not warn of an overflow either
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(InterpreterBuilder, "cast_impl", cast)
         patch.setattr(InterpreterBuilder, "create_dot", dot)

@@ -1,4 +1,4 @@
-"""The attention kernel by the interpreter; formula: tests/kernels/test_attention.py."""
+"""The attention kernel by the interpreter; formula and bound: tests/kernels/test_attention.py."""
 
 import sys
 
@@ -6,38 +6,34 @@ import pytest
 import torch
 
 from kernels import attention
-from tests.kernels.test_attention import ROUNDING, formula
+from tests.kernels.rounding import DTYPES
+from tests.kernels.test_attention import check, formula
 
 SHAPES = pytest.mark.parametrize(
-    ("B", "N", "H", "K", "D"),
+    "shape",  # B, N, H, K, D
     [
-        pytest.param(1, 64, 4, 2, 96, id="served"),
-        pytest.param(2, 49, 2, 1, 48, id="served-small"),
-        pytest.param(1, 1, 1, 1, 8, id="one-token"),
-        pytest.param(1, 77, 2, 1, 40, id="two-passes"),
-        pytest.param(1, 130, 2, 2, 104, id="three-passes"),
-        pytest.param(1, 128, 1, 1, 128, id="whole-passes"),
-        pytest.param(1, 320, 1, 1, 16, id="five-passes"),
+        pytest.param((1, 64, 4, 2, 96), id="served"),
+        pytest.param((2, 49, 2, 1, 48), id="served-small"),
+        pytest.param((1, 1, 1, 1, 8), id="one-token"),
+        pytest.param((1, 77, 2, 1, 40), id="two-passes"),
+        pytest.param((1, 130, 2, 2, 104), id="three-passes"),
+        pytest.param((1, 128, 1, 1, 128), id="whole-passes"),
+        pytest.param((1, 320, 1, 1, 16), id="five-passes"),
     ],
 )
 
 
 @pytest.fixture(params=[True, False], ids=["many-programs", "few-programs"])
-def crowd(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def tile_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large tiles, and the small ones that a batch of few images takes."""
     monkeypatch.setattr(sys.modules["kernels.attention"], "PROGRAMS", 0 if request.param else 10**9)
 
 
-@pytest.mark.usefixtures("crowd")
-@pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
+@pytest.mark.usefixtures("tile_size")
+@DTYPES
 @SHAPES
-def test_equals_the_formula(B: int, N: int, H: int, K: int, D: int, dtype: torch.dtype) -> None:
-    qkv = torch.randn(B, N, (H + 2 * K) * D, generator=torch.Generator().manual_seed(N)).to(dtype)
-    out = attention(qkv, H, K)
-    # The weights and the output round once each in the dtype; a softmax averages the errors of the values, so
-    # together they stay below one rounding of the largest number. Sums in float32 add a few of float32's.
-    bound = float(qkv.double().abs().max()) * (ROUNDING[dtype] + 2.0**-21)
-    torch.testing.assert_close(out.double(), formula(qkv, H, K), rtol=0, atol=bound)
+def test_equals_the_formula(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    check(shape, dtype)
 
 
 @pytest.mark.parametrize("tokens", [2, 130])

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from kernels import convolution as module
-from tests.kernels.test_convolution import DTYPES, SMALL, case, check
+from tests.kernels.rounding import DTYPES
+from tests.kernels.test_convolution import SMALL, case, check
 
 
 @DTYPES
@@ -19,7 +20,7 @@ def test_equals_the_formula(shape: tuple[int, ...], dtype: torch.dtype) -> None:
         assert total.x[0].is_contiguous(memory_format=torch.channels_last)
 
 
-def test_parts_are_added_up_by_whoever_reads_them() -> None:
+def test_parts_add_up_to_the_undivided_sum() -> None:
     conv, x = case((1, 128, 4, 4, 32, 3, 1), torch.float32)
     parts = check(conv, x, split=True)
     assert parts.parts > 1

@@ -6,7 +6,7 @@ import torch
 from kernels import backend
 from models.unet import UNet
 from tests.kernels import test_deferred_sum as plain
-from tests.models.networks import awake, inputs
+from tests.models.networks import inputs, randomized
 
 test_equals_the_formula = plain.test_equals_the_formula
 test_one_term_is_not_copied = plain.test_one_term_is_not_copied
@@ -20,7 +20,7 @@ def test_any_width(channels: int) -> None:
 
 def small_unet() -> torch.nn.Module:
     torch.manual_seed(0)
-    return awake(UNet(8, 2, 16, (1, 2), 1, num_classes=3))
+    return randomized(UNet(8, 2, 16, (1, 2), 1, num_classes=3))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from kernels import DeferredSum, group_norm, residual_group_norm
-from tests.kernels.test_group_norm import ROUNDING, bound, formula, inputs
+from tests.kernels.rounding import DTYPES, ROUNDING
+from tests.kernels.test_group_norm import bound, formula, inputs
 
-DTYPES = pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
 SHAPES = pytest.mark.parametrize(
     ("shape", "num_groups"),
     [

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from kernels import gated_residual_layer_norm, layer_norm
-from tests.kernels.test_layer_norm import DTYPES, ROUNDING, bound, formula, inputs
+from tests.kernels.rounding import DTYPES, ROUNDING
+from tests.kernels.test_layer_norm import bound, formula, inputs
 
 SHAPES = pytest.mark.parametrize(
     "shape",

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
@@ -13,7 +13,7 @@ from service.engine.loop import EngineLoop
 from service.engine.request import Request
 from service.engine.swaps import Loader
 from service.errors import Unavailable
-from service.observe.board import Board, EngineBoard, Layout, ModelStats, StepStats
+from service.observe.scoreboard import EngineScoreboard, Layout, ModelStats, Scoreboard, StepStats
 from service.wire.async_engine import Answer, AsyncEngine
 from service.wire.control import ATTACH, CONTROL, STOP
 from service.wire.frames import FrameReader, frame
@@ -31,10 +31,17 @@ from tests.service.engine.tiny import Turnstile, make_params, recording_runner, 
 from tests.waiting import PATIENCE, wait_until
 
 
-class Recorder(EngineBoard):
+async def until(condition: Callable[[], bool]) -> None:
+    """wait_until, with the event loop going on meanwhile."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+class Recorder(EngineScoreboard):
     """Keeps what an engine counts."""
 
-    def __init__(self, board: Board):
+    def __init__(self, board: Scoreboard):
         super().__init__(board)
         self.steps: list[StepStats] = []
         self.spared_evaluations: list[int] = []
@@ -52,7 +59,7 @@ class Rig:
     """An engine loop in a thread."""
 
     def __init__(self, core: EngineCore, load: Loader | None = None):
-        self.core, self.board = core, Board(Layout(core.runners, ()), rows=2)
+        self.core, self.board = core, Scoreboard(Layout(core.runners, ()), rows=2)
         self.recorder = Recorder(self.board)
         self._control, control = socket.socketpair()
         self.loop = EngineLoop(core, Clients(control), self.recorder, load)
@@ -85,9 +92,7 @@ class Rig:
         """One of its own for each event loop, once it has heard of the models."""
         engine = AsyncEngine(self.attach(), self.board)
         await engine.connect()
-        async with asyncio.timeout(PATIENCE):
-            while not engine.is_ready:
-                await asyncio.sleep(0.001)
+        await until(lambda: engine.is_ready)
         try:
             yield engine
         finally:

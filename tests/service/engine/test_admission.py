@@ -1,4 +1,4 @@
-"""What the device is asked for, and who is refused, on a clock that the test turns.
+"""The demand for the device, and which requests are refused, on a clock that the test moves.
 
 Every step costs a second, whatever its rows; four rows fit.
 """
@@ -66,7 +66,7 @@ def test_rows_beyond_a_full_step_need_further_steps() -> None:
 
 
 def test_what_is_late_asks_for_the_whole_device() -> None:
-    """Were it to ask for nothing, a load that makes everybody late would look like none."""
+    """If it asked for nothing, a load that makes every request late would look like no load."""
     assert utilisation({MODEL: make_share(steps(10))}, now=20.5) == pytest.approx(1.0)
     assert utilisation({MODEL: make_share(steps(10))}, now=1e6) == pytest.approx(1.0)
 
@@ -111,7 +111,7 @@ def test_a_model_within_its_part_of_the_device_is_not_refused_for_the_other() ->
     assert guard.refuses(steps(10), shares, 1.0)
 
 
-def test_who_may_come_in_anyway_does_not_end_the_others_overload() -> None:
+def test_a_model_that_is_never_refused_does_not_end_the_overload_of_another() -> None:
     """The quiet model asks in between, and is not refused."""
     guard = OverloadGuard()
     shares = {MODEL: full_device()[MODEL], "quiet": make_share()}
@@ -137,10 +137,10 @@ def ended(seconds: float) -> Request:
     return request
 
 
-def test_late_answers_under_refusals_lower_what_is_too_much() -> None:
+def test_late_answers_lower_the_bound_while_requests_are_refused() -> None:
     guard, late, in_time = OverloadGuard(), ended(30.1), ended(29.9)
     guard.learn(late)
-    assert guard.full == FIRST_FULL  # nobody is refused: it is not the guard's doing
+    assert guard.full == FIRST_FULL  # nobody is refused, so the bound is not to blame
     guard.refuses(steps(10), full_device(), 0.0)
     assert guard.refuses(steps(10), full_device(), STANDING_SECONDS)
     guard.learn(late)
@@ -183,8 +183,8 @@ def test_images_ahead_that_leave_let_the_next_ones_in() -> None:
     assert expected_seconds(steps(4), {MODEL: share}, 0.0) == expected
 
 
-def test_a_flood_of_deadlines_plays_the_queue_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between two plays the estimate follows what came and went."""
+def test_a_long_queue_is_played_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A play simulates the steps of the queue. Between two plays the estimate follows what was added and done."""
     share = make_share(*(steps(10, n=4) for _ in range(8)))
     played, play = [], admission._play
     monkeypatch.setattr(admission, "_play", lambda *given: played.append(given) or play(*given))

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 import pytest
 
 from service.errors import GenerationFailed, InvalidRequest, QueueFull, Unavailable
-from service.observe.board import Board, EngineBoard, Layout, StepStats
+from service.observe.scoreboard import EngineScoreboard, Layout, Scoreboard, StepStats
 from service.wire.async_engine import MESSAGES_A_TURN, AsyncEngine, pixels
 from service.wire.frames import frame
 from service.wire.messages import Abort, FromEngine, Preview, Refusal, Reply, RequestOutput, TrajectoryPoint
-from tests.service.engine.desk import Rig, make_core, rigged
+from tests.service.engine.desk import Rig, make_core, rigged, until
 from tests.service.engine.tiny import Turnstile, make_params
 from tests.waiting import PATIENCE, wait_until
 
@@ -67,13 +67,6 @@ def finished(update: Preview | TrajectoryPoint | RequestOutput) -> RequestOutput
     return update
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """wait_until, with the event loop going on meanwhile."""
-    async with asyncio.timeout(PATIENCE):
-        while not condition():
-            await asyncio.sleep(0.001)
-
-
 async def sent() -> None:
     """What new tasks ask for has left: a task starts with one turn of the event loop, its frame with the next."""
     for _ in range(2):
@@ -110,7 +103,7 @@ def test_many_coroutines_get_their_own_images() -> None:
     assert len({pixels(output)[0].tobytes() for output in outputs}) == 40
 
 
-def test_refusals_are_raised() -> None:
+def test_a_full_queue_raises_its_refusal() -> None:
     async def client() -> None:
         rig.model.close()
         first = asyncio.create_task(rig.generate(seeds=(1, 2, 3, 4)))
@@ -126,7 +119,7 @@ def test_refusals_are_raised() -> None:
         rig.run(client)
 
 
-def test_failures_are_raised() -> None:
+def test_a_failed_request_raises() -> None:
     class Broken(Turnstile):
         def forward(self, x, t, y):
             return super().forward(x, t, y) / 0
@@ -136,7 +129,7 @@ def test_failures_are_raised() -> None:
     assert isinstance(error, GenerationFailed)
 
 
-def test_a_sampler_that_the_model_has_not_is_refused_before_it_is_queued() -> None:
+def test_a_sampler_that_the_model_lacks_is_refused_before_it_is_queued() -> None:
     with running() as rig:
         error = rig.run(lambda: raised_by(rig.generate(sampler="heun")))
         assert isinstance(error, InvalidRequest)
@@ -233,7 +226,7 @@ def test_answers_that_come_together_are_handed_on_over_several_turns() -> None:
 
     async def main() -> list[tuple[int, int]]:
         mine, theirs = socket.socketpair()
-        engine, turn = AsyncEngine(mine, Board(Layout(("dit",), ()), rows=2)), 0
+        engine, turn = AsyncEngine(mine, Scoreboard(Layout(("dit",), ()), rows=2)), 0
         await engine.connect()
         heard: list[tuple[int, int]] = []
 
@@ -260,8 +253,8 @@ def test_answers_that_come_together_are_handed_on_over_several_turns() -> None:
 def test_answers_that_have_come_are_handed_on_though_the_engine_has_gone() -> None:
     async def main() -> list[BaseException | None]:
         mine, theirs = socket.socketpair()
-        board = Board(Layout(("dit",), ()), rows=2)
-        EngineBoard(board).state("ready")
+        board = Scoreboard(Layout(("dit",), ()), rows=2)
+        EngineScoreboard(board).state("ready")
         engine = AsyncEngine(mine, board)
         engine.cards = {"dit": None}  # pyright: ignore[reportAttributeAccessIssue]
         await engine.connect()
@@ -280,10 +273,10 @@ def test_answers_that_have_come_are_handed_on_though_the_engine_has_gone() -> No
     assert isinstance(lost, Unavailable)
 
 
-def test_a_message_that_cannot_be_read_ends_the_connection(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_message_that_cannot_be_read_ends_the_connection() -> None:
     async def main() -> bool:
         mine, theirs = socket.socketpair()
-        engine, lost = AsyncEngine(mine, Board(Layout(("dit",), ()), rows=2)), asyncio.Event()
+        engine, lost = AsyncEngine(mine, Scoreboard(Layout(("dit",), ()), rows=2)), asyncio.Event()
         engine.on_loss = lost.set
         await engine.connect()
         engine._open[3] = asyncio.Queue()
@@ -297,8 +290,8 @@ def test_a_message_that_cannot_be_read_ends_the_connection(caplog: pytest.LogCap
     assert asyncio.run(main())
 
 
-def test_an_event_loop_that_is_gone_does_not_hurt_the_engine() -> None:
-    """The loop closes during the only step of its request, so the answer finds nobody."""
+def test_the_engine_goes_on_when_the_event_loop_of_a_request_is_closed() -> None:
+    """The loop closes during the only step of its request, so nobody takes the answer."""
 
     async def leave() -> asyncio.Task[RequestOutput]:
         rig.model.close()
@@ -315,25 +308,3 @@ def test_an_event_loop_that_is_gone_does_not_hurt_the_engine() -> None:
         output = rig.run(lambda: rig.generate())
         assert len(pixels(output)) == 1
         assert not rig.rig.dead
-
-
-def test_a_short_request_overtakes_a_long_one() -> None:
-    async def clients() -> None:
-        rig.model.close()
-        long = asyncio.create_task(rig.generate(num_steps=200))
-        await until(lambda: len(rig.model.rows) == 1)
-        await asyncio.to_thread(rig.model.let_pass, 5)
-        short = asyncio.create_task(rig.generate(num_steps=2))
-        while not short.done():  # the engine hears of it between two steps
-            await asyncio.to_thread(rig.model.let_pass, 1)
-        await short
-        assert not long.done()
-        rig.model.open()
-        await long
-
-    with running() as rig:
-        rig.run(clients)
-        wait_until(lambda: len(rig.steps) == 200)
-        rows = [step.num_rows for step in rig.steps]
-        shared = rows.index(2)
-        assert rows == [1] * shared + [2] * 2 + [1] * (198 - shared)

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from service.engine import canvas
 from service.engine.order import LeastSlack
@@ -13,6 +12,7 @@ from service.engine.request import Request, RequestStatus
 from service.errors import InvalidRequest
 from service.wire.messages import Mixture
 from tests.service.engine.tiny import (
+    Cramped,
     Watched,
     drive,
     make_params,
@@ -24,6 +24,7 @@ from tests.service.engine.tiny import (
     tiny_model,
     warm_core,
 )
+from tests.service.pictures import difference
 
 TWO: Mixture = ((1, 0.5), (8, 0.5))
 FOUR: Mixture = ((1, 0.4), (2, 0.3), (3, 0.2), (4, 0.1))
@@ -64,14 +65,14 @@ def test_one_class_has_the_bits_of_a_plain_request() -> None:
     how = {"class_label": 3, "sampler": "ddpm", "guidance_scale": 2.0}
     plain, other = (
         make_request(make_params(**how)),
-        make_request(make_params(**how, mixtures=((),), ways=((9, 0.0),))),
+        make_request(make_params(**how, mixtures=((),), slerps=((9, 0.0),))),
     )
     for request in (plain, other):
         drive(core, {0: [request]})
     assert torch.equal(runner.latents[plain.request_id, 0], runner.latents[other.request_id, 0])
 
 
-def test_only_images_between_two_seeds_launch_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_images_between_two_seeds_draw_more_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[int] = []
     first_noise = canvas.first_noise
 
@@ -83,31 +84,16 @@ def test_only_images_between_two_seeds_launch_more(monkeypatch: pytest.MonkeyPat
     core = warm_core(recording_runner(tiny_model(), tiny_config()))
     drive(core, {0: [request_of(TWO, FOUR), make_request(make_params(guidance_scale=2.0, negative_label=4))]})
     assert begun == []
-    drive(core, {0: [make_request(make_params(seeds=(1, 2, 3), ways=((9, 0.0), (9, 0.5), (9, 0.7))))]})
+    drive(core, {0: [make_request(make_params(seeds=(1, 2, 3), slerps=((9, 0.0), (9, 0.5), (9, 0.7))))]})
     assert begun == [2]  # at the first step of three images, and the one at 0 is as any other
 
 
-class Cramped(nn.Module):
-    """Has no memory for more than so many rows."""
-
-    num_classes = 10
-
-    def __init__(self, inner: nn.Module):
-        super().__init__()
-        self.inner, self.most = inner, 6
-
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        if len(x) > self.most:
-            raise torch.OutOfMemoryError
-        return self.inner(x, t, y)
-
-
-def test_a_lack_of_memory_leaves_room_for_who_was_accepted() -> None:
-    """Half of six rows would fit neither of the two; no request may wait for ever."""
+def test_a_lack_of_memory_leaves_a_cap_that_holds_every_accepted_image() -> None:
+    """Half of the six rows would be three, and an accepted image needs four: it would wait for ever."""
     sound = tiny_model()
-    model = Cramped(sound)
+    model = Cramped(6, sound)
     core = warm_core(recording_runner(model, tiny_config()))
-    model.most = 5
+    model.room = 5
     four, plain = request_of(FOUR, num_steps=6), make_request(make_params(num_steps=6, guidance_scale=2.0))
     ended, _ = drive(core, {0: [four, plain]})
     assert set(ended) == {four, plain}
@@ -115,7 +101,7 @@ def test_a_lack_of_memory_leaves_room_for_who_was_accepted() -> None:
     for request in ended:
         assert request.status is RequestStatus.FINISHED, request.error
         expected = picture_of(solo(sound, tiny_config(), request.params), request.params)
-        assert np.abs(request.images[0].astype(int) - expected).max() <= 1
+        assert difference(request.images[0], expected) <= 1
 
 
 def test_the_oldest_of_the_overdue_goes_on_with_all_its_rows() -> None:

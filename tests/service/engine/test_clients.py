@@ -90,7 +90,7 @@ def test_within_8_mib_every_preview_is_sent(pair: Pair) -> None:
     assert steps(pair.take_until_answered(1), 1) == [1, 2, 3]
 
 
-def test_a_worker_that_takes_nothing_is_given_up(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_reads_nothing_is_given_up(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = 100.0
     monkeypatch.setattr(clients, "time", SimpleNamespace(monotonic=lambda: clock))
     pair.answer(1)

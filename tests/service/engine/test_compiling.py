@@ -84,16 +84,16 @@ def test_a_container_has_room_for_what_it_may_use(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
-    monkeypatch.setattr(os, "sysconf", {"SC_AVPHYS_PAGES": 100 << 18, "SC_PAGE_SIZE": 4096}.__getitem__)
+    (tmp_path / "meminfo").write_text(f"MemAvailable: {100 << 20} kB\n")
     if quota is not None and limit is not None:
         for name, text in (("cpu.max", quota), ("memory.max", limit), ("memory.current", str(used))):
             (tmp_path / name).write_text(f"{text}\n")
-    assert compiling.room_for_helpers(tmp_path) == expected
+    assert compiling.room_for_helpers(tmp_path, tmp_path / "meminfo") == expected
 
 
 def test_a_helper_ends_with_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[int] = []
-    parents = iter([7, 7, 1, 1])  # the engine dies behind the first row count
+    parents = iter([7, 7, 1, 1])  # the engine dies after the first row count
     monkeypatch.setattr(os, "getppid", lambda: next(parents))
     monkeypatch.setattr(compiling.ModelRunner, "rehearsal", lambda _, rows: ran.append(rows))
     monkeypatch.setattr(compiling.ModelRunner, "execute", lambda *_: None)

@@ -3,15 +3,14 @@
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
 from service.engine.core import EngineConfig, EngineCore, Progress
 from service.engine.request import Request, RequestStatus
 from service.engine.runner import ModelRunner
 from service.errors import QueueFull
-from service.observe.board import ModelStats
+from service.observe.scoreboard import ModelStats
 from tests.service.engine.tiny import (
+    Cramped,
     Turnstile,
     drive,
     make_params,
@@ -23,7 +22,7 @@ from tests.service.engine.tiny import (
 
 
 class Clock:
-    """Goes on by 2^-7 s at every look, which floats hold exactly."""
+    """Moves by 2^-7 s at every call, which floats hold exactly."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -109,9 +108,9 @@ def test_an_accepted_request_knows_its_idle_latency() -> None:
     assert request.idle_seconds == 2.5
 
 
-def test_an_idle_latency_is_that_of_steps_as_they_are_lately() -> None:
+def test_an_idle_latency_follows_the_latest_step_times() -> None:
     core = make_core("a")
-    core.runners["a"].step_seconds = {1: 2**-9}  # the clock goes on by 2^-7 in a step
+    core.runners["a"].step_seconds = {1: 2**-9}  # the clock moves by 2^-7 in a step
     core.add(steps_of("a", num_steps=500))
     for _ in range(500):
         core.step()
@@ -119,10 +118,10 @@ def test_an_idle_latency_is_that_of_steps_as_they_are_lately() -> None:
     core.add(later)
     slowdown = later.idle_seconds / (10 * 2**-9)
     assert slowdown == core.shares["a"].slowdown
-    assert slowdown == pytest.approx(4, rel=0.25)  # of step() itself the clock is looked at more often
+    assert slowdown == pytest.approx(4, rel=0.25)  # step() reads the clock more often
 
 
-def test_the_order_leaves_room_for_what_is_outside_of_the_engine() -> None:
+def test_slack_leaves_room_for_the_time_outside_of_the_engine() -> None:
     inside, outside = make_core("a"), make_core("a", outside_seconds=0.5)
     slacks = []
     for core in (inside, outside):
@@ -141,7 +140,7 @@ def test_abort_finds_the_model_by_itself() -> None:
     assert core.abort(second.request_id) is None
     assert core.abort("nobody") is None
     assert (second.status, second.remaining_rows) == (RequestStatus.ABORTED, 5)
-    assert drive(core, {0: []})[0] == [first]
+    assert drive(core)[0] == [first]
 
 
 def test_both_models_come_to_an_end() -> None:
@@ -154,8 +153,8 @@ def test_both_models_come_to_an_end() -> None:
     assert len(steps) == 40  # a step has images of one model only, and a model's images share theirs
 
 
-def test_device_time_is_charged_over_the_weight() -> None:
-    """The clock gives each step 2^-7 s; slack aside, virtual times may differ by MAX_LAG and one step only."""
+def test_a_model_is_charged_its_device_time_divided_by_its_weight() -> None:
+    """Both models get steps in turn; the clock gives each step 2^-7 s."""
     core = make_core("a", "b", weights={"b": 4.0})
     for model in "ab":
         core.add(steps_of(model, num_steps=1000))
@@ -184,8 +183,8 @@ def test_one_row_cap_serves_guided_images_too() -> None:
     assert [step.num_rows for step in steps] == [2] * 12
 
 
-def test_a_failure_behind_the_forward_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The latents have advanced by then: a second try would advance them twice. The engine ends instead."""
+def test_a_step_that_fails_after_its_forward_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The latents have advanced by then, and a second try would advance them twice. So the engine ends."""
     core = make_core("a")
     core.add(steps_of("a", num_steps=1))
     monkeypatch.setattr("service.engine.runner.sampler_step", lambda *state: 1 / 0)
@@ -193,19 +192,8 @@ def test_a_failure_behind_the_forward_is_not_repeated(monkeypatch: pytest.Monkey
         core.step()
 
 
-class Crowded(Turnstile):
-    """Has no memory for more than `room` rows."""
-
-    room = 6
-
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        if len(x) > self.room:
-            raise torch.OutOfMemoryError("no room")
-        return super().forward(x, t, y)
-
-
 def test_out_of_memory_lowers_the_row_cap_and_loses_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    model = Crowded()
+    model = Cramped(6)
     core = warm_core(recording_runner(model, tiny_config()), max_rows=6)
     model.room = 3
     requests = [steps_of("dit", num_steps=3) for _ in range(6)]
@@ -218,7 +206,7 @@ def test_out_of_memory_lowers_the_row_cap_and_loses_nothing(caplog: pytest.LogCa
 
 
 def test_the_row_cap_always_holds_a_guided_image() -> None:
-    model = Crowded()
+    model = Cramped(6)
     core = warm_core(recording_runner(model, tiny_config()), max_rows=6)
     model.room = 1
     request = steps_of("dit", guidance_scale=2.0)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.request import Request, RequestStatus
 from service.errors import DeadlineUnreachable
-from tests.service.engine.tiny import make_params, make_request, recording_runner, tiny_config
+from tests.service.engine.tiny import drive, make_params, make_request, recording_runner, tiny_config
 
 
 class Clock:
@@ -49,23 +49,16 @@ def within(seconds: float | None, steps: int = 4, images: int = 1) -> Request:
     return request
 
 
-def run(core: EngineCore) -> list[Request]:
-    ended = []
-    while core.has_work:
-        ended += core.step().ended
-    return ended
-
-
 def test_a_deadline_that_can_be_met_is_met() -> None:
     core, _ = make_core()
     request = within(4.0)
     core.add(request)
-    assert run(core) == [request]
+    assert drive(core)[0] == [request]
     assert request.status is RequestStatus.FINISHED
 
 
 @pytest.mark.parametrize("seconds", [3.9, 0.001])
-def test_less_than_the_idle_latency_is_refused_at_once(seconds: float) -> None:
+def test_a_deadline_below_the_idle_latency_is_refused_at_once(seconds: float) -> None:
     core, _ = make_core()
     with pytest.raises(DeadlineUnreachable, match="about 4000 ms are needed") as refusal:
         core.add(within(seconds))
@@ -73,8 +66,8 @@ def test_less_than_the_idle_latency_is_refused_at_once(seconds: float) -> None:
     assert not core.has_work
 
 
-def test_what_runs_and_waits_before_it_counts() -> None:
-    """Two images run for three more seconds, then two more for four: then it is the next one's turn."""
+def test_a_deadline_allows_for_what_runs_and_waits_before_it() -> None:
+    """Two images run for three more seconds, then two for four, and then it takes four itself."""
     core, _ = make_core()
     core.add(within(None, images=2))
     core.step()
@@ -82,12 +75,12 @@ def test_what_runs_and_waits_before_it_counts() -> None:
     with pytest.raises(DeadlineUnreachable, match="about 11000 ms"):
         core.add(within(10.9))
     core.add(within(11.1))
-    (last,) = [request for request in run(core) if request.deadline_seconds]
+    (last,) = [request for request in drive(core)[0] if request.deadline_seconds]
     assert last.status is RequestStatus.FINISHED
     assert last.finished - last.arrived == pytest.approx(7.0)  # it has the least slack, and overtakes
 
 
-def test_it_leaves_the_queue_when_it_is_too_late() -> None:
+def test_a_request_leaves_the_queue_when_its_deadline_has_passed() -> None:
     core, clock = make_core()
     first, late = within(None, steps=10, images=2), within(11.5, steps=2)
     core.add(first)
@@ -97,10 +90,10 @@ def test_it_leaves_the_queue_when_it_is_too_late() -> None:
     ended = core.step().ended
     assert ended == [late]
     assert (late.status, late.remaining_rows) == (RequestStatus.EXPIRED, 2)
-    assert run(core) == [first]
+    assert drive(core)[0] == [first]
 
 
-def test_work_stops_between_two_steps_and_its_slot_is_free() -> None:
+def test_a_running_request_stops_at_its_deadline_and_frees_its_slot() -> None:
     core, clock = make_core()
     late, stays = within(5.0, steps=5), within(None, steps=6)
     core.add(late)
@@ -108,19 +101,18 @@ def test_work_stops_between_two_steps_and_its_slot_is_free() -> None:
     core.step()
     clock.now += 4.5  # the device was busy with something else
     progress = core.step()
-    ended, stats = progress.ended, progress.stats
-    assert ended == [late]
+    assert progress.ended == [late]
     assert late.tasks[0].slot is None
     assert late.remaining_rows == 4
-    assert stats is not None
-    assert stats.num_rows == 1
-    assert run(core) == [stays]
+    assert progress.stats is not None
+    assert progress.stats.num_rows == 1
+    assert drive(core)[0] == [stays]
 
 
-def test_no_deadline_is_no_limit() -> None:
+def test_a_request_without_a_deadline_never_expires() -> None:
     core, clock = make_core()
     request = within(None)
     core.add(request)
     clock.now += 1e9
-    assert run(core) == [request]
+    assert drive(core)[0] == [request]
     assert request.status is RequestStatus.FINISHED

@@ -10,7 +10,7 @@ from service.engine import loop as loop_module
 from service.engine.core import EngineCore
 from service.engine.request import Request
 from service.errors import GenerationFailed, QueueFull, Unavailable
-from service.observe.board import ModelStats
+from service.observe.scoreboard import ModelStats
 from service.wire.async_engine import pixels
 from service.wire.messages import RequestOutput
 from tests.service.engine.desk import Counting, Desk, Rig, make_core, running
@@ -28,7 +28,7 @@ def test_answers_are_images_and_times() -> None:
 
 
 def test_a_large_answer_leaves_as_fast_as_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long an idle engine would sleep: it wakes when its client has taken what the socket holds."""
+    """However long an idle engine sleeps, it wakes when its client has read what the socket holds."""
     monkeypatch.setattr(loop_module, "IDLE_SECONDS", 10 * PATIENCE)
     with running(make_core(Turnstile())) as desk:
         answer = desk.answer(
@@ -38,7 +38,7 @@ def test_a_large_answer_leaves_as_fast_as_it_is_read(monkeypatch: pytest.MonkeyP
         assert len(answer.pixels) == 640_000
 
 
-def test_who_comes_while_the_device_is_busy_takes_part_in_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_comes_while_the_device_is_busy_joins_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Turnstile()
     core = make_core(model)
     monkeypatch.setattr(
@@ -94,7 +94,7 @@ def test_every_request_has_one_end_under_random_aborts(seed: int) -> None:
         desk.rig.stop(PATIENCE)
         desk.close()
         ends = {
-            name: core.aborted.count(name) or len(answers)  # one that is aborted is told of the engine's end only
+            name: core.aborted.count(name) or len(answers)  # an aborted one hears only that the engine has ended
             for name, answers in desk.answers.items()
         }
     assert len(ends) == 400
@@ -110,7 +110,7 @@ def test_a_flood_of_refusals_does_not_hold_up_the_steps() -> None:
     class Slow(EngineCore):
         def add(self, request: Request) -> None:
             if request.params.num_steps == 1:
-                time.sleep(0.001)  # as long as it takes
+                time.sleep(0.001)  # about what a refusal costs
                 raise QueueFull("full", retry_after=1.0)
             super().add(request)
 
@@ -139,7 +139,7 @@ def test_a_failing_request_is_answered_and_the_engine_lives() -> None:
         assert not desk.rig.dead
 
 
-def test_a_full_queue_is_an_answer() -> None:
+def test_a_full_queue_refuses_the_request() -> None:
     model = Turnstile()
     with running(make_core(model, max_requests=1)) as desk:
         model.close()
@@ -176,7 +176,7 @@ def test_stop_drains_what_was_accepted_and_refuses_the_rest() -> None:
         assert isinstance(desk.answer(desk.send()), Unavailable)
 
 
-def test_stop_without_patience_answers_what_is_open() -> None:
+def test_a_stop_without_a_drain_refuses_what_is_open() -> None:
     model = Turnstile()
     with running(make_core(model)) as desk:
         model.close()

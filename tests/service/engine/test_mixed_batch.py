@@ -1,4 +1,4 @@
-"""Images made in any company against the plain loop, and failures that stay with the guilty."""
+"""Images of mixed batches equal those of the plain loop, and a failure stays with its request."""
 
 import math
 import random
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from service.engine.request import Request, RequestStatus
 from tests.service.engine.tiny import (
+    Cramped,
     Watched,
     drive,
     make_params,
@@ -24,16 +25,13 @@ from tests.service.engine.tiny import (
     tiny_model,
     warm_core,
 )
+from tests.service.pictures import difference
 
 COMBINATIONS = 64
 # Float32 of other batch shapes: a matrix product of another row count may add in another order (2^-24 relative
 # each), and up to 12 steps with guidance of up to 4 carry that along: 2e-6 was seen.
 LATENT_TOLERANCE = 2e-5
 BOTH = pytest.mark.parametrize("architecture", ["dit", "unet"])
-
-
-def levels_apart(image: np.ndarray, other: np.ndarray) -> int:
-    return int(np.abs(image.astype(int) - other.astype(int)).max())
 
 
 @pytest.mark.parametrize("architecture", ["dit", "unet", "few-dit", "few-unet"])
@@ -59,7 +57,7 @@ def test_64_random_requests_in_one_run_equal_their_plain_loops(architecture: str
         for index in range(len(request.tasks)):
             expected, latent = solo(model, config, request.params, index), runner.latents[request.request_id, index]
             torch.testing.assert_close(latent, expected, rtol=LATENT_TOLERANCE, atol=LATENT_TOLERANCE)
-            assert levels_apart(request.images[index], picture_of(expected, request.params)) <= 1, request.params
+            assert difference(request.images[index], picture_of(expected, request.params)) <= 1, request.params
     # Ragged guidance: every forward has the rows that were scheduled, and in total those of the plans.
     assert watched.rows == [step.num_rows for step in steps]
     assert sum(watched.rows) == sum(sum(task.plan.rows) for request in requests for task in request.tasks)
@@ -85,7 +83,7 @@ def test_64_random_requests_in_one_run_equal_their_plain_loops(architecture: str
     ids=lambda changes: next(iter(changes)),
 )
 def test_the_comparison_would_see_a_mix_up(architecture: str, changes: dict) -> None:
-    """The tiny models hear everything: one wrong setting moves an image far more than the tolerance."""
+    """One wrong setting moves an image of the tiny models far more than the tolerance."""
     config, model = tiny_config(architecture), tiny_model(architecture)
     usual = {"num_steps": 8, "sampler": "ddpm", "guidance_scale": 2.0}
     right = solo(model, config, make_params(architecture, **usual))
@@ -94,11 +92,13 @@ def test_the_comparison_would_see_a_mix_up(architecture: str, changes: dict) -> 
 
 
 @BOTH
-@pytest.mark.parametrize("other", [{"ways": ((6, 0.2),)}, {"ways": ((7, 0.1),)}, {}], ids=["far", "seed", "none"])
+@pytest.mark.parametrize(
+    "other", [{"slerps": ((6, 0.2),)}, {"slerps": ((7, 0.1),)}, {}], ids=["far", "seed", "none"]
+)
 def test_the_comparison_would_see_another_way(architecture: str, other: dict) -> None:
     """Without noise on the way, which lets an image forget where it began."""
     config, model = tiny_config(architecture), tiny_model(architecture)
-    right = solo(model, config, make_params(architecture, ways=((6, 0.1),)))
+    right = solo(model, config, make_params(architecture, slerps=((6, 0.1),)))
     wrong = solo(model, config, make_params(architecture, **other))
     assert (right - wrong).abs().max() > 100 * LATENT_TOLERANCE
 
@@ -113,85 +113,70 @@ def test_a_newcomer_joins_the_next_forward() -> None:
     assert model.rows == [1] * 10 + [2] * 3 + [1] * 27
 
 
-class Guilty(nn.Module):
-    """Misbehaves below a timestep whenever a row has the guilty label."""
+class Failing(nn.Module):
+    """Fails below a timestep whenever a row has this label."""
 
     num_classes, label = 10, 7
 
-    def __init__(self, inner: nn.Module, crime: str, below: float = 2000.0):
+    def __init__(self, inner: nn.Module, failure: str, below: float = 2000.0):
         super().__init__()
-        self.inner, self.crime, self.below = inner, crime, below
+        self.inner, self.failure, self.below = inner, failure, below
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         bad = (y == self.label) & (t < self.below)
-        if self.crime == "raises" and bad.any():
+        if self.failure == "raises" and bad.any():
             raise ArithmeticError("label 7")
-        value = math.inf if self.crime == "inf" else math.nan
+        value = math.inf if self.failure == "inf" else math.nan
         return torch.where(bad[:, None, None, None], value, self.inner(x, t, y))
 
 
-def innocent_params(i: int) -> dict:
+def params_of(i: int) -> dict:
     samplers = ["dpmpp_2m", "ddpm", "dpmpp_2m_sde", "ab2"]  # with history, with noise, with both
     return {"num_steps": 8 + i, "sampler": samplers[i], "guidance_scale": 1.0 + i % 2, "seeds": (i,)}
 
 
 @pytest.mark.parametrize("below", [2000.0, 600.0], ids=["at-once", "half-way"])
-@pytest.mark.parametrize("crime", ["raises", "nan", "inf"])
-def test_the_guilty_request_fails_and_the_others_do_not_notice(crime: str, below: float) -> None:
+@pytest.mark.parametrize("failure", ["raises", "nan", "inf"])
+def test_a_failing_request_leaves_the_others_unchanged(failure: str, below: float) -> None:
     config, sound = tiny_config(), tiny_model()
-    core = warm_core(recording_runner(Guilty(sound, crime, below), config), max_rows=8)
-    innocent = [make_request(make_params(**innocent_params(i))) for i in range(4)]
-    guilty = make_request(make_params(class_label=7, num_steps=8, seeds=(1, 2)))
-    ended, _ = drive(core, {0: innocent[:2], 1: [guilty], 3: innocent[2:]})
-    assert Counter(ended) == Counter([*innocent, guilty])
-    assert ended[0] is guilty
-    assert guilty.status is RequestStatus.FAILED
+    core = warm_core(recording_runner(Failing(sound, failure, below), config), max_rows=8)
+    others = [make_request(make_params(**params_of(i))) for i in range(4)]
+    failing = make_request(make_params(class_label=7, num_steps=8, seeds=(1, 2)))
+    ended, _ = drive(core, {0: others[:2], 1: [failing], 3: others[2:]})
+    assert Counter(ended) == Counter([*others, failing])
+    assert ended[0] is failing
+    assert failing.status is RequestStatus.FAILED
     step = 1 if below > 1000 else 5  # trailing: timesteps 1000, 875, 750, 625, 500, ...
     raised, infinite = "the model raised ArithmeticError", f"non-finite image at step {step}"
-    assert guilty.error == raised if crime == "raises" else guilty.error.endswith(infinite)
-    for request in innocent:
+    assert failing.error == raised if failure == "raises" else failing.error.endswith(infinite)
+    for request in others:
         assert request.status is RequestStatus.FINISHED
         expected = picture_of(solo(sound, config, request.params), request.params)
-        assert levels_apart(request.images[0], expected) <= 1
+        assert difference(request.images[0], expected) <= 1
 
 
-class Cramped(nn.Module):
-    """Has no memory for more than two rows."""
-
-    num_classes = 10
-
-    def __init__(self, inner: nn.Module):
-        super().__init__()
-        self.inner, self.rows = inner, 0
-        self.enough = True
-
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        if not self.enough and len(x) > 2:
-            raise MemoryError
-        self.rows += len(x)
-        return self.inner(x, t, y)
-
-
-def test_a_forward_that_is_only_too_large_fails_nobody_and_advances_each_image_once() -> None:
+def test_a_forward_that_is_only_too_large_fails_no_request_and_advances_each_image_once() -> None:
     config, sound = tiny_config(), tiny_model()
-    model = Cramped(sound)
+    watched = Watched(sound)
+    model = Cramped(6, watched, MemoryError)
     core = warm_core(recording_runner(model, config))
-    model.enough, model.rows = False, 0
-    requests = [make_request(make_params(**innocent_params(i))) for i in range(4)]
+    model.room = 2
+    watched.rows.clear()
+    requests = [make_request(make_params(**params_of(i))) for i in range(4)]
     drive(core, {0: requests})
     for request in requests:
         assert request.status is RequestStatus.FINISHED, request.error
-        assert levels_apart(request.images[0], picture_of(solo(sound, config, request.params), request.params)) <= 1
-    assert model.rows == sum(sum(request.plan.rows) for request in requests)
+        assert difference(request.images[0], picture_of(solo(sound, config, request.params), request.params)) <= 1
+    assert sum(watched.rows) == sum(sum(request.plan.rows) for request in requests)
 
 
-def test_the_next_occupant_of_a_poisoned_slot_is_sound() -> None:
+def test_nan_in_a_slot_does_not_reach_its_next_image() -> None:
     config, sound = tiny_config(), tiny_model()
-    core = warm_core(recording_runner(Guilty(sound, "nan"), config), max_rows=2)
-    guilty = make_request(make_params(class_label=7, num_steps=4, seeds=(1, 2)))
-    heirs = [make_request(make_params(sampler="dpmpp_2m", num_steps=5, seeds=(seed,))) for seed in (3, 4)]
-    drive(core, {0: [guilty], 1: heirs})
-    assert guilty.status is RequestStatus.FAILED
-    for request in heirs:
+    core = warm_core(recording_runner(Failing(sound, "nan"), config), max_rows=2)
+    failing = make_request(make_params(class_label=7, num_steps=4, seeds=(1, 2)))
+    later = [make_request(make_params(sampler="dpmpp_2m", num_steps=5, seeds=(seed,))) for seed in (3, 4)]
+    drive(core, {0: [failing], 1: later})
+    assert failing.status is RequestStatus.FAILED
+    for request in later:
         assert request.status is RequestStatus.FINISHED
-        assert levels_apart(request.images[0], picture_of(solo(sound, config, request.params), request.params)) <= 1
+        assert difference(request.images[0], picture_of(solo(sound, config, request.params), request.params)) <= 1

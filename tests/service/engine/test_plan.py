@@ -9,7 +9,7 @@ from models.checkpoint import ModelConfig
 from models.samplers import T, build_table
 from models.sampling import Guidance
 from models.schedule import NoiseSchedule, Prediction
-from service.engine.plan import COEFFICIENTS, INPUTS, LOOKS, NUM_NUMBERS, compile_plan
+from service.engine.plan import COEFFICIENTS, INPUTS, NUM_NUMBERS, PREVIEW, compile_plan
 from tests.service.engine.tiny import make_params, samplers_of, tiny_config
 
 FLOW = tiny_config("dit")
@@ -42,7 +42,7 @@ def test_a_row_is_spent_where_guidance_is_applied(num_steps: int, ends: tuple[fl
     ],
     ids=["off", "on", "interval", "bounds-belong-to-it", "between-steps"],
 )
-def test_rows_of_four_steps(scale: float, interval: tuple[float, float], rows: tuple[int, ...]) -> None:
+def test_guided_steps_take_two_rows(scale: float, interval: tuple[float, float], rows: tuple[int, ...]) -> None:
     plan = compile_plan(FLOW, make_params(num_steps=4, guidance_scale=scale, guidance_interval=interval))
     assert plan.rows == rows
     assert plan.remaining[0] == sum(rows)
@@ -50,17 +50,17 @@ def test_rows_of_four_steps(scale: float, interval: tuple[float, float], rows: t
 
 
 @pytest.mark.parametrize("sampler", samplers_of(FLOW))
-def test_columns_are_the_tables(sampler: str) -> None:
+def test_the_numbers_of_a_plan_are_those_of_the_table(sampler: str) -> None:
     plan = compile_plan(FLOW, make_params(num_steps=7, sampler=sampler, guidance_scale=2.0))
     table = FLOW.table(sampler, 7)
     assert plan.numbers.shape == (7, NUM_NUMBERS)
     assert plan.numbers.dtype == np.float32
-    timesteps, coefficients, look = plan.numbers[:, 0], plan.numbers[:, COEFFICIENTS], plan.numbers[:, LOOKS]
+    timesteps, coefficients, preview = plan.numbers[:, 0], plan.numbers[:, COEFFICIENTS], plan.numbers[:, PREVIEW]
     np.testing.assert_array_equal(timesteps, table.rows[:, T].astype(np.float32))
     np.testing.assert_array_equal(coefficients[:, 0], 2.0)
     np.testing.assert_array_equal(coefficients[:, 1:7], table.rows[:, 1:].astype(np.float32))
     np.testing.assert_array_equal(coefficients[:, 7], 0.0 if sampler == "ab2" else 1.0)  # clamp
-    np.testing.assert_array_equal(look, table.look.astype(np.float32))
+    np.testing.assert_array_equal(preview, table.preview.astype(np.float32))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_columns_are_the_tables(sampler: str) -> None:
         ("euler", 1.0, (1, 1), [1.0, 1.0]),
     ],
 )
-def test_inputs_of_a_few_step_network(
+def test_a_few_step_network_gets_its_times_and_its_scale(
     sampler: str, scale: float, rows: tuple[int, ...], given: list[float]
 ) -> None:
     params = make_params(num_steps=2, sampler=sampler, guidance_scale=scale, guidance_interval=(0.0, 0.6))
@@ -87,7 +87,7 @@ def test_inputs_of_a_few_step_network(
     assert plan.numbers[:, COEFFICIENTS][:, 0].tolist() == between
 
 
-def test_a_plain_network_cannot_jump() -> None:
+def test_a_plain_network_has_no_consistency_sampler() -> None:
     with pytest.raises(ValueError, match="tuned for few steps"):
         compile_plan(FLOW, make_params(sampler="consistency"))
 

@@ -1,4 +1,4 @@
-"""Which model goes next, on a clock that the test turns."""
+"""Which model goes next, on a clock that the test moves."""
 
 import pytest
 from hypothesis import given, settings
@@ -39,7 +39,7 @@ def clear(share: DeviceShare) -> None:
         share.scheduler.abort(request_id, 0.0)
 
 
-def test_nobody_runs_without_work() -> None:
+def test_no_model_runs_without_work() -> None:
     assert pick({}, now=0.0) is None
     assert pick({"a": make_share(), "b": make_share()}, now=0.0) is None
 
@@ -51,7 +51,7 @@ def test_the_only_model_with_work_runs_whatever_it_has_used() -> None:
     assert pick(shares, now=0.0) == "a"
 
 
-def test_a_share_believes_what_steps_take_lately() -> None:
+def test_a_share_follows_the_latest_step_times() -> None:
     share = DeviceShare(Scheduler(2, UNBOUNDED, UNBOUNDED), measured_seconds=lambda rows: 0.001 * rows)
     assert share.step_seconds(2) == 0.002
     for _ in range(200):
@@ -62,13 +62,13 @@ def test_a_share_believes_what_steps_take_lately() -> None:
     assert share.step_seconds(1) == pytest.approx(0.001, rel=0.05)
 
 
-def test_a_pause_of_the_host_is_no_slow_step() -> None:
+def test_a_pause_of_the_host_hardly_counts_as_a_slow_step() -> None:
     share = DeviceShare(Scheduler(2, UNBOUNDED, UNBOUNDED), measured_seconds=lambda rows: 0.0001)
     share.learn_step(1, 1.0)
     assert share.slowdown < 1.5
 
 
-def test_steps_that_were_not_measured_teach_nothing() -> None:
+def test_a_step_without_a_measured_time_changes_no_estimate() -> None:
     share = make_share()
     share.learn_step(1, 1.0)
     assert share.slowdown == 1.0
@@ -88,7 +88,7 @@ def test_slack_of_a_request_that_costs_nothing_is_a_number() -> None:
 
 
 def test_slack_is_looked_up_again_after_two_ms() -> None:
-    """Of the time that now is and of the one that is asked for, each by itself."""
+    """The slack of now and that of a later time are each looked up by itself."""
     share = make_share()
     add(share, 10)
     assert share.relative_slack(0.0) == share.relative_slack(ORDER_SECONDS / 2) == 2.0
@@ -98,14 +98,14 @@ def test_slack_is_looked_up_again_after_two_ms() -> None:
 
 @pytest.mark.parametrize("urgent", ["short", "long"])
 def test_least_relative_slack_goes_first(urgent: str) -> None:
-    """Both wait since 0: soon the short one is nearer to its target, but not when the long one came far earlier."""
+    """Both wait since 0: the short one is soon nearer to its target, unless the long one came far earlier."""
     shares = {"long": make_share(), "short": make_share()}
     add(shares["long"], 100, arrived=0.0 if urgent == "short" else -1000.0)
     add(shares["short"], 2)
     assert pick(shares, now=1.0) == urgent
 
 
-def test_the_most_urgent_request_of_a_model_speaks_for_it() -> None:
+def test_a_model_is_as_urgent_as_its_most_urgent_request() -> None:
     shares = {"a": make_share(), "b": make_share()}
     add(shares["b"], 50)
     add(shares["a"], 100)
@@ -113,8 +113,8 @@ def test_the_most_urgent_request_of_a_model_speaks_for_it() -> None:
     assert pick(shares, now=1.0) == "a"
 
 
-def test_waiting_hurts_the_fast_model_sooner() -> None:
-    """The same steps at the same moment; waiting costs the fast model more of its own latency."""
+def test_a_fast_model_is_urgent_sooner() -> None:
+    """Both take the same steps since the same moment; a second is more of the fast model's own latency."""
     shares = {"slow": make_share(), "fast": make_share()}
     add(shares["slow"], 10, seconds_per_step=4.0)
     add(shares["fast"], 10, seconds_per_step=1.0)

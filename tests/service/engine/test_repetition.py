@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from service.engine.core import EngineConfig, EngineCore
 from service.engine.repetition import find_fixed_rows, repeats_itself
 from service.engine.request import Request
 from service.engine.runner import ModelRunner
@@ -20,6 +19,7 @@ from tests.service.engine.tiny import (
     recording_runner,
     tiny_config,
     tiny_model,
+    warm_core,
 )
 
 ROWS = 8
@@ -39,9 +39,7 @@ def requests(architecture: str, seed: int) -> list[Request]:
 def latents_of(architecture: str, everyone: list[Request], arrivals: dict[int, list[Request]]) -> dict[int, Tensor]:
     """Final latents of all images by place in the list and index."""
     runner = recording_runner(tiny_model(architecture), tiny_config(architecture), ROWS)
-    core = EngineCore({architecture: runner}, EngineConfig(ROWS))
-    core.warm_up(architecture)
-    drive(core, arrivals)
+    drive(warm_core(runner, architecture, ROWS), arrivals)
     return {
         100 * place + index: runner.latents[request.request_id, index]
         for place, request in enumerate(everyone)
@@ -69,8 +67,7 @@ def test_the_same_bits_in_any_order_of_arrival(architecture: str, seed: int) -> 
 
 def test_a_step_with_a_deterministic_image_is_full() -> None:
     runner = recording_runner(tiny_model(), tiny_config(), ROWS)
-    core = EngineCore({"dit": runner}, EngineConfig(ROWS))
-    core.warm_up("dit")
+    core = warm_core(runner, max_rows=ROWS)
     usual, fixed = (
         make_request(make_params(num_steps=4)),
         make_request(make_params(num_steps=2, deterministic=True)),
@@ -79,7 +76,7 @@ def test_a_step_with_a_deterministic_image_is_full() -> None:
     assert [(step.num_rows, step.num_padding_rows) for step in steps] == [(1, 0), (2, 6), (2, 6), (1, 0)]
 
 
-def test_its_idle_latency_is_that_of_full_steps() -> None:
+def test_a_deterministic_request_has_the_idle_latency_of_full_steps() -> None:
     runner = recording_runner(tiny_model(), tiny_config(), ROWS)
     runner.step_seconds = {1: 1.0, 2: 2.0, 8: 10.0}
     one, five = (
@@ -129,7 +126,7 @@ def test_a_row_count_that_repeats_itself_is_found(cap: int, fixed: int) -> None:
     assert find_fixed_rows(runner, cap) == runner.fixed_rows == fixed
 
 
-def test_where_none_is_found_the_cap_stays() -> None:
+def test_the_cap_stays_where_no_row_count_repeats_itself() -> None:
     runner = ModelRunner(Sociable(), tiny_config(), CPU, torch.float32, 16)
     assert find_fixed_rows(runner, 6) is None
     assert runner.fixed_rows == 6

@@ -18,6 +18,7 @@ from service.engine.runner import MIDDLE, REHEARSED, ModelFailed, ModelRunner
 from service.engine.simulated import SimulatedRunner, StepCost
 from tests.service.engine.tiny import (
     CPU,
+    Cramped,
     Watched,
     make_params,
     make_request,
@@ -173,7 +174,7 @@ class NotANumber(nn.Module):
 
 @pytest.mark.parametrize("position", [0, 1, 2])
 @pytest.mark.parametrize("where", ["conditional", "unconditional"])
-def test_a_row_without_numbers_fails_its_image_alone(where: str, position: int) -> None:
+def test_nan_in_a_row_fails_only_its_image(where: str, position: int) -> None:
     runner = make_runner(NotANumber(where))
     sound = make_params(class_label=2, num_steps=1)
     poisoned = make_params(class_label=3, num_steps=1, guidance_scale=2.0)
@@ -195,27 +196,16 @@ def test_warm_up_runs_every_row_count() -> None:
     assert all(seconds > 0 for seconds in runner.step_seconds.values())
 
 
-class Cramped(nn.Module):
-    num_classes, max_rows = 10, 3
-
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        if len(x) > self.max_rows:
-            raise torch.OutOfMemoryError("no room")
-        return x / 2
-
-
 @pytest.mark.parametrize("wanted", [None, 6], ids=["measured", "set"])
 def test_warm_up_keeps_to_what_fits_into_memory(wanted: int | None) -> None:
-    runner = make_runner(Cramped())
+    runner = make_runner(Cramped(3))
     assert runner.warm_up(wanted) == 3
     assert sorted(runner.step_seconds) == [1, 2, 3]
 
 
 def test_warm_up_gives_up_where_no_guided_image_fits() -> None:
-    model = Cramped()
-    model.max_rows = 1
     with pytest.raises(ModelFailed, match="OutOfMemoryError"):
-        make_runner(model).warm_up(6)
+        make_runner(Cramped(1)).warm_up(6)
 
 
 @pytest.mark.parametrize(
@@ -228,12 +218,12 @@ def test_warm_up_gives_up_where_no_guided_image_fits() -> None:
     ],
     ids=str,
 )
-def test_row_counts(limit: int, counts: list[int]) -> None:
+def test_row_counts_are_all_up_to_16_and_then_fewer(limit: int, counts: list[int]) -> None:
     assert row_counts(limit) == counts
 
 
 class NoisyRunner(ModelRunner):
-    """On a crowded machine: what a step takes is left to chance."""
+    """Its step times are random, as on a crowded machine."""
 
     def __init__(self, seed: int):
         super().__init__(tiny_model(), tiny_config(), CPU, torch.float32, max_rows=8)
@@ -245,7 +235,7 @@ class NoisyRunner(ModelRunner):
 
 def test_the_cap_of_a_cpu_is_the_same_at_every_start() -> None:
     assert {NoisyRunner(seed).warm_up(None) for seed in range(20)} == {8}
-    assert NoisyRunner(0).warm_up(7) == 7  # the operator knows better
+    assert NoisyRunner(0).warm_up(7) == 7  # unless the operator sets it
 
 
 def test_the_cap_of_another_device_is_at_the_knee_of_its_times() -> None:
@@ -266,7 +256,7 @@ def test_the_cap_of_another_device_is_at_the_knee_of_its_times() -> None:
     ],
     ids=["free", "linear", "affine", "largest", "worse", "bump"],
 )
-def test_knee(curve: dict[int, float], cap: int) -> None:
+def test_the_knee_is_the_least_count_that_gives_80_percent_of_the_best(curve: dict[int, float], cap: int) -> None:
     assert knee(curve) == cap
 
 
@@ -290,6 +280,6 @@ def test_the_idle_latency_counts_every_step_with_its_rows() -> None:
     assert runner.idle_seconds(five, max_rows=4) == 2 * (100 + 1) + 2 * (2 * 100 + 10)  # in turns
 
 
-def test_it_describes_itself() -> None:
+def test_a_runner_describes_its_device_dtype_and_backend() -> None:
     facts = {"device": "cpu", "dtype": "bfloat16", "backend": "torch"}
     assert make_runner(tiny_model(), dtype=torch.bfloat16).describe() == facts

@@ -1,9 +1,5 @@
 """The scheduler without a device: what it promises, case by case."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from service.engine.order import ORDER_SECONDS, LeastSlack
@@ -11,13 +7,12 @@ from service.engine.request import Request, RequestStatus
 from service.engine.scheduler import Scheduler
 from service.engine.slots import SlotAllocator
 from tests.service.engine.rows import UNBOUNDED, make_request, make_scheduler, members, run_step
-
-ROOT = Path(__file__).resolve().parents[3]
+from tests.service.process import run_program
 
 
 def test_importing_the_scheduler_loads_no_torch_and_no_numpy() -> None:
     program = "import sys, service.engine.scheduler; print(sorted({'torch', 'numpy'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = run_program(program)
     assert done.stdout.strip() == "[]", done.stderr
 
 
@@ -78,7 +73,7 @@ def test_the_order_is_made_anew_every_two_ms_and_newcomers_have_their_place_at_o
     assert len(made) == 2
 
 
-def test_who_is_late_goes_behind_those_who_are_not() -> None:
+def test_late_requests_go_after_those_in_time() -> None:
     late, sooner = timed(1, 1, idle=2.0), timed(1, 1, idle=2.0)
     scheduler = make_scheduler(2, late)
     scheduler.add(sooner, now=100.0)
@@ -86,8 +81,8 @@ def test_who_is_late_goes_behind_those_who_are_not() -> None:
     assert late not in [task.request for task in scheduler.schedule(now=20.0).tasks]
 
 
-def test_nobody_waits_for_ever_however_late() -> None:
-    """Requests come for good, twice as many as fit; an overdue one gets rows of every step."""
+def test_no_request_waits_for_ever_however_late() -> None:
+    """Twice as many requests arrive as fit; an overdue one gets rows of every step."""
     late, scheduler = timed(*[2] * 10, idle=10.0), Scheduler(4, UNBOUNDED, UNBOUNDED)
     scheduler.add(late, now=0.0)
     for second in range(1000, 1010):
@@ -107,7 +102,7 @@ def test_a_short_request_joins_within_one_step_and_leaves_first() -> None:
     assert run_step(scheduler, now=3.0) == [short]
     assert (short.arrived, short.finished) == (1.5, 3.0)
     assert long.status is RequestStatus.RUNNING
-    assert long.tasks[0].step == 3  # company did not hold it up
+    assert long.tasks[0].step == 3  # the short one did not delay it
 
 
 def test_a_running_image_without_room_waits_one_step() -> None:
@@ -123,7 +118,7 @@ def test_a_running_image_without_room_waits_one_step() -> None:
 
 
 def test_a_running_image_without_room_cannot_starve() -> None:
-    """Fresh one-row requests arrive at every step; the guided image still goes as soon as its elders are done."""
+    """One-row requests arrive at every step; the guided image still runs as soon as the older one has ended."""
     older, guided = make_request(1, 2, 2, 2), make_request(1, 2, 2)
     scheduler = make_scheduler(3, older, guided)
     ended = []
@@ -189,7 +184,7 @@ def test_abort_of_a_half_started_request_frees_its_slots_and_its_places_in_the_q
     assert members(scheduler) == [other]
 
 
-def test_a_failed_image_takes_its_request_along_and_nobody_else() -> None:
+def test_a_failed_image_fails_its_request_and_no_other() -> None:
     doomed, other = make_request(1, 1, n=3), make_request(1, 1)
     scheduler = make_scheduler(3, doomed, other)  # the third image of doomed runs, other waits
     assert run_step(scheduler, failed=[doomed.tasks[1]], now=7.0) == [doomed]

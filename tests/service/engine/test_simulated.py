@@ -1,8 +1,11 @@
 """A device that takes time and computes nothing."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from service.engine import runner as runner_module
 from service.engine import simulated_device
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.device_clock import LATE_RAISES, LEAST_LEAD, MOST_LEAD, DeviceClock
@@ -12,25 +15,11 @@ from service.engine.simulated import SimulatedRunner, stripes
 from service.engine.simulated_device import SPIN_SECONDS, SimulatedDevice, SimulatedEvent, StepCost, sleep_until
 from service.registry import load_runners
 from service.settings import ModelEntry, Settings, Simulation
-from tests.service.engine.tiny import drive, make_params, make_request, tiny_config
-
-
-def simulated_core(cost: StepCost, max_rows: int = 8) -> EngineCore:
-    core = EngineCore({"dit": SimulatedRunner(tiny_config(), cost, max_rows)}, EngineConfig(max_rows))
-    core.warm_up("dit")
-    return core
-
-
-def test_a_step_costs_a_part_for_itself_and_one_for_each_row() -> None:
-    assert StepCost(2.0, 0.5).seconds(8) == pytest.approx(0.006)
-    core = simulated_core(StepCost(2.0, 0.5))
-    measured = core.runners["dit"].step_seconds
-    assert all(measured[rows] >= StepCost(2.0, 0.5).seconds(rows) for rows in range(1, 9))
-    assert measured[8] > measured[1]
+from tests.service.engine.tiny import drive, make_params, make_request, tiny_config, warm_core
 
 
 def test_requests_go_through_the_real_scheduler_and_get_stripes() -> None:
-    core = simulated_core(StepCost(0.1, 0.01))
+    core = warm_core(SimulatedRunner(tiny_config(), StepCost(0.1, 0.01), 8), max_rows=8)
     requests: list[Request] = [
         make_request(make_params(num_steps=steps, guidance_scale=2.0, seeds=(1, 2))) for steps in (3, 5)
     ]
@@ -42,7 +31,7 @@ def test_requests_go_through_the_real_scheduler_and_get_stripes() -> None:
         np.testing.assert_array_equal(request.images[0], stripes((1, 8, 8)))
 
 
-def test_it_cannot_be_mistaken_for_a_model() -> None:
+def test_a_simulated_model_cannot_be_mistaken_for_a_real_one() -> None:
     runner = SimulatedRunner(tiny_config(), StepCost(1.0, 0.0), 2)
     assert runner.describe() == {"device": "simulated", "dtype": "none", "backend": "none"}
     picture = stripes((3, 32, 32))
@@ -89,6 +78,20 @@ class Timeline:
     def launch(self, seconds: float = 2.0) -> SimulatedEvent:
         return self.device.launch(seconds)
 
+    def core(self, cost: StepCost) -> tuple[EngineCore, SimulatedRunner]:
+        """A warm engine of one model, which is on this device and clock."""
+        runner = SimulatedRunner(tiny_config(), cost, 8, self.device)
+        core = EngineCore({"dit": runner}, EngineConfig(8), clock=lambda: self.now)
+        core.warm_up("dit")
+        return core, runner
+
+
+def test_a_step_costs_a_part_for_itself_and_one_for_each_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = Timeline()
+    monkeypatch.setattr(runner_module, "time", SimpleNamespace(monotonic=lambda: line.now))
+    _, runner = line.core(StepCost(2.0, 0.5))
+    assert runner.step_seconds == pytest.approx({rows: 0.002 + 0.0005 * rows for rows in range(1, 9)})
+
 
 def test_steps_of_all_models_follow_each_other() -> None:
     line = Timeline()
@@ -102,7 +105,7 @@ def test_steps_of_all_models_follow_each_other() -> None:
     assert line.now == 12.0
 
 
-def test_what_the_host_does_meanwhile_is_hidden() -> None:
+def test_work_of_the_host_during_a_step_takes_no_extra_time() -> None:
     line = Timeline()
     ends = [line.launch()]
     for _ in range(4):
@@ -113,7 +116,7 @@ def test_what_the_host_does_meanwhile_is_hidden() -> None:
     assert line.now == 10.0
 
 
-def test_the_device_is_never_more_than_busy() -> None:
+def test_the_device_is_never_busy_for_longer_than_the_time_that_has_passed() -> None:
     line, rng, busy = Timeline(), np.random.default_rng(0), 0.0
     for _ in range(200):
         seconds = float(rng.exponential())
@@ -138,9 +141,7 @@ def test_the_models_of_a_service_share_one_device() -> None:
 
 def test_an_engine_launches_ahead_and_answers_all() -> None:
     line = Timeline()
-    runner = SimulatedRunner(tiny_config(), StepCost(1000.0, 0.0), 8, line.device)
-    core = EngineCore({"dit": runner}, EngineConfig(8), clock=lambda: line.now)
-    core.warm_up("dit")
+    core, _ = line.core(StepCost(1000.0, 0.0))
     begun = line.now
     ended, steps = drive(core, {0: [make_request(make_params(num_steps=5))]})
     assert len(ended) == 1
@@ -150,9 +151,7 @@ def test_an_engine_launches_ahead_and_answers_all() -> None:
 
 def test_a_launch_may_wait_until_the_device_is_nearly_free() -> None:
     line = Timeline()
-    runner = SimulatedRunner(tiny_config(), StepCost(1000.0, 0.0), 8, line.device)
-    core = EngineCore({"dit": runner}, EngineConfig(8), clock=lambda: line.now)
-    core.warm_up("dit")
+    core, runner = line.core(StepCost(1000.0, 0.0))
     runner.step_seconds = {8: 1.0}
     assert core.spare_seconds() == 0.0
     core.add(make_request(make_params(num_steps=3)))
@@ -179,7 +178,7 @@ def test_the_lead_of_a_launch_follows_from_how_late_they_come() -> None:
 
     device.launched(line.now, 1.0, was_busy=False)
     assert lead() == pytest.approx(MOST_LEAD)
-    for _ in range(1000):  # always in time, so at last who comes by is left out for a moment only
+    for _ in range(1000):  # always in time, so the lead falls
         device.launched(line.now, 1.0, was_busy=True)
     assert lead() == pytest.approx(LEAST_LEAD)
     for late in range(1, 6):
@@ -194,15 +193,13 @@ def test_the_lead_of_a_launch_follows_from_how_late_they_come() -> None:
 def test_waiting_on_purpose_is_not_taken_for_a_slow_device(
     believed: float, host_ms: float, collect_ms: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Were it, a host that takes longer for a launch than the lead would wait for longer and longer.
+    """If it were, a host whose launch takes longer than the lead would wait longer and longer.
 
-    And where a pause of the host has made steps look slow, the wait that follows from it must not hide the truth.
-    Nor may the host's time for the results, which is no wait for the device.
+    A pause of the host makes steps look slow. The wait that follows must not hide how long they really take, and
+    neither may the host's time for the results.
     """
     line = Timeline()
-    runner = SimulatedRunner(tiny_config(), StepCost(3.0, 0.0), 8, line.device)
-    core = EngineCore({"dit": runner}, EngineConfig(8), clock=lambda: line.now)
-    core.warm_up("dit")
+    core, runner = line.core(StepCost(3.0, 0.0))
     core.shares["dit"].scheduler.max_rows = 1  # one request after the other
     runner.step_seconds = {8: 0.003}
     launch = runner.launch
@@ -230,7 +227,3 @@ def test_waiting_on_purpose_is_not_taken_for_a_slow_device(
         core.step()
     assert (line.now - started) / 900 < 0.0033
     assert 0.7 < core.shares["dit"].slowdown < 1.1
-
-
-def test_no_network_is_loaded() -> None:
-    assert list(SimulatedRunner(tiny_config(), StepCost(1.0, 0.0), 2).model.parameters()) == []

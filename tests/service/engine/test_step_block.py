@@ -11,7 +11,7 @@ NULL, SCRATCH = 10, 77
 
 
 def packed(num_rows: int, num_images: int, rubbish: int = 255) -> StepBlock:
-    """A guided image in the middle of its steps, a plain one at its first and last, a guided one at its first."""
+    """A guided image in the middle of its steps, a plain one in its only step, a guided one in its first."""
     buffer = torch.full((BYTES_PER_ROW * 8,), rubbish, dtype=torch.uint8)
     block = StepBlock(buffer, num_rows, num_images)
     requests = [
@@ -40,11 +40,11 @@ def test_images_know_their_rows_slot_and_noise() -> None:
     assert block.indices.tolist() == [[3, 0, 3, 2**53 - 1, 3], [0, 1, 1, 6, 1], [9, 2, 4, 7, 1]]
     assert block.coefficients[:, 0].tolist() == [2, 1, 3]  # guidance scales
     assert block.places.tolist() == [-1, 0, -1]
-    assert block.look[1].tolist() == [1, 0]
+    assert block.preview[1].tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("rubbish", [0, 255])
-def test_what_is_left_over_is_harmless_padding(rubbish: int) -> None:
+def test_the_rest_of_a_block_is_harmless_padding(rubbish: int) -> None:
     small, block = packed(5, 3), packed(8, 8, rubbish)
     assert torch.equal(block.rows[:5], small.rows)
     assert torch.equal(block.indices[:3], small.indices)
@@ -57,7 +57,7 @@ def test_what_is_left_over_is_harmless_padding(rubbish: int) -> None:
     assert block.places.tolist() == [-1, 0] + [-1] * 6
 
 
-def test_previews_leave_beside_finished_images_each_with_its_look() -> None:
+def test_previews_leave_beside_finished_images_each_with_its_preview() -> None:
     buffer = torch.zeros(BYTES_PER_ROW * 4, dtype=torch.uint8)
     block = StepBlock(buffer, 3, 3)
     plain, early, velocity = (
@@ -71,10 +71,10 @@ def test_previews_leave_beside_finished_images_each_with_its_look() -> None:
         task.slot = slot
     pack(block, SlotTable(SCRATCH).look_up(tasks), NULL, SCRATCH)
     assert block.places.tolist() == [0, 1, 2]
-    assert block.look.tolist() == [[0, 1], [1, 0], [1, -0.5]]  # the flow's x0 = x - u v, at u = 1/2
+    assert block.preview.tolist() == [[0, 1], [1, 0], [1, -0.5]]  # the flow's x0 = x - u v, at u = 1/2
 
 
-def test_a_block_of_nobody_is_all_padding() -> None:
+def test_a_block_without_images_is_all_padding() -> None:
     block = StepBlock(torch.zeros(BYTES_PER_ROW * 2, dtype=torch.uint8), 2, 2)
     pack(block, SlotTable(SCRATCH).look_up([]), NULL, SCRATCH)
     assert block.rows.tolist() == [[SCRATCH, 0, 0]] * 2
@@ -86,7 +86,7 @@ def test_one_copy_carries_everything() -> None:
     buffer = torch.empty(BYTES_PER_ROW * 8, dtype=torch.uint8)
     copy = StepBlock(buffer, 8, 8)
     copy.bytes.copy_(block.bytes)
-    for name in ("rows", "labels", "timesteps", "indices", "coefficients", "places", "look"):
+    for name in ("rows", "labels", "timesteps", "indices", "coefficients", "places", "preview"):
         assert torch.equal(getattr(copy, name), getattr(block, name)), name
         assert getattr(copy, name).is_contiguous()
     assert len(block.bytes) == BYTES_PER_ROW * 8

@@ -16,10 +16,10 @@ from service.engine import swaps
 from service.engine.core import LEAVING
 from service.engine.runner import ModelRunner
 from service.errors import InvalidRequest, ServiceError, SwapUnderWay, Unavailable
-from service.observe.board import Board, EngineBoard, Layout
+from service.observe.scoreboard import EngineScoreboard, Layout, Scoreboard
 from service.wire.async_engine import AsyncEngine, pixels
 from service.wire.messages import Generate, RequestOutput
-from tests.service.engine.desk import Desk, Rig, make_core, rigged
+from tests.service.engine.desk import Desk, Rig, make_core, rigged, until
 from tests.service.engine.tiny import Turnstile, make_params, tiny_config
 from tests.waiting import wait_until
 
@@ -36,8 +36,15 @@ class Painter(Turnstile):
         return torch.full_like(x, self.shade)
 
 
+class Raising(Painter):
+    """Raises in its forward."""
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        raise ZeroDivisionError
+
+
 class Shelf:
-    """Networks by folder; what is no network is raised. Once closed, it hands out nothing until it is opened."""
+    """Networks by folder; an exception is raised. It hands out nothing while `opened` is not set."""
 
     def __init__(self, **content: Painter | Exception):
         self.content = content
@@ -72,16 +79,11 @@ async def shade(engine: AsyncEngine, **changes: Any) -> int:
     raise AssertionError
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.002)
-
-
 OLD, NEW = 191, 64  # levels of 0.5 and -0.5
 LONG = {"num_steps": 1000, "seeds": tuple(range(16))}  # a second or more, in which a swap is done
 
 
-def test_who_is_in_keeps_the_old_weights_and_who_comes_later_gets_the_new_ones() -> None:
+def test_a_running_request_keeps_the_old_weights_and_a_later_one_gets_the_new() -> None:
     async def work(engine: AsyncEngine) -> None:
         before = asyncio.create_task(shade(engine, **LONG))
         card = await engine.swap("dit", "new")
@@ -125,8 +127,9 @@ async def refusal(work: Awaitable[Any]) -> ServiceError:
         (KeyError("secret"), InvalidRequest, "checkpoint: the network raised KeyError", "failed"),
         (torch.OutOfMemoryError("x"), Unavailable, "the device has no memory for a second copy", "refused"),
         (Painter(torch.nan), InvalidRequest, "checkpoint: the model gave a non-finite image at step 1", "failed"),
+        (Raising(0.0), InvalidRequest, "checkpoint: the network raised ZeroDivisionError", "failed"),
     ],
-    ids=["checkpoint", "refused", "bug", "memory", "nan"],
+    ids=["checkpoint", "refused", "bug", "memory", "nan", "raises"],
 )
 def test_a_broken_checkpoint_changes_nothing(
     broken: Painter | Exception, kind: type[ServiceError], detail: str, outcome: str
@@ -142,23 +145,6 @@ def test_a_broken_checkpoint_changes_nothing(
         run(rig, work)
         assert list(rig.core.runners) == ["dit"]
         assert rig.board.total(rig.board.layout.places["model_swaps", "dit", outcome]) == 1
-
-
-class Raising(Painter):
-    """Raises in its forward."""
-
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        raise ZeroDivisionError
-
-
-def test_a_network_that_raises_changes_nothing() -> None:
-    async def work(engine: AsyncEngine) -> None:
-        error = await refusal(engine.swap("dit", "raising"))
-        assert error.detail == "checkpoint: the network raised ZeroDivisionError"
-        assert await shade(engine) == OLD
-
-    with rigged(make_core(Painter(0.5)), Shelf(raising=Raising(0.0)).load) as rig:
-        run(rig, work)
 
 
 def test_of_two_swaps_at_once_one_is_refused() -> None:
@@ -239,7 +225,7 @@ def test_a_worker_that_dies_holds_up_no_swap() -> None:
         run(rig, ask_again)
 
 
-def test_nobody_is_told_before_every_worker_knows() -> None:
+def test_a_swap_is_answered_after_every_worker_knows_of_it() -> None:
     """A desk takes the new cards and says nothing, like a worker that hangs."""
 
     async def work(engine: AsyncEngine, rig: Rig) -> None:
@@ -253,7 +239,7 @@ def test_nobody_is_told_before_every_worker_knows() -> None:
         await until(lambda: bool(desk.answers["0"]))
         (answer,) = desk.answers["0"]
         assert isinstance(answer, RequestOutput)
-        assert pixels(answer).min() == OLD  # as the worker that asked believed
+        assert pixels(answer).min() == OLD  # the version that this worker knows
         assert not swap.done()
         assert f"dit{LEAVING}" in rig.core.runners
         desk._socket.shutdown(2)
@@ -295,7 +281,7 @@ def test_the_steps_get_most_of_the_time_while_a_runner_is_prepared(monkeypatch: 
     for model in core.runners:
         core.warm_up(model)
     monkeypatch.setattr(swaps.time, "monotonic", lambda: now[0])
-    board, client = EngineBoard(Board(Layout(core.runners, ()), rows=1)), Answered()
+    board, client = EngineScoreboard(Scoreboard(Layout(core.runners, ()), rows=1)), Answered()
     told = swaps.Swaps(core, board, Shelf(new=Painter(-0.5)).load, list, lambda: None)
     told.begin(client, swaps.Swap(7, "dit", "new"))  # pyright: ignore[reportArgumentType]
     monkeypatch.setattr(ModelRunner, "prepare", prepare)

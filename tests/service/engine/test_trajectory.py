@@ -1,4 +1,4 @@
-"""What the engine tells of each step, against the plain loop; and that telling it costs nobody else anything."""
+"""What the engine reports of each step equals the plain loop, and reporting it changes nothing else."""
 
 import asyncio
 import random
@@ -27,6 +27,7 @@ from tests.service.engine.tiny import (
     recording_runner,
     samplers_of,
     solo,
+    stepping,
     tiny_config,
     tiny_model,
     warm_core,
@@ -36,12 +37,12 @@ Points = dict[tuple[str, int], list[TrajectoryPoint]]  # by request and image
 
 
 def walk(model: nn.Module, request: Request, index: int) -> list[tuple[Tensor, Tensor]]:
-    """x and denoised image [C, H, W] behind each step, by the plain loop."""
+    """x and denoised image [C, H, W] after each step, by the plain loop."""
     params, config = request.params, tiny_config(request.params.model)
     table, found = config.table(params.sampler, params.num_steps, params.spacing, params.strength), []
 
     def watch(step: int, x: Tensor, d: Tensor) -> None:
-        of_x, of_d = table.look[step].tolist()
+        of_x, of_d = table.preview[step].tolist()
         found.append((x[0].clone(), (of_x * x + of_d * d)[0]))
 
     solo(model, config, params, index, watch)
@@ -51,16 +52,11 @@ def walk(model: nn.Module, request: Request, index: int) -> list[tuple[Tensor, T
 def run(core: EngineCore, arrivals: dict[int, list[Request]]) -> tuple[Points, list[Request]]:
     points: Points = defaultdict(list)
     ended: list[Request] = []
-    for now in range(10_000):
-        for request in arrivals.get(now, ()):
-            core.add(request)
-        if not core.has_work and now >= max(arrivals):
-            return points, ended
-        progress = core.step()
+    for progress in stepping(core, arrivals):
         ended += progress.ended
         for request, point in progress.points:
             points[request.request_id, point.index].append(point)
-    raise AssertionError("the engine does not come to an end")
+    return points, ended
 
 
 def array(data: bytes) -> Tensor:
@@ -105,7 +101,7 @@ def test_trajectories_in_any_company_are_those_of_the_plain_loop(architecture: s
 
 
 @pytest.mark.parametrize("architecture", ["dit", "unet"])
-def test_a_runner_that_is_a_step_ahead_tells_the_step_and_not_the_next_one(architecture: str) -> None:
+def test_a_runner_that_is_a_step_ahead_reports_the_step_and_not_the_next_one(architecture: str) -> None:
     core = EngineCore({architecture: graph_runner(architecture)}, EngineConfig(6))
     core.warm_up(architecture)
     how = [("ddpm", 2.0, True), ("dpmpp_2m", 1.0, True), ("ab2", 1.0, False), ("ab2", 2.0, True)]
@@ -135,7 +131,7 @@ def test_a_step_without_such_an_image_copies_nothing(told: bool) -> None:
     assert len(launched.collect().points) == told
 
 
-def test_telling_changes_no_image() -> None:
+def test_a_trajectory_changes_no_image() -> None:
     def latents(trajectory: bool) -> list[Tensor]:
         runner = recording_runner(tiny_model(), tiny_config())
         core = warm_core(runner)
@@ -149,7 +145,7 @@ def test_telling_changes_no_image() -> None:
         assert torch.equal(plain, told)
 
 
-def test_told_and_plain_images_share_their_forwards() -> None:
+def test_images_with_and_without_a_trajectory_share_their_forwards() -> None:
     model = Watched(tiny_model())
     core = warm_core(recording_runner(model, tiny_config()))
     model.rows.clear()
@@ -158,7 +154,7 @@ def test_told_and_plain_images_share_their_forwards() -> None:
     assert model.rows == [3] * 5
 
 
-class Guilty(Turnstile):
+class Failing(Turnstile):
     """Raises for class 3, and gives NaN for class 4."""
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -167,8 +163,8 @@ class Guilty(Turnstile):
         return super().forward(x, t, y) * torch.where(y == 4, torch.nan, 1.0)[:, None, None, None]
 
 
-def test_what_fails_tells_no_more_and_the_others_tell_all() -> None:
-    core = warm_core(recording_runner(Guilty(), tiny_config()))
+def test_a_failing_image_reports_no_more_and_the_others_report_all() -> None:
+    core = warm_core(recording_runner(Failing(), tiny_config()))
     good, raising, broken = (make_request(make_params(class_label=i, trajectory=True)) for i in (1, 3, 4))
     points, ended = run(core, {0: [good, raising, broken]})
     assert len(ended) == 3
@@ -178,7 +174,7 @@ def test_what_fails_tells_no_more_and_the_others_tell_all() -> None:
     assert points[broken.request_id, 0] == []
 
 
-def test_what_was_aborted_on_the_device_tells_no_more() -> None:
+def test_an_image_that_is_aborted_on_the_device_reports_no_more() -> None:
     core = EngineCore({"dit": graph_runner()}, EngineConfig(4))
     core.warm_up("dit")
     gone = make_request(make_params(trajectory=True, num_steps=9))

@@ -16,6 +16,7 @@ from service.engine.runner import ModelRunner
 from service.engine.versions import key, leave, switch
 from tests.service.engine.test_graphs import graph_runner
 from tests.service.engine.tiny import (
+    drive,
     make_params,
     make_request,
     picture_of,
@@ -63,7 +64,7 @@ def is_of(model: nn.Module, request: Request) -> bool:
 
 
 @each_runner
-def test_who_is_in_keeps_the_version_that_admitted_it(make: Callable[[], ModelRunner]) -> None:
+def test_a_request_keeps_the_version_that_admitted_it(make: Callable[[], ModelRunner]) -> None:
     core, new = warm_core(make()), other_model(1)
     before, after = (make_request(make_params(num_steps=6, seeds=(5, 6))) for _ in range(2))
     core.add(before)
@@ -71,13 +72,11 @@ def test_who_is_in_keeps_the_version_that_admitted_it(make: Callable[[], ModelRu
         core.step()
     swap(core, new)
     core.add(after)
-    stats = []
-    while core.has_work:
-        stats.append(core.step().stats)
+    _, steps = drive(core)
     assert is_of(tiny_model(), before)
     assert is_of(new, after)
     assert not is_of(tiny_model(), after)
-    assert {step.model for step in stats if step} == {"dit"}
+    assert {step.model for step in steps} == {"dit"}
 
 
 @each_runner
@@ -98,8 +97,8 @@ def test_random_arrivals_and_swaps_never_mix_two_networks(make: Callable[[], Mod
             networks.append(other_model(len(networks)))
             swap(core, networks[-1])
         core.step()
-    while core.has_work:
-        core.step()
+    drive(core)
+    assert {networks.index(network) for _, network in asked} == {0, 1, 2}
     assert all(is_of(network, request) for request, network in asked)
 
 
@@ -116,8 +115,7 @@ def test_a_version_leaves_when_its_last_request_has_ended_and_takes_its_memory_a
         swap(core, other_model(number))
         assert not leave(core, "dit")
         assert core.stats()["dit"].running_slots == 1
-        while core.has_work:
-            core.step()
+        drive(core)
         assert request.status is RequestStatus.FINISHED
         assert leave(core, "dit")
         gc.collect()  # the stand-in of the graphs refers to its runner
@@ -134,8 +132,7 @@ def test_an_aborted_request_leaves_though_its_step_is_on_the_device() -> None:
     swap(core, other_model(1))
     assert core.abort(request.request_id) is request
     assert leave(core, "dit")
-    while core.has_work:
-        core.step()
+    drive(core)
     assert not request.images
 
 
@@ -149,8 +146,7 @@ def test_versions_are_found_by_number() -> None:
     late = make_request(make_params(seeds=(9,)))
     late.key = str(key(core, "dit", 1))
     core.add(late)
-    while core.has_work:
-        core.step()
+    drive(core)
     assert is_of(tiny_model(), late)
     leave(core, "dit")
     assert key(core, "dit", 1) is None

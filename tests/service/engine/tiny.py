@@ -5,7 +5,7 @@ Letters: R forward rows, C x H x W the image.
 
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import count
 from typing import Any
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from models.checkpoint import ModelConfig, build_model
 from models.samplers import SAMPLERS
 from models.sampling import Further, Guidance, Known, sample, to_uint8
-from service.engine.core import EngineConfig, EngineCore
+from service.engine.core import EngineConfig, EngineCore, Progress
 from service.engine.launched import LaunchedStep
 from service.engine.plan import compile_plans
 from service.engine.request import ImageTask, Request
 from service.engine.runner import ModelRunner
-from service.observe.board import StepStats
+from service.observe.scoreboard import StepStats
 from service.wire.messages import SamplingParams
 from tests.waiting import PATIENCE, wait_until
 
@@ -99,7 +99,7 @@ class Turnstile(nn.Module):
         self.closed = True
 
     def let_pass(self, steps: int) -> None:
-        """Let so many steps end, and return when the one behind them has been entered."""
+        """Let so many steps end, and return when the one after them has been entered."""
         entered = len(self.rows) + steps
         self._permits.release(steps)
         wait_until(lambda: len(self.rows) >= entered)
@@ -107,6 +107,21 @@ class Turnstile(nn.Module):
     def open(self) -> None:
         self.closed = False
         self._permits.release(1_000)
+
+
+class Cramped(nn.Module):
+    """Has no memory for more than `room` rows; its output is that of `inner`, or x / 2."""
+
+    num_classes = 10
+
+    def __init__(self, room: int, inner: nn.Module | None = None, error: type[Exception] = torch.OutOfMemoryError):
+        super().__init__()
+        self.room, self.inner, self.error = room, inner, error
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        if len(x) > self.room:
+            raise self.error
+        return self.inner(x, t, y) if self.inner else x / 2
 
 
 class RecordingRunner(ModelRunner):
@@ -145,22 +160,27 @@ def warm_core(runner: ModelRunner, model: str = "dit", max_rows: int = 6, **boun
     return core
 
 
-def drive(core: EngineCore, arrivals: dict[int, list[Request]]) -> tuple[list[Request], list[StepStats]]:
-    """Step until everything has ended; the requests in the order in which they did, and every step.
+def stepping(core: EngineCore, arrivals: dict[int, list[Request]] | None = None) -> Iterator[Progress]:
+    """Step until everything has ended.
 
     arrivals: requests by the number of the step before which they arrive.
     """
-    ended, steps = [], []
+    arrivals = arrivals or {0: []}
     for now in range(10_000):
         for request in arrivals.get(now, ()):
             core.add(request)
         if not core.has_work and now >= max(arrivals):
-            return ended, steps
-        progress = core.step()
-        done, stats = progress.ended, progress.stats
-        ended += done
-        steps += [stats] if stats else []
+            return
+        yield core.step()
     raise AssertionError("the engine does not come to an end")
+
+
+def drive(
+    core: EngineCore, arrivals: dict[int, list[Request]] | None = None
+) -> tuple[list[Request], list[StepStats]]:
+    """The requests in the order in which they ended, and every step."""
+    progress = list(stepping(core, arrivals))
+    return [request for one in progress for request in one.ended], [one.stats for one in progress if one.stats]
 
 
 def solo(
@@ -182,7 +202,7 @@ def solo(
         "known": known_of(params, config.image_shape),
         "null_label": negative,
         "further": further_of(params, index),
-        "ways": params.ways[index : index + 1],
+        "slerps": params.slerps[index : index + 1],
         "watch": watch,
     }
     return sample(model, table, labels, seeds, config.image_shape, **more)[0]
@@ -230,7 +250,7 @@ def random_between(rng: random.Random, n: int, guided: bool) -> dict[str, Any]:
         found["mixtures"] = tuple(mixture if len(mixture) > 1 else () for mixture in mixtures)
         found["class_labels"] = tuple(mixture[0][0] for mixture in mixtures)
     if rng.random() < 0.4:
-        found["ways"] = tuple((rng.getrandbits(53), rng.choice([0.0, rng.random()])) for _ in range(n))
+        found["slerps"] = tuple((rng.getrandbits(53), rng.choice([0.0, rng.random()])) for _ in range(n))
     if guided and rng.random() < 0.5:
         found["negative_label"] = rng.randrange(10)
     return found

@@ -1,7 +1,5 @@
 """A browser that visits a real server. Every test of this folder needs a chromium."""
 
-import base64
-import io
 import json
 import shutil
 import sys
@@ -12,11 +10,11 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from service.local import create_app
 from tests.checkpoints import write_checkpoint
 from tests.service.conftest import Running, running, tiny_settings
+from tests.service.pictures import decoded
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -62,8 +60,7 @@ class Visit:
         self.page.locator(selector, has_text=text).wait_for()
 
     def picture(self, model: str) -> np.ndarray:
-        source = self.page.locator(f"[data-model={model}] img").get_attribute("src")
-        return decoded(base64.b64decode(source.partition(",")[2]))
+        return shown(self.page.locator(f"[data-model={model}] img"))
 
     def texts(self, selector: str) -> list[str]:
         return self.page.locator(selector).all_inner_texts()
@@ -79,8 +76,9 @@ class Visit:
         self.page.route(f"**/{path}", lambda route: route.fulfill(**answer), times=times)
 
 
-def decoded(png: bytes) -> np.ndarray:
-    return np.array(Image.open(io.BytesIO(png)))
+def shown(image: Any) -> np.ndarray:
+    """The pixels of an <img> whose address is its data."""
+    return decoded(image.get_attribute("src").partition(",")[2])
 
 
 def problem(status: int, detail: str) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def test_axe_finds_nothing(browser: Any, server: Running, scheme: str, width: in
     context.close()
 
 
-def test_axe_sees_what_is_wrong(visit: Visit) -> None:
+def test_axe_finds_an_image_without_a_text(visit: Visit) -> None:
     visit.draw()
     visit.page.evaluate("() => document.querySelector('.card img').removeAttribute('alt')")
     assert [finding.partition(":")[0] for finding in findings(visit)] == ["image-alt"]

@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tests.service.conftest import Running
-from tests.service.page.conftest import Visit, decoded, problem
+from tests.service.page.conftest import Visit, problem
+from tests.service.pictures import decoded, difference
 
 
-def test_a_burst_draws_many_pictures_that_agree_in_nothing(visit: Visit, server: Running) -> None:
+def test_a_burst_draws_as_many_pictures_as_asked_for(visit: Visit, server: Running) -> None:
     visit.draw()
     before = server.metric("diffusion_images_total")
     visit.page.fill("#burst-size", "9")
@@ -19,7 +18,7 @@ def test_a_burst_draws_many_pictures_that_agree_in_nothing(visit: Visit, server:
     assert visit.complaints == []
 
 
-def test_a_bad_burst_size_is_corrected_with_a_word(visit: Visit) -> None:
+def test_a_bad_burst_size_is_corrected_and_the_notice_says_so(visit: Visit) -> None:
     visit.draw()
     visit.answer("generate", 422, problem(422, "no"))
     for given, sent in (("0", 1), ("2.7", 3), ("1000", 48), ("", 16)):
@@ -75,5 +74,5 @@ def test_a_tile_can_be_opened_saved_and_taken_over(visit: Visit) -> None:
     visit.wait_for_pictures(tile["seed"], (tile["model"],))
     again = next(body for body in reversed(visit.asked) if body["model"] == tile["model"])
     assert again == tile
-    assert np.abs(visit.picture(tile["model"]).astype(int) - saved).max() <= 1
+    assert difference(visit.picture(tile["model"]), saved) <= 1
     assert visit.page.locator("#look").is_hidden()

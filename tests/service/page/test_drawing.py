@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
 import pytest
 
 from service.local import create_app
-from service.settings import ModelEntry, Settings
+from service.settings import Settings
 from tests.service.conftest import Running, running
-from tests.service.page.conftest import SKY, Visit, decoded
+from tests.service.networks import simulated
+from tests.service.page.conftest import SKY, Visit
+from tests.service.pictures import difference, pixels
 from tests.waiting import wait_until
 
 
@@ -18,8 +19,8 @@ def test_both_models_draw_what_generate_draws(visit: Visit, server: Running) -> 
     visit.draw()
     for model in ("dit", "unet"):
         query = {"model": model, "class": "dog", "seed": 5, "steps": 6, "sampler": "ddim", "guidance": 2}
-        expected = decoded(server.client.post("/generate", params=query).content)
-        assert np.abs(visit.picture(model).astype(int) - expected).max() <= 1
+        expected = pixels(server.client.post("/generate", params=query))
+        assert difference(visit.picture(model), expected) <= 1
         assert (
             visit.page.locator(f"[data-model={model}] .download").get_attribute("href").startswith("data:image/png")
         )
@@ -101,12 +102,16 @@ def test_any_set_of_models_fills_the_page(visit: Visit, server: Running, kept: t
 
 def test_models_without_a_common_sampler_draw_with_their_own(visit: Visit, server: Running) -> None:
     models = [model for model in server.client.get("/models").json()["models"] if model["name"] != "sky"]
-    for model, sampler in zip(models, ("ddim", "ab2"), strict=True):
+    for model, sampler in zip(models, ("dpmpp_2m", "consistency"), strict=True):
         model["samplers"] = [sampler]
         model["qualities"]["default"]["sampler"] = sampler
     visit.answer("models", 200, {"models": models})
     visit.draw("#seed=5")
-    assert visit.texts("#sampler option") == ["default (ddim / ab2)"]
+    assert visit.texts("#sampler option") == ["dit dpmpp_2m, unet consistency"]
+    widths = """e => [e, e.parentNode.appendChild(e.cloneNode(true))].map(
+        (box, copy) => (box.style.width = copy ? "max-content" : "", box.offsetWidth))"""
+    has, needs = visit.page.locator("#sampler").evaluate(widths)
+    assert has >= needs
 
 
 def test_a_quality_takes_the_place_of_settings(visit: Visit) -> None:
@@ -126,7 +131,7 @@ def test_a_quality_takes_the_place_of_settings(visit: Visit) -> None:
 
 def test_each_model_keeps_its_own_defaults_until_one_is_chosen(visit: Visit) -> None:
     visit.draw("#seed=5&class=cat")
-    assert visit.page.inner_text("#guidance-value") == "1.5 / 1.4 (default)"
+    assert visit.page.inner_text("#guidance-value") == "dit 1.5, unet 1.4"
     assert all("guidance" not in body and "steps" not in body for body in visit.asked)
     visit.page.locator("#guidance").fill("2")
     visit.page.click("#generate")
@@ -135,7 +140,7 @@ def test_each_model_keeps_its_own_defaults_until_one_is_chosen(visit: Visit) -> 
     assert "guidance=2" in visit.page.url
     visit.page.click("#defaults")
     assert "guidance" not in visit.page.url
-    assert visit.page.inner_text("#guidance-value") == "1.5 / 1.4 (default)"
+    assert visit.page.inner_text("#guidance-value") == "dit 1.5, unet 1.4"
     visit.page.select_option("#sampler", "euler")
     assert visit.page.inner_text("#steps-value") == "as usual for euler"
 
@@ -177,11 +182,7 @@ def test_a_link_opened_in_the_same_tab_is_drawn(visit: Visit) -> None:
 
 
 def test_simulated_models_say_so_and_stop_stops(browser: Any, checkpoints: Path) -> None:
-    cost = {"t0_ms": 50, "t1_ms": 0}
-    models = {
-        name: ModelEntry.model_validate({"checkpoint": checkpoints / name, "simulate": cost})
-        for name in ("dit", "unet")
-    }
+    models = {name: simulated(checkpoints / name, 50) for name in ("dit", "unet")}
     with running(create_app(Settings(models=models, device="cpu", max_rows=2))) as live:
         context = browser.new_context()
         visit = Visit(context.new_page(), live.url)

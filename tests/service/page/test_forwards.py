@@ -49,7 +49,7 @@ def columns(visit: Visit, model: str) -> list[list[str]]:
     return visit.page.evaluate(CELLS, model)
 
 
-def test_who_shares_a_forward_stands_in_one_column(visit: Visit) -> None:
+def test_requests_that_share_a_forward_stand_in_one_column(visit: Visit) -> None:
     visit.draw()
     answer(visit, lambda steps: [(step, 1000 + step) for step in range(1, steps + 1)])
     asked = burst(visit, 12)
@@ -64,7 +64,7 @@ def test_who_shares_a_forward_stands_in_one_column(visit: Visit) -> None:
     assert visit.complaints == []
 
 
-def test_cells_say_who_they_are_and_lanes_do_not_collide(visit: Visit) -> None:
+def test_cells_name_their_request_and_lanes_do_not_collide(visit: Visit) -> None:
     visit.draw()
     answer(visit, lambda steps: [(step, 7 + step) for step in range(1, steps + 1)])
     asked = burst(visit, 6)
@@ -77,7 +77,7 @@ def test_cells_say_who_they_are_and_lanes_do_not_collide(visit: Visit) -> None:
         assert len(set(rows)) == len(rows)
 
 
-def test_dropped_previews_and_late_events_leave_an_honest_picture(visit: Visit) -> None:
+def test_dropped_previews_and_late_events_leave_a_correct_picture(visit: Visit) -> None:
     """Under pressure the service drops previews; and two streams may overtake each other."""
     visit.draw()
     answer(visit, lambda steps: [(steps, 500 - steps)])

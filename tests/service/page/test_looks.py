@@ -8,13 +8,14 @@ import pytest
 
 from benchmarks.page_pictures import take
 from tests.service.conftest import Running
-from tests.service.page.conftest import Visit, decoded, problem
+from tests.service.page.conftest import Visit, problem
+from tests.service.pictures import decoded
 
 WIDTHS = (320, 390, 768, 1280, 1920)
 
 
 @pytest.mark.parametrize("scheme", ["dark", "light"])
-def test_nothing_sticks_out(browser: Any, server: Running, scheme: str) -> None:
+def test_no_width_of_the_page_needs_sideways_scrolling(browser: Any, server: Running, scheme: str) -> None:
     context = browser.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 740})
     visit = Visit(context.new_page(), server.url)
     visit.draw()
@@ -54,7 +55,7 @@ def test_latencies_stand_by_model(visit: Visit) -> None:
     assert visit.page.locator("#spark polyline").count() == 2
 
 
-def test_the_strip_is_whole_where_metrics_have_another_port(visit: Visit) -> None:
+def test_the_strip_fills_its_width_where_metrics_have_another_port(visit: Visit) -> None:
     visit.answer("metrics", 404, problem(404, "no such path"))
     visit.draw()
     visit.page.wait_for_selector("#server[hidden]", state="attached")
@@ -63,7 +64,7 @@ def test_the_strip_is_whole_where_metrics_have_another_port(visit: Visit) -> Non
     assert figure > 0.9 * strip
 
 
-def test_links_and_commands_are_copied_with_a_word(browser: Any, server: Running) -> None:
+def test_links_and_commands_are_copied_and_the_notice_says_so(browser: Any, server: Running) -> None:
     context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
     visit = Visit(context.new_page(), server.url)
     visit.draw()

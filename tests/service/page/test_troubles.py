@@ -69,7 +69,7 @@ def test_a_page_opened_during_warm_up_goes_on_by_itself(visit: Visit) -> None:
 
 
 def test_a_page_opened_while_the_checkpoints_are_read_goes_on_by_itself(visit: Visit) -> None:
-    """The service has no models to tell of by then."""
+    """The service lists no models yet."""
     visit.answer("models", 200, {"models": []}, times=1)
     visit.answer("readyz", 503, {"status": "unavailable", "reason": "reading checkpoints"}, times=1)
     visit.page.goto(f"{visit.url}/{CHOICE}")

@@ -1,6 +1,5 @@
 """Rows of pictures from one class or seed to another."""
 
-import base64
 import re
 from typing import Any
 
@@ -8,7 +7,8 @@ import numpy as np
 import pytest
 
 from tests.service.conftest import Running
-from tests.service.page.conftest import Visit, decoded
+from tests.service.page.conftest import Visit, shown
+from tests.service.pictures import pixels
 from tests.waiting import wait_until
 
 
@@ -30,7 +30,7 @@ def lead(visit: Visit) -> list[dict[str, Any]]:
 
 def row(visit: Visit, place: int) -> list[np.ndarray]:
     images = visit.page.locator(f"#ways figure >> nth={place}").locator("img").all()
-    return [decoded(base64.b64decode(image.get_attribute("src").partition(",")[2])) for image in images]
+    return [shown(image) for image in images]
 
 
 def test_a_row_leads_from_the_picture_above_to_the_other_class_and_seed(way: Visit, server: Running) -> None:
@@ -43,19 +43,19 @@ def test_a_row_leads_from_the_picture_above_to_the_other_class_and_seed(way: Vis
         pictures = row(way, place)
         assert (pictures[0] == way.picture(model["model"])).all()
         last = server.client.post("/generate", json=model | plain | {"class": "cat", "seed": 9})
-        assert (pictures[-1] == decoded(last.content)).all()
+        assert (pictures[-1] == pixels(last)).all()
         assert len({picture.tobytes() for picture in pictures}) == 6
     assert way.texts("#ways figcaption") == ["dit 6 steps", "unet 6 steps"]
     assert way.complaints == []
 
 
-def test_away_from_a_class(way: Visit) -> None:
+def test_a_row_leads_away_from_a_class(way: Visit) -> None:
     way.page.select_option("#away-from", "cat")
     assert [body["negative_class"] for body in lead(way)] == ["cat", "cat"]
     assert len(row(way, 0)) == 6
 
 
-def test_without_a_choice_nothing_is_sent_and_a_refusal_is_told(way: Visit) -> None:
+def test_without_a_choice_nothing_is_sent_and_a_refusal_is_shown(way: Visit) -> None:
     sent = len(way.asked)
     way.page.click("#lead")
     way.wait_for_text("#unclear", "Choose another class or seed, or a class to lead away from.")

@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 PATIENCE = 0.1  # seconds for another worker to take a connection
 
 
-class Door:
+class Acceptor:
     """Accepts connections in place of asyncio's Server, which cannot pause accepting.
 
     Args:
@@ -32,9 +32,9 @@ class Door:
         self._listeners = list(listeners)
         for listener in listeners:
             listener.setblocking(False)
-            self._loop.add_reader(listener, self._look, listener)
+            self._loop.add_reader(listener, self._on_readable, listener)
 
-    def _look(self, listener: socket.socket) -> None:
+    def _on_readable(self, listener: socket.socket) -> None:
         if self._is_crowded(len(self._coming)):
             self._pause(listener)
         else:
@@ -64,7 +64,7 @@ class Door:
     def _resume(self, listener: socket.socket) -> None:
         """Accept a connection that no other worker has taken meanwhile, even when crowded."""
         if listener in self._listeners:
-            self._loop.add_reader(listener, self._look, listener)
+            self._loop.add_reader(listener, self._on_readable, listener)
             self._take(listener)
 
     def close(self) -> None:

@@ -118,8 +118,8 @@ class Layout:
             self.width += 3
 
 
-class Board:
-    """The table. Row 0 is the engine's.
+class Scoreboard:
+    """The table, named as in Apache, which has one of this kind. Row 0 is the engine's.
 
     Args:
         descriptor: of the memory that another process has made; None makes it.
@@ -176,9 +176,9 @@ class Board:
 
 
 class Row:
-    """One process's part of the board."""
+    """One process's part of the scoreboard."""
 
-    def __init__(self, board: Board, index: int):
+    def __init__(self, board: Scoreboard, index: int):
         self._places, self._buckets, self._cells = board.layout.places, board.layout.buckets, board.cells(index)
 
     def beat(self, now: float) -> None:
@@ -203,10 +203,10 @@ class Row:
         self._cells[first + len(buckets) + 1] += value
 
 
-class EngineBoard(Row):
+class EngineScoreboard(Row):
     """What the engine writes."""
 
-    def __init__(self, board: Board):
+    def __init__(self, board: Scoreboard):
         super().__init__(board, 0)
 
     def state(self, state: State) -> None:

@@ -1,4 +1,4 @@
-"""The ways to run a network on a CPU: each makes one callable of torch's tensors.
+"""The variants of a network on a CPU, each a library and a precision, as one function of torch's tensors.
 
 Letters: B rows, C channels, H height, W width.
 """
@@ -27,37 +27,36 @@ from training.quantize import measure
 
 Forward = Callable[..., Tensor]  # x [B, C, H, W] float32, t [B], y [B] (and r, w [B]) -> [B, C, H, W]
 
-BASE = "torch float32"  # to which all others are compared
+BASELINE = "torch float32"  # the variant with which all others are compared
+BACKENDS = {"torch": "torch", "openvino": "OpenVINO"}  # by DIFFUSION_BACKEND, the library's name in a variant
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CPU = torch.device("cpu")
 RANGE_ROWS = 16  # of the forward that gives int8 its ranges
-TRACED: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()  # graphs, for tracing a large network takes long
-LEAST_FORWARDS = 2  # that are timed in a turn
-# Root mean square of what a way may differ from BASE, over that of BASE: beyond it something else was measured.
+# OpenVINO's graphs by network, because tracing a large network takes long.
+TRACED: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+LEAST_FORWARDS = 2  # that are timed in a round
+# Highest root mean square of the difference to BASELINE, over that of BASELINE. A larger one is another network.
 TOLERANCE = 0.2
 
 
-def possible_ways(compiled: bool = False) -> list[str]:
-    """Those that this machine has, in the order of the tables.
-
-    compiled: torch.compile, too, which takes minutes.
-    """
+def available_variants(compiled: bool = False) -> list[str]:
+    """The variants that this machine has, in the order of the tables; compiled: also those of torch.compile."""
     bfloat16 = multiplies_bfloat16(CPU)
-    ways = [BASE, "torch bfloat16", *["torch.compile float32", "torch.compile bfloat16"] * compiled]
+    variants = [BASELINE, "torch bfloat16", *["torch.compile float32", "torch.compile bfloat16"] * compiled]
     if find_spec("openvino") is not None:
-        ways += ["OpenVINO float32", *["OpenVINO bfloat16"] * bfloat16, "OpenVINO int8"]
+        variants += ["OpenVINO float32", *["OpenVINO bfloat16"] * bfloat16, "OpenVINO int8"]
     if all(find_spec(name) is not None for name in ("onnx", "onnxscript", "onnxruntime")):
-        ways += ["ONNX Runtime float32"]
-    return ways
+        variants += ["ONNX Runtime float32"]
+    return variants
 
 
-def build(way: str, network: nn.Module, config: ModelConfig) -> Forward:
-    """The network in one of possible_ways.
+def build(variant: str, network: nn.Module, config: ModelConfig) -> Forward:
+    """The network as one of available_variants.
 
     Args:
         network: in float32; it is not changed.
     """
-    library, _, kind = way.rpartition(" ")
+    library, _, kind = variant.rpartition(" ")
     if library == "OpenVINO":
         return openvino(kind, network, config)
     if library == "ONNX Runtime":
@@ -67,19 +66,19 @@ def build(way: str, network: nn.Module, config: ModelConfig) -> Forward:
     if library == "torch.compile":
         import torch._inductor.config as inductor
 
-        inductor.freezing = True  # weights are laid out for the processor once; it holds from now on
+        inductor.freezing = True  # weights are laid out for the processor once; it stays set in this process
         model = torch.compile(model, dynamic=True)
     return lambda x, *others: model(x.to(dtype), *others)
 
 
 def openvino(kind: str, network: nn.Module, config: ModelConfig) -> Forward:
-    """Compiled as the service compiles it. The ranges of int8 are those of one forward, for they change no time."""
+    """Compiled as the service compiles it. int8 has the ranges of one forward, because ranges change no time."""
     if network not in TRACED:
         TRACED[network] = trace(network, config)
     graph = TRACED[network].clone()
     if kind == "int8":
         quantize(graph, measure(graph, iter([inputs(config, RANGE_ROWS)])))
-        kind = "bfloat16" if multiplies_bfloat16(CPU) else "float32"  # of what is not int8
+        kind = "bfloat16" if multiplies_bfloat16(CPU) else "float32"  # of the operations that are not int8
     return CompiledNetwork(graph, PRECISIONS[DTYPES[kind]], torch.get_num_threads())
 
 
@@ -110,16 +109,20 @@ def inputs(config: ModelConfig, rows: int) -> tuple[Tensor, ...]:
 
 @torch.inference_mode()
 def check(forward: Forward, base: Forward, given: tuple[Tensor, ...]) -> None:
-    """Raises ValueError: the way does not give the images of the network."""
+    """Compare one forward with the baseline's.
+
+    Raises:
+        ValueError: they differ by more than TOLERANCE.
+    """
     wanted = base(*given).float()
     difference = float((forward(*given).float() - wanted).norm() / wanted.norm())
     if not difference < TOLERANCE:
-        raise ValueError(f"its images are {difference:.0%} away from those of {BASE}")
+        raise ValueError(f"its images are {difference:.0%} away from those of {BASELINE}")
 
 
 @torch.inference_mode()
 def seconds_of(forward: Forward, given: tuple[Tensor, ...], seconds: float) -> float:
-    """The median time of a forward, after one that is not counted."""
+    """The median seconds of a forward, after one that is not counted; `seconds`: how long to go on."""
     forward(*given)
     times, until = list[float](), time.monotonic() + seconds
     while time.monotonic() < until or len(times) < LEAST_FORWARDS:
@@ -132,20 +135,20 @@ def seconds_of(forward: Forward, given: tuple[Tensor, ...], seconds: float) -> f
 def compare(
     forwards: Mapping[str, Forward], config: ModelConfig, counts: Iterable[int], rounds: int, seconds: float
 ) -> dict[str, dict[str, float]]:
-    """Rows a second, by way and row count: medians of rounds in which the ways take turns.
+    """Rows a second, by variant and row count: the median of rounds in which every variant runs once.
 
     A machine is not equally fast at all times, so the rounds of one row count follow each other.
 
     Args:
-        seconds: of a turn.
+        seconds: of a variant in a round.
     """
-    found: dict[str, dict[str, float]] = {way: {} for way in forwards}
+    found: dict[str, dict[str, float]] = {variant: {} for variant in forwards}
     for rows in counts:
         given = inputs(config, rows)
-        times: dict[str, list[float]] = {way: [] for way in forwards}
+        times: dict[str, list[float]] = {variant: [] for variant in forwards}
         for _ in range(rounds):
-            for way, forward in forwards.items():
-                times[way].append(seconds_of(forward, given, seconds))
-        for way in forwards:
-            found[way][str(rows)] = rows / median(times[way])
+            for variant, forward in forwards.items():
+                times[variant].append(seconds_of(forward, given, seconds))
+        for variant in forwards:
+            found[variant][str(rows)] = rows / median(times[variant])
     return found
