@@ -54,7 +54,7 @@ class GuardedProtocol(Http1Protocol):
     _waited = _waiting_since = 0.0  # seconds spent waiting for the client to read this answer; start of _unread
     _discarded = 0  # bytes of a refused body
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         # With 0, writing pauses until the kernel has all bytes, so the timer _unread sees a client that stalls.
         transport.set_write_buffer_limits(high=0)
