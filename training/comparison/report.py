@@ -150,7 +150,7 @@ def mechanism(folder: Path, lines: Lines) -> Section:
 
 def serving(docs: Path) -> Section:
     tuned, cpu = costs.read_serving(docs)
-    found = costs.ways(tuned, cpu)
+    found = costs.reported(tuned, cpu)
     text = (
         "What an image costs where the service runs on a CPU. This is no verdict: the shipped networks are "
         "larger than the two above, differ in size from each other, and are tuned for few steps."
