@@ -47,8 +47,9 @@ def steps(lines: Lines) -> Picture | str:
         drawn = svg()
     used = s.of(lines, "D8", keep=lambda x: "timing" in x)
     caption = (
-        "Left: a forward of one row. Middle: a forward of 32 pixels a side, by rows. Right: what the attention "
-        f"alone takes of the DiT's step. Each process thin, their mean thick. {quiet(used)} {source(used)}"
+        "Left: a forward of one row. Middle: a forward of 32 pixels a side, by rows. Right: the attention timed "
+        "alone, times the blocks of the DiT, over its step. Each process thin, their mean thick. "
+        f"{quiet(used)} {source(used)}"
     )
     return Picture(drawn, "Step times of both networks, and the attention's share.", caption, "steps.svg")
 
