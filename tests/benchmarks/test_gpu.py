@@ -3,8 +3,6 @@
 import asyncio
 import io
 import json
-import shutil
-import subprocess
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -25,7 +23,6 @@ from benchmarks.serving.others.fastapi_batcher import Batcher
 from benchmarks.serving.workloads import Closed, Kind, Open
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "benchmarks" / "gpu"
 
 pytestmark = pytest.mark.skipif(not device.DRY, reason="is a dry run, for machines without a CUDA device")
 
@@ -227,39 +224,3 @@ def test_a_failure_is_a_result(out: Path) -> None:
         raise ValueError("too large")
     (failed,) = (json.loads(line) for line in out.read_text().splitlines())
     assert (failed["part"], failed["of"], failed["error"]) == ("failed", "steps", "ValueError: too large")
-
-
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")
-def test_shellcheck_finds_nothing() -> None:
-    scripts = [str(path.relative_to(ROOT)) for path in FOLDER.glob("*.sh")]
-    done = subprocess.run(["shellcheck", "-x", *scripts], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "")
-
-
-def run_parts(script: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
-    """Lines of bash after setup.sh, with a python that knows every module."""
-    (tmp_path / "python").write_text("#!/bin/sh\nexit 0\n")
-    (tmp_path / "python").chmod(0o755)
-    given = {"PATH": "/usr/bin:/bin", "OUT": str(tmp_path / "out"), "GPU_SCRATCH": str(tmp_path / "scratch")}
-    return subprocess.run(
-        ["bash", "-uc", f"set -- --dry\n. benchmarks/gpu/setup.sh\n{script}"],
-        cwd=ROOT,
-        env=given | {"PYTHON": str(tmp_path / "python")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def test_a_part_that_fails_ends_no_other_and_the_whole_fails(tmp_path: Path) -> None:
-    done = run_parts("part bad 9 sh -c 'echo why; exit 3'\npart good 9 echo \"{'a': 1}\"\nfinish", tmp_path)
-    assert done.returncode == 1
-    found = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
-    assert [(r["name"], r["exit"], r["last"]) for r in found] == [("bad", 3, "why"), ("good", 0, "a: 1")]
-    assert "== bad: exit 3" in done.stdout
-    assert (tmp_path / "out" / "logs" / "good.txt").read_text() == "{'a': 1}\n"
-
-
-def test_a_run_without_failures_ends_well(tmp_path: Path) -> None:
-    done = run_parts("part good 9 true\nfinish", tmp_path)
-    assert done.returncode == 0, done.stderr
