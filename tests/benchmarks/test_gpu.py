@@ -21,6 +21,8 @@ from benchmarks.serving.load import Answer
 from benchmarks.serving.others.device import Settings
 from benchmarks.serving.others.fastapi_batcher import Batcher
 from benchmarks.serving.workloads import Closed, Kind, Open
+from service.engine.plan import compile_plan
+from service.wire.messages import SamplingParams
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,7 +70,10 @@ def test_a_plain_step_is_that_of_the_engine() -> None:
     seen = []
     model.register_forward_pre_hook(lambda _, arguments: seen.append([t.shape for t in arguments]))
     steps.plain_step(model.to(device.DTYPE), config, 3)()
-    assert seen == [[(3, 3, 32, 32), (3,), (3,)]]
+    runner = device.graph_runner("dit", 3, device.graph_device())
+    runner.model.register_forward_pre_hook(lambda _, arguments: seen.append([t.shape for t in arguments]))
+    runner.prepare(3)
+    assert seen == [[(3, 3, 32, 32), (3,), (3,), (3,), (3,)]] * 2
 
 
 def test_the_machine_and_the_profiler(out: Path) -> None:
@@ -156,15 +161,35 @@ def test_what_is_allocated_holds_nan() -> None:
 
 def test_the_batcher_runs_real_networks() -> None:
     networks = pipelines.Pipelines(rows=2, graphs=True)
-    pictures = networks.run(Settings("dit", 2, 1.5), 2)  # four rows, which no graph has
+    pictures = networks.run(Settings("dit", 2, 4.0), 2)  # four rows, which no graph has
     pictures += networks.run(Settings("unet", 2, 1.0), 2)
     assert {Image.open(io.BytesIO(picture)).size for picture in pictures} == {(32, 32)}
+
+
+@pytest.mark.parametrize("name", device.SHIPPED)
+def test_the_batcher_runs_as_many_rows_as_the_service(name: str) -> None:
+    """A guidance scale that the network takes as an input must not cost the other servers a second row."""
+    pipeline = pipelines.Pipeline(name, 4, graphs=False)
+    seen: list[int] = []
+    pipeline.model.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
+    how = pipeline.config.default_sampling
+    interval = tuple(how["guidance_interval"])
+    for guidance in (1.0, 1.5, 3.0, 4.0):
+        seen.clear()
+        pipeline.images(2, 5, guidance)
+        params = SamplingParams(name, 0, 5, "dpmpp_2m", guidance, interval, (1,), spacing=how["spacing"])
+        plan = compile_plan(pipeline.config, params)
+        assert seen == [2 * rows for rows in plan.rows]
+    assert 4 in seen  # a scale beyond the trained range
 
 
 def test_a_batcher_of_one_row_takes_one_request() -> None:
     taken = []
 
     class Pipeline:
+        def rows(self, settings: Settings) -> int:
+            return 2
+
         def run(self, settings: Settings, images: int) -> list[bytes]:
             taken.append(images)
             return [b""] * images
