@@ -21,7 +21,9 @@ from benchmarks.serving.load import Answer
 from benchmarks.serving.others.device import Settings
 from benchmarks.serving.others.fastapi_batcher import Batcher
 from benchmarks.serving.workloads import Closed, Kind, Open
+from service.engine.core import EngineConfig, EngineCore
 from service.engine.plan import compile_plan
+from service.engine.runner import ModelRunner
 from service.wire.messages import SamplingParams
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,6 +116,20 @@ def test_graphs_are_compared(out: Path, monkeypatch: pytest.MonkeyPatch) -> None
     found = read(out)[0]
     assert found["graph_twice_same_order"]["equal"] == found["graph_twice_same_order"]["images"]
     assert found["graph_against_plain"]["max"] <= 1
+
+
+def test_requests_that_are_compared_take_every_way_through_a_step() -> None:
+    model, config = device.model_of("dit")
+    core = EngineCore({"model": ModelRunner(model, config, device.DEVICE, torch.float32, 2)}, EngineConfig(2))
+    params = [request.params for request in graphs.requests(core, 60, 0)]
+    tasks = [task for request in graphs.requests(core, 60, 0) for task in request.tasks]
+    assert any(max(task.plan.rows) > task.plan.classes for task in tasks)  # two rows, on a network with guidance
+    assert any(task.plan.classes > 1 for task in tasks)
+    assert any(p.negative_label is not None for p in params)
+    assert any(p.slerps for p in params)
+    assert any(p.free for p in params)
+    assert any(p.image and not p.free for p in params)
+    assert any(p.trajectory for p in params)
 
 
 def test_a_difference_is_seen() -> None:

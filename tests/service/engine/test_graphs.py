@@ -268,7 +268,7 @@ def test_a_capture_that_fails_says_why(cause: RuntimeError, monkeypatch: pytest.
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     "cuda_runners",
-    [(a, d) for a in ("dit", "unet") for d in (torch.float32, torch.bfloat16)],
+    [(a, d) for a in ("dit", "unet", "few-dit") for d in (torch.float32, torch.bfloat16)],
     indirect=True,
     ids=str,
 )
