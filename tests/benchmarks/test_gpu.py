@@ -109,6 +109,13 @@ def test_the_engine_by_itself(out: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "| DiT, shipped | 1 |" in gpu_report.engine(read(out))
 
 
+def test_the_images_of_the_engine_end_at_different_steps() -> None:
+    model, config = device.model_of("dit")
+    core = EngineCore({"dit": ModelRunner(model, config, device.DEVICE, torch.float32, 2)}, EngineConfig(2))
+    steps = [engine.request(core, "dit", number).params.num_steps for number in range(70)]
+    assert sorted(steps) == sorted([*range(7, 14)] * 10)
+
+
 def test_graphs_are_compared(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"ROWS": 2, "PLAIN_ROWS": 2, "MANY": 1, "FEW": 1, "STEPS": (1,)}.items():
         monkeypatch.setattr(graphs, name, value)
