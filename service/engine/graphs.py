@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from models.checkpoint import ModelConfig
-from service.engine.canvas import paint_before
 from service.engine.launched import Event, LaunchedStep
 from service.engine.request import ImageTask
 from service.engine.runner import ModelRunner
@@ -142,7 +141,7 @@ class GraphRunner(ModelRunner):
         rows = self.step_rows(arrays)
         step = self._graphs[rows]
         self._send(arrays, step)
-        paint_before(self.pool, arrays)
+        self.canvas.paint_before(arrays)
         step.replay()
         shown, here = arrays.num_shown, step.host_outputs[self._turn]
         end = self._graph_device.fetch(step.output.part(shown), here.part(shown))

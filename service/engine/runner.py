@@ -18,7 +18,7 @@ from torch import nn
 from kernels.gather_rows import gather_rows
 from kernels.sampler_step import Mixtures, Pictures, sampler_step
 from models.checkpoint import ModelConfig, parameter_count
-from service.engine.canvas import paint_before
+from service.engine.canvas import Canvas
 from service.engine.latents import LatentPool
 from service.engine.launched import LaunchedStep, StepResult
 from service.engine.plan import compile_plan
@@ -64,7 +64,7 @@ class ModelRunner:
         layout = lay_out(self.model, device)
         num_slots = SLOTS_PER_ROW * max_rows
         self.pool = LatentPool(num_slots, config.image_shape, device, layout)
-        self.table = SlotTable(num_slots)
+        self.canvas, self.table = Canvas(self.pool), SlotTable(num_slots)
         self.max_rows, self.num_parameters = max_rows, parameter_count(self.model)
         self.step_seconds: dict[int, float] = {}  # measured by warm_up, by row count
         self.fixed_rows = max_rows  # of every step with a deterministic image
@@ -97,7 +97,7 @@ class ModelRunner:
         block = StepBlock(torch.empty(rows * BYTES_PER_ROW, dtype=torch.uint8), rows, len(tasks))
         pack(block, step, self.config.num_classes, self.pool.scratch_slot)
         block = StepBlock(block.bytes.to(self.device), rows, len(tasks))
-        paint_before(self.pool, step)
+        self.canvas.paint_before(step)
         output = self.output(len(tasks), self.device)
         self.advance(block, output)
         states = copy_states(self.pool, step)
