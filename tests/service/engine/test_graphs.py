@@ -1,10 +1,8 @@
-"""The runner of CUDA graphs: its padding, its buffers and its order, with a device that stands in for the GPU; and
-on a GPU, the real one against the plain runner.
-"""
+"""The runner of CUDA graphs: its padding, its buffers and its order, with a device that stands in for the GPU."""
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import count
@@ -18,7 +16,6 @@ from service.engine.core import EngineConfig, EngineCore
 from service.engine.graphs import WARM_UP_RUNS, CudaDevice, GraphRunner
 from service.engine.launched import Completed, Event
 from service.engine.request import Request, RequestStatus
-from service.engine.runner import ModelRunner
 from tests.service.engine.tiny import (
     CPU,
     Cramped,
@@ -225,16 +222,6 @@ def test_buckets_that_do_not_fit_into_memory_are_left_out() -> None:
     assert max(runner.step_seconds) == 3
 
 
-@pytest.fixture
-def cuda_runners(request: pytest.FixtureRequest) -> Iterator[tuple[ModelRunner, GraphRunner]]:
-    architecture, dtype = request.param
-    device = torch.device("cuda")
-    arguments = (tiny_config(architecture), device, dtype, 40)
-    graphs = GraphRunner(tiny_model(architecture), *arguments, graph_device=CudaDevice(device))
-    yield ModelRunner(tiny_model(architecture), *arguments), graphs
-    torch.cuda.synchronize()
-
-
 @pytest.mark.parametrize("cause", [torch.OutOfMemoryError("full"), RuntimeError("other")], ids=str)
 def test_a_capture_that_fails_says_why(cause: RuntimeError, monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch ends such a capture with an error of its own; where memory was the cause, that one is raised."""
@@ -263,32 +250,3 @@ def test_a_capture_that_fails_says_why(cause: RuntimeError, monkeypatch: pytest.
     with pytest.raises(type(cause)) as raised:
         device.capture(step)
     assert (raised.value is cause) == isinstance(cause, torch.OutOfMemoryError)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize(
-    "cuda_runners",
-    [(a, d) for a in ("dit", "unet", "few-dit") for d in (torch.float32, torch.bfloat16)],
-    indirect=True,
-    ids=str,
-)
-def test_graphs_on_a_gpu_give_the_images_of_the_plain_runner(
-    cuda_runners: tuple[ModelRunner, GraphRunner],
-) -> None:
-    images = []
-    for runner in cuda_runners:
-        core = EngineCore({"dit": runner}, EngineConfig(40))
-        core.warm_up("dit")
-        rng = random.Random(0)
-        everyone = [make_request(random_params(rng, "dit", ["ddim", "ddpm", "dpmpp_2m"])) for _ in range(30)]
-        for request in everyone:  # both models run under the plan of their own schedule
-            for task, other in zip(request.tasks, make_request(request.params, runner.config).tasks, strict=True):
-                task.plan = other.plan
-        ended, _ = drive(core, {i // 3: everyone[i : i + 3] for i in range(0, 30, 3)})
-        assert len(ended) == 30
-        images.append([request.images[i] for request in everyone for i in range(len(request.tasks))])
-    # A bucket may take another GEMM than the exact row count, so sums round differently; a stray row or a race
-    # would give another picture altogether.
-    tolerance = 2 if cuda_runners[0].dtype == torch.float32 else 12
-    for plain, replayed in zip(*images, strict=True):
-        assert difference(plain, replayed) <= tolerance
