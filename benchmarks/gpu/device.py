@@ -34,7 +34,7 @@ class DryDevice(CudaDevice):
     def host_buffer(self, size: int) -> Tensor:
         return torch.empty(size, dtype=torch.uint8)
 
-    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, step: Callable[[], None], *, has_run: bool = False) -> Callable[[], None]:
         step()
         return step
 

@@ -55,7 +55,7 @@ class Replayed(CudaDevice):
         self.buffers.append(torch.empty(size, dtype=torch.uint8))
         return self.buffers[-1]
 
-    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, step: Callable[[], None], *, has_run: bool = False) -> Callable[[], None]:
         step()
 
         def replay() -> None:
@@ -222,23 +222,40 @@ def test_buckets_that_do_not_fit_into_memory_are_left_out() -> None:
     assert max(runner.step_seconds) == 3
 
 
-@pytest.mark.parametrize("cause", [torch.OutOfMemoryError("full"), RuntimeError("other")], ids=str)
-def test_a_capture_that_fails_says_why(cause: RuntimeError, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch ends such a capture with an error of its own; where memory was the cause, that one is raised."""
+class Idle:
+    """A stream, or a graph whose captures end in an error where `broken`."""
 
-    class Capturing(nullcontext[None]):
-        def __exit__(self, *_: object) -> None:
+    broken = True
+
+    def wait_stream(self, _: object) -> None:
+        pass
+
+    def capture_begin(self, *_: object, **__: object) -> None:
+        pass
+
+    def capture_end(self) -> None:
+        if self.broken:
             raise RuntimeError("operation failed due to a previous error during capture")
 
-    class Idle:
-        def wait_stream(self, _: object) -> None:
-            pass
+    def replay(self) -> None:
+        pass
 
-    device = CudaDevice.__new__(CudaDevice)
+
+@pytest.fixture
+def idle_device(monkeypatch: pytest.MonkeyPatch) -> tuple[CudaDevice, list[str]]:
+    """A CudaDevice without a GPU, and what it does that holds up the steps."""
+    device, waits = CudaDevice.__new__(CudaDevice), list[str]()
     device.device, device._memory, device._side = CPU, None, Idle()  # pyright: ignore[reportAttributeAccessIssue]
-    for name, stand_in in (("graph", Capturing), ("stream", nullcontext), ("CUDAGraph", Idle)):
+    for name, stand_in in (("stream", nullcontext), ("CUDAGraph", Idle), ("current_stream", Idle)):
         monkeypatch.setattr(torch.cuda, name, lambda *_, made=stand_in, **__: made())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Idle())
+    for name in ("synchronize", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda name=name: waits.append(name))
+    return device, waits
+
+
+@pytest.mark.parametrize("cause", [torch.OutOfMemoryError("full"), RuntimeError("other")], ids=str)
+def test_a_capture_that_fails_says_why(cause: RuntimeError, idle_device: tuple[CudaDevice, list[str]]) -> None:
+    """PyTorch ends such a capture with an error of its own; where memory was the cause, that one is raised."""
     left = iter([None] * WARM_UP_RUNS)
 
     def step() -> None:
@@ -248,5 +265,34 @@ def test_a_capture_that_fails_says_why(cause: RuntimeError, monkeypatch: pytest.
             raise cause from None
 
     with pytest.raises(type(cause)) as raised:
-        device.capture(step)
+        idle_device[0].capture(step)
     assert (raised.value is cause) == isinstance(cause, torch.OutOfMemoryError)
+
+
+def test_the_capture_of_a_successor_holds_up_no_step(
+    idle_device: tuple[CudaDevice, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Idle, "broken", False)
+    device, waits = idle_device
+    runs: list[int] = []
+    device.capture(lambda: runs.append(1))
+    assert (len(runs), waits) == (WARM_UP_RUNS + 1, ["synchronize", "empty_cache"])
+    device.capture(lambda: runs.append(1), has_run=True)
+    assert (len(runs), waits) == (WARM_UP_RUNS + 2, ["synchronize", "empty_cache"])
+
+
+def test_a_successor_captures_what_has_run() -> None:
+    seen: list[tuple[int, bool]] = []
+
+    class Watched(Replayed):
+        def capture(self, step: Callable[[], None], *, has_run: bool = False) -> Callable[[], None]:
+            seen.append((len(seen), has_run))
+            return super().capture(step, has_run=has_run)
+
+    arguments = (tiny_model(), tiny_config(), CPU, torch.float32, 2)
+    runner = GraphRunner(*arguments, graph_device=Watched())
+    runner.warm_up(2)
+    other = runner.successor(tiny_model(), tiny_config())
+    for rows in (2, 1):
+        other.prepare(rows)
+    assert seen == [(0, False), (1, False), (2, True), (3, True)]
