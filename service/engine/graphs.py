@@ -19,7 +19,7 @@ from service.engine.launched import Event, LaunchedStep
 from service.engine.request import ImageTask
 from service.engine.runner import ModelRunner
 from service.engine.slot_table import TaskArrays
-from service.engine.step_block import BYTES_PER_ROW, StepBlock, StepOutput, output_bytes, pack
+from service.engine.step_block import StepBlock, StepOutput, block_bytes, output_bytes, pack
 from service.engine.trajectory import copy_states
 
 WARM_UP_RUNS = 2  # before a capture: kernels are compiled and libraries open their handles
@@ -127,7 +127,7 @@ class GraphRunner(ModelRunner):
         super().__init__(*args)
         self._graphs: dict[int, CapturedStep] = {}  # by row bucket
         self._graph_device = graph_device
-        sizes = BYTES_PER_ROW * self.max_rows, output_bytes(self.max_rows, self.config.image_shape)
+        sizes = block_bytes(self.max_rows, self.max_rows), output_bytes(self.max_rows, self.config.image_shape)
         self._buffers = [torch.zeros(size, dtype=torch.uint8, device=self.device) for size in sizes]
         # Two of each, because the copies of the last step may still be under way.
         self._host_buffers = [

@@ -26,7 +26,7 @@ from service.engine.request import ImageTask, Request
 from service.engine.row_cap import knee, row_counts
 from service.engine.slot_table import SlotTable, TaskArrays
 from service.engine.slots import SLOTS_PER_ROW
-from service.engine.step_block import BYTES_PER_ROW, StepBlock, StepOutput, output_bytes, pack
+from service.engine.step_block import StepBlock, StepOutput, block_bytes, output_bytes, pack
 from service.engine.trajectory import copy_states
 from service.wire.messages import SamplingParams
 
@@ -94,7 +94,7 @@ class ModelRunner:
         """
         step = self.table.look_up(tasks)
         rows = self.step_rows(step)
-        block = StepBlock(torch.empty(rows * BYTES_PER_ROW, dtype=torch.uint8), rows, len(tasks))
+        block = StepBlock(torch.empty(block_bytes(rows, len(tasks)), dtype=torch.uint8), rows, len(tasks))
         pack(block, step, self.config.num_classes, self.pool.scratch_slot)
         block = StepBlock(block.bytes.to(self.device), rows, len(tasks))
         self.canvas.paint_before(step)
