@@ -10,7 +10,7 @@ from itertools import count
 
 import torch
 
-from benchmarks.gpu.device import DRY, graph_device, graph_runner, loaded, parse, tasks_for
+from benchmarks.gpu.device import DRY, graph_device, graph_pool_mib, graph_runner, loaded, parse, tasks_for
 from benchmarks.gpu.results import record_failures, record_result
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.graphs import GraphRunner
@@ -88,6 +88,8 @@ def measure(models: list[str]) -> None:
     core = EngineCore(dict(runners), EngineConfig(ROWS, 10**6, 10**9))
     for name in models:
         core.warm_up(name)
+    reserved = 0 if DRY else round(torch.cuda.max_memory_reserved() / 2**20)
+    record_result("memory of the engine", models=models, reserved_MiB=reserved, graphs_MiB=graph_pool_mib(device))
     for images in CONCURRENCY:
         facts = throughput(core, models, images)
         if images >= len(models):

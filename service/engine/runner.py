@@ -157,6 +157,7 @@ class ModelRunner:
             with self._room_for(rows):
                 self.prepare(rows)
                 possible.append(rows)
+                logger.debug("steps of %d rows are prepared", rows)
             on_progress()
         if self.wait_for_quiet:
             self.wait_for_quiet(on_progress)

@@ -8,15 +8,24 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import numpy as np
 import pytest
 import torch
-from aiohttp import test_utils, web
 from PIL import Image
 
 from benchmarks import gpu_report, kernels, steps
-from benchmarks.gpu import device, engine, graphs, load, machine, pipelines, poison, profile_step, results, served
+from benchmarks.gpu import (
+    device,
+    engine,
+    graphs,
+    load,
+    machine,
+    pipelines,
+    poison,
+    profile_step,
+    results,
+    served,
+)
 from benchmarks.serving.load import Answer
 from benchmarks.serving.others.device import Settings
 from benchmarks.serving.others.fastapi_batcher import Batcher
@@ -144,37 +153,6 @@ def test_a_difference_is_seen() -> None:
     b = a | {("r", 1): np.full((2, 2), 200, np.uint8)}
     assert graphs.difference(a, b) == {"images": 2, "equal": 1, "max": 200, "p95_of_max": 190.0, "mean": 100.0}
     assert served.difference(a["r", 0], b["r", 1]) == {"mean": 200.0, "p99": 200, "max": 200}
-
-
-@pytest.mark.parametrize("status", [503, 500])
-def test_only_refusals_count_as_refused(out: Path, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
-    asked = 0
-
-    async def answer(request: web.Request) -> web.Response:
-        nonlocal asked
-        asked += 1  # requests come one by one, then all at once
-        png = pipelines.png(torch.zeros(2, 2, 3, dtype=torch.uint8))
-        return web.Response(body=png, status=status if asked == 2 * served.CONCURRENT else 200)
-
-    async def run() -> None:
-        app = web.Application()
-        app.router.add_post("/generate", answer)
-        async with test_utils.TestServer(app) as server, aiohttp.ClientSession(server.make_url("")) as session:
-            await served.compare_alone_with_concurrent(served.ImageClient(session))
-
-    monkeypatch.setattr(served, "CONCURRENT", 3)
-    if status == 503:
-        asyncio.run(run())
-        assert [(r["images"], r["refused"], r["max"]) for r in read(out)] == [(3, 1, 0)]
-    else:
-        with pytest.raises(RuntimeError, match="500"):
-            asyncio.run(run())
-
-
-def test_a_reference_is_a_picture() -> None:
-    picture = served.reference("dit", [3], [5])
-    assert (picture.shape, picture.dtype) == ((1, 32, 32, 3), np.uint8)
-    assert picture.std() > 20
 
 
 def test_what_is_allocated_holds_nan() -> None:
