@@ -70,7 +70,7 @@ async def measure(
     another: dict[str, Any] | None = None,
     other: asyncio.Task[None] | None = None,
 ) -> None:
-    """Ordinary requests beside one client with this body, or these further fields, for SECONDS or until other ends."""
+    """Ordinary requests beside a client with this body or these further fields, for SECONDS or until other ends."""
     end, plain = asyncio.Event(), {"model": "dit", "class": 1, "steps": 10}
     more = {} if body else plain | (another or {})
     asking = [asyncio.create_task(ask_until(end, client, None, **plain)) for _ in range(CLIENTS)]

@@ -96,13 +96,13 @@ def wall_seconds(run: Callable[[], object], repeats: int = 30) -> float:
     return min(times)
 
 
-def kernel_seconds(device: CudaDevice, run: Callable[[], object]) -> float:
-    """Seconds of one call on the device, from a CUDA graph of CALLS calls."""
-    calls = 1 if DRY else CALLS
+def kernel_seconds(device: CudaDevice, *runs: Callable[[], object]) -> float:
+    """Seconds of one call on the device, from a CUDA graph of CALLS calls that take turns."""
+    calls = len(runs) if DRY else max(CALLS, len(runs))
 
     def several() -> None:
-        for _ in range(calls):
-            run()
+        for call in range(calls):
+            runs[call % len(runs)]()
 
     return device.seconds(device.capture(several)) / calls
 

@@ -69,6 +69,20 @@ def test_kernels_and_steps_give_the_tables(out: Path) -> None:
     assert "| DiT, shipped | 2 |" in gpu_report.show(found)
 
 
+def test_calls_take_turns_at_copies_of_their_inputs() -> None:
+    seen: list[int] = []
+    device.kernel_seconds(device.graph_device(), *(lambda n=n: seen.append(n) for n in range(3)))
+    assert seen == [0, 1, 2]
+
+
+def test_rivals_change_nothing_but_their_own_call(out: Path) -> None:
+    before = kernels.norms.MAX_REGISTERS
+    found = [case.kernel for case in kernels.rivals(256)]
+    assert len(found) == 2
+    changed = kernels.with_values(lambda: kernels.norms.MAX_REGISTERS, kernels.norms, MAX_REGISTERS=64)
+    assert (changed(), kernels.norms.MAX_REGISTERS) == (64, before)
+
+
 def test_the_page_has_the_kernels_that_are_timed() -> None:
     page = gpu_report.read(ROOT / "docs" / "gpu.jsonl")
     measured = {r["kernel"] for r in page if r["part"] == "kernel times" and "kernel" in r}
