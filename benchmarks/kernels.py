@@ -3,8 +3,9 @@
     python -m benchmarks.kernels [--rows 1 64 256] [--compiled]
 
 Every operation is timed in a CUDA graph, which leaves out the host. Its calls take turns at several copies of the
-inputs, because 64 rows of one copy would stay in the L2 cache (50 MB), where a step would not find them. The run also measures the bandwidth of a large
-copy, as the ceiling. PyTorch runs SDPA, a convolution of cuDNN, or the plain operations.
+inputs, because 64 rows of one copy would stay in the L2 cache (50 MB), where a step would not find them. The run
+also measures the bandwidth of a large copy, as the ceiling. PyTorch runs SDPA, a convolution of cuDNN, or the plain
+operations.
 """
 
 import argparse
