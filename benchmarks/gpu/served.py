@@ -9,10 +9,11 @@ import argparse
 import asyncio
 import io
 import json
+import os
 import signal
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -145,14 +146,16 @@ def stamps(log: str, began: float) -> list[tuple[float, str]]:
 
 async def measure() -> None:
     began, now = time.monotonic(), time.time()
-    with tempfile.NamedTemporaryFile() as log, tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(os.environ.get("OUT", folder)) / "server.log"  # kept with the results: it says why a start fails
         settings = SETTINGS | (SMALL if DRY else {}) | {"checkpoints": folder, "admin_key": company.KEY}
         settings["models"] = json.dumps(company.stage(Path(folder)))
-        async with serving(log=log, **settings) as running:
+        async with AsyncExitStack() as stack:
+            running = await stack.enter_async_context(serving(log=stack.enter_context(log.open("wb")), **settings))
             ready = round(time.monotonic() - began, 1)
-            lines = Path(log.name).read_text()
+            lines = stamps(log.read_text(), now)
             async with running.session.get("/info") as answer:
-                record_result("server", ready_s=ready, stamps=stamps(lines, now), info=await answer.json())
+                record_result("server", ready_s=ready, stamps=lines, info=await answer.json())
             record_result("memory of the server", after="start", free_GiB=free_gib())
             await _ask(running)
 
