@@ -29,6 +29,7 @@ def main(given: dict[str, Any]) -> None:
     from service.registry import load_core
     from service.successor import successors
 
+    logger.debug("torch and the kernels are imported")
     try:
         core = load_core(settings)
     except (SettingsError, CheckpointError) as error:  # bad input: one sentence, no stack trace
