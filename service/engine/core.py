@@ -124,7 +124,7 @@ class EngineCore:
         """Queue a request.
 
         Raises:
-            DeadlineUnreachable, Overloaded, QueueFull: retry_after says in how many seconds to try again.
+            DeadlineUnreachable, Overloaded, QueueFull: retry_after says in how many seconds to try again
             InvalidRequest: an image has more classes than a step has rows.
         """
         share, now = self.shares[request.model], self.clock()
@@ -144,7 +144,8 @@ class EngineCore:
         expected = request.expected_seconds
         if request.deadline_seconds is not None and expected > request.deadline_seconds:
             text = f"the deadline cannot be met: about {1000 * expected:.0f} ms are needed"
-            wait = max(expected - request.deadline_seconds, backlog)
+            helps = backlog and request.deadline_seconds >= request.idle_seconds  # else it is refused at any time
+            wait = max(expected - request.deadline_seconds, backlog) if helps else None
             raise DeadlineUnreachable.field("deadline_ms", text, wait)
         if self.config.shed_load and self._guard.refuses(request, self.shares, now):
             text = "the device is busy beyond what it can answer in time: try again later"
