@@ -10,7 +10,7 @@ from itertools import count
 
 from service.engine.admission import OverloadGuard, expected_seconds, is_watched, learn
 from service.engine.device_clock import DeviceClock
-from service.engine.launched import FailedStep, LaunchedStep, StepResult
+from service.engine.launched import FailedStep, LaunchedStep, StepResult, merged
 from service.engine.policy import DeviceShare, Policy, pick
 from service.engine.repetition import find_fixed_rows
 from service.engine.request import ImageTask, Request, RequestStatus
@@ -35,7 +35,7 @@ RETRY_STEPS = 4  # full steps; on the virtual clock half of the refused requests
 class EngineConfig:
     """Bounds of the engine; one for all models."""
 
-    max_rows: int | None = None  # forward rows a step; None measures it
+    max_rows: int | None = None  # forward rows a step; None: the runner chooses
     max_requests: int = 256  # waiting requests a model
     max_evaluations: int = 50_000  # waiting model evaluations a model
     shed_load: bool = False  # refuse requests that would be late, while an overload lasts
@@ -237,12 +237,7 @@ class EngineCore:
             if len(tasks) == 1 and runner.rows_of(tasks) == rows:  # else it has less padding now
                 # the text of the cause may hold what clients must not see
                 return FailedStep(StepResult(failed={tasks[0]: f"the model raised {error}"}), rows)
-        results = [self._start(model, [task]).collect() for task in tasks]
-        images = {task: image for result in results for task, image in result.images.items()}
-        failed = {task: why for result in results for task, why in result.failed.items()}
-        previews = {task: preview for result in results for task, preview in result.previews.items()}
-        points = {task: point for result in results for task, point in result.points.items()}
-        return FailedStep(StepResult(images, previews, failed, points), rows)
+        return FailedStep(merged([self._start(model, [task]).collect() for task in tasks]), rows)
 
     def _lower_cap(self, model: str, rows: int) -> None:
         """Lower the cap to half of the rows that did not fit, but not below what one image needs in a step."""

@@ -23,6 +23,15 @@ class StepResult:
     points: dict[ImageTask, TrajectoryPoint] = field(default_factory=dict)
 
 
+def merged(results: list[StepResult]) -> StepResult:
+    """Those of different images as one."""
+    images = {task: image for result in results for task, image in result.images.items()}
+    previews = {task: preview for result in results for task, preview in result.previews.items()}
+    failed = {task: why for result in results for task, why in result.failed.items()}
+    points = {task: point for result in results for task, point in result.points.items()}
+    return StepResult(images, previews, failed, points)
+
+
 class Event(Protocol):
     """A point in the device's work, as torch.cuda.Event is."""
 
