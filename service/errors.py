@@ -176,7 +176,7 @@ class Overloaded(Refused):
 
 
 class DeadlineUnreachable(Refused):
-    """The answer would come too late; retry_after as of QueueFull."""
+    """The answer would come too late; retry_after as of QueueFull, None if it would on an idle device, too."""
 
     code, title, reason = "deadline-unreachable", "Deadline unreachable", "deadline"
 

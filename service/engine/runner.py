@@ -109,6 +109,10 @@ class ModelRunner:
         size = output_bytes(num_images, shape)
         return StepOutput(torch.empty(size, dtype=torch.uint8, device=device), num_images, shape)
 
+    def rows_of(self, tasks: list[ImageTask]) -> int:
+        """Forward rows of a step of these tasks, with the padding."""
+        return self.step_rows(self.table.look_up(tasks))
+
     def step_rows(self, step: TaskArrays) -> int:
         """Rows that a step really runs; see service/engine/repetition.py for deterministic images."""
         rows = step.num_rows

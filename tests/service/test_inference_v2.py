@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from service.observe.metrics import Metrics
 from service.web.dialects import InferenceError
+from service.web.generation import Generator
 from service.web.routes.inference_v2 import EXTENSIONS
 from tests.checkpoints import CLASS_NAMES
 from tests.service.conftest import Running
@@ -212,6 +214,18 @@ def test_the_repository_index_lists_the_ready_models(client: Any, server: Runnin
     ready = [{"name": name, "version": "1", "state": "READY", "reason": ""} for name in ("dit", "unet")]
     assert client.get_model_repository_index() == ready
     assert server.client.post("/v2/repository/index", json={"ready": True}).json() == ready
+
+
+def test_the_repository_index_takes_any_whitespace(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Generator, "unreadiness", lambda self: "warming up")
+    for body, count in ((b'{"ready":\n true}', 0), (b"", 2)):
+        assert len(server.client.post("/v2/repository/index", content=body).json()) == count
+
+
+def test_statistics_read_no_registry(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scan of all series for each number took 18 ms, in which no other request was served."""
+    monkeypatch.setattr(Metrics, "collect", lambda self: 1 / 0)
+    assert len(server.client.get("/v2/models/stats").json()["model_stats"]) == 2
 
 
 @pytest.mark.parametrize("parameters", [{"quality": "draft"}, {"steps": 3, "spacing": "shifted"}])

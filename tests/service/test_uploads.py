@@ -2,6 +2,7 @@
 
 import base64
 import io
+import zlib
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,15 @@ def test_a_gray_model_takes_gray_pictures() -> None:
     assert read_known(card(1), file(black), None)[0] == (WHITE * np.uint8(255)).tobytes()
     with pytest.raises(InvalidRequest, match="image: must be gray, as the pictures of dit are"):
         read_known(card(1), file(COLOURS), None)
+
+
+@pytest.mark.parametrize("chunk", [b"", b"x"], ids=["empty", "one byte"])
+def test_a_broken_chunk_behind_the_pixels_is_refused(chunk: bytes) -> None:
+    """Pillow raises an IndexError for it."""
+    name, whole = b"iCCP" + chunk, file(COLOURS)
+    broken = len(chunk).to_bytes(4, "big") + name + zlib.crc32(name).to_bytes(4, "big")
+    with pytest.raises(InvalidRequest, match="image: cannot be read"):
+        read_known(card(), whole[:-12] + broken + whole[-12:], None)  # before IEND
 
 
 def test_a_jpeg_is_read() -> None:
