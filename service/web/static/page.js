@@ -92,6 +92,11 @@ async function drawGroup(signal) {
   const ends = await whileWatching(Promise.allSettled(group().map((model) => draw(model, request(model), signal))));
   if (signal.aborted) return;
   const failed = ends.filter((end) => end.status === "rejected");
+  if (first && failed.some((end) => end.reason.status === 422)) { // as under a DIFFUSION_MAX_STEPS below 16
+    first = false;
+    reset();
+    return drawGroup(signal);
+  }
   const drawn = ends.filter((end) => end.status === "fulfilled").map((end) => end.value);
   const slowest = Math.max(...drawn.map((one) => one.took));
   offer(drawn.map((one) => one.film), slowest);

@@ -112,6 +112,13 @@ def test_a_first_visit_sees_many_steps_and_then_sees_them_again(visit: Visit) ->
     assert visit.page.inner_text("#play") == "Play"  # only the first drawing plays by itself
 
 
+def test_a_first_visit_falls_back_on_the_defaults_where_so_many_steps_are_refused(visit: Visit) -> None:
+    visit.answer("generate", 422, problem(422, "steps: must be a whole number from 1 to 10, not 16"), times=2)
+    visit.open()
+    visit.wait_for_text("#status", "done in")
+    assert ["steps" in body for body in visit.asked] == [True, True, False, False]
+
+
 def test_nothing_plays_by_itself_for_those_who_want_no_motion(visit: Visit) -> None:
     visit.page.emulate_media(reduced_motion="reduce")
     visit.open()
