@@ -147,6 +147,15 @@ def test_a_body_that_is_no_request_gets_400(server: Running, body: bytes) -> Non
     InferenceError.model_validate(response.json())
 
 
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [([3], "must have 3 elements, as its shape [3], not 2"), ([1], "must have 1 element, as its shape [1], not 2")],
+)
+def test_a_tensor_of_another_size_than_its_shape(server: Running, shape: list[int], said: str) -> None:
+    body = {"inputs": [CLASS | {"shape": shape, "data": [0, 1]}]}
+    assert server.client.post("/v2/models/dit/infer", json=body).json() == {"error": f"class: {said}"}
+
+
 @pytest.mark.parametrize("length", ["-1", "x", "99999", "1", "9" * 5000])
 def test_a_wrong_length_of_the_header_gets_400(server: Running, length: str) -> None:
     body = json.dumps({"inputs": [CLASS]}).encode()

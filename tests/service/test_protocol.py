@@ -573,6 +573,25 @@ def test_a_sender_of_a_refused_body_can_finish_and_go_on() -> None:
         assert read_answer(client).endswith(b"small")
 
 
+def test_a_client_that_may_leave_the_refused_body_out_is_not_waited_for() -> None:
+    """Its next request would be taken for that body."""
+    with guarded(body_limit=True) as live, live.connect() as client:
+        client.sendall(head("POST", "/small", f"Content-Length: {MAX_BODY + 1}", "Expect: 100-continue"))
+        answer = read_all(client)
+        assert answer.startswith(b"HTTP/1.1 413 ")
+        assert b"connection: close" in answer
+
+
+def test_a_body_that_a_client_was_asked_for_leaves_the_connection_open() -> None:
+    with guarded(body_limit=True) as live, live.connect() as client:
+        client.sendall(head("POST", "/small", "Content-Length: 2", "Expect: 100-continue"))
+        assert client.recv(4096).startswith(b"HTTP/1.1 100 ")
+        client.sendall(b"{}")
+        assert b"connection: close" not in read_answer(client)
+        client.sendall(REQUEST)
+        assert read_answer(client).endswith(b"small")
+
+
 def test_a_refused_body_that_drips_in_is_cut() -> None:
     with guarded(body_limit=True, body_seconds=SHORT) as live, live.connect() as client:
         client.sendall(post(MAX_BODY + 1))

@@ -105,7 +105,7 @@ UNUSABLE: dict[str, tuple[bytes, str]] = {
     "16-bit": (file(GRAYS.astype(np.uint16)), "must be gray or RGB with 8 bits a channel, not of mode I;16"),
     "cmyk": (file(Image.fromarray(COLOURS).convert("CMYK"), "JPEG"), "8 bits a channel, not of mode CMYK"),
     "transparent": (file(with_alpha(COLOURS, WHITE)), "must not be transparent: a mask says what may change"),
-    "large": (bytes(MAX_FILE + 1), f"must have at most {MAX_FILE} bytes, not {MAX_FILE + 1}"),
+    "large": (bytes(MAX_FILE + 1), f"must have at most 4 MiB, not {MAX_FILE + 1} bytes"),
 }
 
 

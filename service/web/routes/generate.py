@@ -164,7 +164,7 @@ async def _finish(request: Request, generator: Generator, job: Job, form: str) -
 async def _record(request: Request, generator: Generator, job: Job, form: str) -> Generated[bytes]:
     """Generate with all steps; raises AnswerTooLarge, or Unavailable if other requests hold the memory."""
     try:
-        request.scope["at_end"].enter_context(generator.room.taken(recorded_bytes(job)))
+        request.scope["at_end"].enter_context(generator.room.taken(recorded_bytes(job, form)))
     except Unavailable as error:  # counted here, because the request never reaches Generator.stream
         generator.count_end(job.params.model, error)
         raise
