@@ -211,7 +211,7 @@ def run_campaign(arguments: argparse.Namespace) -> int:
 
     check_train_extra("campaign")
     runs = choose(read_list(arguments.list), arguments.only)
-    campaign = Campaign(arguments.runs, arguments.work, arguments.threads)
+    campaign = Campaign(arguments.runs, options.work_folder(arguments), arguments.threads)
     return until_stopped(lambda: campaign.status(runs) if arguments.status else campaign.work_off(runs))
 
 

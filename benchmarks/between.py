@@ -17,7 +17,8 @@ from benchmarks import ROOT
 PICTURE = ROOT / "docs" / "between.png"
 IMAGES, FOURS = 6, 3  # images of an interpolation; images of a 4 with each negative class
 STEPS = 6  # of the sampler
-SCALE, HEAD, GAP = 2, 26, 4  # enlargement; pixels of the headings and between groups
+MODELS = ("dit", "unet")
+SCALE, HEAD, LEFT, GAP = 2, 26, 44, 4  # enlargement; pixels of the headings, the models' names and between groups
 
 
 def draw_row(name: str, steps: int) -> list[tuple[str, list[Image.Image]]]:
@@ -27,19 +28,20 @@ def draw_row(name: str, steps: int) -> list[tuple[str, list[Image.Image]]]:
     return [
         ("from 3 to 8", draw("3", class_to="8", seed=4, n=IMAGES)),
         ("a 5 from seed 1 to seed 2", draw("5", seed=1, seed_to=2, n=IMAGES)),
-        ("4", draw("4", seed=3, n=FOURS)),
-        ("4, away from 9", draw("4", seed=3, n=FOURS, negative_class="9")),
+        ("three fours", draw("4", seed=3, n=FOURS)),
+        ("the same, away from 9", draw("4", seed=3, n=FOURS, negative_class="9")),
     ]
 
 
 def main(path: Path = PICTURE, steps: int = STEPS) -> None:
-    rows = [draw_row(name, steps) for name in ("dit", "unet")]
+    rows = [draw_row(name, steps) for name in MODELS]
     size = SCALE * rows[0][0][1][0].width
     width = sum(size * len(images) + 2 * GAP for _, images in rows[0])
-    sheet = Image.new("RGB", (width + 2 * GAP, HEAD + (size + GAP) * len(rows)), "white")
+    sheet = Image.new("RGB", (LEFT + width, HEAD + (size + GAP) * len(rows)), "white")
     draw = ImageDraw.Draw(sheet)
     for line, row in enumerate(rows):
-        left = 2 * GAP
+        left, middle = LEFT, HEAD + line * (size + GAP) + size // 2
+        draw.text((LEFT // 2, middle), MODELS[line], fill="black", anchor="mm", font_size=13)
         for text, images in row:
             if line == 0:
                 middle = left + size * len(images) // 2

@@ -9,7 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import aiohttp
 
@@ -65,22 +65,31 @@ def reserved_port() -> Iterator[int]:
 
 
 @asynccontextmanager
-async def serving(**settings: Any) -> AsyncIterator[Server]:
-    """`python run.py serve` with these DIFFUSION_ settings, ready; ended when the block ends."""
+async def serving(*, log: IO[bytes] | None = None, **settings: Any) -> AsyncIterator[Server]:
+    """`python run.py serve` with these DIFFUSION_ settings, ready until the block ends. log: for its lines."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("DIFFUSION_")}
     named = {f"DIFFUSION_{name.upper()}": str(value) for name, value in settings.items()}
-    async with started([sys.executable, "run.py", "serve"], kept | named) as server:
+    async with started([sys.executable, "run.py", "serve"], kept | named, stderr=log) as server:
         yield server
 
 
 @asynccontextmanager
 async def started(
-    command: list[str], environment: dict[str, str], ready: str = "/readyz", stdout: int | None = None
+    command: list[str],
+    environment: dict[str, str],
+    ready: str = "/readyz",
+    stdout: int | None = None,
+    stderr: IO[bytes] | None = None,
 ) -> AsyncIterator[Server]:
     """A server's command with --port, ready when that path answers 200; ended when the block ends."""
     with reserved_port() as port:
         process = subprocess.Popen(
-            [*command, "--port", str(port)], cwd=ROOT, env=environment, stdout=stdout, start_new_session=True
+            [*command, "--port", str(port)],
+            cwd=ROOT,
+            env=environment,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
         )
         connector = aiohttp.TCPConnector(limit=0)
         try:

@@ -17,7 +17,8 @@ from benchmarks import ROOT
 
 PICTURE = ROOT / "docs" / "images-in.png"
 STRENGTHS, CLASSES = (0.3, 0.6, 0.8, 1.0), "3589"
-SCALE, HEAD, GAP = 3, 26, 4  # enlargement; pixels of the headings and between images
+MODELS = ("dit", "unet")
+SCALE, HEAD, LEFT, GAP = 3, 42, 44, 4  # enlargement; pixels of the headings, the models' names and between images
 
 
 def draw_row(name: str) -> list[tuple[str, Image.Image]]:
@@ -30,24 +31,27 @@ def draw_row(name: str) -> list[tuple[str, Image.Image]]:
         return model.sample(label, seed=7, steps=10, image=three, **more)[0]
 
     return [
-        ("image", three),
-        *((f"8, {strength}", draw("8", strength=strength)) for strength in STRENGTHS),
-        *((f"half to {label}", draw(label, mask=right_half)) for label in CLASSES),
-        ("no class, 0.6", draw(None)),
+        ("the image", three),
+        *((f"to an 8,\nstrength {strength}", draw("8", strength=strength)) for strength in STRENGTHS),
+        *((f"left half kept,\nrest of a {label}", draw(label, mask=right_half)) for label in CLASSES),
+        ("no class,\nstrength 0.6", draw(None)),
     ]
 
 
 def main(path: Path = PICTURE) -> None:
-    rows = [draw_row(name) for name in ("dit", "unet")]
+    rows = [draw_row(name) for name in MODELS]
     size = SCALE * rows[0][0][1].width + GAP
-    sheet = Image.new("RGB", (size * len(rows[0]) + GAP, HEAD + size * len(rows)), "white")
+    sheet = Image.new("RGB", (LEFT + size * len(rows[0]) + GAP, HEAD + size * len(rows)), "white")
     draw = ImageDraw.Draw(sheet)
+    for line, name in enumerate(MODELS):
+        draw.text((LEFT // 2, HEAD + line * size + size // 2), name, fill="black", anchor="mm", font_size=13)
     for column, (text, _) in enumerate(rows[0]):
-        draw.text((GAP + column * size + size // 2, HEAD // 2), text, fill="black", anchor="mm", font_size=13)
+        place = (LEFT + column * size + size // 2, HEAD // 2)
+        draw.text(place, text, fill="black", anchor="mm", align="center", font_size=13)
         for line, row in enumerate(rows):
             cell = row[column][1].convert("RGB")
             cell = cell.resize((SCALE * cell.width, SCALE * cell.height), Image.Resampling.NEAREST)
-            sheet.paste(cell, (GAP + column * size, HEAD + line * size))
+            sheet.paste(cell, (LEFT + column * size, HEAD + line * size))
     sheet.save(path)
 
 

@@ -2,42 +2,52 @@
 
     python -m benchmarks.kernels [--rows 1 64 256] [--compiled]
 
-Every operation is timed in a CUDA graph, which leaves out the host. The run also measures the bandwidth of a large
-copy, as the ceiling. PyTorch runs SDPA, a convolution of cuDNN, or the plain operations.
+Every operation is timed in a CUDA graph, which leaves out the host. Its calls take turns at several copies of the
+inputs, because 64 rows of one copy would stay in the L2 cache (50 MB), where a step would not find them. The run
+also measures the bandwidth of a large copy, as the ceiling. PyTorch runs SDPA, a convolution of cuDNN, or the plain
+operations.
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import gpu_report
-from benchmarks.gpu.device import DEVICE, DTYPE, ceilings, graph_device, kernel_seconds, parse
+from benchmarks.gpu.device import DEVICE, DRY, DTYPE, ceilings, graph_device, kernel_seconds, parse
 from benchmarks.gpu.results import record_failures, record_result
 from kernels import (
     DeferredSum,
     attention,
     concat_skip,
+    convolution,
     convolve,
     gated_residual_layer_norm,
+    group_norm,
     linear_gelu,
     residual_group_norm,
     sampler_step,
 )
+from kernels.backend import triton
 from kernels.gather_rows import gather_rows
 from kernels.linear_gelu import linear_gelu_reference
 from kernels.sampler_step import NUM_COEFFICIENTS, NUM_INDICES
 from service.engine.graphs import CudaDevice
 from service.engine.runner import lay_out
 
+norms = importlib.import_module("kernels.group_norm")  # kernels.group_norm is the function
 NORMS = ((64, 32), (192, 32), (128, 16), (256, 8), (1024, 4))  # channels, pixels of a side
 CONVOLUTIONS = (  # channels in, pixels of a side, channels out
     (3, 32, 32), (32, 32, 32), (96, 32, 32), (64, 32, 64), (64, 16, 64), (192, 16, 64),
     (128, 8, 128), (384, 8, 128), (256, 8, 256), (256, 4, 256), (512, 4, 256),
 )  # fmt: skip
+COPIES = 1 if DRY else 16  # of the inputs: 75 MB of the smallest, attention of 64 rows
 NOISE = 6  # column of the noise's factor s among a row's coefficients
 
 
@@ -130,16 +140,57 @@ def step_cases(rows: int) -> Iterator[Case]:
     yield Case("gather rows", lambda: gather_rows(latent, block, DTYPE))
 
 
-def measure(device: CudaDevice, case: Case, rows: int, compiled: bool) -> dict[str, Any]:
-    seconds = {"ours_us": kernel_seconds(device, case.ours)}
-    if case.theirs:
-        seconds["torch_us"] = kernel_seconds(device, case.theirs)
+def pairs(rows: int) -> Iterator[Case]:
+    """A convolution and the norm behind it, which adds up what the convolution leaves in parts."""
+    for C, side in ((64, 32), (128, 8), (256, 4)):
+        conv = nn.Conv2d(C, C, 3, padding=1, device=DEVICE, dtype=DTYPE).requires_grad_(False)
+        lay_out(conv, DEVICE)
+        x, weight, groups = randn(rows, C, side, side), randn(C), C // 16
+        ours = lambda c=conv, a=(x, groups, weight): group_norm(convolve(c, a[0]), a[1], a[2], a[2])
+        theirs = lambda c=conv, a=(x, groups, weight): F.silu(F.group_norm(c(a[0]), a[1], a[2], a[2]))
+        yield Case(f"convolution + norm {C} x {side} x {side}", ours, theirs)
+
+
+def rivals(rows: int) -> Iterator[Case]:
+    """Other tiles of a kernel beside its present ones. No GPU has timed them; on sm_90 they compile without spills.
+
+    The norm with a residual would spill with 16 warps of 64 registers, so its rival has none.
+    """
+    if triton.cdiv(rows * 64, 128) * 2 >= convolution.PROGRAMS:  # else too few programs of 128 x 128
+        case = convolution_case(rows, 256, 8, 256)
+        tiles = convolution.Tiles(128, 128, 64, 1, num_warps=8, num_stages=3)
+        other = with_values(case.ours, convolution, tiles=lambda *_: tiles)
+        yield Case(f"{case.kernel}: 128 x 128 tiles", other, case.ours)
+    x, weight, film = randn(rows, 64, 32, 32), randn(64), randn(rows, 128)  # groups of 16,384 elements
+    norm = lambda: group_norm(x, 4, weight, weight, film[:, :64], film[:, 64:])
+    other = with_values(norm, norms, MAX_REGISTERS=64, _warps=lambda *_: 16)
+    yield Case("GroupNorm + FiLM 64 x 32 x 32: 16 warps", other, norm)
+
+
+def with_values(run: Callable[[], object], module: ModuleType, **values: Any) -> Callable[[], object]:
+    """run, with other values of names of a module."""
+
+    def changed() -> object:
+        with patch.multiple(module, **values):
+            return run()
+
+    return changed
+
+
+def measure(
+    device: CudaDevice, copies: Sequence[Case], rows: int, compiled: bool, part: str = "kernel times"
+) -> dict[str, Any]:
+    case = copies[0]
+    seconds = {"ours_us": kernel_seconds(device, *(copy.ours for copy in copies))}
+    if theirs := [copy.theirs for copy in copies if copy.theirs]:
+        seconds["torch_us"] = kernel_seconds(device, *theirs)
         if compiled:
-            seconds["compiled_us"] = kernel_seconds(device, torch.compile(case.theirs, dynamic=False))
+            runs = [torch.compile(run, dynamic=False) for run in theirs]
+            seconds["compiled_us"] = kernel_seconds(device, *runs)
     facts = {name: round(1e6 * time, 2) for name, time in seconds.items()}
     if case.bytes:
         facts["GB_s"] = round(case.bytes / seconds["ours_us"] / 1e9)
-    return record_result("kernel times", kernel=case.kernel, rows=rows, **facts)
+    return record_result(part, kernel=case.kernel, rows=rows, **facts)
 
 
 @torch.inference_mode()
@@ -147,9 +198,14 @@ def measure_all(rows: list[int], compiled: bool = False) -> list[dict[str, Any]]
     device = graph_device()
     found = [record_result("kernel times", ceiling_GB_s=round(ceilings()["bytes"] / 1e9))]
     for count in rows:
-        for case in cases(count):
-            with record_failures("kernel times", kernel=case.kernel, rows=count):
-                found.append(measure(device, case, count, compiled))
+        for copies in zip(*(cases(count) for _ in range(COPIES)), strict=True):
+            with record_failures("kernel times", kernel=copies[0].kernel, rows=count):
+                found.append(measure(device, copies, count, compiled))
+    for part, others in (("kernel pairs", pairs), ("kernel rivals", rivals)):  # in rivals, torch_us is the present
+        for count in rows:
+            for copies in zip(*(others(count) for _ in range(COPIES)), strict=True):
+                with record_failures(part, kernel=copies[0].kernel, rows=count):
+                    measure(device, copies, count, False, part)
     return found
 
 

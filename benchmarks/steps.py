@@ -52,12 +52,13 @@ def plain_step(model: nn.Module, config: ModelConfig, rows: int) -> Step:
     x, history = (t.contiguous(memory_format=layout) for t in (x, history))
     slots, finite = torch.arange(rows, device=DEVICE), torch.zeros(rows, dtype=torch.bool, device=DEVICE)
     t, y = torch.full((rows,), 500.0, device=DEVICE), slots % config.num_classes
+    others = (t, torch.ones_like(t)) if config.is_few_step else ()  # r and w, as the engine gives them
     numbers = torch.tensor([1.0, 0.0, 1.0, 0.9, 0.12, -0.02, 1.0], device=DEVICE).repeat(rows, 1)
 
     def step() -> None:
         _, p, q, a, b, c, clamp = numbers[:, :, None, None, None].unbind(1)
         latent, previous = x[slots], history[slots]
-        output = model(latent.to(DTYPE, memory_format=layout), t, y).float()
+        output = model(latent.to(DTYPE, memory_format=layout), t, y, *others).float()
         denoised = p * latent + q * output
         denoised = torch.where(clamp > 0, denoised.clamp(-1, 1), denoised)
         updated = a * latent + b * denoised + c * previous

@@ -1,4 +1,4 @@
-"""LayerNorm without affine, modulated as in adaLN, alone or after a gated residual addition.
+"""A gated residual addition, then LayerNorm without affine, modulated as in adaLN.
 
 Letters: B batch, N tokens, D width. adaLN: Peebles & Xie 2022 (arXiv:2212.09748), section 3.2.
 """
@@ -15,27 +15,22 @@ EPS = 1e-6
 WIDE = 2048  # above this width one program takes one token, with all its warps
 
 
-def layer_norm_reference(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """LayerNorm(x) * (1 + scale) + shift; torch computes the statistics in float32 for every dtype."""
-    y = F.layer_norm(x, x.shape[-1:], eps=EPS)  # [B, N, D]
-    return y * (1 + scale[:, None]) + shift[:, None]
-
-
 def gated_residual_layer_norm_reference(
     x: Tensor, y: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor
 ) -> tuple[Tensor, Tensor]:
+    """torch computes the statistics in float32 for every dtype."""
     x = x + (y if gate is None else gate[:, None] * y)  # [B, N, D]
-    return x, layer_norm_reference(x, scale, shift)
+    return x, F.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + scale[:, None]) + shift[:, None]
 
 
 @triton.jit
 def _layer_norm_kernel(
     x,  # [rows, D], rows = B * N
-    y,  # [y_rows, D] or None; row r of x gets row r % y_rows
+    y,  # [y_rows, D]; row r of x gets row r % y_rows
     gate,  # [B, D] by gate_stride, or None
     scale,  # [B, D] by scale_stride
     shift,
-    stream,  # [rows, D] or None: x + gate * y
+    stream,  # [rows, D]: x + gate * y
     out,  # [rows, D]
     rows,
     tokens,
@@ -56,8 +51,7 @@ def _layer_norm_kernel(
     row_offs = row.to(tl.int64) * D
     scale, shift = scale + image * scale_stride, shift + image * shift_stride  # [ROWS, 1] pointers, as all below
     x, out = x + row_offs, out + row_offs
-    if y is not None:
-        y, stream = y + (row % y_rows).to(tl.int64) * D, stream + row_offs
+    y, stream = y + (row % y_rows).to(tl.int64) * D, stream + row_offs
     if gate is not None:
         gate += image * gate_stride
     main = _residual_sum(x, y, gate, stream, column, mask)  # [ROWS, MAIN]
@@ -84,14 +78,13 @@ def _layer_norm_kernel(
 
 @triton.jit
 def _residual_sum(x, y, gate, stream, column, mask):
-    """x [+ gate * y] of one tile in float32, written to the residual stream if there is a y. Takes row pointers."""
+    """x + [gate *] y of one tile in float32, written to the residual stream. Takes row pointers."""
     value = tl.load(x + column, mask=mask, other=0.0).to(tl.float32)
-    if y is not None:
-        branch = tl.load(y + column, mask=mask, other=0.0).to(tl.float32)
-        if gate is not None:
-            branch *= tl.load(gate + column, mask=mask, other=0.0).to(tl.float32)
-        value += branch
-        tl.store(stream + column, value.to(stream.dtype.element_ty), mask=mask)
+    branch = tl.load(y + column, mask=mask, other=0.0).to(tl.float32)
+    if gate is not None:
+        branch *= tl.load(gate + column, mask=mask, other=0.0).to(tl.float32)
+    value += branch
+    tl.store(stream + column, value.to(stream.dtype.element_ty), mask=mask)
     return value
 
 
@@ -103,17 +96,13 @@ def _modulate(normed, scale, shift, out, column, mask):
     tl.store(out + column, (normed * factor + offset).to(out.dtype.element_ty), mask=mask)
 
 
-def _launch(
-    x: Tensor, y: Tensor | None, gate: Tensor | None, scale: Tensor, shift: Tensor
-) -> tuple[Tensor, Tensor]:
+def _launch(x: Tensor, y: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     """gate, scale and shift may be column slices of one wide tensor: the kernel reads them by row stride."""
     B, N, D = x.shape
-    x = x.contiguous()
-    y = None if y is None else y.contiguous()
+    x, y = x.contiguous(), y.contiguous()
     scale, shift = contiguous_rows(scale), contiguous_rows(shift)
     gate = None if gate is None else contiguous_rows(gate)
-    out = torch.empty_like(x)
-    stream = torch.empty_like(x) if y is not None else x
+    out, stream = torch.empty_like(x), torch.empty_like(x)
     rows = ROWS * 2 // x.element_size() if D <= WIDE else 1
     # The tail of a width up to 512 would move only 8 bytes a thread, so one tile covers it.
     main, tail = width_tiles(D) if D > 512 else (triton.next_power_of_2(D), 0)
@@ -123,11 +112,11 @@ def _launch(
         gate,
         scale,
         shift,
-        stream if y is not None else None,
+        stream,
         out,
         B * N,
         N,
-        1 if y is None else y.shape[0] * N,
+        y.shape[0] * N,
         0 if gate is None else gate.stride(0),
         scale.stride(0),
         shift.stride(0),
@@ -140,28 +129,6 @@ def _launch(
         maxnreg=MAX_REGISTERS,
     )
     return stream, out
-
-
-def layer_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """LayerNorm over the last axis, then (1 + scale) and shift per image.
-
-    The DiT calls it nowhere, because it fuses each norm with the addition before it. It is for networks of others,
-    and its tests tell an error of the norm from one of the addition: both are one kernel.
-
-    Args:
-        x: [B, N, D].
-        scale, shift: [B, D].
-
-    Returns:
-        [B, N, D].
-
-    Raises:
-        ValueError: shapes do not match.
-    """
-    _check(x, scale, shift)
-    if use_triton(x, scale, shift):
-        return _launch(x, None, None, scale, shift)[1]
-    return layer_norm_reference(x, scale, shift)
 
 
 def gated_residual_layer_norm(

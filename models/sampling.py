@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from kernels.philox import normal
+from kernels.gather_rows import initial_noise
 from kernels.sampler_step import Mixtures, sampler_step
 from models.samplers import SamplerTable, T
 from models.schedule import NUM_TIMESTEPS
@@ -105,16 +105,12 @@ def first_noise(seeds: Tensor, shape: tuple[int, ...], slerps: Sequence[tuple[in
             (spherical linear interpolation), so that each element stays standard normal; at 0 it is the noise of
             the image's own seed, bit by bit.
     """
-
-    def of(seeds: Tensor) -> Tensor:
-        return normal(seeds, torch.zeros_like(seeds), math.prod(shape)).view(-1, *shape)
-
-    noise = of(seeds)
+    noise = initial_noise(seeds, shape)
     if moved := [image for image, (_, part) in enumerate(slerps) if part]:
         others, angles = zip(*((slerps[image][0], slerps[image][1] * math.pi / 2) for image in moved), strict=True)
         factors = [[math.cos(angle) for angle in angles], [math.sin(angle) for angle in angles]]
         cos, sin = torch.tensor(factors, device=noise.device)[:, :, None, None, None]  # each [moved, 1, 1, 1]
-        noise[moved] = cos * noise[moved] + sin * of(torch.tensor(others, device=noise.device))
+        noise[moved] = cos * noise[moved] + sin * initial_noise(torch.tensor(others, device=noise.device), shape)
     return noise
 
 

@@ -68,10 +68,14 @@ def start(module: str, arguments: Arguments, descriptors: Sequence[int]) -> Chil
     before = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL)  # inherited, so it holds from the first moment on
     try:
         process = subprocess.Popen(command, pass_fds=[*descriptors, theirs.fileno(), lifeline])
+    except OSError:
+        control.close()
+        os.close(mine)
+        raise
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    theirs.close()
-    os.close(lifeline)
+        theirs.close()
+        os.close(lifeline)
     return Child(process, control, mine)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from service.child import freeze_heap, open_board
 from service.observe import logs
 from service.observe.scoreboard import EngineScoreboard
-from service.settings import SettingsError, load_settings
+from service.settings import SettingsError, choose_models, load_settings
 from service.wire.control import BAD_INPUT, ENGINE_DIED
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,9 @@ def main(given: dict[str, Any]) -> None:
     from service.registry import load_core
     from service.successor import successors
 
+    logger.debug("torch and the kernels are imported")
     try:
+        settings = choose_models(settings, given["models"])  # the folder may hold others by now
         core = load_core(settings)
     except (SettingsError, CheckpointError) as error:  # bad input: one sentence, no stack trace
         logger.critical("error: %s", error)

@@ -29,6 +29,11 @@ def echo(value: Any) -> str:
     return text if len(text) <= MAX_ECHO else f"{text[: MAX_ECHO - 3]}..."
 
 
+def in_bytes(size: int) -> str:
+    """A limit in the unit that gives a whole number: "12 MiB", "64 KiB"."""
+    return f"{size >> 20} MiB" if size % (1 << 20) == 0 else f"{size >> 10} KiB"
+
+
 class ClientGone(Exception):
     """Nobody is left to read an answer."""
 
@@ -126,10 +131,15 @@ class InvalidRequest(ClientError):
     status, code, title = 422, "invalid-request", "Invalid request"
 
     def renamed(self, names: dict[str, str]) -> "InvalidRequest":
-        """The same error with the field names of another API, also inside messages."""
+        """The same error with the field names of another API, also inside messages.
+
+        A class is called a class in every API, so messages keep that word. They also keep what is in quotes,
+        because the client wrote it.
+        """
+        inside = names | {"class": "class"}
 
         def say(message: str) -> str:
-            return re.sub(r"[a-z]+_[a-z_]+", lambda found: names.get(found[0], found[0]), message)
+            return re.sub(r"(?<!')\b[a-z_]+\b(?!')", lambda found: inside.get(found[0], found[0]), message)
 
         return InvalidRequest.of([FieldError(names.get(e.field, e.field), say(e.message)) for e in self.errors])
 
@@ -176,7 +186,7 @@ class Overloaded(Refused):
 
 
 class DeadlineUnreachable(Refused):
-    """The answer would come too late; retry_after as of QueueFull."""
+    """The answer would come too late; retry_after as of QueueFull, None if it would on an idle device, too."""
 
     code, title, reason = "deadline-unreachable", "Deadline unreachable", "deadline"
 

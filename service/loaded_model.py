@@ -68,7 +68,7 @@ class Model(Sampler):
 
     def _record(self, fields: dict[str, Any], form: str) -> bytes:
         job = self._check(fields)
-        recorded_bytes(job)  # the bound is that of the service
+        recorded_bytes(job, form)  # the bound is that of the service
         params, recorder = job.params, make_recorder(job, form)
         table = self.config.table(params.sampler, params.num_steps, params.spacing, params.strength)
 

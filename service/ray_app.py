@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from models.extras import how_to_install
 from service.local import create_app
 from service.observe import logs
-from service.settings import Settings, SettingsError, load_settings, model_entries
+from service.settings import Settings, SettingsError, choose_models, load_settings, model_entries
 from service.web.generation import Generator
 from service.wire.control import ANSWER_SECONDS
 
@@ -114,11 +114,14 @@ def _import_ray(name: str) -> Any:
 
 
 def _choose(settings: Settings, names: str) -> Settings:
-    entries = model_entries(settings)
-    chosen = names.split(",") if names else list(entries)
-    if unknown := [name for name in chosen if name not in entries]:
-        raise SettingsError(f"no model {unknown[0]}: use some of {', '.join(entries)}")
-    return settings.model_copy(update={"models": {name: entries[name] for name in chosen}})
+    return choose_models(settings, names.split(",") if names else list(model_entries(settings)))
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"{text!r} must be key=value, with a key of {', '.join(Scale.model_fields)}")
+    return name, value
 
 
 def main() -> None:
@@ -129,7 +132,7 @@ def main() -> None:
     parser.add_argument("scale", nargs="*", metavar="key=value", help=", ".join(Scale.model_fields))
     arguments = parser.parse_args()
     try:
-        application = build(Scale.model_validate(dict(pair.split("=", 1) for pair in arguments.scale)))
+        application = build(Scale.model_validate(dict(map(_pair, arguments.scale))))
     except ValueError as error:
         parser.error(str(error))
     ray, serve = _import_ray("ray"), _import_ray("ray.serve")

@@ -62,9 +62,11 @@ def load_runners(settings: Settings) -> dict[str, ModelRunner]:
     graph_device = CudaDevice(device) if device.type == "cuda" and settings.cuda_graphs else None
     simulated = SimulatedDevice()
     entries, runners = model_entries(settings), {}
+    helpers = None
     if device.type == "cuda":
         known = {name: e for name, e in entries.items() if e.simulate is None and e.architecture is None}
-        compile_ahead([_config(*item) for item in known.items()], dtype, row_counts(max_rows))
+        helpers = compile_ahead([_config(*item) for item in known.items()], dtype, row_counts(max_rows))
+        logger.debug("the device has a context, and helpers compile kernels")
     for name, entry in entries.items():
         if entry.simulate is not None:
             runners[name] = _simulated(name, entry, settings, simulated)
@@ -77,6 +79,9 @@ def load_runners(settings: Settings) -> dict[str, ModelRunner]:
         )
         if backend is not None:
             runners[name] = backend.serve(name, runners[name], entry.checkpoint, entry.architecture)
+        if helpers:
+            runners[name].wait_for_quiet = helpers.wait
+        logger.debug("model %s has its weights on the device", name)
         try_out(name, runners[name])  # only the network that serves: each row count costs torch's 5 MiB
     return runners
 

@@ -21,6 +21,8 @@ from service.wire.messages import KINDS
 if TYPE_CHECKING:
     import httpx
 
+SILENCE = 60.0  # seconds without a byte that end a request where nothing is tried again
+
 
 class RemoteModel(Sampler):
     """A model of a running service; see connect."""
@@ -31,7 +33,9 @@ class RemoteModel(Sampler):
         except ImportError as error:
             raise ImportError(f"stepwise.connect needs httpx: {how_to_install('client')}") from error
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx.Client(base_url=url.rstrip("/"), headers=headers, timeout=httpx.Timeout(patience))
+        self._http = httpx.Client(
+            base_url=url.rstrip("/"), headers=headers, timeout=httpx.Timeout(patience or SILENCE)
+        )
         self._patience = patience
         try:
             info = self._info(model)

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -80,7 +81,7 @@ class Settings(BaseSettings):
     backend: Annotated[Literal["auto", "torch", "openvino"], AnyCase] = "auto"  # that runs the networks on a CPU
     cuda_graphs: bool = True  # replay steps as CUDA graphs; false for a network that cannot be captured
     threads: int | None = Field(default=None, ge=1)  # CPU threads of the engine; default: see service/cgroup.py
-    max_rows: int | None = Field(default=None, ge=2, le=4096)  # forward rows a step; default: measured
+    max_rows: int | None = Field(default=None, ge=2, le=4096)  # forward rows a step; default: 8, on a GPU measured
     max_requests: int = Field(default=256, ge=1)  # waiting requests a model
     max_evaluations: int = Field(default=50_000, ge=1)  # waiting model evaluations a model
     shed_load: bool | None = None  # refuse what would be late, while an overload lasts; default: not on a CPU
@@ -164,6 +165,14 @@ def model_entries(settings: Settings) -> dict[str, ModelEntry]:
             "Set DIFFUSION_CHECKPOINTS to another folder, or name the models in DIFFUSION_MODELS"
         )
     return _check_names(entries)
+
+
+def choose_models(settings: Settings, names: Sequence[str]) -> Settings:
+    """The settings with these models alone. Raises SettingsError: there is no such model."""
+    entries = model_entries(settings)
+    if unknown := [name for name in names if name not in entries]:
+        raise SettingsError(f"no model {unknown[0]}: use some of {', '.join(entries)}")
+    return settings.model_copy(update={"models": {name: entries[name] for name in names}})
 
 
 def _why_none(folder: Path) -> str:

@@ -61,7 +61,7 @@ def check_memory(weights: Path, runner: ModelRunner) -> None:
     _check_room("the memory", HOST_COPIES * size, free_memory())
     if runner.device.type == "cuda":
         size = sum(t.nbytes for t in (*runner.model.parameters(), *runner.model.buffers()))
-        needed = size + 2 * runner.pool.x.nbytes
+        needed = size + 4 * runner.pool.x.nbytes  # x, history, and images and noise of requests that bring some
         _check_room("the memory of the GPU", needed, torch.cuda.mem_get_info(runner.device)[0])
 
 

@@ -27,8 +27,9 @@ from service.wire.control import ANSWER_SECONDS, ATTACH, BAD_INPUT, CONTROL, ENG
 logger = logging.getLogger(__name__)
 
 WORKERS_FAIL = 4  # exit code; behind ENGINE_DIED and this one a new start may help
-POLL_SECONDS = 0.1  # between two polls of the children; signals are heard at once
+POLL_SECONDS = 0.1  # between two polls of the children; a signal is acted on within this time
 MANY_DEATHS, DEATHS_SECONDS = 5, 30.0  # a worker that ends at its start so often within so long is hopeless
+RETRY_SECONDS = 1.0  # after which the next start is tried where the machine had no room for a process
 SILENT_POLLS = 50  # in which a worker that beats every second has not: it is stuck
 
 
@@ -58,6 +59,7 @@ class Supervisor:
         self._models = list(model_entries(settings))
         self._board = open_board(self._models, settings, rows=1 + self._num_workers)
         self._workers: dict[int, Child] = {}  # by their row of the scoreboard
+        self._starting: dict[socket.socket, int] = {}  # rows of silent workers, by their control
         self._started: dict[int, Pulse] = {}  # by rows of workers that accept connections
         self._failed_starts = defaultdict[int, deque[float]](lambda: deque(maxlen=MANY_DEATHS))  # times, by row
         self._signals = 0
@@ -67,12 +69,9 @@ class Supervisor:
     def run(self) -> int:
         """Until a signal or a failure ends it; returns the exit code."""
         try:
-            for row in range(1, 1 + self._num_workers):
-                self._start_worker(row)
-            while True:
+            while (code := self._poll()) is None:
                 self._wait()
-                if (code := self._poll()) is not None:
-                    return code
+            return code
         finally:
             for process in (self._engine, *self._workers.values()):
                 process.kill()
@@ -86,25 +85,38 @@ class Supervisor:
         given: Arguments = {"board": board, "rows": self._board.num_rows, "models": self._models}
         return child.start("service.engine_process", given, [board])
 
-    def _start_worker(self, row: int) -> None:
-        mine, theirs = socket.socketpair()
+    def _start_worker(self, row: int) -> bool:
+        """False when it has failed to start too often."""
+        try:
+            mine, theirs = socket.socketpair()
+            with mine, theirs:
+                socket.send_fds(self._engine.control, [CONTROL.pack(ATTACH, row)], [theirs.fileno()])
+                worker = self._workers[row] = self._start_process(row, mine.fileno())
+        except OSError as error:  # no room for a process, or the engine has just died
+            logger.error("worker %d cannot be started: %s", row, error)
+            time.sleep(RETRY_SECONDS)
+            return not self._fails_again(row)
+        self._starting[worker.control] = row
+        return True
+
+    def _start_process(self, row: int, engine: int) -> Child:
         listeners = [listener.fileno() for listener in self._listeners]
         side, board = [listener.fileno() for listener in self._side], self._board.descriptor
         given: Arguments = {
             "row": row, "board": board, "rows": self._board.num_rows, "models": self._models,
-            "engine": mine.fileno(), "listeners": listeners, "side": side,
+            "engine": engine, "listeners": listeners, "side": side,
         }  # fmt: skip
-        self._workers[row] = child.start("service.web.worker", given, [mine.fileno(), board, *listeners, *side])
-        socket.send_fds(self._engine.control, [CONTROL.pack(ATTACH, row)], [theirs.fileno()])
-        mine.close()
-        theirs.close()
+        return child.start("service.web.worker", given, [engine, board, *listeners, *side])
 
     def _wait(self) -> None:
-        """For a signal or a word of a worker, but no longer than POLL_SECONDS."""
-        controls = {worker.control: row for row, worker in self._workers.items() if row not in self._started}
-        for control in select.select(list(controls), [], [], POLL_SECONDS)[0]:
-            if control.recv(1) == STARTED:
-                self._started[controls[control]] = Pulse()
+        """For the first word of a worker, but no longer than POLL_SECONDS. Only waits of that length are polls."""
+        words = select.select(list(self._starting), [], [], POLL_SECONDS)[0]
+        for control in words:
+            row = self._starting.pop(control)
+            if control.recv(1) == STARTED:  # else it has closed its end, which stays readable until it is reaped
+                self._started[row] = Pulse()
+        if not words:
+            self._kill_the_stuck()
 
     def _poll(self) -> int | None:
         """Look at signals, engine and workers; returns an exit code when the service is to end."""
@@ -112,9 +124,11 @@ class Supervisor:
             return self._drain()
         if (code := self._engine.process.poll()) is not None:
             return self._end_without_engine(code)
-        self._kill_the_stuck()
         for row, worker in list(self._workers.items()):
-            if worker.process.poll() is not None and not self._replace(row, worker):
+            if worker.process.poll() is not None and not self._remove(row, worker):
+                return WORKERS_FAIL
+        for row in range(1, 1 + self._num_workers):
+            if row not in self._workers and not self._start_worker(row):
                 return WORKERS_FAIL
         if not self._announced and self._board.state == "ready" and len(self._started) == self._num_workers:
             self._announced = True
@@ -128,17 +142,15 @@ class Supervisor:
                 logger.error("worker %d has given no sign of life for %g s", row, SILENT_POLLS * POLL_SECONDS)
                 self._workers[row].process.kill()
 
-    def _replace(self, row: int, dead: Child) -> bool:
-        """Start another worker; False when it has died at its start too often."""
+    def _remove(self, row: int, dead: Child) -> bool:
+        """Make room for another worker; False when it has died at its start too often."""
+        del self._workers[row]
+        self._starting.pop(dead.control, None)
         dead.close()
         self._board.release(row)
         hopeless = self._started.pop(row, None) is None and self._fails_again(row)
         then = f"at its start {MANY_DEATHS} times in {DEATHS_SECONDS:g} s" if hopeless else "starting another one"
         logger.error("worker %d has ended with code %d: %s", row, dead.process.returncode, then)
-        if hopeless:
-            del self._workers[row]
-        else:
-            self._start_worker(row)
         return not hopeless
 
     def _fails_again(self, row: int) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("kernels", "models", "service", "training")
@@ -152,8 +153,13 @@ def project_table() -> dict:
 
 
 def test_the_version_is_the_newest_in_the_changelog() -> None:
-    headings = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
-    assert headings[0] == project_table()["project"]["version"]
+    """Or, while something is unreleased, a development version after it."""
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    newest = Version(re.findall(r"^## \[(\d+\.\d+\.\d+)\]", changelog, re.MULTILINE)[0])
+    version = Version(project_table()["project"]["version"])
+    is_unreleased = "## [Unreleased]\n\n#" in changelog
+    assert version.is_devrelease == is_unreleased
+    assert version > newest if is_unreleased else version == newest
 
 
 def test_every_package_is_listed() -> None:
@@ -225,7 +231,7 @@ def leading_paths(line: str) -> Iterator[str]:
 
 
 def test_the_tree_in_the_readme_names_what_exists() -> None:
-    tree = set(readme_tree((ROOT / "README.md").read_text()))
+    tree = set(readme_tree((ROOT / "docs/architecture.md").read_text()))
     assert {name + "/" for name in PACKAGES} <= tree
     assert [name for name in sorted(tree) if not (ROOT / name).exists()] == []
 
@@ -239,7 +245,7 @@ def missing_from(tree: set[str], files: list[Path]) -> list[str]:
 
 
 def test_the_tree_in_the_readme_leaves_nothing_out() -> None:
-    assert missing_from(set(readme_tree((ROOT / "README.md").read_text())), shared_files()) == []
+    assert missing_from(set(readme_tree((ROOT / "docs/architecture.md").read_text())), shared_files()) == []
 
 
 def test_what_a_tree_leaves_out_is_seen() -> None:

@@ -56,11 +56,17 @@ def add_campaign_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="groups or runs (default: all)")
     runs = "file to which every result adds a line (default: %(default)s)"
     parser.add_argument("--runs", type=Path, default=COMPARISON / "runs.jsonl", help=runs)
-    work = Path("runs/campaign")
-    parser.add_argument("--work", type=Path, default=work, help="folder of checkpoints (default: %(default)s)")
+    work = "folder of checkpoints (default: runs/campaign; with a --runs of your own, beside it and named as it)"
+    parser.add_argument("--work", type=Path, help=work)
     parser.add_argument("--threads", type=int, help="CPU threads (default: what torch chooses)")
     status = "only say what is done, what is next and how many hours are left (default: work)"
     parser.add_argument("--status", action="store_true", help=status)
+
+
+def work_folder(arguments: argparse.Namespace) -> Path:
+    """Of a campaign. Two files of results share none by default, because a name may mean another run in each."""
+    ours = arguments.runs == COMPARISON / "runs.jsonl"
+    return arguments.work or (Path("runs/campaign") if ours else arguments.runs.with_suffix(""))
 
 
 def campaign_list(text: str) -> Path:

@@ -85,7 +85,7 @@ def load_state(
                 (folder / STATE).replace(folder / f"{STATE}.damaged")
         return progress
     if damage:
-        raise StateError(f"{'; '.join(damage)}. Choose another --out, or delete {folder}")
+        raise StateError(f"{'; '.join(damage)}. Use another folder, or delete {folder}")
     return Progress()
 
 
@@ -102,7 +102,7 @@ def _load(
         progress = Progress(progress.step, progress.seconds, (*progress.finished_at, progress.step))
         known["steps"] = recipe["steps"]  # more steps for a finished run are no difference
     if found := differences(known, recipe):
-        raise StateError(f"{path} belongs to another run: {found}. Choose another --out, or delete {path.parent}")
+        raise StateError(f"{path} belongs to another run: {found}. Use another folder, or delete {path.parent}")
     model.load_state_dict(_under("model.", tensors))
     ema.model.load_state_dict(_under("ema.", tensors))
     state: dict[int, dict[str, Tensor]] = {}

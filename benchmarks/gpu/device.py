@@ -34,7 +34,7 @@ class DryDevice(CudaDevice):
     def host_buffer(self, size: int) -> Tensor:
         return torch.empty(size, dtype=torch.uint8)
 
-    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, step: Callable[[], None], *, has_run: bool = False) -> Callable[[], None]:
         step()
         return step
 
@@ -67,6 +67,20 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
+def free_gib() -> float:
+    """Of the device, by all processes together."""
+    return 0.0 if DRY else round(torch.cuda.mem_get_info()[0] / 2**30, 2)
+
+
+def graph_pool_mib(device: CudaDevice) -> float:
+    """What all graphs of the device hold for the tensors of their steps."""
+    if DRY:
+        return 0.0
+    segments = torch.cuda.memory_snapshot()
+    own = (s["total_size"] for s in segments if tuple(s["segment_pool_id"]) == tuple(device._memory))
+    return round(sum(own) / 2**20, 1)
+
+
 def wall_seconds(run: Callable[[], object], repeats: int = 30) -> float:
     """Seconds of a call on host and device: calls follow each other, then one wait; the best of three rounds."""
     rounds, repeats = (1, 1) if DRY else (3, repeats)
@@ -82,13 +96,13 @@ def wall_seconds(run: Callable[[], object], repeats: int = 30) -> float:
     return min(times)
 
 
-def kernel_seconds(device: CudaDevice, run: Callable[[], object]) -> float:
-    """Seconds of one call on the device, from a CUDA graph of CALLS calls."""
-    calls = 1 if DRY else CALLS
+def kernel_seconds(device: CudaDevice, *runs: Callable[[], object]) -> float:
+    """Seconds of one call on the device, from a CUDA graph of CALLS calls that take turns."""
+    calls = len(runs) if DRY else max(CALLS, len(runs))
 
     def several() -> None:
-        for _ in range(calls):
-            run()
+        for call in range(calls):
+            runs[call % len(runs)]()
 
     return device.seconds(device.capture(several)) / calls
 

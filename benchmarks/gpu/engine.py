@@ -6,11 +6,11 @@ python -m benchmarks.gpu.engine
 import argparse
 import statistics
 import time
-from itertools import count, islice
+from itertools import count
 
 import torch
 
-from benchmarks.gpu.device import DRY, graph_device, graph_runner, loaded, parse, tasks_for
+from benchmarks.gpu.device import DRY, graph_device, graph_pool_mib, graph_runner, loaded, parse, tasks_for
 from benchmarks.gpu.results import record_failures, record_result
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.graphs import GraphRunner
@@ -26,21 +26,28 @@ GROUPS = (["dit"], ["dit", "unet"], ["unet"])[: 2 if DRY else 3]
 
 
 def request(core: EngineCore, model: str, number: int) -> Request:
-    params = SamplingParams(model, number % 10, 10, "dpmpp_2m", 1.0, (0.0, 1.0), (number,))
+    """Of 7 to 13 steps, 10 on average: images of equal steps would end, and be pictured, in one step of ten."""
+    params = SamplingParams(model, number % 10, 7 + 3 * number % 7, "dpmpp_2m", 1.0, (0.0, 1.0), (number,))
     return Request(str(number), params, compile_plan(core.runners[model].config, params))
 
 
 def throughput(core: EngineCore, models: list[str], images: int) -> dict[str, float]:
-    """Keep `images` images in the engine for SECONDS: each that ends is replaced by another one of its model."""
+    """Keep `images` images in the engine for SECONDS: each that ends is replaced by another one of its model.
+
+    The requests are made before, because in the service the HTTP workers make most of them.
+    """
     numbers = count()
-    for number in islice(numbers, images):
-        core.add(request(core, models[number % len(models)], number))
+    each = range((10 if DRY else 1_000 + 500 * images) // len(models))
+    ready = {model: [request(core, model, next(numbers)) for _ in each] for model in models}
+    for number in range(images):
+        core.add(ready[models[number % len(models)]].pop())
     done = steps = rows = 0
     cpu, began = time.thread_time(), time.monotonic()
     while time.monotonic() - began < SECONDS:
         progress = core.step()
         for ended in progress.ended:
-            core.add(request(core, ended.params.model, next(numbers)))
+            model = ended.params.model
+            core.add(ready[model].pop() if ready[model] else request(core, model, next(numbers)))
         done += len(progress.ended)
         if progress.stats:
             steps, rows = steps + 1, rows + progress.stats.num_rows
@@ -81,6 +88,8 @@ def measure(models: list[str]) -> None:
     core = EngineCore(dict(runners), EngineConfig(ROWS, 10**6, 10**9))
     for name in models:
         core.warm_up(name)
+    reserved = 0 if DRY else round(torch.cuda.max_memory_reserved() / 2**20)
+    record_result("memory of the engine", models=models, reserved_MiB=reserved, graphs_MiB=graph_pool_mib(device))
     for images in CONCURRENCY:
         facts = throughput(core, models, images)
         if images >= len(models):

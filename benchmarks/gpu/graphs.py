@@ -17,7 +17,7 @@ from benchmarks.gpu.results import record_failures, record_result
 from benchmarks.networks import SHIPPED
 from models.samplers import PLAIN
 from service.engine.core import EngineConfig, EngineCore
-from service.engine.plan import compile_plan
+from service.engine.plan import compile_plans
 from service.engine.request import Request
 from service.engine.runner import ModelRunner
 from service.wire.messages import SamplingParams
@@ -34,18 +34,39 @@ def requests(core: EngineCore, count: int, seed: int, deterministic: bool = Fals
     rng, made, config = random.Random(seed), list[Request](), core.runners["model"].config
     for number in range(count):
         seeds = tuple(rng.getrandbits(53) for _ in range(rng.randint(1, 3)))
-        guidance = 1.0 if rng.random() < 0.4 else rng.uniform(1.1, 3.0)
+        # a shipped network takes up to 3 as an input, and only what lies above it takes two rows
+        guidance = 1.0 if rng.random() < 0.4 else rng.uniform(1.1, 4.0)
         interval, sampler = (rng.choice([0.0, 0.0, 0.3]), 1.0), rng.choice(PLAIN)
         params = SamplingParams(
             "model", rng.randrange(10), rng.choice(STEPS), sampler, guidance, interval, seeds,
-            deterministic=deterministic,
+            deterministic=deterministic, trajectory=rng.random() < 0.2,
+            **extras(rng, len(seeds), guidance != 1, config.image_shape),
         )  # fmt: skip
         try:
-            plan = compile_plan(config, params)
+            plans = compile_plans(config, params)
         except ValueError:
             continue
-        made.append(Request(str(number), params, plan, num_previews=rng.choice([0, 0, 2])))
+        own = plans if params.mixtures else ()
+        made.append(Request(str(number), params, plans[0], num_previews=rng.choice([0, 0, 2]), plans=own))
     return made
+
+
+def extras(rng: random.Random, images: int, guided: bool, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """What only some requests have: mixtures of classes, two seeds, a class to lead away from, an image."""
+    found, (channels, height, width) = dict[str, Any](), shape
+    if rng.random() < 0.3:
+        labels = rng.sample(range(10), rng.randint(2, 4))
+        mixture = tuple((label, 1 / len(labels)) for label in labels)
+        found |= {"mixtures": (mixture,) * images, "class_labels": (labels[0],) * images}
+    if rng.random() < 0.2:
+        found["slerps"] = tuple((rng.getrandbits(53), rng.random()) for _ in range(images))
+    if guided and rng.random() < 0.3:
+        found["negative_label"] = rng.randrange(10)
+    if rng.random() < 0.3:
+        kept = rng.choice([b"", bytes(rng.random() < 0.5 for _ in range(height * width))])
+        found |= {"image": rng.randbytes(channels * height * width), "free": kept}
+        found["strength"] = rng.choice([1.0, rng.uniform(0.3, 1.0)])
+    return found
 
 
 def run(core: EngineCore, waiting: list[Request], order: int) -> Images:

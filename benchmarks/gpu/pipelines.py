@@ -17,12 +17,12 @@ from benchmarks.gpu.device import DEVICE, DRY, DTYPE, graph_device, model_of, pa
 from benchmarks.networks import SHIPPED
 from benchmarks.serving.others.device import Settings
 from benchmarks.serving.others.fastapi_batcher import serve
-from models.samplers import build_table
-from models.schedule import NoiseSchedule, Prediction
+from models.samplers import SamplerTable, T
+from models.sampling import Guidance
 from service.engine.graphs import CudaDevice
 from service.engine.runner import lay_out
 
-WARM_UP = (1, 2) if DRY else (1, 2, 8, 32, 64)  # images
+WARM_UP = (1, 2) if DRY else (1, 2, 8, 32, 64, 128)  # images
 
 
 class CapturedForward:
@@ -31,14 +31,16 @@ class CapturedForward:
     def __init__(self, pipeline: "Pipeline", rows: int, device: CudaDevice):
         self.x = torch.zeros(rows, *pipeline.config.image_shape, device=DEVICE, dtype=pipeline.dtype)
         self.x = self.x.contiguous(memory_format=pipeline.layout)
-        self.t = torch.zeros(rows, device=DEVICE)
+        self.numbers = torch.zeros(3 if pipeline.config.is_few_step else 1, rows, device=DEVICE)  # t, r, w
         self.y = torch.zeros(rows, dtype=torch.long, device=DEVICE)
         self.out = torch.zeros(rows, *pipeline.config.image_shape, device=DEVICE)
         self._replay = device.capture(lambda: pipeline.forward(self))
 
-    def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, y: Tensor, numbers: list[float]) -> Tensor:
         rows = len(x)
-        self.x[:rows], self.t[:rows], self.y[:rows] = x, t, y
+        self.x[:rows], self.y[:rows] = x, y
+        for row, number in zip(self.numbers, numbers, strict=True):
+            row.fill_(number)
         self._replay()
         return self.out[:rows]
 
@@ -56,28 +58,43 @@ class Pipeline:
         self._graphs = {count: CapturedForward(self, count, device) for count in powers}
 
     def forward(self, graph: CapturedForward) -> None:
-        graph.out.copy_(self.model(graph.x, graph.t, graph.y))
+        t, *others = graph.numbers
+        graph.out.copy_(self.model(graph.x, t, graph.y, *others))
 
-    def _predict(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def _predict(self, x: Tensor, y: Tensor, numbers: list[float]) -> Tensor:
         x = x.to(self.dtype, memory_format=self.layout)
         if fitting := [rows for rows in self._graphs if rows >= len(x)]:
-            return self._graphs[min(fitting)](x, t, y)
-        return self.model(x, t, y).float()
+            return self._graphs[min(fitting)](x, y, numbers)
+        t, *others = (torch.full((len(x),), number, device=DEVICE) for number in numbers)
+        return self.model(x, t, y, *others).float()
+
+    def plan(self, steps: int, guidance: float) -> tuple[SamplerTable, list[tuple[float, list[float]]]]:
+        """The table, and of each step the scale between two rows (1: one row) and what the network takes.
+
+        Like the service, it gives a network that was tuned for guidance the scale as an input, and guides only in
+        the checkpoint's interval. Otherwise this server would run twice the rows for the same pictures.
+        """
+        how = self.config.default_sampling
+        table = self.config.table("dpmpp_2m", steps, how["spacing"])
+        guide = Guidance(guidance, *how["guidance_interval"], trained=self.config.guidance_range)
+        found = []
+        for t, r in zip(table.rows[:, T].tolist(), table.jumps.tolist(), strict=True):
+            between, given = guide.split(t, r)
+            found.append((between, [t, r, given] if self.config.is_few_step else [t]))
+        return table, found
 
     def images(self, count: int, steps: int, guidance: float) -> Tensor:
         """Images of random classes, uint8 [count, H, W, C] on the host."""
-        schedule, prediction = NoiseSchedule(self.config.schedule), Prediction(self.config.prediction)
-        table = build_table(schedule, prediction, "dpmpp_2m", steps)
+        table, inputs = self.plan(steps, guidance)
         x = torch.randn(count, *self.config.image_shape, device=DEVICE)
         y = torch.randint(self.config.num_classes, (count,), device=DEVICE)
         both, previous = torch.cat([y, torch.full_like(y, self.config.num_classes)]), torch.zeros_like(x)
-        for t, p, q, a, b, c, _ in table.rows.tolist():
-            if guidance == 1:
-                output = self._predict(x, torch.full((count,), t, device=DEVICE), y)
+        for (between, numbers), (_, p, q, a, b, c, _) in zip(inputs, table.rows.tolist(), strict=True):
+            if between == 1:
+                output = self._predict(x, y, numbers)
             else:
-                rows = torch.cat([x, x]), torch.full((2 * count,), t, device=DEVICE), both
-                conditional, unconditional = self._predict(*rows).chunk(2)
-                output = unconditional + guidance * (conditional - unconditional)
+                conditional, unconditional = self._predict(torch.cat([x, x]), both, numbers).chunk(2)
+                output = unconditional + between * (conditional - unconditional)
             denoised = p * x + q * output
             denoised = denoised.clamp(-1, 1) if table.clamp else denoised
             x, previous = a * x + b * denoised + c * previous, denoised
@@ -90,6 +107,11 @@ class Pipelines:
     def __init__(self, rows: int, graphs: bool):
         with torch.inference_mode():
             self._pipelines = {name: Pipeline(name, rows, graphs) for name in SHIPPED}
+
+    def rows(self, settings: Settings) -> int:
+        """Of an image, at most."""
+        _, inputs = self._pipelines[settings.model].plan(settings.steps, settings.guidance)
+        return 2 if any(between != 1 for between, _ in inputs) else 1
 
     @torch.inference_mode()
     def run(self, settings: Settings, images: int) -> list[bytes]:
@@ -113,7 +135,7 @@ def main() -> None:
     with plain_torch():
         pipelines = Pipelines(given.rows, given.graphs)
         for model in SHIPPED:
-            for images in (count for count in WARM_UP if 2 * count <= max(2, given.rows)):
+            for images in (count for count in WARM_UP if count <= given.rows):
                 pipelines.run(Settings(model, 2, 1.5), images)
         serve(pipelines, given.rows, given.port, "auto" if DRY else "httptools")
 

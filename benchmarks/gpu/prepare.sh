@@ -22,7 +22,8 @@ pinned() {  # NAME ...: NAME==VERSION where the project pins it
 }
 metadata() { unzip -p "$1" '*/METADATA'; }
 
-mapfile -t wanted < <(pinned fastapi starlette uvicorn pydantic pydantic-settings msgspec uvloop httptools "$@")
+mapfile -t wanted < <(pinned fastapi starlette uvicorn pydantic pydantic-settings msgspec uvloop httptools \
+    python-multipart "$@")
 fetch "${wanted[@]}" annotated-doc annotated-types anyio click h11 idna opentelemetry-api python-dotenv \
     typing-extensions typing-inspection
 # pydantic wants one version of its core exactly

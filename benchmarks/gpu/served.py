@@ -8,9 +8,14 @@ The reference is the plain loop on the CPU in float32.
 import argparse
 import asyncio
 import io
+import json
+import os
 import signal
+import tempfile
 import time
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -18,13 +23,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.client import serving
-from benchmarks.gpu.device import DEVICE, DRY, model_of, parse
+from benchmarks.client import Server, serving
+from benchmarks.gpu import company
+from benchmarks.gpu.device import DEVICE, DRY, free_gib, model_of, parse
 from benchmarks.gpu.results import record_failures, record_result
 from benchmarks.networks import SHIPPED
 from models.sampling import Guidance, sample, to_uint8
 
-SETTINGS = {"device": DEVICE.type, "max_requests": 4096, "log_level": "warning"}
+SETTINGS = {"device": DEVICE.type, "max_requests": 4096, "log_level": "debug", "log_format": "json"}
 SETTINGS["keep_alive_seconds"] = 60  # the reference blocks the client's loop for longer than the default
 SMALL = {"dtype": "float32", "max_rows": 8, "threads": 1, "http_workers": 1}
 CLASSES = 2 if DRY else 10
@@ -43,14 +49,15 @@ class ImageClient:
         self._session = session
         self.timing = ""  # the Server-Timing header of the last answer
 
-    async def picture(self, **fields: Any) -> np.ndarray:
-        """The image, uint8 [H, W, C]; fields are those of the query.
+    async def picture(self, body: dict[str, Any] | None = None, **fields: Any) -> np.ndarray:
+        """The image, uint8 [H, W, C]; fields are those of the query, and body is JSON in its place.
 
         Raises:
             Refused: the status is 429 or 503.
             RuntimeError: it is another one, but not 200.
         """
-        async with self._session.post("/generate", params={k: str(v) for k, v in fields.items()}) as answer:
+        query = {name: str(value) for name, value in fields.items()}
+        async with self._session.post("/generate", params=query, json=body) as answer:
             content = await answer.read()
             if answer.status != 200:
                 error = Refused if answer.status in (429, 503) else RuntimeError
@@ -119,25 +126,51 @@ async def time_alone(client: ImageClient, name: str) -> None:
     times = []
     for seed in range(REPEATS):
         began = time.perf_counter()
-        await client.picture(model=name, seed=seed, **{"class": 1})
+        await client.picture(None, model=name, seed=seed, **{"class": 1})
         times.append(1000 * (time.perf_counter() - began))
     p50, p95 = (round(float(value), 2) for value in np.percentile(times, (50, 95)))
     record_result("latency of a lone request", model=name, p50_ms=p50, p95_ms=p95, server_timing=client.timing)
 
 
+def stamps(log: str, began: float) -> list[tuple[float, str]]:
+    """Seconds from the start to each of the engine's lines: imports, context, weights, each row count, warm."""
+    found = []
+    for line in log.splitlines():
+        with suppress(json.JSONDecodeError):
+            said = json.loads(line)
+            if said["process"] == "engine" and said["logger"].startswith("service."):
+                at = datetime.fromisoformat(said["time"]).timestamp() - began
+                found.append((round(at, 2), said["message"]))
+    return found
+
+
 async def measure() -> None:
-    began = time.monotonic()
-    async with serving(**(SETTINGS | (SMALL if DRY else {}))) as running:
-        record_result("server", ready_s=round(time.monotonic() - began, 1))
-        client = ImageClient(running.session)
-        for name in SHIPPED:
-            with record_failures("images over HTTP", model=name):
-                await compare_with_cpu(client, name)
-        with record_failures("alone against company"):
-            await compare_alone_with_concurrent(client)
-        for name in SHIPPED:
-            with record_failures("latency of a lone request", model=name):
-                await time_alone(client, name)
+    began, now = time.monotonic(), time.time()
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(os.environ.get("OUT", folder)) / "server.log"  # kept with the results: it says why a start fails
+        settings = SETTINGS | (SMALL if DRY else {}) | {"checkpoints": folder, "admin_key": company.KEY}
+        settings["models"] = json.dumps(company.stage(Path(folder)))
+        async with AsyncExitStack() as stack:
+            running = await stack.enter_async_context(serving(log=stack.enter_context(log.open("wb")), **settings))
+            ready = round(time.monotonic() - began, 1)
+            lines = stamps(log.read_text(), now)
+            async with running.session.get("/info") as answer:
+                record_result("server", ready_s=ready, stamps=lines, info=await answer.json())
+            record_result("memory of the server", after="start", free_GiB=free_gib())
+            await _ask(running)
+
+
+async def _ask(running: Server) -> None:
+    client = ImageClient(running.session)
+    for name in SHIPPED:
+        with record_failures("images over HTTP", model=name):
+            await compare_with_cpu(client, name)
+    with record_failures("alone against company"):
+        await compare_alone_with_concurrent(client)
+    for name in SHIPPED:
+        with record_failures("latency of a lone request", model=name):
+            await time_alone(client, name)
+    await company.measure_all(client, running.session)
 
 
 def main() -> None:

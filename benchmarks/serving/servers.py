@@ -40,8 +40,8 @@ async def run_server(system: str, device: Device, **more: Any) -> AsyncIterator[
     if system == "stepwise":
         simulated = {name: {"t0_ms": cost.t0_ms, "t1_ms": cost.t1_ms} for name, cost in device.costs.items()}
         models = {name: {"config": CONFIG, "simulate": cost} for name, cost in simulated.items()}
-        settings = {"models": json.dumps(models), "device": "cpu", "max_rows": device.rows, "log_level": "error"}
-        async with serving(**(settings | {"shed_load": True} | more)) as server:
+        settings: dict[str, Any] = {"models": json.dumps(models), "device": "cpu", "max_rows": device.rows}
+        async with serving(**(settings | {"log_level": "error", "shed_load": True} | more)) as server:
             yield server
         return
     costs = json.dumps({name: [cost.t0_ms, cost.t1_ms] for name, cost in device.costs.items()})

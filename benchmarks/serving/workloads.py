@@ -40,7 +40,7 @@ class Kind:
 
     @property
     def rows(self) -> int:
-        """Of each step."""
+        """Of each step; a simulated model has no checkpoint, so its guidance always takes a second row."""
         return self.images * (1 + (self.guidance != 1))
 
     def idle_seconds(self, device: Device) -> float:

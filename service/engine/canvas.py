@@ -6,42 +6,73 @@ Its x is painted before it, in launches of their own, which only steps with such
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from models.sampling import first_noise, paint
 from service.engine.latents import LatentPool
 from service.engine.plan import LEVELS
+from service.engine.request import ImageTask
 from service.engine.slot_table import TaskArrays
 from service.wire.messages import SamplingParams
 
 
-def paint_before(pool: LatentPool, step: TaskArrays) -> None:
-    """Bring x of the images begun and painted to where the step begins; the same again if it is repeated."""
-    if step.begun:
-        pool.x[_slots(pool, step, step.begun)] = _noise(pool, step, step.begun)
-    if step.painted:
-        _paint_known(pool, step)
+class Canvas:
+    """What images were brought along, by slot on the device, and the noise that their requests began with.
+
+    Each is sent or drawn once. At every step that would hold the device up: a copy from pageable memory waits for
+    all that was launched before, and the noise of torch's Philox is about 100 launches of 9 us.
+    """
+
+    def __init__(self, pool: LatentPool):
+        self._pool, x = pool, pool.x
+        self._tasks: dict[int, ImageTask] = {}  # whose image and noise a slot has
+        self._images, self._noise = torch.zeros_like(x), torch.zeros_like(x)
+        self._free = torch.zeros(len(x), 1, *x.shape[2:], dtype=torch.bool, device=x.device)
+
+    def paint_before(self, step: TaskArrays) -> None:
+        """Bring x of the images begun and painted to where the step begins; the same again if it is repeated."""
+        if step.begun:
+            slots = send(step.slots[step.begun], self._pool.x.device)
+            self._pool.x[slots] = self._draw(step, step.begun)
+        if step.painted:
+            self._enter(step)
+            self._paint_known(step)
+
+    def _draw(self, step: TaskArrays, places: list[int]) -> Tensor:
+        """The initial noise of these images, [n, C, H, W]."""
+        seeds = send(step.seeds[places], self._pool.x.device)
+        return first_noise(seeds, tuple(self._pool.x.shape[1:]), [step.tasks[place].slerp for place in places])
+
+    def _enter(self, step: TaskArrays) -> None:
+        """Keep what newcomers brought."""
+        new = [place for place in step.painted if self._tasks.get(int(step.slots[place])) is not step.tasks[place]]
+        if not new:
+            return
+        (channels, height, width), device = self._pool.x.shape[1:], self._pool.x.device
+        known = [brought(step.tasks[place].request.params, (height, width, channels)) for place in new]
+        images, free = (send(np.stack(arrays), device) for arrays in zip(*known, strict=True))
+        slots = send(step.slots[new], device)
+        self._images[slots] = images.permute(0, 3, 1, 2).float() / 127.5 - 1
+        self._free[slots], self._noise[slots] = free[:, None], self._draw(step, new)
+        self._tasks |= {int(step.slots[place]): step.tasks[place] for place in new}
+
+    def _paint_known(self, step: TaskArrays) -> None:
+        places, x = step.painted, self._pool.x
+        block = np.empty((len(places), 3), np.int64)  # slot, whether the image has begun, alpha and sigma; one copy
+        block[:, 0], block[:, 1] = step.slots[places], step.steps[places] > 0
+        block[:, 2:].view(np.float32)[:] = step.numbers[places, LEVELS]
+        on_device = send(block, x.device)
+        slots, levels = on_device[:, 0], on_device[:, 2:].view(torch.float32)
+        free = self._free[slots]
+        if not block[:, 1].all():
+            free &= on_device[:, 1, None, None, None] > 0  # the first step replaces all of x
+        x[slots] = paint(x[slots], self._images[slots], free, levels, self._noise[slots])
 
 
-def _slots(pool: LatentPool, step: TaskArrays, places: list[int]) -> torch.Tensor:
-    return torch.from_numpy(step.slots[places]).to(pool.x.device)
-
-
-def _noise(pool: LatentPool, step: TaskArrays, places: list[int]) -> torch.Tensor:
-    """The initial noise of these images, [n, C, H, W]."""
-    seeds = torch.from_numpy(step.seeds[places]).to(pool.x.device)
-    return first_noise(seeds, tuple(pool.x.shape[1:]), [step.tasks[place].slerp for place in places])
-
-
-def _paint_known(pool: LatentPool, step: TaskArrays) -> None:
-    places, (channels, height, width), device = step.painted, pool.x.shape[1:], pool.x.device
-    known = [brought(step.tasks[place].request.params, (height, width, channels)) for place in places]
-    images, free = (np.stack(arrays) for arrays in zip(*known, strict=True))
-    free &= (step.steps[places] > 0)[:, None, None]  # the first step replaces all of x
-    found = images, free[:, None], step.numbers[places, LEVELS]
-    x0, free, levels = (torch.from_numpy(array).to(device) for array in found)
-    x0 = x0.permute(0, 3, 1, 2).float() / 127.5 - 1
-    slots = _slots(pool, step, places)
-    pool.x[slots] = paint(pool.x[slots], x0, free, levels, _noise(pool, step, places))
+def send(array: np.ndarray, device: torch.device) -> Tensor:
+    """A tensor on the device, without a wait: from pinned memory, which torch keeps until the copy has ended."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def keep_known(picture: np.ndarray, params: SamplingParams) -> np.ndarray:

@@ -10,7 +10,8 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -23,20 +24,44 @@ HELPERS = 4  # processes a model at most
 CORES_OF_A_HELPER = 2
 BYTES_OF_A_HELPER = 2 << 30  # of the host, an assumption: CUDA's context and torch's libraries
 FREE_BYTES = 16 << 30  # of the device, from which helpers start: each takes half a gigabyte for a while
+LONGEST_SECONDS = 60.0  # that the engine waits for helpers; one that hangs must not stop the start
+LOOK_SECONDS = 0.05
 
 
-def compile_ahead(configs: Sequence[ModelConfig], dtype: torch.dtype, counts: list[int]) -> None:
+class Helpers:
+    """Processes that compile; they use the device as well, so what is timed beside them would look too slow."""
+
+    def __init__(self) -> None:
+        self._running: list[threading.Thread] = []
+
+    def start(self, command: list[str]) -> None:
+        quiet = subprocess.DEVNULL
+        helper = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
+        self._running.append(threading.Thread(target=helper.wait, daemon=True))  # else it stays a zombie
+        self._running[-1].start()
+
+    def wait(self, on_progress: Callable[[], None]) -> None:
+        """Until all have ended; on_progress is called meanwhile."""
+        end = time.monotonic() + LONGEST_SECONDS
+        for waiter in self._running:
+            while waiter.is_alive() and time.monotonic() < end:
+                waiter.join(LOOK_SECONDS)
+                on_progress()
+        self._running.clear()  # a second model does not wait again for one that hangs
+
+
+def compile_ahead(configs: Sequence[ModelConfig], dtype: torch.dtype, counts: list[int]) -> Helpers:
     """Start helpers for all networks and row counts, as many as there is room for; does not wait."""
+    started = Helpers()
     if not configs or torch.cuda.mem_get_info()[0] < FREE_BYTES:
-        return
+        return started
     helpers = min(HELPERS * len(configs), room_for_helpers())
     for first, config in enumerate(configs):
         for share in shares(counts, len(range(first, helpers, len(configs)))):
             command = [sys.executable, "-m", "service.engine.compiling", config.architecture]
             command += [json.dumps(config.arguments), str(dtype).removeprefix("torch."), "cuda", *map(str, share)]
-            quiet = subprocess.DEVNULL
-            helper = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
-            threading.Thread(target=helper.wait, daemon=True).start()  # else it stays a zombie
+            started.start(command)
+    return started
 
 
 def room_for_helpers(cgroup: Path = ROOT, machine: Path = MEMORY) -> int:

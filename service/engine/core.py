@@ -6,12 +6,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import count
 
 from service.engine.admission import OverloadGuard, expected_seconds, is_watched, learn
 from service.engine.device_clock import DeviceClock
-from service.engine.launched import COMPLETED, Event, StepResult
+from service.engine.launched import FailedStep, LaunchedStep, StepResult, merged
 from service.engine.policy import DeviceShare, Policy, pick
 from service.engine.repetition import find_fixed_rows
 from service.engine.request import ImageTask, Request, RequestStatus
@@ -36,7 +35,7 @@ RETRY_STEPS = 4  # full steps; on the virtual clock half of the refused requests
 class EngineConfig:
     """Bounds of the engine; one for all models."""
 
-    max_rows: int | None = None  # forward rows a step; None measures it
+    max_rows: int | None = None  # forward rows a step; None: the runner chooses
     max_requests: int = 256  # waiting requests a model
     max_evaluations: int = 50_000  # waiting model evaluations a model
     shed_load: bool = False  # refuse requests that would be late, while an overload lasts
@@ -60,14 +59,8 @@ class Launch:
     model: str
     share: DeviceShare
     output: SchedulerOutput
-    end: Event  # on the device
-    collect: Callable[[], StepResult]
+    step: LaunchedStep | FailedStep
     started: float
-    num_padding_rows: int
-
-    @property
-    def num_rows(self) -> int:
-        return self.output.num_rows + self.num_padding_rows
 
 
 class EngineCore:
@@ -124,7 +117,7 @@ class EngineCore:
         """Queue a request.
 
         Raises:
-            DeadlineUnreachable, Overloaded, QueueFull: retry_after says in how many seconds to try again.
+            DeadlineUnreachable, Overloaded, QueueFull: retry_after says in how many seconds to try again
             InvalidRequest: an image has more classes than a step has rows.
         """
         share, now = self.shares[request.model], self.clock()
@@ -144,7 +137,8 @@ class EngineCore:
         expected = request.expected_seconds
         if request.deadline_seconds is not None and expected > request.deadline_seconds:
             text = f"the deadline cannot be met: about {1000 * expected:.0f} ms are needed"
-            wait = max(expected - request.deadline_seconds, backlog)
+            helps = backlog and request.deadline_seconds >= request.idle_seconds  # else it is refused at any time
+            wait = max(expected - request.deadline_seconds, backlog) if helps else None
             raise DeadlineUnreachable.field("deadline_ms", text, wait)
         if self.config.shed_load and self._guard.refuses(request, self.shares, now):
             text = "the device is busy beyond what it can answer in time: try again later"
@@ -193,67 +187,66 @@ class EngineCore:
             return None
         share = self.shares[model]
         output = share.scheduler.schedule(now)
-        end, collect, rows = self._start(model, output.tasks)
-        launch = Launch(model, share, output, end, collect, now, rows - output.num_rows)
-        self._device.launched(now, share.step_seconds(rows), bool(self._on_device))
+        launch = Launch(model, share, output, self._start(model, output.tasks), now)
+        self._device.launched(now, share.step_seconds(launch.step.num_rows), bool(self._on_device))
         share.scheduler.advance(output)
         return launch
 
     def _collect(self, launch: Launch) -> Progress:
-        self._device.ask(launch.end.query())
-        result = launch.collect()
+        self._device.ask(launch.step.end.query())
+        result = launch.step.collect()
         for task, image in result.images.items():
             task.request.images[task.index] = image
         now, share, model = self.clock(), launch.share, launch.model.removesuffix(LEAVING)
-        rest = sum(left.share.step_seconds(left.num_rows) for left in self._on_device)
+        rest = sum(left.share.step_seconds(left.step.num_rows) for left in self._on_device)
         seconds, is_known = self._device.collected(launch.started, now, rest)
         share.virtual_time += seconds / share.weight
         if not result.failed:  # the time of a step that has failed says nothing
-            share.learn_step(launch.num_rows, seconds if is_known else SURELY_BUSY * seconds)
+            share.learn_step(launch.step.num_rows, seconds if is_known else SURELY_BUSY * seconds)
         ended = share.scheduler.end(launch.output, result.failed, now)
         for request in ended:
             learn(share, request)
             self._guard.learn(request)
         open_ones = share.scheduler.requests
-        stats = StepStats(model, seconds, launch.output.num_rows, launch.num_padding_rows)
+        num_rows = launch.output.num_rows
+        stats = StepStats(model, seconds, num_rows, launch.step.num_rows - num_rows)
         # a request may have been aborted while its step was on the device
         shown = [(task.request, p) for task, p in result.previews.items() if task.request.request_id in open_ones]
         alive = (RequestStatus.RUNNING, RequestStatus.FINISHED)
         points = [(task.request, point) for task, point in result.points.items() if task.request.status in alive]
         return Progress(ended, shown, stats, points)
 
-    def _start(self, model: str, tasks: list[ImageTask]) -> tuple[Event, Callable[[], StepResult], int]:
-        """Launch a step; returns its end event, the function that collects it, and its rows with the padding.
+    def _start(self, model: str, tasks: list[ImageTask]) -> LaunchedStep | FailedStep:
+        """Launch a step.
 
         When the model raises, its images run one by one so that only those that make it raise fail. A lost device,
         or a failure after the forward, ends the engine instead: no later step could be trusted.
         """
+        runner = self.runners[model]
         try:
-            launched = self.runners[model].launch(tasks)
-            forward = next(self._forwards[model.removesuffix(LEAVING)])
-            return launched.end, partial(launched.collect, forward), launched.num_rows
+            launched = runner.launch(tasks)
+            launched.forward = next(self._forwards[model.removesuffix(LEAVING)])
+            return launched
         except ModelFailed as error:
-            rows = sum(task.rows for task in tasks)
+            rows = runner.rows_of(tasks)
             if device_is_lost(error.__cause__):
                 raise
             logger.exception("model %s failed on a step of %d images", model, len(tasks))
             if isinstance(error.__cause__, OutOfMemory):
                 self._lower_cap(model, rows)
-            if len(tasks) == 1:  # the text of the error may hold what clients must not see
-                return COMPLETED, partial(StepResult, failed={tasks[0]: f"the model raised {error}"}), rows
-        results = [self._start(model, [task])[1]() for task in tasks]
-        images = {task: image for result in results for task, image in result.images.items()}
-        failed = {task: why for result in results for task, why in result.failed.items()}
-        previews = {task: preview for result in results for task, preview in result.previews.items()}
-        points = {task: point for result in results for task, point in result.points.items()}
-        return COMPLETED, partial(StepResult, images, previews, failed, points), rows
+            if len(tasks) == 1 and runner.rows_of(tasks) == rows:  # else it has less padding now
+                # the text of the cause may hold what clients must not see
+                return FailedStep(StepResult(failed={tasks[0]: f"the model raised {error}"}), rows)
+        return FailedStep(merged([self._start(model, [task]).collect() for task in tasks]), rows)
 
     def _lower_cap(self, model: str, rows: int) -> None:
         """Lower the cap to half of the rows that did not fit, but not below what one image needs in a step."""
-        scheduler = self.shares[model].scheduler
+        scheduler, runner = self.shares[model].scheduler, self.runners[model]
         least = max([2, *(request.most_rows for request in scheduler.requests.values())])
         scheduler.max_rows = max(least, min(scheduler.max_rows, rows // 2))
-        self.runners[model].fixed_rows = min(self.runners[model].fixed_rows, scheduler.max_rows)
+        if runner.fixed_rows > scheduler.max_rows:
+            # The new count cannot be checked while images are in their slots, so the deterministic mode ends.
+            runner.fixed_rows, runner.repeats_itself = scheduler.max_rows, False
         logger.warning(
             "model %s has no memory for %d rows: at most %d from now on", model, rows, scheduler.max_rows
         )

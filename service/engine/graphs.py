@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from models.checkpoint import ModelConfig
-from service.engine.canvas import paint_before
 from service.engine.launched import Event, LaunchedStep
 from service.engine.request import ImageTask
 from service.engine.runner import ModelRunner
 from service.engine.slot_table import TaskArrays
-from service.engine.step_block import BYTES_PER_ROW, StepBlock, StepOutput, output_bytes, pack
+from service.engine.step_block import StepBlock, StepOutput, block_bytes, output_bytes, pack
 from service.engine.trajectory import copy_states
 
 WARM_UP_RUNS = 2  # before a capture: kernels are compiled and libraries open their handles
@@ -44,23 +43,42 @@ class CudaDevice:
         """Pinned, because only from there a copy is asynchronous."""
         return torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
-    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
-        """Returns a replay of step."""
+    def capture(self, step: Callable[[], None], *, has_run: bool = False) -> Callable[[], None]:
+        """Returns a replay of step.
+
+        Between the steps of a serving engine only a step that has_run is captured, by a runner of the same network.
+        That needs no warm-up, and neither waits for the device nor frees memory, as torch.cuda.graph does.
+        """
+        if not has_run:
+            self._warm_up(step)
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
+        self._side.wait_stream(current)
+        try:
+            with torch.cuda.stream(self._side):
+                # thread_local: what other threads do on the device meanwhile is theirs, and no reason to fail
+                graph.capture_begin(self._memory, capture_error_mode="thread_local")
+                try:
+                    step()
+                finally:
+                    graph.capture_end()
+        except RuntimeError as error:  # a capture that fails ends with another error than its cause
+            cause = error if isinstance(error, torch.OutOfMemoryError) else error.__context__
+            if not isinstance(cause, torch.OutOfMemoryError):
+                raise
+            if has_run:
+                return self.capture(step)  # torch's caches may have what is missing
+            raise cause from error
+        current.wait_stream(self._side)
+        return graph.replay
+
+    def _warm_up(self, step: Callable[[], None]) -> None:
+        """Compile and load what the step needs, and free what torch's caches hold: a capture cannot."""
         self._side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._side):
             for _ in range(WARM_UP_RUNS):
                 step()
-        graph = torch.cuda.CUDAGraph()
-        try:
-            # thread_local: what other threads do on the device meanwhile is theirs, and no reason to fail
-            with torch.cuda.graph(graph, pool=self._memory, stream=self._side, capture_error_mode="thread_local"):
-                step()
-        except RuntimeError as error:  # a capture that fails ends with another error than its cause
-            if isinstance(error.__context__, torch.OutOfMemoryError):
-                raise error.__context__ from error
-            raise
-        torch.cuda.current_stream(self.device).wait_stream(self._side)
-        return graph.replay
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
 
     def fetch(self, source: Tensor, target: Tensor) -> Event:
         """Start a copy to a host buffer, which may be read after the returned event."""
@@ -109,7 +127,7 @@ class GraphRunner(ModelRunner):
         super().__init__(*args)
         self._graphs: dict[int, CapturedStep] = {}  # by row bucket
         self._graph_device = graph_device
-        sizes = BYTES_PER_ROW * self.max_rows, output_bytes(self.max_rows, self.config.image_shape)
+        sizes = block_bytes(self.max_rows, self.max_rows), output_bytes(self.max_rows, self.config.image_shape)
         self._buffers = [torch.zeros(size, dtype=torch.uint8, device=self.device) for size in sizes]
         # Two of each, because the copies of the last step may still be under way.
         self._host_buffers = [
@@ -134,7 +152,9 @@ class GraphRunner(ModelRunner):
         output, *host_outputs = (StepOutput(pair[1], rows, shape) for pair in (self._buffers, *self._host_buffers))
         step = CapturedStep(lambda: None, block, output, host_blocks, host_outputs)
         self._send(self.table.look_up([]), step)
-        self._graphs[rows] = step._replace(replay=self._graph_device.capture(lambda: self.advance(block, output)))
+        # a successor knows the times of the runner before, so the same step has run there
+        replay = self._graph_device.capture(lambda: self.advance(block, output), has_run=rows in self.step_seconds)
+        self._graphs[rows] = step._replace(replay=replay)
 
     @torch.inference_mode()
     def launch(self, tasks: list[ImageTask]) -> LaunchedStep:
@@ -142,7 +162,7 @@ class GraphRunner(ModelRunner):
         rows = self.step_rows(arrays)
         step = self._graphs[rows]
         self._send(arrays, step)
-        paint_before(self.pool, arrays)
+        self.canvas.paint_before(arrays)
         step.replay()
         shown, here = arrays.num_shown, step.host_outputs[self._turn]
         end = self._graph_device.fetch(step.output.part(shown), here.part(shown))

@@ -23,6 +23,15 @@ class StepResult:
     points: dict[ImageTask, TrajectoryPoint] = field(default_factory=dict)
 
 
+def merged(results: list[StepResult]) -> StepResult:
+    """Those of different images as one."""
+    images = {task: image for result in results for task, image in result.images.items()}
+    previews = {task: preview for result in results for task, preview in result.previews.items()}
+    failed = {task: why for result in results for task, why in result.failed.items()}
+    points = {task: point for result in results for task, point in result.points.items()}
+    return StepResult(images, previews, failed, points)
+
+
 class Event(Protocol):
     """A point in the device's work, as torch.cuda.Event is."""
 
@@ -69,11 +78,12 @@ class LaunchedStep:
         states: Tensor | None = None,
     ):
         self.num_rows = num_rows
+        self.forward = 0  # number that its pictures get
         self._step, self._finite, self._pixels, self.end = step, finite, pixels, end
         self._states = states
 
-    def collect(self, forward: int = 0) -> StepResult:
-        """Waits for the device; forward is the number that its pictures get."""
+    def collect(self) -> StepResult:
+        """Waits for the device."""
         self.end.synchronize()
         tasks, steps = self._step.tasks, self._step.steps
         finite = self._finite.numpy()[: len(tasks)]
@@ -91,11 +101,23 @@ class LaunchedStep:
             if step == task.last_step:
                 # a view would keep all the step's images for the slowest of them
                 result.images[task] = picture.copy() if picture is view else picture
-                task.forward = forward
+                task.forward = self.forward
             else:
-                result.previews[task] = Preview(picture.tobytes(), view.shape, task.index, step + 1, forward)
+                result.previews[task] = Preview(picture.tobytes(), view.shape, task.index, step + 1, self.forward)
         if self._states is not None:
             for place, (x, history) in zip(self._step.recorded, self._states.numpy(), strict=True):
                 if (task := tasks[place]) not in failed:
                     result.points[task] = point(self._step, place, x, history)
         return result
+
+
+@dataclass(frozen=True, slots=True)
+class FailedStep:
+    """A step whose forward has failed, with what its images gave one by one."""
+
+    result: StepResult
+    num_rows: int
+    end: Event = COMPLETED
+
+    def collect(self) -> StepResult:
+        return self.result

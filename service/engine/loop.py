@@ -17,7 +17,14 @@ from service.engine.plan import compile_plans
 from service.engine.request import Request, RequestStatus
 from service.engine.swaps import Loader, Swaps
 from service.engine.versions import key
-from service.errors import DeadlinePassed, GenerationFailed, InvalidRequest, ServiceError, Unavailable
+from service.errors import (
+    NOT_REPEATED,
+    DeadlinePassed,
+    GenerationFailed,
+    InvalidRequest,
+    ServiceError,
+    Unavailable,
+)
 from service.observe.scoreboard import EngineScoreboard
 from service.wire.messages import Abort, FromWorker, Generate, Reply, RequestOutput, Seen, Swap
 
@@ -246,6 +253,8 @@ def _request(core: EngineCore, request_id: str, message: Generate) -> Request:
     if model is None:  # the worker has hung for as long as a swap takes
         raise Unavailable.because("the model was replaced while the request was on its way")
     config = core.runners[model].config
+    if params.deterministic and core.runners[model].repeats_itself is False:
+        raise InvalidRequest.field("deterministic", NOT_REPEATED)
     try:
         plans = compile_plans(config, params)
     except ValueError as error:

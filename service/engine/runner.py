@@ -4,10 +4,12 @@ This is the plain runner, one launch at a time; service/engine/graphs.py replays
 Letters: n images of the step, R forward rows, as in service/engine/step_block.py.
 """
 
+import logging
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from torch import nn
 from kernels.gather_rows import gather_rows
 from kernels.sampler_step import Mixtures, Pictures, sampler_step
 from models.checkpoint import ModelConfig, parameter_count
-from service.engine.canvas import paint_before
+from service.engine.canvas import Canvas
 from service.engine.latents import LatentPool
 from service.engine.launched import LaunchedStep, StepResult
 from service.engine.plan import compile_plan
@@ -24,9 +26,11 @@ from service.engine.request import ImageTask, Request
 from service.engine.row_cap import knee, row_counts
 from service.engine.slot_table import SlotTable, TaskArrays
 from service.engine.slots import SLOTS_PER_ROW
-from service.engine.step_block import BYTES_PER_ROW, StepBlock, StepOutput, output_bytes, pack
+from service.engine.step_block import StepBlock, StepOutput, block_bytes, output_bytes, pack
 from service.engine.trajectory import copy_states
 from service.wire.messages import SamplingParams
+
+logger = logging.getLogger(__name__)
 
 REHEARSED = (0, 1, 1, 1, 2)  # the first step, some in the middle, and the last
 MIDDLE = (1, 1, 1)  # the first one makes the libraries ready for its row count, two are timed
@@ -50,6 +54,7 @@ class ModelRunner:
     ranges = ""  # SHA-256 of the ranges by which int8 rounds; the bits depend on it, too
     faster: "Faster | None" = None  # makes a faster runner of the same weights, which then replaces this one
     repeats_itself: bool | None = None  # whether the deterministic mode works; None until that is tested
+    wait_for_quiet: Callable[[Callable[[], None]], None] | None = None  # before warm_up takes times
 
     def __init__(
         self, model: nn.Module, config: ModelConfig, device: torch.device, dtype: torch.dtype, max_rows: int
@@ -59,7 +64,7 @@ class ModelRunner:
         layout = lay_out(self.model, device)
         num_slots = SLOTS_PER_ROW * max_rows
         self.pool = LatentPool(num_slots, config.image_shape, device, layout)
-        self.table = SlotTable(num_slots)
+        self.canvas, self.table = Canvas(self.pool), SlotTable(num_slots)
         self.max_rows, self.num_parameters = max_rows, parameter_count(self.model)
         self.step_seconds: dict[int, float] = {}  # measured by warm_up, by row count
         self.fixed_rows = max_rows  # of every step with a deterministic image
@@ -89,10 +94,10 @@ class ModelRunner:
         """
         step = self.table.look_up(tasks)
         rows = self.step_rows(step)
-        block = StepBlock(torch.empty(rows * BYTES_PER_ROW, dtype=torch.uint8), rows, len(tasks))
+        block = StepBlock(torch.empty(block_bytes(rows, len(tasks)), dtype=torch.uint8), rows, len(tasks))
         pack(block, step, self.config.num_classes, self.pool.scratch_slot)
         block = StepBlock(block.bytes.to(self.device), rows, len(tasks))
-        paint_before(self.pool, step)
+        self.canvas.paint_before(step)
         output = self.output(len(tasks), self.device)
         self.advance(block, output)
         states = copy_states(self.pool, step)
@@ -103,6 +108,10 @@ class ModelRunner:
         shape = self.config.image_shape
         size = output_bytes(num_images, shape)
         return StepOutput(torch.empty(size, dtype=torch.uint8, device=device), num_images, shape)
+
+    def rows_of(self, tasks: list[ImageTask]) -> int:
+        """Forward rows of a step of these tasks, with the padding."""
+        return self.step_rows(self.table.look_up(tasks))
 
     def step_rows(self, step: TaskArrays) -> int:
         """Rows that a step really runs; see service/engine/repetition.py for deterministic images."""
@@ -138,7 +147,7 @@ class ModelRunner:
 
         Args:
             max_rows: the cap if the operator set one.
-            on_progress: called after each count.
+            on_progress: called after each part.
 
         Returns:
             The cap, which is lower where the device has no memory for more.
@@ -147,15 +156,30 @@ class ModelRunner:
             OutOfMemory, ModelFailed: not even two rows fit, or the network raised.
         """
         self.step_seconds.clear()
+        possible = list[int]()
         for rows in reversed(row_counts(max_rows or self.max_rows)):
-            try:
+            with self._room_for(rows):
                 self.prepare(rows)
+                possible.append(rows)
+                logger.debug("steps of %d rows are prepared", rows)
+            on_progress()
+        if self.wait_for_quiet:
+            self.wait_for_quiet(on_progress)
+        for rows in possible:
+            with self._room_for(rows):
                 self.step_seconds[rows] = self._time_step(rows)
-            except (OutOfMemory, ModelFailed) as error:
-                if rows <= 2 or not isinstance(error.__cause__ or error, OutOfMemory):
-                    raise
+                logger.debug("a step of %d rows takes %.3f ms", rows, 1000 * self.step_seconds[rows])
             on_progress()
         return max(self.step_seconds) if max_rows else self.choose_cap()
+
+    @contextmanager
+    def _room_for(self, rows: int) -> Iterator[None]:
+        """Leave the block where memory lacks, except for a row count without which nothing can be served."""
+        try:
+            yield
+        except (OutOfMemory, ModelFailed) as error:
+            if rows <= 2 or not isinstance(error.__cause__ or error, OutOfMemory):
+                raise
 
     def choose_cap(self) -> int:
         """On a CPU the largest count that ran; elsewhere the knee of the measured times.

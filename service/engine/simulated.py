@@ -17,7 +17,7 @@ from service.engine.row_cap import knee
 from service.engine.runner import ModelRunner
 from service.engine.simulated_device import SimulatedDevice, StepCost
 from service.engine.slot_table import TaskArrays
-from service.engine.step_block import BYTES_PER_ROW, StepBlock, pack
+from service.engine.step_block import StepBlock, block_bytes, pack
 from service.engine.trajectory import copy_states
 
 NO_WEIGHTS = torch.device("cpu")
@@ -37,7 +37,7 @@ class SimulatedRunner(ModelRunner):
         super().__init__(nn.Identity(), config, NO_WEIGHTS, torch.float32, max_rows)
         self.cost, self.simulated_device = cost, device or SimulatedDevice()
         self._picture = torch.from_numpy(stripes(config.image_shape))
-        self._host_buffer = torch.empty(BYTES_PER_ROW * max_rows, dtype=torch.uint8)
+        self._host_buffer = torch.empty(block_bytes(max_rows, max_rows), dtype=torch.uint8)
         self._host_blocks: dict[int, StepBlock] = {}  # by row count, as a GraphRunner has them
 
     def successor(self, model: nn.Module, config: ModelConfig) -> ModelRunner:

@@ -17,27 +17,47 @@ from service.engine.plan import COEFFICIENTS, INPUTS, NUM_PREVIEW, PREVIEW
 from service.engine.slot_table import TaskArrays
 
 SPAN = 2  # first row of an image's further classes, and the one behind the last
-INTEGERS, NUMBERS = NUM_ROW_INDICES + 1 + NUM_INDICES + 1 + SPAN, 4 + NUM_COEFFICIENTS + NUM_PREVIEW
-BYTES_PER_ROW = 8 * INTEGERS + 4 * NUMBERS  # where n = R
+
+
+def _sections(num_rows: int, num_images: int) -> list[int]:
+    """Bytes of rows, labels, indices, places, spans, inputs, coefficients and preview."""
+    R, n = num_rows, num_images
+    integers = [8 * count for count in (NUM_ROW_INDICES * R, R, NUM_INDICES * n, n, SPAN * n)]
+    return integers + [4 * aligned(4 * R), 4 * NUM_COEFFICIENTS * n, 4 * NUM_PREVIEW * n]
+
+
+def aligned(size: int) -> int:
+    """Bytes up to the next multiple of 16.
+
+    Triton compiles a kernel again for pointers of another alignment. If that changed with the images of a step, a
+    runner without CUDA graphs would compile while requests wait.
+    """
+    return -(-size // 16) * 16
+
+
+def block_bytes(num_rows: int, num_images: int) -> int:
+    return sum(map(aligned, _sections(num_rows, num_images)))
 
 
 class StepBlock:
     """The tensors of one step, as views into a byte buffer.
 
     Args:
-        buffer: uint8 of at least BYTES_PER_ROW * num_rows, on the host or on the device.
+        buffer: uint8 of at least block_bytes(num_rows, num_images), on the host or on the device.
         num_images: at most num_rows.
     """
 
     def __init__(self, buffer: Tensor, num_rows: int, num_images: int):
         R, n = num_rows, num_images
-        integers = [NUM_ROW_INDICES * R, R, NUM_INDICES * n, n, SPAN * n]
-        numbers = [4 * R, NUM_COEFFICIENTS * n, NUM_PREVIEW * n]
-        end = 8 * sum(integers)
-        self.bytes = buffer[: end + 4 * sum(numbers)]
-        rows, self.labels, indices, self.places, spans = self.bytes[:end].view(torch.int64).split(integers)
-        inputs, coefficients, preview = self.bytes[end:].view(torch.float32).split(numbers)
-        self.inputs = inputs.view(4, R)
+        sizes = _sections(R, n)
+        self.bytes = buffer[: block_bytes(R, n)]
+        parts = self.bytes.split([aligned(size) for size in sizes])
+        rows, labels, indices, places, spans, inputs, coefficients, preview = (
+            part[:size].view(torch.int64 if number < 5 else torch.float32)
+            for number, (part, size) in enumerate(zip(parts, sizes, strict=True))
+        )
+        self.labels, self.places = labels, places
+        self.inputs = inputs.view(4, -1)[:, :R]
         self.timesteps, self.jumps, self.scales, self.weights = self.inputs.unbind(0)
         self.rows = rows.view(R, NUM_ROW_INDICES)  # see kernels.gather_rows
         self.indices = indices.view(n, NUM_INDICES)  # see kernels.sampler_step
@@ -73,11 +93,6 @@ class StepOutput:
     def part(self, num_pictures: int) -> Tensor:
         """The bytes of the flags and of so many pictures."""
         return self.bytes[: self._flags + num_pictures * self.pixels[0].numel()]
-
-
-def aligned(num_flags: int) -> int:
-    """Bytes, so that pictures begin at a multiple of 16."""
-    return -(-num_flags // 16) * 16
 
 
 def output_bytes(num_images: int, image_shape: tuple[int, int, int]) -> int:

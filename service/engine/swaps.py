@@ -178,7 +178,10 @@ class Swaps:
         assert runner is not None  # the reader has ended
         if isinstance(runner, ServiceError):
             raise runner
-        for rows in sorted(runner.step_seconds, reverse=True):
+        # no step has more rows: the cap is fixed, and deterministic steps have their own number
+        before, cap = self._core.runners[swap.model], self._core.shares[swap.model].scheduler.max_rows
+        most = before.padded(max(cap, runner.fixed_rows))
+        for rows in sorted((rows for rows in runner.step_seconds if rows <= most), reverse=True):
             runner.prepare(rows)
             yield
         failed = runner.execute(runner.rehearsal(REHEARSAL_ROWS)).failed

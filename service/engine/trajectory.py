@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kernels.sampler_step import NUM_COEFFICIENTS
 from models.schedule import NUM_TIMESTEPS
+from service.engine.canvas import send
 from service.engine.latents import LatentPool
 from service.engine.plan import COEFFICIENTS, INPUTS, LEVELS, PREVIEW
 from service.engine.slot_table import TaskArrays
@@ -22,7 +23,7 @@ def copy_states(pool: LatentPool, step: TaskArrays) -> Tensor | None:
     """x and history of the images step.recorded, [t, 2, C, H, W] float32 on the device, or None."""
     if not step.recorded:
         return None
-    slots = torch.from_numpy(step.slots[step.recorded]).to(pool.x.device)
+    slots = send(step.slots[step.recorded], pool.x.device)
     return torch.stack([pool.x[slots], pool.history[slots]], dim=1).contiguous()
 
 

@@ -38,6 +38,11 @@ class Metrics(Collector):
     def reject(self, model: str, reason: str) -> None:
         self._row.add("rejections", model, reason)
 
+    def totals(self, name: str, *labels: str) -> list[float]:
+        """Of all processes: a number, or the counts of a histogram's buckets and, last, its sum."""
+        first, buckets = self.board.layout.places[name, *labels], self.board.layout.buckets[name]
+        return [self.board.total(column) for column in range(first, first + len(buckets) + (2 if buckets else 1))]
+
     def collect(self) -> Iterable[Metric]:
         for family in self.board.layout.families:
             yield self._histogram(family) if family.kind == "histogram" else self._numbers(family)
@@ -48,15 +53,14 @@ class Metrics(Collector):
         kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
         metric = kind(f"diffusion_{family.name}", family.text, labels=family.labels)
         for labels in family.sets:
-            metric.add_metric(labels, self.board.total(self.board.layout.places[family.name, *labels]))
+            metric.add_metric(labels, self.totals(family.name, *labels)[0])
         return metric
 
     def _histogram(self, family: Family) -> Metric:
         metric = HistogramMetricFamily(f"diffusion_{family.name}", family.text, labels=family.labels)
         bounds = [floatToGoString(bound) for bound in (*family.buckets, float("inf"))]
         for labels in family.sets:
-            first = self.board.layout.places[family.name, *labels]
-            *counts, total = (self.board.total(column) for column in range(first, first + family.width))
+            *counts, total = self.totals(family.name, *labels)
             metric.add_metric(labels, list(zip(bounds, accumulate(counts), strict=True)), total)
         return metric
 

@@ -21,6 +21,7 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 OUTCOMES = ("ok", "rejected", "cancelled", "expired", "error")
 REJECTIONS = ("queue_full", "overload", "deadline", "unavailable")
 SWAP_OUTCOMES = ("ok", "failed", "refused")
+PROTOCOL_REFUSALS = ("malformed-request", "headers-too-large", "overloaded")  # codes of errors
 KEY_OUTCOMES = ("accepted", "rate", "concurrency")
 WORD = 8  # bytes
 STATE, HEARTBEAT, CONNECTIONS = range(3)  # columns
@@ -90,8 +91,12 @@ def _families(models: Iterable[str], keys: Iterable[str]) -> list[Family]:
         Family("running_slots", "Images that have begun and not ended", "gauge", one, each),
         Family("backlog_seconds", "Device time that accepted requests still need", "gauge", one, each),
         Family("model_swaps", "Swaps of a model's weights by outcome", "counter", (*one, "outcome"), by_swap),
+        Family(
+            "protocol_refusals", "Connections and requests refused before they were served, by reason",
+            "counter", ("reason",), tuple((reason,) for reason in PROTOCOL_REFUSALS),
+        ),
         Family("key_requests", "Requests by API key, and refused ones", "counter", ("key", "outcome"), by_key),
-    ]
+    ]  # fmt: skip
 
 
 class Layout:

@@ -119,5 +119,5 @@ def find_negative(card: ModelCard, fields: GenerateFields, label: int, scale: fl
     if label == card.null_label:
         raise InvalidRequest.field("negative_class", "needs a class to lead to")
     if scale == 1:
-        raise InvalidRequest.field("negative_class", f"needs a guidance other than 1, not {echo(scale)}")
+        raise InvalidRequest.field("negative_class", "needs a guidance other than 1")
     return find_class(card, fields.negative_class, "negative_class")

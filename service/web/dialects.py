@@ -188,7 +188,7 @@ def _message(item: dict[str, Any], field: str, fields: Fields) -> str:
     facts, kind = item.get("ctx", {}), item["type"].partition("_")[0]
     match item["type"]:
         case "missing":
-            return "required"
+            return f"required: {fields.needs[field]}" if field in fields.needs else "required"
         case "extra_forbidden":
             return f"unknown field: use {', '.join(fields.names)}"
         case "model_type" | "model_attributes_type":

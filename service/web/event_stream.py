@@ -75,7 +75,7 @@ async def open_stream(events: AsyncGenerator[Event], headers: dict[str, str]) ->
     """Start the work, and wait REFUSAL_SECONDS before status 200 is sent.
 
     Raises:
-        ServiceError: the request was refused within that time, so the answer can have the error's status.
+        Exception: the request was refused or has failed within that time, so the answer can have its status.
     """
     first = asyncio.ensure_future(anext(events))
     try:
@@ -83,7 +83,7 @@ async def open_stream(events: AsyncGenerator[Event], headers: dict[str, str]) ->
     except BaseException:
         await _abandon(first, events)
         raise
-    if first.done() and isinstance(error := first.exception(), ServiceError):
+    if first.done() and (error := first.exception()) is not None:
         raise error
     return EventStream(first, events, headers)
 

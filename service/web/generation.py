@@ -88,7 +88,7 @@ class Generator:
 
     def unreadiness(self) -> str:
         """Why the engine would refuse all work now; "" when all models are warm."""
-        return "" if self.engine.is_ready else "warming up or shutting down"
+        return "" if self.engine.is_ready else self.silence() or "warming up or shutting down"
 
     def card(self, model: str | None) -> ModelCard:
         """The model's card, as the engine has sent it.

@@ -12,7 +12,7 @@ from uuid import uuid4
 from httptools import HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from service.errors import HeadersTooLarge, Malformed, ServiceError
+from service.errors import HeadersTooLarge, Malformed, ServiceError, in_bytes
 from service.web.dialects import answer
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,19 @@ class UnchunkedCycle(RequestResponseCycle):
             self._endless = not any(name.lower() == b"content-length" for name, _ in message.get("headers", []))
         if self._endless:  # uvicorn sends what it expects
             self.chunked_encoding, self.expected_content_length = False, len(message.get("body", b""))
+        await super().send(message)
+
+
+class ExpectingCycle(RequestResponseCycle):
+    """Answers a client that waits for 100 (Continue) before it sends its body.
+
+    If the answer comes instead, the client may leave the body out and send its next request, which the parser would
+    take for the body. So the connection is closed: RFC 9110, 10.1.1.
+    """
+
+    async def send(self, message: Any) -> None:
+        if self.waiting_for_100_continue and self.more_body:
+            self.keep_alive = False
         await super().send(message)
 
 
@@ -61,7 +74,7 @@ class Http1Protocol(HttpToolsProtocol):
         self._parse(data)
         # httptools collects a header until it ends. The middleware refuses large heads that do end.
         if self._reading and self._overhead > MAX_HEAD and not self._turned_away:
-            self._error = too_large()
+            self._error = head_too_large()
             self.send_400_response("")
 
     def _parse(self, data: bytes) -> None:
@@ -110,6 +123,8 @@ class Http1Protocol(HttpToolsProtocol):
         super().on_headers_complete()
         if version != "1.1":
             self.cycle.__class__ = UnchunkedCycle
+        elif self.expect_100_continue:
+            self.cycle.__class__ = ExpectingCycle
         self._reading, self._overhead = "body", 0
         if not self.pipeline:
             self._answering = self.cycle
@@ -175,8 +190,8 @@ class Http1Protocol(HttpToolsProtocol):
         self.transport.write(b"\r\n".join([*lines, b"connection: close", b"", body]))
 
 
-def too_large() -> HeadersTooLarge:
-    return HeadersTooLarge(f"request line and headers are larger than {MAX_HEAD} bytes")
+def head_too_large() -> HeadersTooLarge:
+    return HeadersTooLarge(f"request line and headers are larger than {in_bytes(MAX_HEAD)}")
 
 
 def complete(headers: Iterable[tuple[bytes, bytes]], request_id: str) -> list[tuple[bytes, bytes]]:

@@ -15,18 +15,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.errors import (
     BodyTooLarge,
     ClientGone,
-    HeadersTooLarge,
     RequestTimeout,
     ServiceError,
     Unavailable,
     UriTooLong,
+    in_bytes,
 )
 from service.observe import logs
 from service.observe.metrics import Metrics
 from service.observe.tracing import TraceMiddleware
 from service.settings import Settings
 from service.web.dialects import NO_HEAD, answer
-from service.web.http1 import MAX_HEAD, complete
+from service.web.http1 import MAX_HEAD, complete, head_too_large
 from service.web.keys import AdminMiddleware, KeyRing
 from service.web.protocol import HEALTH_PATHS
 
@@ -254,16 +254,16 @@ def _check_head(scope: Scope, limit: int) -> None:
     """
     headers = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
     if headers + len(scope.get("raw_path", b"")) > MAX_HEAD:
-        raise HeadersTooLarge(f"request line and headers are larger than {MAX_HEAD} bytes")
+        raise head_too_large()
     if len(scope["query_string"]) > MAX_QUERY:
-        raise UriTooLong(f"the query is longer than {MAX_QUERY} bytes")
+        raise UriTooLong(f"the query is longer than {in_bytes(MAX_QUERY)}")
     declared = dict(scope["headers"]).get(b"content-length", b"0")
     if declared.isdigit() and int(declared) > limit:
         raise _too_large(limit)
 
 
 def _too_large(limit: int) -> BodyTooLarge:
-    return BodyTooLarge(f"the body is larger than {limit} bytes")
+    return BodyTooLarge.field("body", f"must have at most {in_bytes(limit)}")
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from service.errors import Overloaded
+from service.errors import Malformed, Overloaded
 from service.settings import Settings
 from service.web.http1 import Http1Protocol
 
@@ -47,6 +47,7 @@ class GuardedProtocol(Http1Protocol):
     settings: Settings
     max_connections: int  # of the whole service
     count: Callable[[int], float]  # takes this process's open connections, returns those of the whole service
+    refuse: Callable[[str], None]  # counts by code, for a line of the log each would let a flood fill it
     extra: set["GuardedProtocol"]  # connections beyond the limit, which may ask for HEALTH_PATHS only
     _phase: Phase | None = None  # the phase that has a time limit now
     _deadline: asyncio.TimerHandle | None = None  # timer of that phase
@@ -81,6 +82,10 @@ class GuardedProtocol(Http1Protocol):
         super().data_received(data)
         if not self.transport.is_closing():
             self._await(self._expected(idle="head"))
+
+    def send_400_response(self, msg: str) -> None:
+        self.refuse((self._error or Malformed).code)
+        super().send_400_response(msg)
 
     def eof_received(self) -> Any:  # uvicorn's says None, asyncio's bool
         """Handle a half-closed connection: the client has left, or it only waits for its answer.
@@ -181,13 +186,17 @@ class GuardedProtocol(Http1Protocol):
     def _turn_away(self) -> None:
         self._turned_away = True
         self.extra.discard(self)
+        self.refuse(Overloaded.code)
         self._say(Overloaded("too many open connections: try again later", retry_after=RETRY_SECONDS))
         with suppress(OSError):  # it may have left already
             self.transport.write_eof()
         self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
 
-def guarded(settings: Settings, max_connections: int, count: Callable[[int], float]) -> Any:
+def guarded(
+    settings: Settings, max_connections: int, count: Callable[[int], float], refuse: Callable[[str], None]
+) -> Any:
     """A protocol class for uvicorn.Config(http=...)."""
-    facts = {"settings": settings, "max_connections": max_connections, "count": staticmethod(count), "extra": set()}
+    calls = {"count": staticmethod(count), "refuse": staticmethod(refuse)}
+    facts = {"settings": settings, "max_connections": max_connections, "extra": set()} | calls
     return type("Protocol", (GuardedProtocol,), facts)

@@ -47,8 +47,8 @@ class Room:
             self.free += size
 
 
-def recorded_bytes(job: Job) -> int:
-    """Bytes that a recording takes, as arrays and as a file together.
+def recorded_bytes(job: Job, form: str) -> int:
+    """Bytes that a recording takes, as arrays and as a file together; form: one of RECORDED.
 
     Raises:
         AnswerTooLarge: the arrays would be larger than MOST_NUMBERS.
@@ -56,7 +56,7 @@ def recorded_bytes(job: Job) -> int:
     images, steps, elements = len(job.params.seeds), job.params.num_steps, int(np.prod(job.card.image_shape))
     most = MOST_NUMBERS // (BYTES_A_STEP * elements)
     if images * steps > most:
-        message = f"n x steps may be at most {most} where every step is told, not {images} x {steps}"
+        message = f"n x steps may be at most {most} for format={form}, not {images} x {steps}"
         raise AnswerTooLarge(f"n: {message}", [FieldError("n", message), FieldError("steps", message)])
     return 2 * images * steps * BYTES_A_STEP * elements
 

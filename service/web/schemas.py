@@ -1,6 +1,7 @@
 """The pydantic models of requests and answers; their field descriptions go into the OpenAPI document."""
 
 import re
+from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -43,15 +44,16 @@ def allowed(limit: tuple[float, float]) -> str:
 
 
 class Fields(NamedTuple):
-    """Names and limits of an API's fields, for error messages."""
+    """Names and limits of an API's fields, for error messages; needs: what is allowed for required ones."""
 
     names: list[str]
     limits: Limits
+    needs: Mapping[str, str] = {}
 
 
 def _digits(value: Any) -> Any:
     """Check digits in a query, which has text only; pydantic would also accept "1_0", " 5" and "5.0"."""
-    if isinstance(value, str) and not re.fullmatch("[0-9]{1,30}", value):
+    if isinstance(value, str) and not re.fullmatch("-?[0-9]{1,30}", value):
         raise ValueError  # dialects.py makes the message from the field's limits
     return value
 

@@ -139,7 +139,8 @@ def _read(tensor: InputTensor, binary: bytes) -> tuple[list[int], bytes]:
         values, binary = np.frombuffer(binary[:end], kind).tolist(), binary[end:]
     if len(values) != count:
         raise InvalidRequest.field(
-            name, f"has {len(values)} elements, but the shape {echo(tensor.shape)} has {count}"
+            name,
+            f"must have {count} element{'s' * (count > 1)}, as its shape {echo(tensor.shape)}, not {len(values)}",
         )
     return values, binary
 

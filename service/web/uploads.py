@@ -3,12 +3,13 @@
 import base64
 import binascii
 import io
+import struct
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, in_bytes
 from service.wire.messages import ModelCard
 
 MAX_FILE = 4 * 1024 * 1024  # bytes
@@ -63,7 +64,7 @@ def _open(field: str, data: bytes, card: ModelCard) -> Image.Image:
     """Open a picture; its pixels are decoded only after its size is checked, against decompression bombs."""
     _, height, width = card.image_shape
     if len(data) > MAX_FILE:
-        raise InvalidRequest.field(field, f"must have at most {MAX_FILE} bytes, not {len(data)}")
+        raise InvalidRequest.field(field, f"must have at most {in_bytes(MAX_FILE)}, not {len(data)} bytes")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             if picture.size != (width, height):
@@ -79,7 +80,14 @@ def _open(field: str, data: bytes, card: ModelCard) -> Image.Image:
             return picture.convert("RGBA") if "transparency" in picture.info else picture.copy()
     except Image.DecompressionBombError as error:  # before its size is known
         raise InvalidRequest.field(field, f"must be {width} x {height} pixels, and has far more") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        IndexError,
+        TypeError,
+        struct.error,
+    ) as error:
         raise InvalidRequest.field(field, "cannot be read: send a PNG, WebP or JPEG file that is whole") from error
 
 

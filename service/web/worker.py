@@ -121,17 +121,21 @@ class Worker(uvicorn.Server):
 
 
 def configure(
-    app: ASGIApp, settings: Settings, drain_seconds: float = 0.0, count: Callable[[int], float] = float
+    app: ASGIApp,
+    settings: Settings,
+    drain_seconds: float = 0.0,
+    count: Callable[[int], float] = float,
+    refuse: Callable[[str], None] = lambda code: None,
 ) -> uvicorn.Config:
     """uvicorn's config with this service's limits, which only the protocol of protocol.py has.
 
     Args:
         drain_seconds: uvicorn waits so long, and ANSWER_SECONDS more, for open requests at the end.
-        count: see service/web/protocol.py.
+        count, refuse: see service/web/protocol.py.
     """
     return uvicorn.Config(
         app,
-        http=guarded(settings, connection_limit(settings.max_connections), count),
+        http=guarded(settings, connection_limit(settings.max_connections), count, refuse),
         ws="none",
         timeout_keep_alive=settings.keep_alive_seconds,
         log_config=None,  # service/observe/logs.py formats uvicorn's lines, too
@@ -180,7 +184,9 @@ def main(given: dict[str, Any]) -> None:
     provider = tracing.otlp_provider() if settings.otel else None
     app = assemble(engine, settings, given["row"], provider)
     side = metrics_server(app, settings, _sockets(given["side"])) if given["side"] else None
-    config = configure(app, settings, settings.drain_seconds, partial(count_connections, board, given["row"]))
+    count = partial(count_connections, board, given["row"])
+    refuse = partial(board.row(given["row"]).add, "protocol_refusals")
+    config = configure(app, settings, settings.drain_seconds, count, refuse)
     crowded = partial(is_crowded, board, given["row"])
     worker = Worker(config, socket.socket(fileno=given["control"]), board.row(given["row"]), crowded, side)
     engine.on_loss = worker.end_soon

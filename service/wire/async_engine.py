@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from service.errors import NOT_REPEATED, DeadlinePassed, InvalidRequest, ServiceError, Unavailable
+from service.errors import DeadlinePassed, ServiceError, Unavailable
 from service.observe.scoreboard import Scoreboard
 from service.wire.frames import FrameReader, frame
 from service.wire.messages import (
@@ -91,7 +91,8 @@ class AsyncEngine:
 
         Leaving the iterator early, or being cancelled in it, aborts the request within one step.
 
-        A deterministic request waits for the backend that stays, because another one has other bits.
+        A deterministic request waits for the backend that stays, because another one has other bits. Once the
+        weights are replaced, the backend before is the one that stays for it.
 
         Args:
             version: of the model's card, by which params were checked.
@@ -100,7 +101,7 @@ class AsyncEngine:
             ServiceError: the engine refuses, fails or has gone.
         """
         if params.deterministic:
-            deadline_seconds = await self._settle(params.model, deadline_seconds)
+            deadline_seconds = await self._settle(params.model, version, deadline_seconds)
         link, number, answers = self._begin()
         link.send(Generate(number, params, deadline_seconds, num_previews, keeps_previews, version))
         try:
@@ -116,23 +117,25 @@ class AsyncEngine:
             if self._open.pop(number, None) is not None:  # cancelled or closed: the client has gone
                 link.send(Abort(number))
 
-    async def _settle(self, model: str, seconds: float | None) -> float | None:
-        """Wait until the backend of a model is final; returns what is left of the seconds.
+    async def _settle(self, model: str, version: int | None, seconds: float | None) -> float | None:
+        """Wait until the backend of a model's version is final; returns what is left of the seconds.
 
         Raises:
             DeadlinePassed: the seconds were not enough.
-            InvalidRequest: the deterministic mode does not work here.
         """
+
+        def changes() -> bool:
+            card = self.cards[model]
+            return card.repeats_itself is None and version in (None, card.version)
+
         until = None if seconds is None else time.monotonic() + seconds
         try:
             async with asyncio.timeout(seconds):
-                while self.is_ready and self.cards[model].repeats_itself is None:
+                while self.is_ready and changes():
                     await self._news.wait()
         except TimeoutError:
             text = "the deadline has passed before the model's backend was final"
             raise DeadlinePassed.field("deadline_ms", text) from None
-        if self.is_ready and self.cards[model].repeats_itself is False:
-            raise InvalidRequest.field("deterministic", NOT_REPEATED)
         return None if until is None else max(0.0, until - time.monotonic())
 
     async def swap(self, model: str, folder: str) -> ModelCard:

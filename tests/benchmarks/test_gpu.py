@@ -3,29 +3,39 @@
 import asyncio
 import io
 import json
-import shutil
-import subprocess
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import numpy as np
 import pytest
 import torch
-from aiohttp import test_utils, web
 from PIL import Image
 
 from benchmarks import gpu_report, kernels, steps
-from benchmarks.gpu import device, engine, graphs, load, machine, pipelines, poison, profile_step, results, served
+from benchmarks.gpu import (
+    device,
+    engine,
+    graphs,
+    load,
+    machine,
+    pipelines,
+    poison,
+    profile_step,
+    results,
+    served,
+)
 from benchmarks.serving.load import Answer
 from benchmarks.serving.others.device import Settings
 from benchmarks.serving.others.fastapi_batcher import Batcher
 from benchmarks.serving.workloads import Closed, Kind, Open
+from service.engine.core import EngineConfig, EngineCore
+from service.engine.plan import compile_plan
+from service.engine.runner import ModelRunner
+from service.wire.messages import SamplingParams
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "benchmarks" / "gpu"
 
 pytestmark = pytest.mark.skipif(not device.DRY, reason="is a dry run, for machines without a CUDA device")
 
@@ -59,6 +69,20 @@ def test_kernels_and_steps_give_the_tables(out: Path) -> None:
     assert "| DiT, shipped | 2 |" in gpu_report.show(found)
 
 
+def test_calls_take_turns_at_copies_of_their_inputs() -> None:
+    seen: list[int] = []
+    device.kernel_seconds(device.graph_device(), *(lambda n=n: seen.append(n) for n in range(3)))
+    assert seen == [0, 1, 2]
+
+
+def test_rivals_change_nothing_but_their_own_call(out: Path) -> None:
+    before = kernels.norms.MAX_REGISTERS
+    found = [case.kernel for case in kernels.rivals(256)]
+    assert len(found) == 2
+    changed = kernels.with_values(lambda: kernels.norms.MAX_REGISTERS, kernels.norms, MAX_REGISTERS=64)
+    assert (changed(), kernels.norms.MAX_REGISTERS) == (64, before)
+
+
 def test_the_page_has_the_kernels_that_are_timed() -> None:
     page = gpu_report.read(ROOT / "docs" / "gpu.jsonl")
     measured = {r["kernel"] for r in page if r["part"] == "kernel times" and "kernel" in r}
@@ -71,7 +95,10 @@ def test_a_plain_step_is_that_of_the_engine() -> None:
     seen = []
     model.register_forward_pre_hook(lambda _, arguments: seen.append([t.shape for t in arguments]))
     steps.plain_step(model.to(device.DTYPE), config, 3)()
-    assert seen == [[(3, 3, 32, 32), (3,), (3,)]]
+    runner = device.graph_runner("dit", 3, device.graph_device())
+    runner.model.register_forward_pre_hook(lambda _, arguments: seen.append([t.shape for t in arguments]))
+    runner.prepare(3)
+    assert seen == [[(3, 3, 32, 32), (3,), (3,), (3,), (3,)]] * 2
 
 
 def test_the_machine_and_the_profiler(out: Path) -> None:
@@ -105,6 +132,13 @@ def test_the_engine_by_itself(out: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "| DiT, shipped | 1 |" in gpu_report.engine(read(out))
 
 
+def test_the_images_of_the_engine_end_at_different_steps() -> None:
+    model, config = device.model_of("dit")
+    core = EngineCore({"dit": ModelRunner(model, config, device.DEVICE, torch.float32, 2)}, EngineConfig(2))
+    steps = [engine.request(core, "dit", number).params.num_steps for number in range(70)]
+    assert sorted(steps) == sorted([*range(7, 14)] * 10)
+
+
 def test_graphs_are_compared(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"ROWS": 2, "PLAIN_ROWS": 2, "MANY": 1, "FEW": 1, "STEPS": (1,)}.items():
         monkeypatch.setattr(graphs, name, value)
@@ -114,42 +148,25 @@ def test_graphs_are_compared(out: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert found["graph_against_plain"]["max"] <= 1
 
 
+def test_requests_that_are_compared_take_every_way_through_a_step() -> None:
+    model, config = device.model_of("dit")
+    core = EngineCore({"model": ModelRunner(model, config, device.DEVICE, torch.float32, 2)}, EngineConfig(2))
+    params = [request.params for request in graphs.requests(core, 60, 0)]
+    tasks = [task for request in graphs.requests(core, 60, 0) for task in request.tasks]
+    assert any(max(task.plan.rows) > task.plan.classes for task in tasks)  # two rows, on a network with guidance
+    assert any(task.plan.classes > 1 for task in tasks)
+    assert any(p.negative_label is not None for p in params)
+    assert any(p.slerps for p in params)
+    assert any(p.free for p in params)
+    assert any(p.image and not p.free for p in params)
+    assert any(p.trajectory for p in params)
+
+
 def test_a_difference_is_seen() -> None:
     a = {("r", 0): np.zeros((2, 2), np.uint8), ("r", 1): np.zeros((2, 2), np.uint8)}
     b = a | {("r", 1): np.full((2, 2), 200, np.uint8)}
     assert graphs.difference(a, b) == {"images": 2, "equal": 1, "max": 200, "p95_of_max": 190.0, "mean": 100.0}
     assert served.difference(a["r", 0], b["r", 1]) == {"mean": 200.0, "p99": 200, "max": 200}
-
-
-@pytest.mark.parametrize("status", [503, 500])
-def test_only_refusals_count_as_refused(out: Path, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
-    asked = 0
-
-    async def answer(request: web.Request) -> web.Response:
-        nonlocal asked
-        asked += 1  # requests come one by one, then all at once
-        png = pipelines.png(torch.zeros(2, 2, 3, dtype=torch.uint8))
-        return web.Response(body=png, status=status if asked == 2 * served.CONCURRENT else 200)
-
-    async def run() -> None:
-        app = web.Application()
-        app.router.add_post("/generate", answer)
-        async with test_utils.TestServer(app) as server, aiohttp.ClientSession(server.make_url("")) as session:
-            await served.compare_alone_with_concurrent(served.ImageClient(session))
-
-    monkeypatch.setattr(served, "CONCURRENT", 3)
-    if status == 503:
-        asyncio.run(run())
-        assert [(r["images"], r["refused"], r["max"]) for r in read(out)] == [(3, 1, 0)]
-    else:
-        with pytest.raises(RuntimeError, match="500"):
-            asyncio.run(run())
-
-
-def test_a_reference_is_a_picture() -> None:
-    picture = served.reference("dit", [3], [5])
-    assert (picture.shape, picture.dtype) == ((1, 32, 32, 3), np.uint8)
-    assert picture.std() > 20
 
 
 def test_what_is_allocated_holds_nan() -> None:
@@ -159,15 +176,35 @@ def test_what_is_allocated_holds_nan() -> None:
 
 def test_the_batcher_runs_real_networks() -> None:
     networks = pipelines.Pipelines(rows=2, graphs=True)
-    pictures = networks.run(Settings("dit", 2, 1.5), 2)  # four rows, which no graph has
+    pictures = networks.run(Settings("dit", 2, 4.0), 2)  # four rows, which no graph has
     pictures += networks.run(Settings("unet", 2, 1.0), 2)
     assert {Image.open(io.BytesIO(picture)).size for picture in pictures} == {(32, 32)}
+
+
+@pytest.mark.parametrize("name", device.SHIPPED)
+def test_the_batcher_runs_as_many_rows_as_the_service(name: str) -> None:
+    """A guidance scale that the network takes as an input must not cost the other servers a second row."""
+    pipeline = pipelines.Pipeline(name, 4, graphs=False)
+    seen: list[int] = []
+    pipeline.model.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
+    how = pipeline.config.default_sampling
+    interval = tuple(how["guidance_interval"])
+    for guidance in (1.0, 1.5, 3.0, 4.0):
+        seen.clear()
+        pipeline.images(2, 5, guidance)
+        params = SamplingParams(name, 0, 5, "dpmpp_2m", guidance, interval, (1,), spacing=how["spacing"])
+        plan = compile_plan(pipeline.config, params)
+        assert seen == [2 * rows for rows in plan.rows]
+    assert 4 in seen  # a scale beyond the trained range
 
 
 def test_a_batcher_of_one_row_takes_one_request() -> None:
     taken = []
 
     class Pipeline:
+        def rows(self, settings: Settings) -> int:
+            return 2
+
         def run(self, settings: Settings, images: int) -> list[bytes]:
             taken.append(images)
             return [b""] * images
@@ -227,39 +264,3 @@ def test_a_failure_is_a_result(out: Path) -> None:
         raise ValueError("too large")
     (failed,) = (json.loads(line) for line in out.read_text().splitlines())
     assert (failed["part"], failed["of"], failed["error"]) == ("failed", "steps", "ValueError: too large")
-
-
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")
-def test_shellcheck_finds_nothing() -> None:
-    scripts = [str(path.relative_to(ROOT)) for path in FOLDER.glob("*.sh")]
-    done = subprocess.run(["shellcheck", "-x", *scripts], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "")
-
-
-def run_parts(script: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
-    """Lines of bash after setup.sh, with a python that knows every module."""
-    (tmp_path / "python").write_text("#!/bin/sh\nexit 0\n")
-    (tmp_path / "python").chmod(0o755)
-    given = {"PATH": "/usr/bin:/bin", "OUT": str(tmp_path / "out"), "GPU_SCRATCH": str(tmp_path / "scratch")}
-    return subprocess.run(
-        ["bash", "-uc", f"set -- --dry\n. benchmarks/gpu/setup.sh\n{script}"],
-        cwd=ROOT,
-        env=given | {"PYTHON": str(tmp_path / "python")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def test_a_part_that_fails_ends_no_other_and_the_whole_fails(tmp_path: Path) -> None:
-    done = run_parts("part bad 9 sh -c 'echo why; exit 3'\npart good 9 echo \"{'a': 1}\"\nfinish", tmp_path)
-    assert done.returncode == 1
-    found = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
-    assert [(r["name"], r["exit"], r["last"]) for r in found] == [("bad", 3, "why"), ("good", 0, "a: 1")]
-    assert "== bad: exit 3" in done.stdout
-    assert (tmp_path / "out" / "logs" / "good.txt").read_text() == "{'a': 1}\n"
-
-
-def test_a_run_without_failures_ends_well(tmp_path: Path) -> None:
-    done = run_parts("part good 9 true\nfinish", tmp_path)
-    assert done.returncode == 0, done.stderr

@@ -13,13 +13,13 @@ def test_both_models_keep_what_they_are_asked_to(tmp_path: Path) -> None:
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 900
     row = dict(images_in.draw_row("unet"))
-    three = np.array(row["image"])
+    three = np.array(row["the image"])
     for name in images_in.CLASSES:
-        completed = np.array(row[f"half to {name}"])
+        completed = np.array(row[f"left half kept,\nrest of a {name}"])
         assert (completed[:, :16] == three[:, :16]).all()
         assert (completed[:, 16:] != three[:, 16:]).any()
 
-    def moved(name: str) -> float:
-        return float(np.abs(np.array(row[name]).astype(int) - three).mean())
+    def moved(strength: float) -> float:
+        return float(np.abs(np.array(row[f"to an 8,\nstrength {strength}"]).astype(int) - three).mean())
 
-    assert moved("8, 0.3") < moved("8, 0.8") < moved("8, 1.0")
+    assert moved(0.3) < moved(0.8) < moved(1.0)

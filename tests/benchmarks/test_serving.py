@@ -200,13 +200,13 @@ def result(**figures: Any) -> dict[str, Any]:
 def test_the_tables_say_what_was_measured() -> None:
     columns = {
         "ideal": {"runs": {"W2-50": result(in_time={"dit": 1.0})}},
-        "before": {"runs": {"W2-50": result(outcomes={OK: 8}, elsewhere_cores=0.5), "W1": result(cpu_ms=1.0)}},
+        "now": {"runs": {"W2-50": result(outcomes={OK: 8}, elsewhere_cores=0.5), "W1": result(cpu_ms=1.0)}},
     }
     shown = report.table(columns, report.ROWS)
-    assert "| | ideal | one process (before) |" in shown
+    assert "| | ideal | this service |" in shown
     assert "good answers | 10/s, 25 % refused, 12 % timed out | 10/s, 25 % refused * |" in shown
     assert "| W1: 64 clients, images |  | 1,234/s |" in shown
-    assert "| 50 % | 50 % (0.50) |" in report.class_table(columns, "before")
+    assert "| 50 % | 50 % (0.50) |" in report.class_table(columns, "now")
 
 
 def test_only_what_lies_between_the_comments_is_written() -> None:

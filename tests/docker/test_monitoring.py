@@ -261,7 +261,9 @@ def test_panels_have_places_of_their_own() -> None:
         assert len({panel["id"] for panel in panels}) == len(panels)
 
 
-OF_NO_MODEL = r"sum\(up\{[^}]*\}\)|max\(sum by \(instance\) \(\w+\)\)|diffusion_worker_connections"
+OF_NO_MODEL = (
+    r"sum\(up\{[^}]*\}\)|max\(sum by \(instance\) \(\w+\)\)|diffusion_(worker_connections|protocol_refusals_total)"
+)
 
 
 def test_panels_take_the_chosen_data_source_and_model() -> None:

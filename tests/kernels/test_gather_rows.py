@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.gather_rows import gather_rows
+from kernels.gather_rows import gather_rows, initial_noise
 from kernels.philox import normal
 from tests.kernels.rounding import DTYPES
 
@@ -64,6 +64,12 @@ def test_rubbish_in_a_new_slot_is_overwritten() -> None:
     x = latents(torch.contiguous_format)
     x[1] = torch.nan
     check(x, ROWS, torch.float32)
+
+
+def test_initial_noise_is_that_of_step_0() -> None:
+    seeds = torch.tensor([9, 2**52 + 1])
+    expected = normal(seeds, torch.zeros_like(seeds), 105).view(2, *SHAPE)
+    torch.testing.assert_close(initial_noise(seeds, SHAPE), expected, rtol=0, atol=NOISE_ERROR)
 
 
 def test_what_does_not_fit_is_refused() -> None:

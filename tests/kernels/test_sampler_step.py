@@ -232,6 +232,21 @@ def test_wrong_blocks_and_state_are_refused() -> None:
 @pytest.mark.gpu
 @DTYPES
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_mixtures_on_a_gpu(layout: torch.memory_format, dtype: torch.dtype) -> None:
+    x, history, output, indices, coefficients = mixed_batch()
+    x, history, output = (t.contiguous(memory_format=layout) for t in (x, history, output.to(dtype)))
+    on_gpu, history_on_gpu, rows = (t.cuda() for t in (x, history, output))
+    sampler_step(x, history, output, indices, coefficients, None, None, Mixtures(SPANS, weights()))
+    mixed = Mixtures(SPANS.cuda(), weights().cuda())
+    finite = sampler_step(on_gpu, history_on_gpu, rows, indices.cuda(), coefficients.cuda(), mixtures=mixed)
+    torch.testing.assert_close(on_gpu.cpu(), x, rtol=0, atol=100 * 14 * 2.0**-24)
+    torch.testing.assert_close(history_on_gpu.cpu(), history, rtol=0, atol=100 * 14 * 2.0**-24)
+    assert finite.all()
+
+
+@pytest.mark.gpu
+@DTYPES
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_kernel_on_a_gpu(layout: torch.memory_format, dtype: torch.dtype) -> None:
     x, history, output, indices, coefficients = mixed_batch()
     output = output.to(dtype)

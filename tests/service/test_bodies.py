@@ -110,7 +110,7 @@ def test_a_wrong_value_is_told_what_is_allowed(
         ("steps=1_0", "steps: must be a whole number from 1 to 200, not '1_0'"),
         ("steps=+5", "steps: must be a whole number from 1 to 200, not ' 5'"),
         ("steps=5.0", "steps: must be a whole number from 1 to 200, not '5.0'"),
-        ("steps=-1", "steps: must be a whole number from 1 to 200, not '-1'"),
+        ("steps=-1", "steps: must be a whole number from 1 to 200, not -1"),
         ("steps=", "steps: must be a whole number from 1 to 200, not ''"),
         ("steps=%D9%A3", "steps: must be a whole number from 1 to 200, not '٣'"),
         ("guidance=1_0", "guidance: must be a number from 0 to 20, not '1_0'"),

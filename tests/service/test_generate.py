@@ -19,7 +19,7 @@ from models.samplers import PLAIN, build_table
 from models.sampling import Guidance, sample
 from models.schedule import NoiseSchedule, Prediction
 from service.errors import MAX_FIELD_ERRORS
-from service.web.schemas import MAX_SEED
+from service.web.schemas import FIELD_NAMES, MAX_SEED
 from tests.service.conftest import Running
 from tests.service.pictures import decoded, difference, pixels
 
@@ -172,6 +172,12 @@ def test_bad_input_names_the_field(
     assert problem["request_id"] == response.headers["X-Request-Id"]
     assert field in problem["detail"]
     assert field in [error["field"] for error in problem["errors"]]
+
+
+def test_null_is_the_same_as_no_field(server: Running) -> None:
+    fields = dict.fromkeys(name for name in FIELD_NAMES if name not in ("model", "class", "seed"))
+    plain = {"model": "dit", "class": "cat", "seed": 3}
+    assert (pixels(server.client.post("/generate", json=plain | fields)) == pixels(generate(server, **plain))).all()
 
 
 def test_fields_in_the_query_and_in_the_body_are_refused(server: Running) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from service.observe.metrics import Metrics
 from service.web.dialects import InferenceError
+from service.web.generation import Generator
 from service.web.routes.inference_v2 import EXTENSIONS
 from tests.checkpoints import CLASS_NAMES
 from tests.service.conftest import Running
@@ -145,6 +147,15 @@ def test_a_body_that_is_no_request_gets_400(server: Running, body: bytes) -> Non
     InferenceError.model_validate(response.json())
 
 
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [([3], "must have 3 elements, as its shape [3], not 2"), ([1], "must have 1 element, as its shape [1], not 2")],
+)
+def test_a_tensor_of_another_size_than_its_shape(server: Running, shape: list[int], said: str) -> None:
+    body = {"inputs": [CLASS | {"shape": shape, "data": [0, 1]}]}
+    assert server.client.post("/v2/models/dit/infer", json=body).json() == {"error": f"class: {said}"}
+
+
 @pytest.mark.parametrize("length", ["-1", "x", "99999", "1", "9" * 5000])
 def test_a_wrong_length_of_the_header_gets_400(server: Running, length: str) -> None:
     body = json.dumps({"inputs": [CLASS]}).encode()
@@ -212,6 +223,18 @@ def test_the_repository_index_lists_the_ready_models(client: Any, server: Runnin
     ready = [{"name": name, "version": "1", "state": "READY", "reason": ""} for name in ("dit", "unet")]
     assert client.get_model_repository_index() == ready
     assert server.client.post("/v2/repository/index", json={"ready": True}).json() == ready
+
+
+def test_the_repository_index_takes_any_whitespace(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Generator, "unreadiness", lambda self: "warming up")
+    for body, count in ((b'{"ready":\n true}', 0), (b"", 2)):
+        assert len(server.client.post("/v2/repository/index", content=body).json()) == count
+
+
+def test_statistics_read_no_registry(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scan of all series for each number took 18 ms, in which no other request was served."""
+    monkeypatch.setattr(Metrics, "collect", lambda self: 1 / 0)
+    assert len(server.client.get("/v2/models/stats").json()["model_stats"]) == 2
 
 
 @pytest.mark.parametrize("parameters", [{"quality": "draft"}, {"steps": 3, "spacing": "shifted"}])

@@ -124,6 +124,35 @@ def test_bad_values_name_the_param(openai_client: Any, fields: dict[str, Any], p
     assert param in caught.value.body["message"]
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"model": None}, "model: required: one of dit, unet"),
+        ({"prompt": None}, "prompt: required: the name of a class, its index, or a mixture such as 3:0.5,8:0.5"),
+        (
+            {"quality": "low", "num_inference_steps": 4, "guidance_scale": 2},
+            "quality: must not come with num_inference_steps, guidance_scale: it sets them itself; "
+            "num_inference_steps: must not come with quality, which sets it; "
+            "guidance_scale: must not come with quality, which sets it",
+        ),
+        (
+            {"negative_prompt": "dog", "guidance_scale": 1},
+            "negative_prompt: needs a guidance_scale other than 1",
+        ),
+        ({"prompt_to": "dog"}, "n: must be at least 2 with prompt_to, or send between for one image"),
+        (
+            {"sampler": "steps"},  # what the client wrote keeps its name
+            "sampler: must be one of ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, euler, ab2, not 'steps'",
+        ),
+    ],
+)
+def test_messages_name_the_fields_of_this_api(server: Running, fields: dict[str, Any], said: str) -> None:
+    given = {"model": "dit", "prompt": "cat"} | fields
+    body = {name: value for name, value in given.items() if value is not None}
+    message = server.client.post("/v1/images/generations", json=body).json()["error"]["message"]
+    assert message == said
+
+
 def test_other_errors_have_their_own_classes(openai_client: Any, server: Running) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         openai_client.images.generate(model="nope", prompt="cat")

@@ -122,7 +122,8 @@ def test_a_dead_engine_turns_liveness_red_and_answers_everyone(
         refused = live.client.post("/generate?model=dit&class=0")
         assert refused.status_code == 503
         wait_until(lambda: live.client.get("/livez").status_code == 503)
-        assert live.client.get("/readyz").status_code == 503
+        ready = live.client.get("/readyz")
+        assert (ready.status_code, ready.json()["reason"]) == (503, "the engine has stopped")
         assert live.client.post("/generate?model=dit&class=0").status_code == 503
 
 

@@ -19,6 +19,17 @@ from tests.service.process import QUERY, SHORT, WATCHER, failed_start, two_worke
 from tests.service.sockets import connect, head, reset
 from tests.waiting import wait_until
 
+# Of the child that starts next, once the file is there.
+DIES_SLOWLY = """
+import json, os, pathlib, sys, time
+doomed = pathlib.Path({folder!r}, "doomed")
+if "-c" in sys.orig_argv and doomed.exists():
+    doomed.unlink()
+    os.close(json.loads(sys.orig_argv[-1])["control"])
+    time.sleep(1)
+    os._exit(7)
+"""
+
 
 def test_a_worker_imports_no_torch_and_stays_small(checkpoints: Path, tmp_path: Path) -> None:
     with two_workers(checkpoints, tmp_path) as service:
@@ -92,6 +103,19 @@ def test_a_stuck_worker_is_replaced(checkpoints: Path, tmp_path: Path) -> None:
         wait_until(
             lambda: len(pids := {worker.pid for worker in service.workers()} - {stuck}) == 2 and kept in pids
         )
+
+
+def test_a_worker_that_dies_slowly_at_its_start_costs_no_other_one(checkpoints: Path, tmp_path: Path) -> None:
+    """Its end of the control is closed then, which the supervisor may see for long before it can replace it."""
+    (tmp_path / "sitecustomize.py").write_text(DIES_SLOWLY.format(folder=str(tmp_path)))
+    with two_workers(checkpoints, tmp_path, modules=tmp_path) as service:
+        doomed, kept = service.workers()
+        (tmp_path / "doomed").touch()
+        doomed.kill()
+        wait_until(lambda: "has ended with code 7" in service.log)
+        wait_until(lambda: len(service.workers()) == 2)
+        assert "has given no sign of life" not in service.log
+        assert kept in service.workers()
 
 
 def test_only_a_worker_that_goes_on_being_silent_is_stuck() -> None:

@@ -13,6 +13,7 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
+from service.observe.scoreboard import PROTOCOL_REFUSALS
 from service.settings import Settings
 from service.web import protocol
 from service.web.http1 import MAX_AHEAD, MAX_HEAD
@@ -86,8 +87,9 @@ class Application:
 class Guarded:
     """A server under limits, and how to speak with it."""
 
-    def __init__(self, server: uvicorn.Server, app: Application, address: tuple[str, int]):
+    def __init__(self, server: uvicorn.Server, app: Application, address: tuple[str, int], refused: list[str]):
         self.server, self.app, self.address = server, app, address
+        self.refused = refused  # codes of errors
 
     def connect(self) -> socket.socket:
         client = socket.socket()
@@ -109,13 +111,14 @@ def guarded(body_limit: bool = False, **limits: Any) -> Iterator[Guarded]:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # small: a deaf client shows at once
         listener.bind(("127.0.0.1", 0))
-        config = configure(surrounded, settings)
+        refused: list[str] = []
+        config = configure(surrounded, settings, refuse=refused.append)
         config.lifespan, config.timeout_graceful_shutdown = "off", 1
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         wait_until(lambda: server.started)
-        yield Guarded(server, app, listener.getsockname())
+        yield Guarded(server, app, listener.getsockname(), refused)
         server.should_exit = True
         thread.join(timeout=60)
         assert not thread.is_alive()
@@ -343,6 +346,24 @@ def test_more_connections_than_there_may_be_are_told_to_come_back() -> None:
             assert read_answer(next_one).startswith(b"HTTP/1.1 200")
 
 
+def test_what_is_refused_before_it_is_served_is_counted() -> None:
+    with guarded(max_connections=3) as live:
+        for sent in (b"no HTTP\r\n\r\n", REQUEST[:-2] + b"X: " + b"x" * MAX_HEAD):
+            with live.connect() as client:
+                client.sendall(sent)
+                read_all(client)
+        wait_until(lambda: live.connections() == 0)
+        with ExitStack() as stack:
+            for _ in range(3):
+                stack.enter_context(live.connect())
+            wait_until(lambda: live.connections() == 3)
+            with live.connect() as late:
+                late.sendall(REQUEST)
+                read_all(late)
+        assert live.refused == ["malformed-request", "headers-too-large", "overloaded"]
+        assert set(live.refused) == set(PROTOCOL_REFUSALS)
+
+
 def test_one_that_is_turned_away_and_stays_is_cut() -> None:
     with guarded(max_connections=1) as live, live.connect(), live.connect() as late:
         drip(late, REQUEST * 100, until=lambda: False)
@@ -548,6 +569,25 @@ def test_a_sender_of_a_refused_body_can_finish_and_go_on() -> None:
         refused = b""
         while b'"status":413' not in refused:
             refused += client.recv(4096)
+        client.sendall(REQUEST)
+        assert read_answer(client).endswith(b"small")
+
+
+def test_a_client_that_may_leave_the_refused_body_out_is_not_waited_for() -> None:
+    """Its next request would be taken for that body."""
+    with guarded(body_limit=True) as live, live.connect() as client:
+        client.sendall(head("POST", "/small", f"Content-Length: {MAX_BODY + 1}", "Expect: 100-continue"))
+        answer = read_all(client)
+        assert answer.startswith(b"HTTP/1.1 413 ")
+        assert b"connection: close" in answer
+
+
+def test_a_body_that_a_client_was_asked_for_leaves_the_connection_open() -> None:
+    with guarded(body_limit=True) as live, live.connect() as client:
+        client.sendall(head("POST", "/small", "Content-Length: 2", "Expect: 100-continue"))
+        assert client.recv(4096).startswith(b"HTTP/1.1 100 ")
+        client.sendall(b"{}")
+        assert b"connection: close" not in read_answer(client)
         client.sendall(REQUEST)
         assert read_answer(client).endswith(b"small")
 

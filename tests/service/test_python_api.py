@@ -282,6 +282,11 @@ def test_unknown_models_and_keys_are_told(server: Running, checkpoints: Path) ->
             assert len(model.sample("cat")) == 1
 
 
+def test_without_patience_an_answer_may_still_take_its_time(server: Running) -> None:
+    with stepwise.connect(server.url, "dit", patience=0) as model:
+        assert len(model.sample("cat")) == 1
+
+
 class Answers(httpx.BaseTransport):
     """Gives these answers one after the other."""
 

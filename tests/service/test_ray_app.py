@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from service import ray_app
 from service.observe.scoreboard import EngineScoreboard, Layout, ModelStats, Scoreboard, State
-from service.ray_app import BACKLOG, BacklogPolicy, Replica, Scale, _choose
+from service.ray_app import BACKLOG, BacklogPolicy, Replica, Scale, _choose, _pair
 from service.settings import Settings, SettingsError
 from service.web.generation import Generator
 from tests.service.process import ROOT, environment
@@ -88,6 +88,8 @@ def test_what_cannot_be_deployed_is_refused(checkpoints: Path) -> None:
     assert set(_choose(settings, "").models) == {"dit", "unet"}
     with pytest.raises(SettingsError, match="no model vae: use some of dit, unet"):
         _choose(settings, "dit,vae")
+    with pytest.raises(ValueError, match="'replicas' must be key=value, with a key of replicas, max_replicas"):
+        _pair("replicas")
     for wrong in ({"replicas": 0}, {"backlog_seconds": 0}, {"replcas": 2}):
         with pytest.raises(ValidationError):
             Scale.model_validate(wrong)

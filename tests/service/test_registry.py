@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from models.checkpoint import CheckpointError
+from service import engine_process, registry
 from service.local import create_app
+from service.observe import logs
 from service.registry import choose_device, choose_dtype, load_runners
 from service.settings import ModelEntry, Settings, SettingsError, model_entries
+from service.wire.control import BAD_INPUT
 from tests.checkpoints import TINY, write_checkpoint
 from tests.service.conftest import running, tiny_settings
 
@@ -54,6 +57,24 @@ def test_hidden_folders_are_no_models(tmp_path: Path) -> None:
         write_checkpoint(tmp_path / name, "dit")
     (tmp_path / ".dit.tmp" / "model.safetensors").write_bytes(b"half a copy")
     assert list(load_runners(tiny_settings(tmp_path))) == ["dit"]
+
+
+def test_the_engine_serves_the_models_that_its_supervisor_has_seen(
+    checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that appears in between has no place on the board."""
+    asked: list[Settings] = []
+
+    def load_core(settings: Settings) -> None:
+        asked.append(settings)
+        raise SettingsError("enough is known")
+
+    monkeypatch.setenv("DIFFUSION_CHECKPOINTS", str(checkpoints))
+    monkeypatch.setattr(logs, "configure", lambda *_: None)
+    monkeypatch.setattr(registry, "load_core", load_core)
+    with pytest.raises(SystemExit, match=str(BAD_INPUT)):
+        engine_process.main({"models": ["dit"]})
+    assert [list(model_entries(settings)) for settings in asked] == [["dit"]]
 
 
 @pytest.mark.parametrize("names", [["Cat", "cat", "dog"], ["cat", " cat ", "dog"], ["a", "", "b"]])

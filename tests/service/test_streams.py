@@ -11,6 +11,7 @@ import pytest
 
 from service.local import create_app
 from service.settings import Settings
+from service.web import images
 from tests.service.conftest import Running, running
 from tests.service.networks import simulated
 from tests.service.pictures import decoded, opened, pixels
@@ -114,6 +115,14 @@ def test_refusals_are_plain_problems(server: Running, query: dict[str, Any], acc
     assert response.status_code == 422
     assert response.headers["content-type"] == "application/problem+json"
     assert response.json()["errors"][0]["field"] == field
+
+
+def test_an_unforeseen_error_at_the_start_of_a_stream_has_its_own_status(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "encode_base64", lambda *_, **__: 1 / 0)
+    answer = server.client.post("/generate?model=dit&class=cat&steps=2&preview=0", headers=STREAM)
+    assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
 
 
 @pytest.fixture(scope="module")

@@ -275,7 +275,7 @@ def test_too_many_images_and_steps_are_refused_before_any_work(few: tuple[Runnin
     refused = post(server, form, n=most // 1000 + 1, steps=1000)
     problem = refused.json()
     assert (refused.status_code, problem["type"]) == (413, "urn:problem:answer-too-large")
-    assert problem["detail"].startswith(f"n: n x steps may be at most {most} where every step is told, not")
+    assert problem["detail"].startswith(f"n: n x steps may be at most {most} for format={form}, not")
     assert [error["field"] for error in problem["errors"]] == ["n", "steps"]
     assert server.metric("diffusion_step_duration_seconds_count") == steps
     assert post(server, form, n=3, steps=4).status_code == 200

@@ -192,5 +192,6 @@ def test_garbage_disturbs_no_other_client(service: Processes) -> None:
     with httpx.Client(base_url=service.url, timeout=60) as session:
         wait_until(lambda: sum(connections(session)) == 1)
     assert {worker.pid for worker in service.workers()} == workers
+    assert service.metric("diffusion_protocol_refusals_total", reason="malformed-request") > 0
     assert service.ask().status_code == 200
     assert "Traceback" not in service.log

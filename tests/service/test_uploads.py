@@ -2,6 +2,7 @@
 
 import base64
 import io
+import zlib
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,15 @@ def test_a_gray_model_takes_gray_pictures() -> None:
         read_known(card(1), file(COLOURS), None)
 
 
+@pytest.mark.parametrize("chunk", [b"", b"x"], ids=["empty", "one byte"])
+def test_a_broken_chunk_behind_the_pixels_is_refused(chunk: bytes) -> None:
+    """Pillow raises an IndexError for it."""
+    name, whole = b"iCCP" + chunk, file(COLOURS)
+    broken = len(chunk).to_bytes(4, "big") + name + zlib.crc32(name).to_bytes(4, "big")
+    with pytest.raises(InvalidRequest, match="image: cannot be read"):
+        read_known(card(), whole[:-12] + broken + whole[-12:], None)  # before IEND
+
+
 def test_a_jpeg_is_read() -> None:
     smooth = np.full((H, W, 3), (200, 30, 90), np.uint8)
     pixels, _ = read_known(card(), file(smooth, "JPEG", quality=95), None)
@@ -95,7 +105,7 @@ UNUSABLE: dict[str, tuple[bytes, str]] = {
     "16-bit": (file(GRAYS.astype(np.uint16)), "must be gray or RGB with 8 bits a channel, not of mode I;16"),
     "cmyk": (file(Image.fromarray(COLOURS).convert("CMYK"), "JPEG"), "8 bits a channel, not of mode CMYK"),
     "transparent": (file(with_alpha(COLOURS, WHITE)), "must not be transparent: a mask says what may change"),
-    "large": (bytes(MAX_FILE + 1), f"must have at most {MAX_FILE} bytes, not {MAX_FILE + 1}"),
+    "large": (bytes(MAX_FILE + 1), f"must have at most 4 MiB, not {MAX_FILE + 1} bytes"),
 }
 
 

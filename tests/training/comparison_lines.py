@@ -62,7 +62,7 @@ def timing(network: str, seed: int, image: float = 0.005, power: float = 1.0, at
 
 
 def rules(**shares: float) -> Line:
-    return {"samples": 1000, "far": 0.5, "near": 0.6, "texture": 0.7, "coherent": 0.4} | shares
+    return {"samples": 1000, "far": 0.5, "near": 0.6, "texture": 0.7, "coherent": 0.4, "far_clear": 0.9} | shares
 
 
 def learnt(network: str, images: int, seed: int) -> float:

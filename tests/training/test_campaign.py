@@ -33,6 +33,7 @@ from training.comparison.effects import d2
 from training.comparison.results import append_result, held, read_results
 from training.data import Data, DataError, take_subset
 from training.info import model_info
+from training.options import work_folder
 from training.state import STATE
 from training.train import Trainer, train
 
@@ -410,6 +411,8 @@ def test_samples_of_a_finished_run_by_evaluations(a_campaign: Campaign, tmp_path
     assert once == {name: known[name] for name in once}
     assert thrice["sampling"]["steps"] == 3
     assert thrice["judges"] != once["judges"]
+    with pytest.raises(ValueError, match=r"evaluations was \[1, 3\], now \[1, 3, 4\]"):
+        a_campaign.status(read_list(written(tmp_path, ONE + group + "[1, 3, 4]\n")))
     with pytest.raises(ListError, match=r"steps must lie in 1\.\.1000, got 0"):
         read_list(written(tmp_path, ONE + group + "[0]\n"))
 
@@ -452,9 +455,23 @@ def test_a_folder_of_pictures_can_be_in_a_list(tmp_path: Path, monkeypatch: pyte
     first, *_ = read_results(campaign.results)
     assert (first["train_images"], first["budget"], len(first["judges"])) == (32, 32, 3)
     few = write_pictures(tmp_path / "few", {"cat": 20, "dog": 15})
+    (other,) = read_list(written(tmp_path, ONE + f'data = "folder"\ndata_path = "{few}"\n'))
+    with pytest.raises(
+        ValueError, match="has run A-dit with another recipe: the pictures in --data-path have changed"
+    ):
+        campaign.status([other])
     (run,) = read_list(written(tmp_path, ONE.replace('"A"', '"B"') + f'data = "folder"\ndata_path = "{few}"\n'))
     with pytest.raises(DataError, match=r"4 held-out pictures of every class are needed, there are \[4, 3\]"):
         campaign.take(run)
+
+
+def test_results_of_ones_own_have_a_folder_of_their_own() -> None:
+    def work(*options: str) -> str:
+        return str(work_folder(build_parser().parse_args(["campaign", *options])))
+
+    assert work() == "runs/campaign"
+    assert work("--runs", "my/comparison/runs.jsonl") == "my/comparison/runs"
+    assert work("--runs", "my.jsonl", "--work", "here") == "here"
 
 
 def test_tiles_are_graded_by_their_rules(tmp_path: Path) -> None:

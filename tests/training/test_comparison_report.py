@@ -4,6 +4,7 @@ import io
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from tests.training.comparison_lines import (
     write_gallery,
 )
 from training.comparison import rates
-from training.comparison.beside import TEXTS, beside, contrary
+from training.comparison.beside import TEXTS, figures
 from training.comparison.drawing import COLOURS, Picture, figure, plain_values, source
 from training.comparison.effects import effects_of
 from training.comparison.galleries import (
@@ -41,7 +42,7 @@ from training.comparison.report import build, write_report
 from training.comparison.selection import Lines
 from training.comparison.verdicts import judge as judge_all
 from training.comparison.verdicts import read_questions
-from training.comparison.words import summary
+from training.comparison.words import network_facts, summary
 
 ROOT = Path(__file__).resolve().parents[2]
 QUESTIONS = read_questions(ROOT / "docs/comparison/questions.toml")
@@ -138,7 +139,7 @@ def test_every_figure_names_its_runs_and_its_command(pages: tuple[str, str]) -> 
     assert len(captions) > 15
     for caption in captions:
         assert "<code>python run.py compare</code>" in caption
-        assert re.search(r"Runs: |the runs stand with|docs/evaluations.jsonl", caption)
+        assert re.search(r"Runs: |the runs stand with|docs/evaluations.jsonl|training/tiles.py", caption)
 
 
 def test_quality_by_evaluations(pages: tuple[str, str]) -> None:
@@ -152,7 +153,9 @@ def test_the_markdown_page_shows_the_files_that_are_written(docs: Path, tmp_path
     shown = re.findall(r"\]\((comparison/[\w.-]+)\)", (tmp_path / "comparison.md").read_text())
     committed = {f"comparison/{name}" for name in ("questions.toml", "runs.jsonl", "README.md")}
     assert written - {"comparison.html", "comparison.md"} == {*shown} - committed
-    assert (tmp_path / "comparison/samples.png").read_bytes() != (tmp_path / "comparison/tiles.png").read_bytes()
+    assert (tmp_path / "comparison/samples.png").read_bytes() != (
+        tmp_path / "comparison/tile-samples.png"
+    ).read_bytes()
     with Image.open(tmp_path / "comparison/samples.png") as sheet:
         assert sheet.size == (2 * (2 * 4 * 32 + 6), 2 * (10 * 32 + 5))
 
@@ -200,20 +203,21 @@ def test_a_damaged_line_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def said(values: dict[str, float], spread: float = 0.001) -> str:
     effects = {name: {seed: mean + spread * seed for seed in range(1, 6)} for name, mean in values.items()}
-    return " ".join(summary(judge_all(QUESTIONS, effects), [line("D1", "dit", 1), line("D1", "unet", 1)], []))
+    return " ".join(summary(judge_all(QUESTIONS, effects), [line("D1", "dit", 1), line("D1", "unet", 1)]))
 
 
 def test_nothing_measured_recommends_nothing() -> None:
     text = said({})
     assert text.startswith("These runs do not tell yet which of the two to use.")
     assert "Use the" not in text
-    assert "Undecided, not measured yet: the time to train, likeness to real pictures," in text
+    assert "Undecided, not measured yet: the time to train, the Frechet distance," in text
 
 
 def test_what_holds_is_recommended_and_the_reverse_for_the_other_network() -> None:
-    text = said({"faster-to-train": 2, "local-details": -0.3, "long-range": -0.4, "global-coherence": 0.3})
-    assert "Use the UNet when the time to a low denoising loss counts or parts far apart must match." in text
-    assert "Use the DiT when fine texture must be right or all parts must fit together." in text
+    text = said({"faster-to-train": 2, "local-details": -0.3, "strong-baseline": -0.4, "global-coherence": 0.3})
+    assert "Use the UNet when the time to a low denoising loss counts." in text
+    low = "samples must have a low Frechet distance"
+    assert f"Use the DiT when {low}, fine texture must be right or all parts must fit together." in text
 
 
 def test_what_is_undecided_is_not_recommended() -> None:
@@ -228,39 +232,21 @@ def test_no_more_is_said_than_was_tested() -> None:
     assert "Use the" not in text
     far = "In parts far apart the DiT is not ahead by what matters; whether it is behind by as much is open."
     assert far in text
-    assert "There is no difference that matters in likeness to real pictures." in text
-
-
-def test_a_recommendation_names_the_figures_that_are_against_it() -> None:
-    """The DiT has as few wrong samples after a quarter of its images as the UNet at its end."""
-    curves = {"dit": ((6016, 0.2, 0.95), (96000, 0.2, 0.97)), "unet": ((6016, 0.2, 0.5), (96000, 0.1, 0.95))}
-    some = [
-        line("D1", n, s, images, loss, judges=[judge(accuracy + s / 1e4)])
-        for n, points in curves.items()
-        for images, loss, accuracy in points
-        for s in range(1, 6)
-    ]
-    some += [timing(n, s, 0.004 + s / 1e6) for n in curves for s in range(1, 6)]
-    findings = judge_all(QUESTIONS, effects_of(some))
-    (told,) = contrary(findings, some)
-    assert re.fullmatch(r"By the share of wrong classes, though, the DiT is 1\d\.\d \(.*\) times as fast\.", told)
-    text = " ".join(summary(findings, some, [told]))
-    assert text.startswith(f"Use the UNet when the time to a low denoising loss counts. {told}")
-    assert contrary(judge_all(QUESTIONS, {}), some) == []
+    assert "There is no difference that matters in the Frechet distance." in text
 
 
 def test_seeds_that_are_still_to_come_leave_it_undecided() -> None:
     effects = {"faster-to-train": {seed: 2 + seed / 100 for seed in (1, 2, 3, 4)}}
     finding, *_ = judge_all(QUESTIONS, effects)
     assert (finding.verdict, finding.adjusted, finding.interval is None) == ("undecided", 1, False)
-    text = " ".join(summary([finding], [], []))
+    text = " ".join(summary([finding], []))
     assert "Undecided, not all seeds are measured yet: the time to train." in text
 
 
 def test_the_growth_of_costs_is_told() -> None:
     text = said({"quadratic-attention": -0.1, "linear-convolutions": -0.6}, spread=0.01)
-    assert "The cost of attention grows as the table says: exponent 1.93 (1.91 to 1.95)." in text
-    assert "The cost of convolutions does not grow as the table says: exponent 0.43 (0.41 to 0.45)." in text
+    assert "On this CPU the time of plain attention grows as O(n^2): exponent 1.93 (1.91 to 1.95)." in text
+    assert "On this CPU the time of convolutions grows more slowly than O(n): exponent 0.43 (0.41 to 0.45)." in text
 
 
 # Beside the verdicts
@@ -271,14 +257,14 @@ def test_every_beside_has_a_text(lines: Lines) -> None:
     assert named == set(TEXTS)
     texts = {HALVES: "h", WHOLE: "w"}
     missing = {
-        (q.name, what) for q in QUESTIONS for what, text in beside(q, lines, texts) if text == "not measured yet"
+        (q.name, what) for q in QUESTIONS for what, text in figures(q, lines, texts) if text == "not measured yet"
     }
     assert missing == {(name, what) for name, what in named if name == "more-scalable" or what.startswith("D5")}
 
 
 def text_of(name: str, what: str, some: Lines) -> str:
     (question,) = (q for q in QUESTIONS if q.name == name)
-    (found,) = (text for w, text in beside(question, some, {}) if w.startswith(what))
+    (found,) = (text for w, text in figures(question, some, {}) if w.startswith(what))
     return found
 
 
@@ -294,6 +280,53 @@ def test_figures_beside_by_hand() -> None:
     assert text_of("strong-baseline", "KID", some) == kid
     assert "images 4.00 (4.00 to 4.00)" in text_of("faster-to-train", "the same against images", some)
     assert "FLOP 3.60 (3.60 to 3.60)" in text_of("faster-to-train", "the same against images", some)
+
+
+def test_the_effect_by_each_judge() -> None:
+    ratios = {"dit": (4.0, 9.0), "unet": (2.0, 3.0)}
+    some = [line("D1", n, s, judges=[judge(0.9, x) for x in both]) for n, both in ratios.items() for s in (1, 2)]
+    assert text_of("strong-baseline", "the same by each judge", some).endswith("mean over seeds: 2.00, 3.00")
+
+
+def test_what_the_distance_alone_costs() -> None:
+    """Of the DiT 10 points, of the UNet 50."""
+    shares = {"dit": {"far": 0.8, "near": 0.9}, "unet": {"far": 0.2, "near": 0.7, "far_clear": 0.5}}
+    some = [line("D6", n, s, judges=[], rules=rules(**x)) for n, x in shares.items() for s in (1, 2)]
+    assert "less the UNet 40.0 points" in text_of("long-range", "far less near", some)
+    assert "less the UNet 60.0 points" in text_of("long-range", "the same after the last", some)
+    assert text_of("long-range", "far patches", some).endswith("UNet 50.0 % (50.0 to 50.0)")
+
+
+def test_what_no_function_measures_is_an_error() -> None:
+    odd = replace(QUESTIONS[0], beside=("the accuracy",))
+    with pytest.raises(
+        ValueError, match='faster-to-train: beside has "the accuracy", but .* knows "the same against'
+    ):
+        figures(odd, [], {})
+
+
+def test_a_question_without_an_effect_is_an_error(tmp_path: Path) -> None:
+    docs = write_docs(tmp_path / "docs", [], galleries=False)
+    path = docs / "comparison/questions.toml"
+    path.write_text(path.read_text().replace('name = "long-range"', 'name = "long"'))
+    with pytest.raises(ValueError, match="no effect in .*effects.py for question long"):
+        build(docs)
+
+
+def test_facts_are_those_of_the_measurement() -> None:
+    """All widths of D2, which have names of their own, and the sizes that D8 timed."""
+    widths = ((144, 800_000, 63e6, 286_080), (416, 6_390_000, 489e6, 36_800))
+    some = [
+        line("D2", "dit", 1, images, parameters=size, flop_per_row=flop, train_flop=54e12, run=f"D2-dit-{width}")
+        | {"recipe": {"model": "dit", "arguments": {"hidden_dim": width}, "seed": 1, "lr": 1e-3}}
+        for width, size, flop, images in widths
+    ]
+    assert network_facts(some, "D2", "dit") == (
+        " (hidden_dim 144 and 416): 0.80 and 6.39 M parameters, 63 and 489 MFLOP a row, 286,080 and 36,800 images, "
+        "54 TFLOP of training, learning rate 0.001, guidance 1.5"
+    )
+    timed = [line("D1", "dit", 1), timing("dit", 1, 0.004) | {"settings": {"model": "dit"}}]
+    assert re.search(r"3\.10 M parameters, MFLOP a row: .* at 64x64", network_facts(timed, "D8", "dit"))
 
 
 def test_images_until_nine_in_ten_are_right() -> None:
@@ -354,12 +387,11 @@ def test_trajectories_of_one_seed_stand_side_by_side(tmp_path: Path) -> None:
     found = {}
     for name in ("dit", "unet"):
         with np.load(tmp_path / f"{name}.npz") as arrays:
-            found[name, 1], found[name, 2] = dict(arrays), dict(arrays)
-    for key in (("dit", 1), ("dit", 2)):
-        del found[key]["trajectories"]
-    assert trajectories(found, [1, 2]) == []
+            found[name, 2] = dict(arrays)
+    del found["dit", 2]["trajectories"]
+    assert trajectories(found, 2, apart=0) == []
     found["dit", 2]["trajectories"] = found["unet", 2]["trajectories"].repeat(2, 0)  # of a run that kept more
-    (sheet,) = trajectories(found, [1, 2])
+    (sheet,) = trajectories(found, 2, apart=0)
     steps = "1, 3, 6, 10, 15, 20"
     assert sheet.caption.startswith(f"Seed 2: what the networks take an image for after steps {steps} of")
     with Image.open(io.BytesIO(sheet.png)) as picture:

@@ -39,7 +39,7 @@ def test_another_recipe_does_not_continue_a_run(
     before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
     with pytest.raises(
         StateError,
-        match=rf"{folder / STATE} belongs to another run: {difference}.*another --out, or delete {folder}",
+        match=rf"{folder / STATE} belongs to another run: {difference}.*another folder, or delete {folder}",
     ):
         train(tiny_config(**changes))
     assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before

@@ -71,7 +71,7 @@ def no_facts(path: Path) -> None:
 def test_a_damaged_state_is_refused(damage: Callable[[Path], None], tmp_path: Path) -> None:
     save_state(tmp_path, *a_run(), progress=Progress(1, 1.0), recipe=RECIPE)
     damage(tmp_path / STATE)
-    with pytest.raises(StateError, match=r"state\.safetensors cannot be resumed: .*Choose another --out"):
+    with pytest.raises(StateError, match=r"state\.safetensors cannot be resumed: .*Use another folder"):
         load_state(tmp_path, *a_run(), RECIPE)
 
 
@@ -95,7 +95,7 @@ def test_a_state_of_another_recipe_is_refused(now: dict, difference: str, tmp_pa
     save_state(tmp_path, *a_run(), progress=Progress(1, 1.0), recipe=RECIPE)
     fresh = a_run(seed=1)
     before = {name: tensor.clone() for name, tensor in fresh[0].state_dict().items()}
-    with pytest.raises(StateError, match=f"belongs to another run: {difference}. Choose another --out, or delete"):
+    with pytest.raises(StateError, match=f"belongs to another run: {difference}. Use another folder, or delete"):
         load_state(tmp_path, *fresh, now)
     assert all(torch.equal(tensor, before[name]) for name, tensor in fresh[0].state_dict().items())
 

@@ -23,8 +23,8 @@ from training.comparison.effects import (
     step_exponent,
 )
 from training.comparison.selection import DIT, MISSING, PAIR, TITLES, UNET, Lines, Run
-from training.comparison.verdicts import Finding, Question, interval
-from training.comparison.words import favoured, number, percent, points, span
+from training.comparison.verdicts import Question, interval
+from training.comparison.words import number, percent, points, span
 
 Show = Callable[[float], str]
 IMAGES: Figure = lambda line: line["images_seen"]
@@ -33,15 +33,22 @@ MOST = 0.9  # share of samples that keep a rule, for images_until
 ABOUT = {"loss": s.loss, "Frechet ratio": s.ratio, "share of wrong classes": s.wrong}
 
 
-def beside(question: Question, lines: Lines, agreement: dict[str, str]) -> list[tuple[str, str]]:
-    """(name, measured value as text) for each `beside` of a question. agreement: texts of D4 by name."""
+def figures(question: Question, lines: Lines, agreement: dict[str, str]) -> list[tuple[str, str]]:
+    """(name, measured value as text) for each `beside` of a question. agreement: texts of D4 by name.
+
+    Raises:
+        ValueError: a `beside` that no function here measures.
+    """
     return [(what, text(question.name, what, lines, agreement)) for what in question.beside]
 
 
 def text(name: str, what: str, lines: Lines, agreement: dict[str, str]) -> str:
     if what.startswith("D4"):
         return agreement.get(what, MISSING)
-    return TEXTS[name, what](lines) or MISSING if (name, what) in TEXTS else MISSING
+    if (name, what) not in TEXTS:
+        known = ", ".join(f'"{known}"' for question, known in TEXTS if question == name)
+        raise ValueError(f'question {name}: beside has "{what}", but training/comparison/beside.py knows {known}')
+    return TEXTS[name, what](lines) or MISSING
 
 
 def over_seeds(effects: Effects, show: Show = number) -> str:
@@ -71,19 +78,17 @@ def started(lines: Lines, what: str, axes: dict[str, Figure | None]) -> str:
     return f"by {what}, the UNet's speed over the DiT's: {', '.join(parts)}" if parts else ""
 
 
-def contrary(findings: list[Finding], lines: Lines) -> list[str]:
-    """Sentences for figures that favour the other network than the one recommended for its loss while training."""
-    network = next((favoured(f) for f in findings if f.question.name == "faster-to-train"), "")
-    cost, said = by_seconds(lines), list[str]()
-    if not network or not cost:
-        return said
-    for what in list(ABOUT)[1:]:
-        sign = -1 if network == UNET else 1
-        known = interval([sign * head_start(*pair, cost, ABOUT[what]) for pair in d1(lines).values()])
-        if known.low is not None and known.low > 0:
-            other = TITLES[DIT if network == UNET else UNET]
-            said.append(f"By the {what}, though, the {other} is {span(known, doubled)} times as fast.")
-    return said
+def by_judge(lines: Lines) -> str:
+    """The mean effect of the question by each judge alone."""
+    pairs = d1(lines)
+    count = min((len(run[-1]["judges"]) for pair in pairs.values() for run in pair), default=0)
+    logs = [[math.log(ratio_by(dit, i) / ratio_by(unet, i)) for dit, unet in pairs.values()] for i in range(count)]
+    shown = [number(math.exp(statistics.fmean(values))) for values in logs]
+    return f"the DiT's Frechet ratio over the UNet's, mean over seeds: {', '.join(shown)}" if shown else ""
+
+
+def ratio_by(run: Run, judge: int) -> float:
+    return run[-1]["judges"][judge]["frechet"]["ratio"]
 
 
 def doubled(value: float) -> str:
@@ -96,7 +101,8 @@ def other_axes(lines: Lines) -> str:
 
 def other_figures(lines: Lines) -> str:
     axes = {"images": IMAGES, "FLOP": FLOP, "seconds": by_seconds(lines)}
-    return ". ".join(filter(None, (started(lines, what, axes) for what in list(ABOUT)[1:])))
+    found = list(filter(None, (started(lines, what, axes) for what in list(ABOUT)[1:])))
+    return f"{'. '.join(found)}. Each network at its own guidance" if found else ""
 
 
 def equal_cost(lines: Lines) -> str:
@@ -155,6 +161,27 @@ def neighbours(lines: Lines) -> str:
     return f"the DiT less the UNet {over_seeds(ahead, points)}; {each(pairs, near, percent)}" if pairs else ""
 
 
+def distance_alone(lines: Lines) -> str:
+    """What the distance costs each network: the share of far patches that match less that of neighbours."""
+    pairs = d6(lines)
+    ahead = {k: far_less_near(dit) - far_less_near(unet) for k, (dit, unet) in pairs.items()}
+    return f"the DiT less the UNet {over_seeds(ahead, points)}" if pairs else ""
+
+
+def far_less_near(run: Run) -> float:
+    return mean_rule(run, "far") - mean_rule(run, "near")
+
+
+def last_far(lines: Lines) -> str:
+    pairs = d6(lines)
+    ahead = {k: dit[-1]["rules"]["far"] - unet[-1]["rules"]["far"] for k, (dit, unet) in pairs.items()}
+    return f"the DiT less the UNet {over_seeds(ahead, points)}" if pairs else ""
+
+
+def clear_colours(lines: Lines) -> str:
+    return each(d6(lines), lambda run: mean_rule(run, "far_clear"), percent)
+
+
 def near(run: Run) -> float:
     return mean_rule(run, "near")
 
@@ -208,8 +235,8 @@ def other_counts(lines: Lines) -> str:
     found[3000] = found[3000] or {
         k: math.log(min(map(s.loss, a)) / min(map(s.loss, b))) for k, (a, b) in d1(lines).items()
     }
-    parts = [f"{n:,}: {over_seeds(v, lambda x: number(math.exp(x)))}" for n, v in found.items() if v]
-    return f"the DiT's lowest loss over the UNet's, by pictures: {'; '.join(parts)}" if parts else ""
+    parts = [f"{n:,}: {over_seeds(v, lambda x: number(math.exp(x))) or MISSING}" for n, v in found.items()]
+    return f"the DiT's lowest loss over the UNet's, by pictures: {'; '.join(parts)}" if any(found.values()) else ""
 
 
 def denoisers(lines: Lines) -> str:
@@ -236,10 +263,14 @@ TEXTS: dict[tuple[str, str], Callable[[Lines], str]] = {
     ("strong-baseline", "recall"): partial(at_end, s.recall, percent),
     ("strong-baseline", "loss"): partial(at_end, s.loss, number),
     ("strong-baseline", "the same at equal FLOP and seconds"): equal_cost,
+    ("strong-baseline", "the same by each judge alone"): by_judge,
     ("more-scalable", "the lines themselves"): partial(slopes, s.loss),
     ("more-scalable", "Frechet ratio instead of the loss"): partial(slopes, s.ratio),
     ("long-range", "images until 90 % match"): partial(images_until, "far"),
     ("long-range", "the same for two neighbouring patches"): neighbours,
+    ("long-range", "far less near: what the distance alone costs"): distance_alone,
+    ("long-range", "the same after the last image alone"): last_far,
+    ("long-range", "far patches that have clear colours, the same or not"): clear_colours,
     ("quadratic-attention", "FLOP, which is exact"): attention_flop,
     ("quadratic-attention", "the same from 64 to 256 tokens"): small_attention,
     ("quadratic-attention", "share of the attention in a step by size"): attention_shares,

@@ -7,6 +7,7 @@ such as timings and probes, are one line each.
 """
 
 import importlib.metadata
+import json
 import logging
 import platform
 import time
@@ -25,15 +26,15 @@ from training.comparison.gallery import draw_gallery, packed
 from training.comparison.probe import probe
 from training.comparison.results import append_result, held, read_results
 from training.comparison.timing import settings, time_network
-from training.config import LATER
-from training.data import Data
+from training.config import LATER, TrainConfig
+from training.data import Data, fingerprint
 from training.info import config_info
 from training.judge import Judge, load_judges
 from training.machine import describe_machine, git_commit
 from training.measure import measure_loss, measure_samples
 from training.quality import check_held_out
 from training.report import Sampling
-from training.state import differences
+from training.state import MAKES_PICTURES, differences
 from training.stop import Signals, Stopped
 from training.train import TrainingDiverged, load_training_data, train
 
@@ -174,17 +175,10 @@ class Campaign:
         logger.info("%s: line of %s", run.name, what.format(**result))
 
     def lines(self, run: Run) -> list[dict[str, Any]]:
-        """The results of a run. Raises ValueError: they have another recipe, because the list has changed."""
+        """The results of a run. Raises ValueError: they have another recipe, so list or pictures have changed."""
         lines = [line for line in read_results(self.results) if line["run"] == run.name]
-        for line in lines if run.of is None else []:
-            if run.task == "time":
-                known, now = line["settings"], settings(run.config)
-            else:
-                known, now = (
-                    {name: value for name, value in recipe.items() if name not in SEGMENT}
-                    for recipe in (LATER | line["recipe"], run.config.recipe())
-                )
-            if found := differences(known, now):
+        for line in lines:
+            if found := changed(run, line):
                 raise ValueError(
                     f"{self.results} has run {run.name} with another recipe: {found}. Rename its group"
                 )
@@ -233,6 +227,35 @@ class Campaign:
         point = sum(line["measure_seconds"] for line in lines) / len(lines)
         points, seen = self.points_left(run), [line["images_seen"] for line in self.lines(run)]
         return image * (run.points[-1].images_seen - max(seen, default=0)) + point * len(points)
+
+
+def changed(run: Run, line: dict[str, Any]) -> str:
+    """How the list's recipe differs from that of a line; "" if it does not."""
+    if run.task == "probe":
+        return ""
+    if run.task == "sample":
+        measured = [int(count) for count in line["by_evaluations"]]
+        return differences({"evaluations": measured}, {"evaluations": list(run.evaluations)})
+    if run.task == "time":
+        return differences(line["settings"], settings(run.config))
+    known, now = (
+        {name: value for name, value in recipe.items() if name not in SEGMENT}
+        for recipe in (LATER | line["recipe"], run.config.recipe())
+    )
+    if run.config.data_path and "train_sha256" in line:  # elsewhere the pictures follow from the recipe
+        known["train_sha256"], now["train_sha256"] = line["train_sha256"], pictures_sha256(run.config)
+    return differences(known, now)
+
+
+def pictures_sha256(config: TrainConfig) -> str:
+    """Of the training pictures, read once by this process."""
+    key = json.dumps([str(config.data_path), {name: getattr(config, name) for name in sorted(MAKES_PICTURES)}])
+    if key not in _SHA256:
+        _SHA256[key] = fingerprint(load_training_data(config).train)
+    return _SHA256[key]
+
+
+_SHA256: dict[str, str] = {}
 
 
 def pictures_of(run: Run) -> Data:

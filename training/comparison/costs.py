@@ -3,7 +3,7 @@
 import json
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from training.comparison import selection as s
 from training.comparison.drawing import (
@@ -21,8 +21,8 @@ from training.comparison.selection import DIT, PAIR, TITLES, Line, Lines
 from training.comparison.verdicts import Interval, interval
 from training.comparison.words import missing, number, percent, span
 
-WAY, ROWS = "OpenVINO bfloat16", "8"  # keys of docs/cpu.json: the service's choice on a CPU with bfloat16
-SHOWN = 0.975  # accuracy that a way to sample needs to be listed
+BACKEND, ROWS = "OpenVINO bfloat16", "8"  # keys of docs/cpu.json: the service's choice on a CPU with bfloat16
+SHOWN = 0.975  # accuracy that settings need to be listed
 Row = dict[int, float]  # a value by size
 
 
@@ -47,8 +47,9 @@ def steps(lines: Lines) -> Picture | str:
         drawn = svg()
     used = s.of(lines, "D8", keep=lambda x: "timing" in x)
     caption = (
-        "Left: a forward of one row. Middle: a forward of 32 pixels a side, by rows. Right: what the attention "
-        f"alone takes of the DiT's step. Each process thin, their mean thick. {quiet(used)} {source(used)}"
+        "Left: a forward of one row. Middle: a forward of 32 pixels a side, by rows. Right: the attention timed "
+        "alone, times the blocks of the DiT, over its step. Each process thin, their mean thick. "
+        f"{quiet(used)} {source(used)}"
     )
     return Picture(drawn, "Step times of both networks, and the attention's share.", caption, "steps.svg")
 
@@ -101,21 +102,29 @@ def read_serving(docs: Path) -> tuple[Lines, Line]:
     return tuned, json.loads(cpu.read_text("utf-8")) if cpu.exists() else {}
 
 
-Way = tuple[str, str, float, Interval, Interval, float]  # model, how, rows, accuracy, ratio, milliseconds an image
+class Settings(NamedTuple):
+    """Settings of a sampler, with what they give and cost."""
+
+    model: str
+    described: str
+    rows: float  # an image
+    accuracy: Interval
+    ratio: Interval  # of Frechet distances
+    milliseconds: float  # of the processor, an image
 
 
-def ways(tuned: Lines, cpu: Line) -> list[Way]:
-    """Every reported way to sample: intervals over trainings; milliseconds from its rows an image and the speed."""
+def reported(tuned: Lines, cpu: Line) -> list[Settings]:
+    """All reported settings: intervals over trainings; milliseconds from the rows an image and the speed."""
     found = []
     for model in PAIR:
-        speed = cpu.get("rows", {}).get(model, {}).get(WAY, {}).get(ROWS)
+        speed = cpu.get("rows", {}).get(model, {}).get(BACKEND, {}).get(ROWS)
         mine = [line for line in tuned if line["model"] == model]
         for how in sorted({json.dumps(line["point"], sort_keys=True) for line in mine}) if speed else ():
             lines = [line for line in mine if json.dumps(line["point"], sort_keys=True) == how]
             rows = lines[0]["rows"]
             accuracy, ratio = (over_trainings(lines, figure) for figure in ("accuracy", "ratio"))
-            found.append((model, named(json.loads(how)), rows, accuracy, ratio, 1000 * rows / speed))
-    return sorted(found, key=lambda way: (way[0], way[5], way[4].mean))
+            found.append(Settings(model, named(json.loads(how)), rows, accuracy, ratio, 1000 * rows / speed))
+    return sorted(found, key=lambda x: (x.model, x.milliseconds, x.ratio.mean))
 
 
 def over_trainings(lines: Lines, name: str) -> Interval:
@@ -128,24 +137,28 @@ def named(point: Line) -> str:
     return f"{point['sampler']}, {point['steps']} step{'s' * (point['steps'] != 1)}, {point['spacing']}, {guidance}"
 
 
-def serving_table(found: list[Way]) -> Table:
-    """The table of the Pareto-optimal ways of each network with an accuracy of at least SHOWN."""
-    head = ["network", "way to sample", "rows an image", "accuracy", "Frechet ratio", "ms an image"]
+def serving_table(found: list[Settings]) -> Table:
+    """The table of the Pareto-optimal settings of each network with an accuracy of at least SHOWN."""
+    head = ["network", "settings", "rows an image", "accuracy", "Frechet ratio", "ms an image"]
     rows = [
-        [TITLES[way[0]], way[1], f"{way[2]:g}", span(way[3], percent), span(way[4]), number(way[5])]
-        for way in found
-        if way[3].mean >= SHOWN and not any(beats(other, way) for other in found)
+        [TITLES[x.model], x.described, f"{x.rows:g}", *figures(x)]
+        for x in found
+        if x.accuracy.mean >= SHOWN and not any(beats(other, x) for other in found)
     ]
     return head, rows
 
 
-def beats(a: Way, b: Way) -> bool:
-    """Whether a is another way of the same network that is no worse in cost and in both figures."""
-    better = a[3].mean >= b[3].mean and a[4].mean <= b[4].mean and a[5] <= b[5]
-    return a[0] == b[0] and better and a != b
+def figures(x: Settings) -> list[str]:
+    return [span(x.accuracy, percent), span(x.ratio), number(x.milliseconds)]
 
 
-def serving(found: list[Way], tuned: Lines, cpu: Line) -> Picture | str:
+def beats(a: Settings, b: Settings) -> bool:
+    """Whether a are other settings of the same network that are no worse in cost and in both figures."""
+    better = a.accuracy.mean >= b.accuracy.mean and a.ratio.mean <= b.ratio.mean
+    return a.model == b.model and better and a.milliseconds <= b.milliseconds and a != b
+
+
+def serving(found: list[Settings], tuned: Lines, cpu: Line) -> Picture | str:
     """Frechet ratio against milliseconds an image."""
     if not found:
         return missing("docs/evaluations.jsonl and docs/cpu.json")
@@ -167,9 +180,9 @@ def serving(found: list[Way], tuned: Lines, cpu: Line) -> Picture | str:
         drawn = svg()
     commits, where = ", ".join(sorted({line["commit"][:7] for line in tuned})), cpu["measured"]
     caption = (
-        "Every reported way to sample the shipped networks, which are larger than the two above and tuned for "
+        "All reported settings of the shipped networks, which are larger than the two above and tuned for "
         f"few steps. Intervals are over three trainings. Hollow: accuracy under {percent(SHOWN)}. Quality: "
-        f"docs/evaluations.jsonl, commits {commits}. Cost: docs/cpu.json, {WAY}, {ROWS} rows, "
+        f"docs/evaluations.jsonl, commits {commits}. Cost: docs/cpu.json, {BACKEND}, {ROWS} rows, "
         f"{where['processor']}, commit {where['commit'][:7]}. Made by `python run.py compare`."
     )
     return Picture(drawn, "Frechet ratio against milliseconds an image for both shipped networks.", caption)

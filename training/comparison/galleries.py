@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from training.comparison.agreement import Gallery, agreement, pair_correlations, standard_rows
-from training.comparison.drawing import COLOURS, source
+from training.comparison.drawing import COLOURS, SOFT, source
 from training.comparison.rates import Table
 from training.comparison.selection import DIT, PAIR, UNET, Line, Lines, of, seed_of
 from training.comparison.verdicts import interval
@@ -22,6 +22,7 @@ Agreements = dict[str, list[dict[str, float]]]  # for each of these pairs
 GAP, HEADER = 6, 5  # pixels between blocks, and of the bar that tells the network
 SHOWN = 12  # pictures of a row of the best, the worst and the oddest
 COLUMNS = 8  # pictures of each class in a grid
+APART = {"D6": 1}  # pixels between pictures that have no dark edge
 Rows = list[list[np.ndarray]]  # of pictures [H, W, 3]
 Block = tuple[str, Rows]  # a network and its pictures
 
@@ -130,19 +131,41 @@ def sheets(found: Galleries, lines: Lines, group: str, file: str, compared: bool
     if not both:
         return []
     used = [x for x in of(lines, group) if "judges" in x and (x["network"], seed_of(x)) in found]
-    made = [class_grid(found, both[0], file), one_noise(found), *trajectories(found, both)]
+    apart = APART.get(group, 0)
+    of_one = [class_grid(found, both[0], file, apart), *trajectories(found, both[0], apart)]
+    of_all = [one_noise(found, apart)]
     if compared:
-        made += [pairs_sheet(found, both, worst=True), pairs_sheet(found, both, worst=False), oddest(found, both)]
-    return [Sheet(x.png, x.alt, f"{x.caption} {source(used)}", x.file) for x in made]
+        of_all += [pairs_sheet(found, both, worst=True), pairs_sheet(found, both, worst=False), oddest(found, both)]
+    first = source([x for x in used if seed_of(x) == both[0]])
+    told = [(x, first) for x in of_one] + [(x, source(used)) for x in of_all]
+    return [Sheet(x.png, x.alt, f"{x.caption} {runs}", x.file) for x, runs in told]
 
 
-def class_grid(found: Galleries, seed: int, file: str) -> Sheet:
+def class_grid(found: Galleries, seed: int, file: str, apart: int) -> Sheet:
     blocks = [(name, grid_rows(found[name, seed])) for name in PAIR]
     caption = (
         f"Seed {seed}, a row for each class: left the DiT, right the UNet, each pair of places from one noise. "
-        "Drawn with 20 evaluations and no guidance, which shows what a network has learnt."
+        "Drawn with 20 evaluations and no guidance, which shows what a network has learnt. The figures of the "
+        "verdicts take samples with the guidance chosen for each network."
     )
-    return Sheet(draw(blocks), "A row of samples for each class, by the DiT and by the UNet.", caption, file)
+    alt = "A row of samples for each class, by the DiT and by the UNet."
+    return Sheet(draw(blocks, apart=apart), alt, caption, file)
+
+
+def real_tiles() -> Sheet:
+    """What D6 trains on; drawn by code from a seed, with the same bits each time."""
+    import torch
+
+    from training.tiles import CLASSES, draw_tiles
+
+    labels = torch.arange(len(CLASSES)).repeat_interleave(2 * COLUMNS)
+    pictures = [as_picture(image) for image in draw_tiles(labels, seed=0).numpy()]
+    rows = [pictures[i : i + 2 * COLUMNS] for i in range(0, len(pictures), 2 * COLUMNS)]
+    caption = (
+        "Real tiles, a row for each class. The patches in two opposite corners have one colour, and so have the "
+        "two side by side. Drawn by `training/tiles.py`, seed 0. Made by `python run.py compare`."
+    )
+    return Sheet(draw([("", rows)], apart=APART["D6"]), "Real tiles, a row for each class.", caption, "tiles.png")
 
 
 def grid_rows(gallery: Gallery) -> Rows:
@@ -152,7 +175,7 @@ def grid_rows(gallery: Gallery) -> Rows:
     ]
 
 
-def one_noise(found: Galleries) -> Sheet:
+def one_noise(found: Galleries, apart: int) -> Sheet:
     """A row a class, a column a seed."""
     blocks = []
     for name in PAIR:
@@ -160,25 +183,24 @@ def one_noise(found: Galleries) -> Sheet:
         firsts = [np.flatnonzero(mine[0]["labels"] == label)[0] for label in np.unique(mine[0]["labels"])]
         blocks.append((name, [[picture(gallery, i) for gallery in mine] for i in firsts]))
     caption = "Every row is one noise, drawn by all seeds: left the DiT's, right the UNet's."
-    return Sheet(draw(blocks), "One noise a row, drawn by each training of both networks.", caption)
+    alt = "One noise a row, drawn by each training of both networks."
+    return Sheet(draw(blocks, apart=apart), alt, caption)
 
 
-def trajectories(found: Galleries, seeds: list[int]) -> list[Sheet]:
+def trajectories(found: Galleries, seed: int, apart: int) -> list[Sheet]:
     """On the way from one noise; nothing of runs that kept none."""
-    kept = [seed for seed in seeds if all("trajectories" in found[name, seed] for name in PAIR)]
-    if not kept:
+    if not all("trajectories" in found[name, seed] for name in PAIR):
         return []
-    steps = found[DIT, kept[0]]["trajectory_steps"] + 1
-    shared = min(len(found[name, kept[0]]["trajectories"]) for name in PAIR)
-    columns = [found[name, kept[0]]["trajectories"][:shared] for name in PAIR]
-    blocks = [
-        (name, [list(map(as_picture, row)) for row in ways]) for name, ways in zip(PAIR, columns, strict=True)
-    ]
+    steps = found[DIT, seed]["trajectory_steps"] + 1
+    shared = min(len(found[name, seed]["trajectories"]) for name in PAIR)
+    rows = {name: found[name, seed]["trajectories"][:shared] for name in PAIR}
+    blocks = [(name, [list(map(as_picture, row)) for row in shown]) for name, shown in rows.items()]
     caption = (
-        f"Seed {kept[0]}: what the networks take an image for after steps {', '.join(map(str, steps))} of 20, "
+        f"Seed {seed}: what the networks take an image for after steps {', '.join(map(str, steps))} of 20, "
         "every row from one noise: left the DiT, right the UNet."
     )
-    return [Sheet(draw(blocks), "Images on their way from noise, by the DiT and by the UNet.", caption)]
+    alt = "Images on their way from noise, by the DiT and by the UNet."
+    return [Sheet(draw(blocks, apart=apart), alt, caption)]
 
 
 def pairs_sheet(found: Galleries, seeds: list[int], worst: bool) -> Sheet:
@@ -241,21 +263,30 @@ def as_picture(image: np.ndarray) -> np.ndarray:
     return image.transpose(1, 2, 0).repeat(3 // len(image), axis=2)
 
 
-def draw(blocks: list[Block], stacked: bool = False) -> bytes:
-    """PNG; the blocks side by side or stacked, a bar in the network's colour at the top or the left of each."""
-    parts = [
-        bar(np.concatenate([np.concatenate(row, 1) for row in rows], 0), name, stacked) for name, rows in blocks
-    ]
-    axis = 0 if stacked else 1
-    shape = list(parts[0].shape)
-    shape[axis] = GAP
-    whole = np.concatenate([parts[0], np.full(shape, 255, np.uint8), parts[1]], axis)
+def draw(blocks: list[Block], stacked: bool = False, apart: int = 0) -> bytes:
+    """PNG; the blocks side by side or stacked, a bar in the network's colour at the top or the left of each.
+
+    apart: white pixels right of and below each picture.
+    """
+    edge = ((0, apart), (0, apart), (0, 0))
+    parts: list[np.ndarray] = []
+    for name, rows in blocks:
+        spaced = [[np.pad(image, edge, constant_values=255) for image in row] for row in rows]
+        pixels = np.concatenate([np.concatenate(row, 1) for row in spaced], 0)
+        parts += [bar(pixels, name, stacked), gap(pixels, stacked)]
     content = io.BytesIO()
+    whole = np.concatenate(parts[:-1], 0 if stacked else 1)
     Image.fromarray(whole.repeat(2, 0).repeat(2, 1)).save(content, format="PNG", optimize=True)
     return content.getvalue()
 
 
+def gap(pixels: np.ndarray, below: bool) -> np.ndarray:
+    """White, of the size of a block and its bar in the other direction."""
+    height, width, _ = pixels.shape
+    return np.full((GAP, width + HEADER, 3) if below else (height + HEADER, GAP, 3), 255, np.uint8)
+
+
 def bar(pixels: np.ndarray, name: str, left: bool) -> np.ndarray:
-    colour = np.array([int(COLOURS[name][i : i + 2], 16) for i in (1, 3, 5)], np.uint8)
+    colour = np.array([int(COLOURS.get(name, SOFT)[i : i + 2], 16) for i in (1, 3, 5)], np.uint8)
     shape = (len(pixels), HEADER, 3) if left else (HEADER, pixels.shape[1], 3)
     return np.concatenate([np.broadcast_to(colour, shape), pixels], 1 if left else 0)

@@ -30,6 +30,7 @@ from training.comparison.words import missing
 
 Figure = Callable[[Line], float]
 Panel = tuple[str, Figure, str]  # title, value and scale
+LIMITS = ((min, -1), (max, 1))
 SHAPES = {HOLDS: "o", FAILS: "X", UNDECIDED: "o"}
 MAIN: tuple[Panel, ...] = (
     ("loss, held out", s.loss, "log"),
@@ -48,24 +49,22 @@ def glance(findings: list[Finding], lines: Lines) -> Picture | str:
     shown = [finding for finding in findings if finding.interval]
     if not shown:
         return missing("the first effect")
-    reach = 1.4 * max(2.0, *(abs(end) for finding in shown for end in ends(finding)))
+    low, high = (pick(2 * sign, *(end for finding in shown for end in ends(finding))) for pick, sign in LIMITS)
     with figure(1, 1, (8.6, 0.6 + 0.34 * len(shown)), left=3.4, top=0.08) as (grid, svg):
         axes = grid[0, 0]
-        axes.set_xscale("symlog", linthresh=2)
         axes.axvspan(-1, 1, color=GRID, alpha=0.6, lw=0)
         axes.axvline(0, color=SOFT, lw=0.8)
         for row, finding in enumerate(reversed(shown)):
             mark(axes, row, finding)
-        ticks = [tick for tick in (-50, -20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 50) if abs(tick) < reach]
-        axes.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
-        axes.set(xlim=(-reach, reach), ylim=(-0.6, len(shown) - 0.4))
+        axes.set(xlim=(low - 0.5, high + 0.5), ylim=(-0.6, len(shown) - 0.4))
         axes.set_yticks(range(len(shown)), labels=[f.question.sentence for f in reversed(shown)])
         axes.set_xlabel("effect, in units of the smallest that matters")
         drawn = svg()
     caption = (
         "Effects with 95 % intervals over seeds, positive where the sentence is right. In the gray band no "
-        "difference matters; exponents are right inside of it. Circle: holds. Cross: does not hold. Square: no "
-        f"difference that matters. Hollow: undecided. {source(lines)}"
+        "difference matters. Of O(n^2) and O(n) it is the distance of the exponent from the sentence's, so they "
+        "are right inside the band. Circle: holds. Cross: does not hold. Square: no difference that matters. "
+        f"Hollow: undecided. {source(lines)}"
     )
     return Picture(drawn, ". ".join(f"{f.question.sentence}: {f.verdict}" for f in shown), caption, "verdicts.svg")
 

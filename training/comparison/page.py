@@ -34,6 +34,7 @@ class Beside:
 
     figures: list[tuple[str, str]]
     networks: str
+    runs: str
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,14 @@ def p_text(finding: Finding) -> str:
 
 INTRODUCTION = """\
 [The whole report](comparison.html) has all figures and pictures; download it and open it in a browser.
-[questions.toml](comparison/questions.toml) says what each sentence is taken to mean, written before the runs.
+[questions.toml](comparison/questions.toml) says what each sentence is taken to mean. It was written before the
+runs; its head lists what changed later.
 `python run.py campaign` adds a line to [runs.jsonl](comparison/runs.jsonl) for every measurement. From these lines
 `python run.py compare` writes this page; [comparison/README.md](comparison/README.md) explains both."""
 LEVELS = (
     "An interval is that of its sentence alone. A verdict is stricter: it takes all sentences together (Holm), and "
-    "those that wait for runs count, too. So a sentence can be undecided although its interval lies beyond what it "
-    "takes."
+    "those not measured yet count as not passed. So a sentence can be undecided although its interval lies beyond "
+    "what it takes. Intervals cover seeds, not other judges, pictures or machines."
 )
 
 
@@ -153,12 +155,13 @@ def card(finding: Finding, beside: Beside) -> str:
         ("What", inline(f"{question.measurement}: {question.metric}")),
         ("The two networks", inline(beside.networks)),
     ]
+    last = f"<p class=legend>{inline(beside.runs)}</p>"
     rows = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts)
     more = "".join(f"<dt>{inline(what)}</dt><dd>{inline(shown)}</dd>" for what, shown in beside.figures)
     return (
         f"<article class={kind}><h3>{inline(question.sentence)} <span class=verdict>{marks(finding)} "
         f"{verdict}</span></h3><dl>{rows}</dl><details><summary>Beside it, without "
-        f"deciding</summary><dl>{more}</dl></details></article>"
+        f"deciding</summary><dl>{more}</dl>{last}</details></article>"
     )
 
 

@@ -7,16 +7,16 @@ from pathlib import Path
 
 from models.files import replace_file
 from training.comparison import costs, fields, galleries, learning, memory, rates
-from training.comparison.beside import beside, contrary
+from training.comparison.beside import figures
 from training.comparison.drawing import Picture, source
 from training.comparison.effects import effects_of
 from training.comparison.galleries import Sheet
 from training.comparison.page import Beside, Report, Section, markdown, page
 from training.comparison.rates import Table
 from training.comparison.results import read_results
-from training.comparison.selection import Lines, diverged, of
-from training.comparison.verdicts import Finding, interval, judge, read_questions
-from training.comparison.words import networks, number, percent, span, summary
+from training.comparison.selection import MISSING, Lines, diverged, of, trained_on
+from training.comparison.verdicts import Finding, Question, interval, judge, read_questions
+from training.comparison.words import networks, number, percent, span, speak, summary
 
 
 def write_report(docs: Path, out: Path) -> list[Path]:
@@ -44,15 +44,18 @@ def write_report(docs: Path, out: Path) -> list[Path]:
 def build(docs: Path) -> Report:
     folder = docs / "comparison"
     questions, lines = read_questions(folder / "questions.toml"), read_results(folder / "runs.jsonl")
-    findings = judge(questions, effects_of(lines))
+    effects = effects_of(lines)
+    if unknown := [question.name for question in questions if question.name not in effects]:
+        raise ValueError(f"no effect in training/comparison/effects.py for question {', '.join(unknown)}")
+    findings = judge(questions, effects)
     found = galleries.load(folder / "data", lines, "D1")
     agreed = galleries.agreements(galleries.kinds(found, galleries.halves(folder / "data", lines)))
     texts = galleries.agreement_texts(agreed)
     return Report(
-        summary(findings, lines, contrary(findings, lines)),
+        summary(findings, lines),
         findings,
-        learning.glance(findings, [x for f in findings for x in of(lines, f.question.measurement)]),
-        {q.name: Beside(beside(q, lines, texts), networks(lines, q.measurement)) for q in questions},
+        learning.glance(findings, [x for f in findings if f.interval for x in of(lines, f.question.measurement)]),
+        {q.name: beside(q, lines, texts) for q in questions},
         [
             choices(lines),
             real_images(lines),
@@ -69,12 +72,20 @@ def build(docs: Path) -> Report:
     )
 
 
+def beside(question: Question, lines: Lines, texts: dict[str, str]) -> Beside:
+    """What stands with a verdict. texts: of D4, by name."""
+    groups = (speak(question).needs or question.measurement).split(" and ")
+    made_by = " ".join(sources([line for group in groups for line in of(lines, group)]))
+    return Beside(figures(question, lines, texts), networks(lines, question.measurement), made_by or MISSING)
+
+
 def choices(lines: Lines) -> Section:
     chosen = rates.choose(lines)
     text = (
         "The learning rate with the lowest held-out loss after the last image, then the guidance with the lowest "
         "Frechet ratio at this rate. Both are chosen on seed 0, on held-out pictures that no verdict is "
-        "measured on, and by classifiers that no verdict asks."
+        "measured on, and by classifiers that no verdict asks. A guidance of 1 is none, and the lowest that was "
+        "tried."
     )
     wrong = [f"**The runs do not follow the rule.** {text}" for text in rates.disagreements(lines, chosen)]
     used, pictures = of(lines, "D1-rates"), [learning.rates(lines), learning.guidance(chosen)]
@@ -96,7 +107,8 @@ def real_images(lines: Lines) -> Section:
     text = (
         "What held-out images get in the place of the samples. Guidance can make samples easier to recognise than "
         "these. All but the accuracy are means of 20 draws of two disjoint sets of real images. Both sets have the "
-        "same number of each class, which presses the KID a little below 0. The interval covers the training of "
+        "same number of each class, which presses the KID below 0. So only the KID less this floor can be read, "
+        "and it stands in all other tables and figures. The interval covers the training of "
         "the judges, by three seeds. It does not cover another choice of the held-out images, which are the same "
         "for both networks."
     )
@@ -130,17 +142,21 @@ def qualities(lines: Lines) -> Section:
 def agreements(found: galleries.Agreements, used: Lines) -> Section:
     text = (
         "Correlation of the pixels of two networks' samples. Two samples of one class are alike from any noise, "
-        "so only the difference is owed to the noise. A partner is found where it correlates more than all other "
-        "samples of its class."
+        "so only the difference is owed to the noise. A partner counts as found if no other sample of its class "
+        "correlates more."
     )
     return Section("Agreement as a number", [text, galleries.agreement_table(found), *sources(used)], short=True)
 
 
 def rule_section(folder: Path, lines: Lines) -> Section:
     found = galleries.load(folder, lines, "D6")
-    text = "Synthetic pictures whose rules a program checks in every sample, so no classifier judges them."
-    samples = galleries.sheets(found, lines, "D6", "tiles.png", compared=False)
-    return Section("Rules between the parts of a picture", [text, memory.rules(lines), *samples])
+    text = (
+        "Synthetic pictures whose rules a program checks in every sample, so no classifier judges them. The "
+        "learning rates are those chosen on the digits. No network gets guidance."
+    )
+    samples = galleries.sheets(found, lines, "D6", "tile-samples.png", compared=False)
+    blocks = [text, galleries.real_tiles(), memory.rules(lines), *samples]
+    return Section("Rules between the parts of a picture", blocks)
 
 
 def mechanism(folder: Path, lines: Lines) -> Section:
@@ -150,7 +166,7 @@ def mechanism(folder: Path, lines: Lines) -> Section:
 
 def serving(docs: Path) -> Section:
     tuned, cpu = costs.read_serving(docs)
-    found = costs.ways(tuned, cpu)
+    found = costs.reported(tuned, cpu)
     text = (
         "What an image costs where the service runs on a CPU. This is no verdict: the shipped networks are "
         "larger than the two above, differ in size from each other, and are tuned for few steps."
@@ -167,6 +183,8 @@ def gaps(findings: list[Finding], lines: Lines) -> Section:
     open_ones = [f"{name} ({n} of {seeds} seeds)" for name, (n, seeds) in sorted(whole.items()) if n < seeds]
     if open_ones:
         said.append(f"Not whole yet: {', '.join(open_ones)}.")
-    said += [f"{name} is not measured yet." for name in ("D4", "D5") if not of(lines, name)]
+    said += [f"{name} is not measured yet." for name in ("D4", "D5", "D1-evaluations") if not of(lines, name)]
+    if not of(lines, "D3", keep=trained_on(1000)):
+        said.append("D3 with 1,000 pictures is not measured yet.")
     said.append("D7 (predictions and patch sizes) and D10 (parts of the networks) are not measured.")
     return Section("What is missing", said, short=True)

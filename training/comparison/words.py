@@ -41,8 +41,8 @@ def mirrored(known: Interval) -> Interval:
 
 
 def faster(known: Interval) -> str:
-    name, known = ("UNet", known) if known.mean >= 0 else ("DiT", mirrored(known))
-    return f"the {name} is {span(known, lambda x: number(2**x))} times as fast to the loss that the other ends with"
+    (name, other), known = (("UNet", "DiT"), known) if known.mean >= 0 else (("DiT", "UNet"), mirrored(known))
+    return f"the {name} reaches the {other}'s last loss {span(known, lambda x: number(2**x))} times as fast"
 
 
 def times(what: str) -> Callable[[Interval], str]:
@@ -82,7 +82,7 @@ WORDS: dict[str, Words] = {
         lambda m: f"{number(2**m)} times as fast", "D1 and D8",
     ),
     "strong-baseline": Words(
-        "likeness to real pictures", "samples must resemble real pictures", UNET, times("Frechet ratio"),
+        "the Frechet distance", "samples must have a low Frechet distance", UNET, times("Frechet ratio"),
         lambda m: f"the UNet's ratio at most {number(math.exp(m))} times the DiT's",
     ),
     "more-scalable": Words(
@@ -91,13 +91,14 @@ WORDS: dict[str, Words] = {
         lambda m: f"an exponent larger by {m:g}",
     ),
     "long-range": Words(
-        "parts far apart", "parts far apart must match", DIT, ahead("DiT"), lambda m: f"{100 * m:g} points"
+        "parts far apart", "parts far apart must match after little training", DIT, ahead("DiT"),
+        lambda m: f"{100 * m:g} points, mean over the training",
     ),
     "quadratic-attention": Words(
-        "the cost of attention", "", "", power(2), lambda m: f"an exponent within {m:g} of 2"
+        "the time of plain attention", "", "", power(2), lambda m: f"an exponent within {m:g} of 2"
     ),
     "linear-convolutions": Words(
-        "the cost of convolutions", "", "", power(1), lambda m: f"an exponent within {m:g} of 1"
+        "the time of convolutions", "", "", power(1), lambda m: f"an exponent within {m:g} of 1"
     ),
     "inductive-bias": Words(
         "learning from few pictures", "there are few pictures", UNET, times("lowest loss"),
@@ -138,12 +139,11 @@ def favoured(finding: Finding) -> str:
     return better if finding.side > 0 else next(name for name in PAIR if name != better)
 
 
-def summary(findings: list[Finding], lines: Lines, contrary: list[str]) -> list[str]:
-    """Sentences of the first paragraph. contrary: of beside.contrary."""
+def summary(findings: list[Finding], lines: Lines) -> list[str]:
+    """Sentences of the first paragraph."""
     said: list[str] = []
     reasons = {n: [speak(f.question).when for f in findings if favoured(f) == n] for n in (UNET, DIT)}
     said += [f"Use the {TITLES[n]} when {listed(whens, 'or')}." for n, whens in reasons.items() if whens]
-    said += contrary
     if not any(reasons.values()):
         said.append("These runs do not tell yet which of the two to use.")
     even = [speak(f.question).topic for f in findings if f.side == 0 and speak(f.question).better]
@@ -159,12 +159,12 @@ def scope(lines: Lines) -> str:
     known = {n: sized([*of(lines, "D1", n), *of(lines, "D1-rates", n)]) for n in PAIR}
     if not all(known.values()):
         return "The two networks have not been trained yet."
-    shown = " and ".join(f"a {TITLES[n]} of {millions(found[0])} parameters" for n, found in known.items())
+    shown = " and ".join(f"a {TITLES[n]} of {parameters(found[0]):.2f} M parameters" for n, found in known.items())
     images = max(line["images_seen"] for found in known.values() for line in found)
     data = sorted({pictures(x) for group in ("D1", "D1-rates", "D6") for x in sized(of(lines, group))})
     return (
-        f"All of this is about {shown}, and {images:,} images of training. They were drawn from {listed(data)}; "
-        "other sizes and data may differ."
+        f"All of this is about {shown}, each with its best learning rate and guidance of those tried, and "
+        f"{images:,} images of training. They were drawn from {listed(data)}; other sizes and data may differ."
     )
 
 
@@ -178,10 +178,6 @@ def pictures(line: Line) -> str:
 def sized(lines: Lines) -> Lines:
     """Those that say how large their network is, which a diverged run does not."""
     return [line for line in lines if "parameters" in line]
-
-
-def millions(line: Line) -> str:
-    return f"{line['parameters'] / 1e6:.2f} M"
 
 
 def listed(parts: list[str], last: str = "and") -> str:
@@ -201,11 +197,12 @@ def open_side(finding: Finding) -> str:
 def cost(finding: Finding) -> str:
     known = finding.interval
     assert known, "decided"
-    words = speak(finding.question)
-    if not words.topic.startswith("the cost"):  # a question that is new here
-        return f"{finding.question.sentence}: {finding.verdict}."
-    grows = "grows" if finding.verdict == HOLDS else "does not grow"
-    return f"{words.topic.capitalize()} {grows} as the table says: {words.effect(known)}."
+    words, sentence = speak(finding.question), finding.question.sentence
+    if not words.topic.startswith("the time of"):  # a question that is new here
+        return f"{sentence}: {finding.verdict}."
+    grows = "as" if finding.verdict == HOLDS else "faster than" if known.mean > 0 else "more slowly than"
+    formula = sentence.partition(": ")[2].partition(" ")[0]
+    return f"On this CPU {words.topic} grows {grows} {formula}: {words.effect(known)}."
 
 
 def undecided(findings: list[Finding]) -> list[str]:
@@ -219,23 +216,69 @@ def undecided(findings: list[Finding]) -> list[str]:
 
 
 def networks(lines: Lines, measurement: str) -> str:
-    """Parameters, FLOP and budget of both networks, as they stand beside a verdict."""
-    return "; ".join(network_facts(lines, measurement, name) for name in PAIR)
+    """Size, FLOP and budget of both networks, as they stand beside a verdict."""
+    return "; ".join(f"{TITLES[name]}{network_facts(lines, measurement, name)}" for name in PAIR)
 
 
 def network_facts(lines: Lines, measurement: str, name: str) -> str:
-    trained = [line for line in sized(of(lines, measurement, name)) if "recipe" in line and "guidance" in line]
+    """Of all widths that the measurement has; one that trains nothing looks at the network of D1."""
+    mine = of(lines, measurement, keep=lambda x: x.get("recipe", x.get("settings", {})).get("model") == name)
+    trained = sorted(sized(mine), key=lambda x: (x["flop_per_row"], x["images_seen"]))
     known = trained or sized([*of(lines, "D1", name), *of(lines, "D1-rates", name)])
     if not known:
-        return f"{TITLES[name]}: {MISSING}"
-    last = max(known, key=lambda x: x["images_seen"])
-    facts = f"{TITLES[name]}: {millions(last)} parameters, {last['flop_per_row'] / 1e6:.0f} MFLOP a row"
-    if not trained:
+        return f": {MISSING}"
+    facts = f"{arguments(known)}: {each(known, lambda x: f'{parameters(x):.2f}')} M parameters"
+    if timed := [x for x in mine if "timing" in x]:
+        sides = timed[0]["timing"]["step_flop"].items()
+        return f"{facts}, MFLOP a row: " + ", ".join(f"{flop / 1e6:,.0f} at {side}x{side}" for side, flop in sides)
+    facts += f", {each(known, mflop)} MFLOP a row"
+    if not trained or "guidance" not in trained[0]:
         return facts
-    if seconds := image_seconds(lines).get(name):
+    if (seconds := image_seconds(lines).get(name)) and len({x["flop_per_row"] for x in trained}) == 1:
         facts += f", {1000 * statistics.fmean(seconds.values()):.1f} ms a training image"
-    facts += f", {last['images_seen']:,} images, {last['train_flop'] / 1e12:.0f} TFLOP of training"
-    return facts + f", learning rate {last['recipe']['lr']:g}, guidance {last['guidance']:g}"
+    ends = list({x["run"]: x for x in trained}.values())
+    return (
+        f"{facts}, {each(ends, images_seen)} images, {each(ends, tflop)} TFLOP of training, "
+        f"learning rate {each(trained, rate)}, guidance {each(trained, scale)}"
+    )
+
+
+def each(lines: Lines, show: Callable[[Line], str]) -> str:
+    """What is shown of the lines, each only once, in their order."""
+    return listed(list(dict.fromkeys(map(show, lines))))
+
+
+def arguments(lines: Lines) -> str:
+    """Arguments of the networks, such as " (base_channels 8, 12 and 16)"; "" without any."""
+    found = [x["recipe"].get("arguments", {}) for x in lines if "recipe" in x]
+    names = dict.fromkeys(name for one in found for name in one)
+    shown = [f"{name} {listed(list(dict.fromkeys(f'{one[name]}' for one in found)))}" for name in names]
+    return f" ({', '.join(shown)})" if shown else ""
+
+
+def parameters(line: Line) -> float:
+    """In millions."""
+    return line["parameters"] / 1e6
+
+
+def mflop(line: Line) -> str:
+    return f"{line['flop_per_row'] / 1e6:.0f}"
+
+
+def tflop(line: Line) -> str:
+    return f"{line['train_flop'] / 1e12:.0f}"
+
+
+def images_seen(line: Line) -> str:
+    return f"{line['images_seen']:,}"
+
+
+def rate(line: Line) -> str:
+    return f"{line['recipe']['lr']:g}"
+
+
+def scale(line: Line) -> str:
+    return f"{line['guidance']:g}"
 
 
 def marks(finding: Finding) -> str:

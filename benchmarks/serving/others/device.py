@@ -21,10 +21,6 @@ class Settings(NamedTuple):
     steps: int
     guidance: float
 
-    @property
-    def rows(self) -> int:
-        return 2 if self.guidance != 1 else 1
-
 
 class Pipelines:
     """The models on one exclusive device; costs is JSON: {model: [t0_ms, t1_ms]}."""
@@ -33,11 +29,16 @@ class Pipelines:
         self._costs = {name: StepCost(*cost) for name, cost in json.loads(costs).items()}
         self._device, self._max_rows = SimulatedDevice(), max_rows
 
+    def rows(self, settings: Settings) -> int:
+        """Of an image: guidance takes a second one, as in the simulated models of our service."""
+        return 2 if settings.guidance != 1 else 1
+
     def run(self, settings: Settings, images: int) -> list[bytes]:
         """Run whole requests of equal settings, as many at once as fit; blocks, and returns a PNG each."""
-        each = self._max_rows // settings.rows
+        rows = self.rows(settings)
+        each = self._max_rows // rows
         for count in (min(each, images - start) for start in range(0, images, each)):
-            cost = self._costs[settings.model].seconds(count * settings.rows)
+            cost = self._costs[settings.model].seconds(count * rows)
             self._device.launch(settings.steps * cost).synchronize()
         return [png() for _ in range(images)]
 

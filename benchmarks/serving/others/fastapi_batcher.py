@@ -21,6 +21,10 @@ Waiting = tuple[Settings, "asyncio.Future[bytes]"]
 class Pipeline(Protocol):
     """What runs the batches."""
 
+    def rows(self, settings: Settings) -> int:
+        """Of an image at a step, at most."""
+        ...
+
     def run(self, settings: Settings, images: int) -> list[bytes]:
         """Run whole requests of equal settings; blocks, and returns a PNG for each image."""
         ...
@@ -53,7 +57,7 @@ class Batcher:
 
     def _next_batch(self) -> list[Waiting]:
         settings = self._waiting[0][0]
-        most = max(1, self._max_rows // settings.rows)
+        most = max(1, self._max_rows // self._pipelines.rows(settings))
         batch = [waiting for waiting in self._waiting if waiting[0] == settings][:most]
         taken = {id(answer) for _, answer in batch}
         self._waiting = deque(waiting for waiting in self._waiting if id(waiting[1]) not in taken)

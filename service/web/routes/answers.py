@@ -1,4 +1,4 @@
-"""Headers and response classes that all generating routes share."""
+"""Headers and response classes that several routes share."""
 
 from typing import Any
 
@@ -30,3 +30,9 @@ def answer_headers(generated: Generated[Any]) -> dict[str, str]:
     timings = generated.timings.model_dump()
     timing = ", ".join(f"{name};dur={1000 * value:.3f}" for name, value in timings.items())
     return seed_headers(generated.job) | {"Server-Timing": timing}
+
+
+def has_tag(if_none_match: list[str], etag: str) -> bool:
+    """Whether If-None-Match has the tag, by weak comparison (RFC 9110, section 13.1.2)."""
+    tags = {tag.strip().removeprefix("W/") for line in if_none_match for tag in line.split(",")}
+    return bool(tags & {etag, "*"})

@@ -12,8 +12,8 @@ from starlette.responses import Response
 from service.web.bodies import read_form, refuse_query
 from service.web.dialects import OPENAI, document
 from service.web.generation import Generator
-from service.web.routes.openai import EVENTS, ImageRequest, ImagesResponse, draw, own_limits
-from service.web.schemas import ClassLabel, Fields, GenerateFields, Strength
+from service.web.routes.openai import EVENTS, ImageRequest, ImagesResponse, draw, fields_of
+from service.web.schemas import ClassLabel, GenerateFields, Strength
 
 router = APIRouter(prefix="/v1", tags=["OpenAI Images"])
 
@@ -59,5 +59,5 @@ async def edit_image(request: Request) -> Response:
     """What is opaque in the mask stays as it is. With stream, the events are those of image_edit."""
     refuse_query(request)
     generator: Generator = request.app.state.generator
-    body = await read_form(request, EditRequest, Fields(FIELD_NAMES, own_limits(generator.limits)))
+    body = await read_form(request, EditRequest, fields_of(generator, FIELD_NAMES))
     return await draw(request, body, "image_edit")

@@ -21,7 +21,7 @@ from service.web.leaving import unless_disconnected
 from service.web.negotiation import negotiate
 from service.web.recording import RECORDED, recorded_bytes, recorder
 from service.web.resolve import check_previews
-from service.web.routes.answers import LargeResponse, answer_headers, seed_headers
+from service.web.routes.answers import LargeResponse, answer_headers, has_tag, seed_headers
 from service.web.schemas import FIELD_NAMES, Fields, GenerateBody, GeneratedImage, GenerateFields, GenerateResponse
 
 router = APIRouter(tags=["Stepwise"])
@@ -164,7 +164,7 @@ async def _finish(request: Request, generator: Generator, job: Job, form: str) -
 async def _record(request: Request, generator: Generator, job: Job, form: str) -> Generated[bytes]:
     """Generate with all steps; raises AnswerTooLarge, or Unavailable if other requests hold the memory."""
     try:
-        request.scope["at_end"].enter_context(generator.room.taken(recorded_bytes(job)))
+        request.scope["at_end"].enter_context(generator.room.taken(recorded_bytes(job, form)))
     except Unavailable as error:  # counted here, because the request never reaches Generator.stream
         generator.count_end(job.params.model, error)
         raise
@@ -191,12 +191,6 @@ def _cache_headers(etag: str, has_format: bool, settings: Settings) -> dict[str,
     reach = "private" if settings.api_keys else "public"
     headers = {"ETag": etag, "Cache-Control": f"{reach}, max-age={FRESH_SECONDS}"}
     return headers | ({} if has_format else {"Vary": "Accept"})
-
-
-def has_tag(if_none_match: list[str], etag: str) -> bool:
-    """Whether If-None-Match has the tag, by weak comparison (RFC 9110, section 13.1.2)."""
-    tags = {tag.strip().removeprefix("W/") for line in if_none_match for tag in line.split(",")}
-    return bool(tags & {etag, "*"})
 
 
 def as_json(generated: Generated[Any], request_id: str) -> bytes:

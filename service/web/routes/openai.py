@@ -114,6 +114,13 @@ class ImageRequest(BaseModel):
 
 
 FIELD_NAMES = list(ImageRequest.model_fields)
+PROMPT = "the name of a class, its index, or a mixture such as 3:0.5,8:0.5"
+
+
+def fields_of(generator: Generator, names: list[str]) -> Fields:
+    """What error messages say of a body's fields."""
+    needs = {"model": f"one of {', '.join(generator.names)}", "prompt": PROMPT}
+    return Fields(names, own_limits(generator.limits), needs)
 
 
 def own_limits(limits: Limits) -> Limits:
@@ -168,7 +175,7 @@ async def create_image(request: Request) -> Response:
     """With stream, the answer is events: image_generation.partial_image and image_generation.completed."""
     refuse_query(request)
     generator: Generator = request.app.state.generator
-    body = await read_json(request, ImageRequest, Fields(FIELD_NAMES, own_limits(generator.limits)))
+    body = await read_json(request, ImageRequest, fields_of(generator, FIELD_NAMES))
     return await draw(request, body, "image_generation")
 
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import FileResponse, Response
 
 from service.errors import NotFound, echo
-from service.web.routes.generate import has_tag
+from service.web.routes.answers import has_tag
 
 router = APIRouter(include_in_schema=False)
 

@@ -78,13 +78,12 @@ async def model_statistics(request: Request, model: str) -> Statistics:
 def statistics(metrics: Metrics, model: str) -> ModelStatistics:
     """The numbers of /metrics, in Triton's terms."""
 
-    def read(name: str, **labels: str) -> float:
-        return metrics.registry.get_sample_value(f"diffusion_{name}", {"model": model, **labels}) or 0.0
+    def read(name: str, *labels: str) -> float:
+        return metrics.totals(name, model, *labels)[-1]
 
-    answered, nothing = int(read("requests_total", outcome="ok")), Duration(count=0, ns=0)
-    failed = sum(read("requests_total", outcome=outcome) for outcome in ("rejected", "expired", "error"))
-    whole = read("request_duration_seconds_sum")
-    queue, denoise = read("request_queue_seconds_sum"), read("request_denoise_seconds_sum")
+    answered, nothing = int(read("requests", "ok")), Duration(count=0, ns=0)
+    failed = sum(read("requests", outcome) for outcome in ("rejected", "expired", "error"))
+    whole, queue, denoise = (read(f"request_{part}_seconds") for part in ("duration", "queue", "denoise"))
 
     def took(seconds: float) -> Duration:
         return Duration(count=answered, ns=round(max(seconds, 0) * 1e9))
@@ -92,8 +91,8 @@ def statistics(metrics: Metrics, model: str) -> ModelStatistics:
     return ModelStatistics(
         name=model,
         version=VERSION,
-        inference_count=int(read("images_total")),
-        execution_count=int(read("step_duration_seconds_count")),
+        inference_count=int(read("images")),
+        execution_count=int(sum(metrics.totals("step_duration_seconds", model)[:-1])),
         inference_stats={
             "success": took(whole),
             "fail": Duration(count=int(failed), ns=0),
@@ -129,7 +128,7 @@ async def model_configuration(request: Request, model: str) -> ModelConfiguratio
 )
 async def repository_index(request: Request) -> list[IndexEntry]:
     """A body is not needed; that of Triton's client, `{"ready": true}`, asks for the models that are ready."""
-    body = (await read_bytes(request)).replace(b" ", b"")
+    body = b"".join((await read_bytes(request)).split())
     generator = request.app.state.generator
     reason = generator.unreadiness()
     if reason and b'"ready":true' in body:

@@ -29,19 +29,19 @@ function chosen() {
 export const unclear = () => (Object.keys(chosen()).length ? "" : "Choose another class or seed, or a class to lead away from.");
 
 /** Let every model draw its row; returns how each of them ended, as Promise.allSettled does. */
-export function drawWays(signal) {
+export function drawRows(signal) {
   const rows = group().map(row);
-  $("ways").replaceChildren(...rows);
-  return Promise.allSettled(group().map((model, place) => drawWay(model, rows[place], signal)));
+  $("rows").replaceChildren(...rows);
+  return Promise.allSettled(group().map((model, place) => drawRow(model, rows[place], signal)));
 }
 
 function row({ name }) {
   const images = Array.from({ length: PICTURES }, () => element("img", { alt: "" }));
   return element("figure", {}, element("figcaption", {}, element("b", { textContent: name }), " ", element("span")),
-    element("div", { className: "way" }, ...images));
+    element("div", { className: "row" }, ...images));
 }
 
-async function drawWay(model, node, signal) {
+async function drawRow(model, node, signal) {
   const images = node.querySelectorAll("img"), text = node.querySelector("span");
   text.textContent = "waiting";
   try {

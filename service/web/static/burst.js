@@ -17,7 +17,9 @@ export const lanes = () => (/^h[23]/.test(performance.getEntriesByType("navigati
 export async function burst(models, size, signal) {
   $("burst-grid").replaceChildren();
   clear(models);
-  const waiting = Array.from({ length: size }, () => prepare(pick(models), signal)), ends = [];
+  // Model by model: of 5 requests at a time, those of two models would share half as many forwards.
+  const requests = models.flatMap((model, place) => invent(model, Math.floor((size + place) / models.length)));
+  const waiting = requests.map((request) => prepare(request, signal)), ends = [];
   const lane = async () => {
     while (waiting.length) ends.push(...(await Promise.allSettled([waiting.shift()()])));
   };
@@ -26,17 +28,22 @@ export async function burst(models, size, signal) {
   return ends;
 }
 
-/** Add a tile; returns the function that draws into it. */
-function prepare(model, signal) {
-  const request = {
-    model: model.name, class: pick(model.class_names), seed: randomSeed(), steps: pick([5, 8, 12, 20, 30]),
+/** So many requests of a model, the longest first: a long one at the end would have its forwards to itself. */
+function invent(model, many) {
+  const one = () => ({
+    model: model.name, class: pick(model.class_names), seed: randomSeed(), steps: pick([6, 9, 12, 16, 20]),
     sampler: pick(model.samplers), guidance: pick([1, 1.5, 3]),
-  };
+  });
+  return Array.from({ length: many }, one).sort((a, b) => b.steps - a.steps);
+}
+
+/** Add a tile; returns the function that draws into it. */
+function prepare(request, signal) {
   const image = element("img", { className: "tile-image", alt: "" }), text = element("span", { textContent: "waiting" });
   const tile = element("button", { type: "button", className: "tile", disabled: true }, element("span", { className: "box" }, image),
-    element("b", { textContent: `${model.name}: ${request.class}` }),
-    element("small", { textContent: `${request.sampler}, ${request.steps} steps, guidance ${request.guidance}` }), text);
-  tile.addEventListener("click", () => look(request, image.src, text.textContent));
+    element("b", { textContent: `${request.model}: ${request.class}` }),
+    ...[request.sampler, `${request.steps} steps`, `guidance ${request.guidance}`].map((line) => element("small", { textContent: line })), text);
+  tile.addEventListener("click", () => showDetails(request, image.src, text.textContent));
   $("burst-grid").append(tile);
   return () => drawTile(request, tile, image, text, signal);
 }
@@ -66,15 +73,15 @@ async function drawTile(request, tile, image, text, signal) {
 }
 
 /** Open a tile: its picture in large, its settings as a link to this page. */
-function look(request, picture, text) {
+function showDetails(request, picture, text) {
   const { model, class: label, ...settings } = request;
-  $("look-title").textContent = `${model}: ${label}`;
-  $("look-text").textContent = [...Object.entries(settings).map(([name, value]) => `${name} ${value}`), text].join(" · ");
-  const image = document.querySelector("#look img");
+  $("details-title").textContent = `${model}: ${label}`;
+  $("details-text").textContent = [...Object.entries(settings).map(([name, value]) => `${name} ${value}`), text].join(" · ");
+  const image = document.querySelector("#details img");
   Object.assign(image, { alt: picture && `${label}, drawn by ${model}` });
   if (picture) image.src = picture;
   else image.removeAttribute("src");
-  $("look-use").href = `#${new URLSearchParams(request)}`;
-  Object.assign($("look-save"), { href: picture, download: fileName(request), hidden: !picture });
-  $("look").showModal();
+  $("details-use").href = `#${new URLSearchParams(request)}`;
+  Object.assign($("details-save"), { href: picture, download: fileName(request), hidden: !picture });
+  $("details").showModal();
 }

@@ -20,7 +20,8 @@ function card(model) {
   at(".name").textContent = model.name;
   at(".badge").hidden = model.device !== "simulated";
   const size = model.device === "simulated" ? "" : `${COMPACT.format(model.parameters)} parameters · `;
-  at(".facts").textContent = `${model.architecture} · ${size}${model.device}, ${model.dtype}`;
+  const kind = model.architecture === model.name ? "" : `${model.architecture} · `;
+  at(".facts").textContent = `${kind}${size}${model.device}, ${model.dtype}`;
   [at("img").width, at("img").height] = [model.image_shape[2], model.image_shape[1]];
   return node;
 }
@@ -51,7 +52,7 @@ export async function draw(model, request, signal) {
       at("progress").value = (data.step ?? data.steps) / data.steps;
       if (name.endsWith("partial_image")) return state(`step ${data.step} of ${data.steps}`);
       const { queue, denoise } = data.timings;
-      state(`${counted(data.steps, "step")} · queue ${(queue * 1000).toFixed(0)} ms · denoise ${(denoise * 1000).toFixed(0)} ms`);
+      state(`${counted(data.steps, "step")} in ${milliseconds(denoise)}${queue < 0.001 ? "" : ` · ${milliseconds(queue)} queued`}`);
       Object.assign(at(".download"), { href: image.src, download: fileName(request) });
       at(".animation").onclick = () => saveAnimation(request).catch((error) => state(reason(error), true));
       at(".saving").hidden = false;
@@ -70,6 +71,8 @@ export async function draw(model, request, signal) {
     throw error;
   }
 }
+
+const milliseconds = (seconds) => `${Math.round(seconds * 1000)}\u00a0ms`;
 
 export const fileName = (request) => `${request.model}-${request.class}-${request.seed}.png`;
 

@@ -1,5 +1,7 @@
 // Small helpers that every part of the page uses.
 
+const BEGINNING = 160; // pixels
+
 export const $ = (id) => document.getElementById(id);
 
 /** A new element with these properties and children. */
@@ -7,6 +9,15 @@ export function element(tag, properties = {}, ...children) {
   const node = Object.assign(document.createElement(tag), properties);
   node.append(...children);
   return node;
+}
+
+/** Whether the reader wants nothing on the page to move by itself. */
+export const still = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
+
+/** Scroll to what was asked for, unless its beginning is in view: on a phone it lies below the form. */
+export function reveal(node) {
+  const { top } = node.getBoundingClientRect();
+  if (top < 0 || top + BEGINNING > innerHeight) $("status").scrollIntoView({ behavior: still() ? "auto" : "smooth" });
 }
 
 /** What happens now, in one line under the form. */

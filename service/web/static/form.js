@@ -5,6 +5,8 @@ import { currentKey } from "./service.js";
 
 const STANDS_FOR = ["steps", "sampler", "guidance"]; // what a quality sets
 const SETTINGS = ["quality", ...STANDS_FOR];
+const FIRST = { steps: 16, sampler: "ddim" }; // of a first visit: the models' own 1 to 4 steps are over at once
+const OWN = "own"; // the quality that the form shows while settings take its place
 const LINK = ["model", "class", "seed", ...SETTINGS];
 let groups = []; // lists of models
 let chosen = {}; // those of SETTINGS that were set; each model has defaults of its own for the others
@@ -43,7 +45,7 @@ export function showGroup(index) {
   $("classes").style.setProperty("--widest", longest);
   $("classes").replaceChildren(...names.map((name) => element("label", {},
     element("input", { type: "radio", name: "class", value: name, checked: name === wanted }), element("span", { textContent: name }))));
-  $("quality").replaceChildren(new Option("default", ""), new Option("draft"), new Option("best"));
+  $("quality").replaceChildren(new Option("default", ""), new Option("draft"), new Option("best"), new Option("as set here", OWN));
   $("sampler").replaceChildren(new Option("", ""), ...samplers().map((name) => new Option(name)));
   if (!samplers().includes(chosen.sampler)) delete chosen.sampler;
   show();
@@ -60,16 +62,26 @@ function usual(name) {
   return group().map((model, index) => `${model.name} ${values[index]}`).join(", ");
 }
 
+/** A chosen guidance in words: that it is off, or needs a second row where the network's own range has ended. */
+function guided(given) {
+  const beyond = group().some(({ guidance_range: range }) => range && (given < range[0] || given > range[1]));
+  return given === 1 ? "1 (off)" : beyond ? `${given} (a second row each step)` : `${given}`;
+}
+
 function show() {
   for (const name of ["steps", "guidance"]) {
     const given = chosen[name];
-    const text = given === undefined ? usual(name) : name === "guidance" && given === 1 ? "1 (off)" : `${given}`;
+    const text = given === undefined ? usual(name) : name === "guidance" ? guided(given) : `${given}`;
+    $(name).classList.toggle("unset", given === undefined); // the thumb can stand at the value of one model only
     $(name).value = given ?? group()[0].qualities[chosen.quality ?? "default"][name];
     $(name).setAttribute("aria-valuetext", text);
     $(`${name}-value`).textContent = text;
   }
   $("sampler").options[0].text = usual("sampler");
-  for (const name of ["quality", "sampler"]) $(name).value = chosen[name] ?? "";
+  const own = STANDS_FOR.some((name) => name in chosen);
+  $("quality").querySelector(`[value=${OWN}]`).hidden = !own;
+  $("quality").value = own ? OWN : chosen.quality ?? "";
+  $("sampler").value = chosen.sampler ?? "";
   $("defaults").disabled = Object.keys(chosen).length === 0;
 }
 
@@ -104,7 +116,11 @@ export function remember() {
 /** Set the form as the address has it; returns a sentence for everything in it that cannot be had. */
 export function recall() {
   const link = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
-  if (Object.keys(link).length === 0) return [];
+  if (Object.keys(link).length === 0) {
+    chosen = samplers().includes(FIRST.sampler) ? { ...FIRST } : {};
+    show();
+    return [];
+  }
   const sentences = Object.keys(link).filter((name) => !LINK.includes(name)).map((name) => `${quoted(name)}: there is no such setting.`);
   sentences.push(recallClass(link), recallSeed(link));
   chosen = {};

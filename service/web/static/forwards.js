@@ -6,12 +6,15 @@ import { source } from "./stream.js";
 const KEPT = 200; // columns a model
 const LATE = 1000; // a number that is lower by less is of the same engine: an event that another one overtook
 const COLOURS = 7; // of samplers in page.css
+const KEYS = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -1, ArrowDown: 1 };
 let strips = new Map(); // by model
-let samplers = []; // in the order of their first cell
+let samplers = []; // of all models, in the order of the service: the place of a sampler is its colour
+let seen = new Set(); // samplers that have a cell
 
 /** Begin a new picture of these models. */
 export function clear(models) {
-  samplers = [];
+  samplers = [...new Set(models.flatMap((model) => model.samplers))];
+  seen = new Set();
   strips = new Map(models.map((model) => [model.name, strip(model.name)]));
   $("strips").replaceChildren(...[...strips.values()].map((one) => one.node));
   $("samplers").replaceChildren();
@@ -22,8 +25,34 @@ function strip(name) {
   const film = element("div", { className: "columns", tabIndex: 0 });
   film.setAttribute("role", "group");
   film.setAttribute("aria-label", `Forwards of ${name}`);
-  const node = element("figure", {}, element("figcaption", {}, element("b", { textContent: name }), " ", text), film);
+  const said = element("p", { className: "facts" });
+  said.setAttribute("role", "status");
+  film.addEventListener("click", (event) => read(event.target.closest(".cell"), film, said));
+  film.addEventListener("keydown", (event) => {
+    if (!(event.key in KEYS)) return;
+    event.preventDefault();
+    read(beside(film, event.key), film, said);
+  });
+  const node = element("figure", {}, element("figcaption", {}, element("b", { textContent: name }), " ", text), film, said);
   return { node, text, film, columns: [], lanes: [], best: null };
+}
+
+/** Say what a cell is, to those who have no mouse to rest on it. */
+function read(cell, film, said) {
+  if (!cell) return;
+  film.querySelector(".read")?.classList.remove("read");
+  cell.classList.add("read");
+  cell.scrollIntoView({ block: "nearest", inline: "nearest" });
+  said.textContent = cell.title;
+}
+
+/** The cell that an arrow key leads to: of another forward in the same lane, or of another lane in the same forward. */
+function beside(film, key) {
+  const cells = [...film.querySelectorAll(".cell")], now = film.querySelector(".read"), lane = (cell) => Number(cell.style.gridRowStart);
+  if (!now) return cells[0];
+  const upright = key === "ArrowUp" || key === "ArrowDown";
+  const line = upright ? [...now.parentNode.children].sort((a, b) => lane(a) - lane(b)) : cells.filter((cell) => lane(cell) === lane(now));
+  return line[line.indexOf(now) + KEYS[key]];
 }
 
 /** Light the cell of an event: data is the event's. */
@@ -57,19 +86,19 @@ function columnOf(one, forward) {
   let place = columns.length;
   while (place > 0 && columns[place - 1].forward > forward && columns[place - 1].forward - forward < LATE) place--;
   const column = { forward, cells: new Map(), node: element("div", { className: "column" }) };
-  const follows = film.scrollLeft + film.clientWidth > film.scrollWidth - 40; // the reader has not scrolled back
+  const follows = film.scrollTop + film.clientHeight > film.scrollHeight - 40; // the reader has not scrolled back
   film.insertBefore(column.node, columns[place]?.node ?? null);
   columns.splice(place, 0, column);
   if (columns.length > KEPT) columns.shift().node.remove();
-  if (follows) film.scrollLeft = film.scrollWidth;
+  if (follows) film.scrollTop = film.scrollHeight;
   return column;
 }
 
 function picture(request, data, step, lane) {
-  if (!samplers.includes(request.sampler)) nameSampler(request.sampler);
+  if (!seen.has(request.sampler)) nameSampler(request.sampler);
   const title = `${request.class}: ${request.sampler}, step ${step} of ${data.steps}, guidance ${request.guidance}`;
   const bar = element("i"), cell = element("span", { className: `cell ${colour(request.sampler)}`, title },
-    element("img", { src: source(data), alt: "" }), bar);
+    element("img", { src: source(data), alt: title }), bar);
   bar.style.width = `${(100 * step) / data.steps}%`;
   cell.style.gridRow = lane + 1;
   cell.classList.toggle("last", step === data.steps);
@@ -79,8 +108,9 @@ function picture(request, data, step, lane) {
 const colour = (sampler) => `colour-${samplers.indexOf(sampler) % COLOURS}`;
 
 function nameSampler(sampler) {
-  samplers.push(sampler);
-  $("samplers").append(element("span", {}, element("i", { className: colour(sampler) }), sampler));
+  seen.add(sampler);
+  const shown = samplers.filter((name) => seen.has(name));
+  $("samplers").replaceChildren(...shown.map((name) => element("span", {}, element("i", { className: colour(name) }), name)));
 }
 
 const kinds = (column) => new Set([...column.cells.values()].map((request) => request.sampler)).size;
@@ -100,6 +130,6 @@ export function sum() {
     if (one.columns.length === 0) continue;
     const steps = one.columns.reduce((total, column) => total + column.cells.size, 0), most = one.best;
     one.text.textContent = `${counted(steps, "step")} in ${counted(one.columns.length, "forward")} · up to ${inWords(most)} in one`;
-    one.film.scrollLeft = most.node.offsetLeft - one.film.offsetLeft - one.film.clientWidth / 2;
+    one.film.scrollTop = most.node.offsetTop - one.film.offsetTop - one.film.clientHeight / 2;
   }
 }

@@ -1,12 +1,12 @@
 // The page: one request for each model of a group, from the same seed, and bursts whose requests share steps.
 
-import { drawWays, offerClasses, unclear } from "./between.js";
+import { drawRows, offerClasses, unclear } from "./between.js";
 import { burst, lanes } from "./burst.js";
 import { draw, markStale, showCards } from "./cards.js";
-import { $, copy, nearest, notice, pause, say } from "./dom.js";
+import { $, copy, nearest, notice, pause, reveal, say, still } from "./dom.js";
 import { finish, lacks, offerCanvas } from "./drawing.js";
 import { change, fill, group, randomSeed, recall, remember, request, reset } from "./form.js";
-import { close, offer } from "./player.js";
+import { close, offer, play } from "./player.js";
 import { ask, currentKey, reason, untilReady, useKey } from "./service.js";
 import { watch } from "./strip.js";
 
@@ -16,6 +16,8 @@ const CHANGED = "The settings have changed: press Generate.";
 let models = [];
 let running = null; // an AbortController
 let losses = 0;
+let hinted = ""; // what the status line said last about the form
+let first = location.hash === ""; // a visit without a link, which sees its drawing again, slowly
 
 /** Do one thing at a time: what was at work is stopped. */
 async function start(work) {
@@ -85,17 +87,26 @@ async function drawGroup(signal) {
   offerCanvas();
   offerClasses();
   $("bursts").hidden = true;
-  $("models").hidden = false;
   close();
   say("denoising …");
   const ends = await whileWatching(Promise.allSettled(group().map((model) => draw(model, request(model), signal))));
   if (signal.aborted) return;
   const failed = ends.filter((end) => end.status === "rejected");
+  if (first && failed.some((end) => end.reason.status === 422)) { // as under a DIFFUSION_MAX_STEPS below 16
+    first = false;
+    reset();
+    return drawGroup(signal);
+  }
   const drawn = ends.filter((end) => end.status === "fulfilled").map((end) => end.value);
   const slowest = Math.max(...drawn.map((one) => one.took));
   offer(drawn.map((one) => one.film), slowest);
   say(failed.length ? `${failed.length} of ${ends.length} failed` : `done in ${Math.round(slowest)} ms`, failed.length > 0);
   stale();
+  if (first && drawn.length && !still()) {
+    say(`${$("status").textContent}; it plays again, slowly`);
+    play();
+  }
+  first = false;
   if (await mend(failed, signal)) await open(signal);
 }
 
@@ -105,9 +116,7 @@ async function drawBurst(signal) {
   $("burst-size").value = size;
   notice(...(sentence ? [`Burst: ${sentence}; ${size} is used.`] : []));
   $("bursts").hidden = false;
-  $("models").hidden = true;
-  close();
-  say(`${size} requests, no two alike, ${Math.min(size, lanes())} at a time …`);
+  say(`${size} requests, no two alike, ${Math.min(size, lanes())} at a time, as the browser allows …`);
   const started = performance.now();
   const ends = await whileWatching(burst(models, size, signal));
   if (signal.aborted) return;
@@ -148,24 +157,33 @@ async function mend(failed, signal) {
   return true;
 }
 
+/** Say if the form is not what was drawn, or cannot be. */
 function stale() {
-  if (markStale(request, group())) say(CHANGED);
-  else if ($("status").textContent === CHANGED) say("");
+  const { validity, min, max } = $("seed");
+  const changed = markStale(request, group()) ? CHANGED : "";
+  const hint = validity.valid ? changed : `Seed: a whole number from ${min} to ${max} is needed.`;
+  if (hint || $("status").textContent === hinted) say(hint, !validity.valid);
+  hinted = hint;
 }
 
-const generate = () => $("controls").reportValidity() && start(drawGroup);
+function generate() {
+  if (!$("controls").reportValidity()) return stale();
+  first = false;
+  start(drawGroup);
+  reveal($("models"));
+}
 
 $("controls").addEventListener("submit", (event) => (event.preventDefault(), generate()));
 $("controls").addEventListener("input", (event) => {
   if (event.target.id === "burst-size") return;
   notice();
   change(event.target);
-  if (event.target.id === "group") generate();
+  if (event.target.id === "group" && $("controls").checkValidity()) start(drawGroup);
   else stale();
 });
-$("burst-form").addEventListener("submit", (event) => (event.preventDefault(), start(drawBurst)));
+$("burst-form").addEventListener("submit", (event) => (event.preventDefault(), start(drawBurst), reveal($("bursts"))));
 $("desk").addEventListener("submit", (event) => (event.preventDefault(), start((signal) => drawBelow("lacking", lacks(), finish, signal))));
-$("way").addEventListener("submit", (event) => (event.preventDefault(), start((signal) => drawBelow("unclear", unclear(), drawWays, signal))));
+$("between-form").addEventListener("submit", (event) => (event.preventDefault(), start((signal) => drawBelow("unclear", unclear(), drawRows, signal))));
 $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   const key = $("key").value.trim();
@@ -180,10 +198,10 @@ $("defaults").addEventListener("click", () => (reset(), stale()));
 $("share").addEventListener("click", () => copy(location.href, "Link", "Copy the link from the address bar."));
 $("copy").addEventListener("click", () => copy($("curl").textContent, "Commands", "Select the text and copy it."));
 $("change-key").addEventListener("click", () => (running?.abort(), askForKey("Which API key shall this page use?")));
-$("look-use").addEventListener("click", () => $("look").close()); // the link is followed by hashchange
-$("look-close").addEventListener("click", () => $("look").close());
+$("details-use").addEventListener("click", () => $("details").close()); // the link is followed by hashchange
+$("details-close").addEventListener("click", () => $("details").close());
 addEventListener("hashchange", () => {
-  $("look").close();
+  $("details").close();
   if (models.length === 0) return;
   notice(...recall());
   generate();

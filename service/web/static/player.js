@@ -30,7 +30,7 @@ export function offer(drawn, took) {
 function film({ name, frames }) {
   const many = Math.min(SHOWN, frames.length);
   const shown = Array.from({ length: many }, (_, i) => frames[Math.round(((i + 1) * frames.length) / many) - 1]);
-  return element("figure", {}, element("figcaption", { textContent: `${name}, by step` }), element("div", { className: "film" },
+  return element("figure", {}, element("figcaption", { textContent: `${name}, ${many < frames.length ? `${many} of its ${frames.length} steps` : "every step"}` }), element("div", { className: "film" },
     ...shown.map((frame) => {
       const node = element("figure", {}, element("img", { src: frame.src, alt: "" }), element("figcaption", { textContent: frame.step }));
       node.dataset.step = frame.step;
@@ -56,15 +56,15 @@ function stop() {
   $("play").textContent = "Play";
 }
 
-/** From the start, or on from where the slider stands, at a part of the speed at which it was drawn. */
-function play() {
+/** From the start, or on from where the slider stands; all of it takes as long as the reader has chosen. */
+export function play() {
   if (Number($("moment").value) === moments.length - 1) show(0);
   $("play").textContent = "Pause";
   timer = setInterval(() => {
     const next = Number($("moment").value) + 1;
     if (next < moments.length) show(next);
     if (next >= moments.length - 1) stop();
-  }, milliseconds / moments.length / Number($("speed").value));
+  }, (Number($("speed").value) || milliseconds) / moments.length);
 }
 
 $("play").addEventListener("click", () => (timer ? stop() : play()));

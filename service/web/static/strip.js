@@ -8,7 +8,9 @@ const LINES = 4; // ways of drawing a line in page.css
 const IDLE = 2, BUSY = 0.5; // seconds between two looks at the service's numbers
 const WITH_KEY = 2.5; // times as long, because each look counts against the key's quota
 const latencies = new Map(); // milliseconds by model
-let last = null; // the look before
+let last = null; // the numbers before
+let began = null; // those before the work that goes on, or that was the last
+let busy = { rate: "–", rows: "–" }; // of that work
 let turn = 0; // of watch(): a new one ends the one before
 let elsewhere = false; // /metrics has a port of its own
 
@@ -18,6 +20,7 @@ export function record(model, milliseconds) {
   latencies.set(model, [...list, milliseconds].slice(-KEPT));
   const top = Math.max(...[...latencies.values()].flat());
   const entries = [...latencies.entries()].sort(); // by name, so that a model keeps its colour
+  $("spark-top").textContent = Math.round(top);
   $("spark").replaceChildren(...entries.map(([, values], index) => line(values, top, index)));
   $("own").replaceChildren(...entries.map(([name, values], index) => element("p", {},
     element("i", { className: `swatch line-${index % LINES}` }), `${name}: ${summary(values)}`)));
@@ -49,22 +52,28 @@ function parse(text) {
   }));
 }
 
+const per = (totals, what, unit) => ((totals[what] - began[what]) / (totals[unit] - began[unit])).toFixed(1);
+
 function show(samples) {
   const now = performance.now() / 1000;
   const sum = (name, keep = () => true) => samples.filter((s) => s.name === name && keep(s.labels)).reduce((t, s) => t + s.value, 0);
   const totals = { now, images: sum("diffusion_images_total"), rows: sum("diffusion_step_rows_sum"), steps: sum("diffusion_step_rows_count") };
   const before = last && last.steps <= totals.steps ? last : totals; // counters start anew with the service
-  const steps = totals.steps - before.steps, seconds = totals.now - before.now;
+  const works = totals.steps > before.steps;
+  if (!works) began = totals;
+  else busy = { rate: per(totals, "images", "now"), rows: per(totals, "rows", "steps") };
   last = totals;
+  const since = works ? "" : ", last busy";
   const models = new Set(samples.filter((s) => s.name === "diffusion_running_slots").map((s) => s.labels.model));
   const tiles = [
-    ["images/s", seconds ? ((totals.images - before.images) / seconds).toFixed(1) : "–"],
-    ["rows a step", steps ? ((totals.rows - before.rows) / steps).toFixed(1) : "–"],
+    ["images so far", totals.images],
+    [`images/s${since}`, busy.rate],
+    [`rows a step${since}`, busy.rows],
     ["waiting", sum("diffusion_queue_depth")],
     ...[...models].map((model) => [`${model} running`, sum("diffusion_running_slots", (l) => l.model === model)]),
   ];
   const meaning = document.querySelector("dt[data-for=rows] + dd").textContent;
-  $("server").replaceChildren(...tiles.map(([text, value]) => element("div", { title: text === "rows a step" ? meaning : "" },
+  $("server").replaceChildren(...tiles.map(([text, value]) => element("div", { title: text.startsWith("rows a step") ? meaning : "" },
     element("b", { textContent: value }), element("span", { textContent: text }))));
 }
 

@@ -88,6 +88,21 @@ def test_only_images_between_two_seeds_draw_more_noise(monkeypatch: pytest.Monke
     assert begun == [2]  # at the first step of three images, and the one at 0 is as any other
 
 
+def test_what_an_image_keeps_is_sent_and_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    first_noise = canvas.first_noise
+
+    def counted(seeds: Tensor, *more: Any) -> Tensor:
+        drawn.append(len(seeds))
+        return first_noise(seeds, *more)
+
+    monkeypatch.setattr(canvas, "first_noise", counted)
+    core = warm_core(recording_runner(tiny_model(), tiny_config()))
+    kept = {"image": bytes(64), "free": bytes([1, 0] * 32), "num_steps": 5}
+    drive(core, {0: [make_request(make_params(seeds=(1, 2), **kept))], 3: [make_request(make_params(**kept))]})
+    assert drawn == [2, 1]  # not at each of their steps
+
+
 def test_a_lack_of_memory_leaves_a_cap_that_holds_every_accepted_image() -> None:
     """Half of the six rows would be three, and an accepted image needs four: it would wait for ever."""
     sound = tiny_model()

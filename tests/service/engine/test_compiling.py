@@ -4,14 +4,18 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from models.checkpoint import ModelConfig
 from service.engine import compiling
-from tests.service.engine.tiny import tiny_config
+from service.engine.runner import ModelRunner
+from tests.service.engine.tiny import CPU, tiny_config, tiny_model
 
 
 def test_every_row_count_has_one_helper() -> None:
@@ -61,6 +65,45 @@ def test_helpers_share_what_room_there_is(
     assert [command[7:] for command in started] == expected
     compiling.compile_ahead([], torch.bfloat16, [1])
     assert len(started) == len(expected)
+
+
+def test_the_engine_waits_for_its_helpers_and_lives_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended, calls = threading.Event(), count(1)
+
+    class Compiling:
+        def __init__(self, command: list[str], **_: object):
+            pass
+
+        def wait(self) -> None:
+            ended.wait()
+
+    monkeypatch.setattr(subprocess, "Popen", Compiling)
+    helpers = compiling.Helpers()
+    helpers.start([])
+    helpers.wait(lambda: ended.set() if next(calls) == 3 else None)
+    assert ended.is_set()
+    ended.clear()
+    helpers.start([])
+    monkeypatch.setattr(compiling, "LONGEST_SECONDS", 0.0)
+    helpers.wait(lambda: None)  # one that hangs
+    ended.set()
+
+
+def test_steps_are_timed_when_all_are_prepared_and_the_device_is_quiet() -> None:
+    seen = list[Any]()
+
+    class Watching(ModelRunner):
+        def prepare(self, rows: int) -> None:
+            seen.append(("prepared", rows))
+
+        def _time_step(self, rows: int) -> float:
+            seen.append(("timed", rows))
+            return 1.0
+
+    runner = Watching(tiny_model(), tiny_config(), CPU, torch.float32, 2)
+    runner.wait_for_quiet = lambda on_progress: seen.append("quiet")
+    runner.warm_up(2)
+    assert seen == [("prepared", 2), ("prepared", 1), "quiet", ("timed", 2), ("timed", 1)]
 
 
 @pytest.mark.parametrize(

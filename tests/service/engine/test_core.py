@@ -205,6 +205,27 @@ def test_out_of_memory_lowers_the_row_cap_and_loses_nothing(caplog: pytest.LogCa
     assert "no memory for 6 rows: at most 3 from now on" in caplog.text
 
 
+def test_a_padded_step_without_memory_is_run_again_with_less_padding() -> None:
+    model = Cramped(8)
+    core = warm_core(recording_runner(model, tiny_config()), max_rows=8)
+    runner, scheduler = core.runners["dit"], core.shares["dit"].scheduler
+    assert (runner.fixed_rows, runner.repeats_itself) == (8, True)
+    model.room = 3
+    request = steps_of("dit", deterministic=True)
+    ended, steps = drive(core, {0: [request]})
+    assert (ended, request.status) == ([request], RequestStatus.FINISHED)
+    assert (scheduler.max_rows, steps[-1].num_rows + steps[-1].num_padding_rows) == (2, 2)  # 8 and 4 did not fit
+    assert (runner.fixed_rows, runner.repeats_itself) == (2, False)  # nobody has checked that 2 rows repeat
+
+
+def test_the_row_cap_is_half_of_the_rows_with_their_padding() -> None:
+    model = Cramped(8)
+    core = warm_core(recording_runner(model, tiny_config()), max_rows=8)
+    model.room = 4
+    drive(core, {0: [steps_of("dit", deterministic=True)]})
+    assert core.shares["dit"].scheduler.max_rows == 4
+
+
 def test_the_row_cap_always_holds_a_guided_image() -> None:
     model = Cramped(6)
     core = warm_core(recording_runner(model, tiny_config()), max_rows=6)

@@ -1,10 +1,8 @@
-"""The runner of CUDA graphs: its padding, its buffers and its order, with a device that stands in for the GPU; and
-on a GPU, the real one against the plain runner.
-"""
+"""The runner of CUDA graphs: its padding, its buffers and its order, with a device that stands in for the GPU."""
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import count
@@ -18,7 +16,6 @@ from service.engine.core import EngineConfig, EngineCore
 from service.engine.graphs import WARM_UP_RUNS, CudaDevice, GraphRunner
 from service.engine.launched import Completed, Event
 from service.engine.request import Request, RequestStatus
-from service.engine.runner import ModelRunner
 from tests.service.engine.tiny import (
     CPU,
     Cramped,
@@ -58,7 +55,7 @@ class Replayed(CudaDevice):
         self.buffers.append(torch.empty(size, dtype=torch.uint8))
         return self.buffers[-1]
 
-    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, step: Callable[[], None], *, has_run: bool = False) -> Callable[[], None]:
         step()
 
         def replay() -> None:
@@ -225,33 +222,40 @@ def test_buckets_that_do_not_fit_into_memory_are_left_out() -> None:
     assert max(runner.step_seconds) == 3
 
 
+class Idle:
+    """A stream, or a graph whose captures end in an error where `broken`."""
+
+    broken = True
+
+    def wait_stream(self, _: object) -> None:
+        pass
+
+    def capture_begin(self, *_: object, **__: object) -> None:
+        pass
+
+    def capture_end(self) -> None:
+        if self.broken:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    def replay(self) -> None:
+        pass
+
+
 @pytest.fixture
-def cuda_runners(request: pytest.FixtureRequest) -> Iterator[tuple[ModelRunner, GraphRunner]]:
-    architecture, dtype = request.param
-    device = torch.device("cuda")
-    arguments = (tiny_config(architecture), device, dtype, 40)
-    graphs = GraphRunner(tiny_model(architecture), *arguments, graph_device=CudaDevice(device))
-    yield ModelRunner(tiny_model(architecture), *arguments), graphs
-    torch.cuda.synchronize()
+def idle_device(monkeypatch: pytest.MonkeyPatch) -> tuple[CudaDevice, list[str]]:
+    """A CudaDevice without a GPU, and what it does that holds up the steps."""
+    device, waits = CudaDevice.__new__(CudaDevice), list[str]()
+    device.device, device._memory, device._side = CPU, None, Idle()  # pyright: ignore[reportAttributeAccessIssue]
+    for name, stand_in in (("stream", nullcontext), ("CUDAGraph", Idle), ("current_stream", Idle)):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, made=stand_in, **__: made())
+    for name in ("synchronize", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda name=name: waits.append(name))
+    return device, waits
 
 
 @pytest.mark.parametrize("cause", [torch.OutOfMemoryError("full"), RuntimeError("other")], ids=str)
-def test_a_capture_that_fails_says_why(cause: RuntimeError, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_capture_that_fails_says_why(cause: RuntimeError, idle_device: tuple[CudaDevice, list[str]]) -> None:
     """PyTorch ends such a capture with an error of its own; where memory was the cause, that one is raised."""
-
-    class Capturing(nullcontext[None]):
-        def __exit__(self, *_: object) -> None:
-            raise RuntimeError("operation failed due to a previous error during capture")
-
-    class Idle:
-        def wait_stream(self, _: object) -> None:
-            pass
-
-    device = CudaDevice.__new__(CudaDevice)
-    device.device, device._memory, device._side = CPU, None, Idle()  # pyright: ignore[reportAttributeAccessIssue]
-    for name, stand_in in (("graph", Capturing), ("stream", nullcontext), ("CUDAGraph", Idle)):
-        monkeypatch.setattr(torch.cuda, name, lambda *_, made=stand_in, **__: made())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Idle())
     left = iter([None] * WARM_UP_RUNS)
 
     def step() -> None:
@@ -261,34 +265,34 @@ def test_a_capture_that_fails_says_why(cause: RuntimeError, monkeypatch: pytest.
             raise cause from None
 
     with pytest.raises(type(cause)) as raised:
-        device.capture(step)
+        idle_device[0].capture(step)
     assert (raised.value is cause) == isinstance(cause, torch.OutOfMemoryError)
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize(
-    "cuda_runners",
-    [(a, d) for a in ("dit", "unet") for d in (torch.float32, torch.bfloat16)],
-    indirect=True,
-    ids=str,
-)
-def test_graphs_on_a_gpu_give_the_images_of_the_plain_runner(
-    cuda_runners: tuple[ModelRunner, GraphRunner],
+def test_the_capture_of_a_successor_holds_up_no_step(
+    idle_device: tuple[CudaDevice, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images = []
-    for runner in cuda_runners:
-        core = EngineCore({"dit": runner}, EngineConfig(40))
-        core.warm_up("dit")
-        rng = random.Random(0)
-        everyone = [make_request(random_params(rng, "dit", ["ddim", "ddpm", "dpmpp_2m"])) for _ in range(30)]
-        for request in everyone:  # both models run under the plan of their own schedule
-            for task, other in zip(request.tasks, make_request(request.params, runner.config).tasks, strict=True):
-                task.plan = other.plan
-        ended, _ = drive(core, {i // 3: everyone[i : i + 3] for i in range(0, 30, 3)})
-        assert len(ended) == 30
-        images.append([request.images[i] for request in everyone for i in range(len(request.tasks))])
-    # A bucket may take another GEMM than the exact row count, so sums round differently; a stray row or a race
-    # would give another picture altogether.
-    tolerance = 2 if cuda_runners[0].dtype == torch.float32 else 12
-    for plain, replayed in zip(*images, strict=True):
-        assert difference(plain, replayed) <= tolerance
+    monkeypatch.setattr(Idle, "broken", False)
+    device, waits = idle_device
+    runs: list[int] = []
+    device.capture(lambda: runs.append(1))
+    assert (len(runs), waits) == (WARM_UP_RUNS + 1, ["synchronize", "empty_cache"])
+    device.capture(lambda: runs.append(1), has_run=True)
+    assert (len(runs), waits) == (WARM_UP_RUNS + 2, ["synchronize", "empty_cache"])
+
+
+def test_a_successor_captures_what_has_run() -> None:
+    seen: list[tuple[int, bool]] = []
+
+    class Watched(Replayed):
+        def capture(self, step: Callable[[], None], *, has_run: bool = False) -> Callable[[], None]:
+            seen.append((len(seen), has_run))
+            return super().capture(step, has_run=has_run)
+
+    arguments = (tiny_model(), tiny_config(), CPU, torch.float32, 2)
+    runner = GraphRunner(*arguments, graph_device=Watched())
+    runner.warm_up(2)
+    other = runner.successor(tiny_model(), tiny_config())
+    for rows in (2, 1):
+        other.prepare(rows)
+    assert seen == [(0, False), (1, False), (2, True), (3, True)]

@@ -210,8 +210,8 @@ def test_waiting_on_purpose_is_not_taken_for_a_slow_device(
 
     collect = LaunchedStep.collect
 
-    def slow_collect(step: LaunchedStep, forward: int = 0) -> StepResult:
-        result = collect(step, forward)
+    def slow_collect(step: LaunchedStep) -> StepResult:
+        result = collect(step)
         line.now += collect_ms / 1000
         return result
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from service.engine.slot_table import SlotTable
-from service.engine.step_block import BYTES_PER_ROW, StepBlock, StepOutput, output_bytes, pack
+from service.engine.step_block import StepBlock, StepOutput, block_bytes, output_bytes, pack
 from tests.service.engine.tiny import make_params, make_request
 
 NULL, SCRATCH = 10, 77
@@ -12,7 +12,7 @@ NULL, SCRATCH = 10, 77
 
 def packed(num_rows: int, num_images: int, rubbish: int = 255) -> StepBlock:
     """A guided image in the middle of its steps, a plain one in its only step, a guided one in its first."""
-    buffer = torch.full((BYTES_PER_ROW * 8,), rubbish, dtype=torch.uint8)
+    buffer = torch.full((block_bytes(8, 8),), rubbish, dtype=torch.uint8)
     block = StepBlock(buffer, num_rows, num_images)
     requests = [
         make_request(make_params(class_label=4, num_steps=4, guidance_scale=2.0, seeds=(2**53 - 1,))),
@@ -33,6 +33,16 @@ def test_rows_are_the_images_and_then_the_unconditional_ones() -> None:
     assert block.rows.tolist() == [[3, seed, 0], [0, 6, 1], [9, 7, 1], [3, seed, 0], [9, 7, 1]]
     assert block.labels.tolist() == [4, 5, 6, NULL, NULL]
     assert block.timesteps.tolist() == [500, 1000, 1000, 500, 1000]
+
+
+@pytest.mark.parametrize("num_rows", range(1, 9))
+def test_every_tensor_begins_at_a_multiple_of_16_bytes(num_rows: int) -> None:
+    """Triton compiles a kernel again for another alignment."""
+    for num_images in range(1, num_rows + 1):
+        block = StepBlock(torch.zeros(block_bytes(num_rows, num_images), dtype=torch.uint8), num_rows, num_images)
+        tensors = [tensor for tensor in vars(block).values() if isinstance(tensor, torch.Tensor)]
+        assert len(tensors) == 13
+        assert {(tensor.data_ptr() - block.bytes.data_ptr()) % 16 for tensor in tensors} == {0}
 
 
 def test_images_know_their_rows_slot_and_noise() -> None:
@@ -58,7 +68,7 @@ def test_the_rest_of_a_block_is_harmless_padding(rubbish: int) -> None:
 
 
 def test_previews_leave_beside_finished_images_each_with_its_preview() -> None:
-    buffer = torch.zeros(BYTES_PER_ROW * 4, dtype=torch.uint8)
+    buffer = torch.zeros(block_bytes(4, 4), dtype=torch.uint8)
     block = StepBlock(buffer, 3, 3)
     plain, early, velocity = (
         make_request(make_params(num_steps=1)),
@@ -75,7 +85,7 @@ def test_previews_leave_beside_finished_images_each_with_its_preview() -> None:
 
 
 def test_a_block_without_images_is_all_padding() -> None:
-    block = StepBlock(torch.zeros(BYTES_PER_ROW * 2, dtype=torch.uint8), 2, 2)
+    block = StepBlock(torch.zeros(block_bytes(2, 2), dtype=torch.uint8), 2, 2)
     pack(block, SlotTable(SCRATCH).look_up([]), NULL, SCRATCH)
     assert block.rows.tolist() == [[SCRATCH, 0, 0]] * 2
     assert block.places.tolist() == [-1] * 2
@@ -83,13 +93,13 @@ def test_a_block_without_images_is_all_padding() -> None:
 
 def test_one_copy_carries_everything() -> None:
     block = packed(8, 8)
-    buffer = torch.empty(BYTES_PER_ROW * 8, dtype=torch.uint8)
+    buffer = torch.empty(block_bytes(8, 8), dtype=torch.uint8)
     copy = StepBlock(buffer, 8, 8)
     copy.bytes.copy_(block.bytes)
     for name in ("rows", "labels", "timesteps", "indices", "coefficients", "places", "preview"):
         assert torch.equal(getattr(copy, name), getattr(block, name)), name
         assert getattr(copy, name).is_contiguous()
-    assert len(block.bytes) == BYTES_PER_ROW * 8
+    assert len(block.bytes) == 8 * 152  # all sections are multiples of 16, so nothing is between them
 
 
 @pytest.mark.parametrize("num_images", [1, 16, 17])

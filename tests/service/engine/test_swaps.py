@@ -280,6 +280,7 @@ def test_the_steps_get_most_of_the_time_while_a_runner_is_prepared(monkeypatch: 
     core = make_core(Painter(0.5))
     for model in core.runners:
         core.warm_up(model)
+    core.runners["dit"].step_seconds |= {100: 1.0}  # more rows than a step has, so the successor needs no graph
     monkeypatch.setattr(swaps.time, "monotonic", lambda: now[0])
     board, client = EngineScoreboard(Scoreboard(Layout(core.runners, ()), rows=1)), Answered()
     told = swaps.Swaps(core, board, Shelf(new=Painter(-0.5)).load, list, lambda: None)
@@ -289,7 +290,7 @@ def test_the_steps_get_most_of_the_time_while_a_runner_is_prepared(monkeypatch: 
         told.advance()
         now[0] += 0.5
     gaps = [after - before for before, after in zip(prepared, prepared[1:], strict=False)]
-    assert len(prepared) == len(core.runners["dit"].step_seconds)
+    assert len(prepared) == len(core.runners["dit"].step_seconds) - 1
     assert min(gaps) >= 1 + swaps.PAUSES
 
 

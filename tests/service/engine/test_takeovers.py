@@ -171,6 +171,28 @@ def test_a_swap_goes_first_and_its_weights_stay() -> None:
         assert (workshop.asked, threads()) == (1, [])
 
 
+def test_a_request_that_waits_for_a_backend_outlasts_a_swap() -> None:
+    """It keeps its weights, though the new ones have no final backend either."""
+    workshop = Workshop(Painter(-0.5))
+
+    def load(model: str, folder: str, runner: ModelRunner) -> ModelRunner:
+        made = runner.successor(Painter(0.0), tiny_config())
+        made.faster = workshop.make
+        return made
+
+    async def work(engine: AsyncEngine) -> None:
+        await until(lambda: workshop.asked == 1)
+        waiting = asyncio.create_task(shade(engine, deterministic=True))
+        assert (await engine.swap("dit", "new")).version == 2
+        assert engine.cards["dit"].repeats_itself is None
+        workshop.opened.set()
+        assert await waiting == OLD
+        assert await shade(engine, deterministic=True) == NEW
+
+    with rigged(core_with(workshop), load) as rig:
+        run(rig, work)
+
+
 def test_a_swap_that_fails_lets_the_making_begin_anew() -> None:
     workshop = Workshop(Painter(-0.5))
 

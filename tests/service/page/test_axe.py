@@ -44,7 +44,7 @@ def test_axe_finds_nothing(browser: Any, server: Running, scheme: str, width: in
     assert findings(visit) == []
     visit.page.click(".tile >> nth=0")
     assert findings(visit) == []  # with a dialog
-    visit.page.click("#look-close")
+    visit.page.click("#details-close")
     visit.answer("generate", 503, problem(503, "the device is busy"))
     visit.page.fill("#burst-size", "2")
     visit.page.click("#burst")

@@ -48,6 +48,23 @@ def test_a_burst_leaves_a_connection_to_the_numbers(visit: Visit) -> None:
     assert all("stopped" in text for text in visit.texts(".tile"))
 
 
+def test_a_burst_keeps_the_picture_that_a_drawing_may_be_taken_from(visit: Visit) -> None:
+    visit.draw()
+    visit.page.fill("#burst-size", "2")
+    visit.page.click("#burst")
+    visit.wait_for_text("#status", "2 pictures in")
+    below, above = (visit.page.locator(part).bounding_box()["y"] for part in ("#drawing", ".card >> nth=0"))
+    assert above < below
+
+
+def test_the_requests_of_a_burst_come_model_by_model(visit: Visit) -> None:
+    visit.draw()
+    visit.page.fill("#burst-size", "9")
+    visit.page.click("#burst")
+    visit.wait_for_text("#status", "9 pictures in")
+    assert [body["model"] for body in visit.asked[2:]] == ["dit"] * 3 + ["sky"] * 3 + ["unet"] * 3
+
+
 def test_a_failed_tile_says_why(visit: Visit) -> None:
     visit.draw()
     visit.answer("generate", 503, problem(503, "the device is busy"))
@@ -56,8 +73,8 @@ def test_a_failed_tile_says_why(visit: Visit) -> None:
     visit.page.wait_for_selector(".tile.failed >> nth=1")
     assert all("the device is busy" in text for text in visit.texts(".tile"))
     visit.page.click(".tile >> nth=0")
-    assert "the device is busy" in visit.page.inner_text("#look-text")
-    assert visit.page.locator("#look-save").is_hidden()
+    assert "the device is busy" in visit.page.inner_text("#details-text")
+    assert visit.page.locator("#details-save").is_hidden()
 
 
 def test_a_tile_can_be_opened_saved_and_taken_over(visit: Visit) -> None:
@@ -67,12 +84,12 @@ def test_a_tile_can_be_opened_saved_and_taken_over(visit: Visit) -> None:
     visit.page.locator(".tile.done").press("Enter")
     tile = visit.asked[-1]
     with visit.page.expect_download() as download:
-        visit.page.click("#look-save")
+        visit.page.click("#details-save")
     saved = decoded(Path(download.value.path()).read_bytes())
     assert download.value.suggested_filename == f"{tile['model']}-{tile['class']}-{tile['seed']}.png"
-    visit.page.click("#look-use")
+    visit.page.click("#details-use")
     visit.wait_for_pictures(tile["seed"], (tile["model"],))
     again = next(body for body in reversed(visit.asked) if body["model"] == tile["model"])
     assert again == tile
     assert difference(visit.picture(tile["model"]), saved) <= 1
-    assert visit.page.locator("#look").is_hidden()
+    assert visit.page.locator("#details").is_hidden()

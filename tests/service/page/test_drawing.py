@@ -121,7 +121,7 @@ def test_a_quality_takes_the_place_of_settings(visit: Visit) -> None:
     assert "quality=draft" in visit.page.url
     assert "steps" not in visit.page.url
     visit.page.locator("#steps").fill("7")
-    assert visit.page.input_value("#quality") == ""
+    assert visit.texts("#quality option:checked") == ["as set here"]
     assert "quality" not in visit.page.url
     visit.draw("#seed=5&class=cat&quality=best")
     assert visit.page.inner_text("#steps-value") == "12 (best)"
@@ -143,6 +143,26 @@ def test_each_model_keeps_its_own_defaults_until_one_is_chosen(visit: Visit) -> 
     assert visit.page.inner_text("#guidance-value") == "dit 1.5, unet 1.4"
     visit.page.select_option("#sampler", "euler")
     assert visit.page.inner_text("#steps-value") == "as usual for euler"
+
+
+def test_a_guidance_that_costs_a_second_row_says_so(visit: Visit, server: Running) -> None:
+    models = [model | {"guidance_range": [1, 3]} for model in server.client.get("/models").json()["models"]]
+    visit.answer("models", 200, {"models": models})
+    visit.draw()
+    for guidance, said in (("3", "3"), ("3.1", "3.1 (a second row each step)"), ("1", "1 (off)")):
+        visit.page.locator("#guidance").fill(guidance)
+        assert visit.page.inner_text("#guidance-value") == said
+
+
+def test_a_seed_is_asked_for_where_there_is_none(visit: Visit) -> None:
+    visit.draw()
+    sent = len(visit.asked)
+    visit.page.fill("#seed", "")
+    visit.page.click("#generate")
+    assert visit.page.inner_text("#status") == "Seed: a whole number from 0 to 9007199254740991 is needed."
+    assert len(visit.asked) == sent
+    visit.page.fill("#seed", "5")
+    assert visit.page.inner_text("#status") == ""
 
 
 BAD_LINKS = {

@@ -77,6 +77,35 @@ def test_cells_name_their_request_and_lanes_do_not_collide(visit: Visit) -> None
         assert len(set(rows)) == len(rows)
 
 
+def test_a_cell_is_read_by_touch_and_by_keys(visit: Visit) -> None:
+    visit.draw()
+    answer(visit, lambda steps: [(step, 7 + step) for step in range(1, steps + 1)])
+    body = burst(visit, 1)[0]
+    strip = f"#strips figure:has-text('{body['model']}')"
+    visit.page.click(f"{strip} .cell >> nth=2")
+    of = f"{body['class']}: {body['sampler']}, step {{}} of {body['steps']}, guidance {body['guidance']}"
+    said = visit.page.locator(f"{strip} [role=status]")
+    assert said.inner_text() == of.format(3)
+    visit.page.focus(f"{strip} .columns")
+    for key, step in (("ArrowRight", 4), ("ArrowLeft", 3), ("ArrowDown", 3)):
+        visit.page.keyboard.press(key)
+        assert said.inner_text() == of.format(step)
+    assert visit.page.locator(f"{strip} .cell img >> nth=2").get_attribute("alt") == of.format(3)
+
+
+def test_a_sampler_has_one_colour(visit: Visit) -> None:
+    visit.draw()
+    answer(visit, lambda steps: [(steps, 7)])
+    colours: dict[str, set[str]] = {}
+    for _ in range(3):
+        burst(visit, 12)
+        for name in visit.page.locator("#samplers > span").all():
+            colour = name.locator("i").get_attribute("class")
+            colours.setdefault(name.inner_text(), set()).add(colour)
+    assert {len(found) for found in colours.values()} == {1}
+    assert len({colour for found in colours.values() for colour in found}) == len(colours)
+
+
 def test_dropped_previews_and_late_events_leave_a_correct_picture(visit: Visit) -> None:
     """Under pressure the service drops previews; and two streams may overtake each other."""
     visit.draw()

@@ -98,6 +98,46 @@ def test_without_previews_there_is_one_moment(visit: Visit) -> None:
     assert visit.page.inner_text("#moment-value") == "step 1 of 1"
 
 
+def test_a_first_visit_sees_many_steps_and_then_sees_them_again(visit: Visit) -> None:
+    visit.open()
+    visit.wait_for_text("#status", "done in")
+    assert [(body["steps"], body["sampler"]) for body in visit.asked] == [(16, "ddim"), (16, "ddim")]
+    assert visit.page.inner_text("#play") == "Pause"
+    visit.wait_for_text("#play", "Play")
+    assert visit.page.inner_text("#moment-value") == "step 16 of 16"
+    visit.page.click("#defaults")
+    visit.page.click("#generate")
+    visit.wait_for_text("#status", "done in")
+    assert "steps" not in visit.asked[-1]
+    assert visit.page.inner_text("#play") == "Play"  # only the first drawing plays by itself
+
+
+def test_a_first_visit_falls_back_on_the_defaults_where_so_many_steps_are_refused(visit: Visit) -> None:
+    visit.answer("generate", 422, problem(422, "steps: must be a whole number from 1 to 10, not 16"), times=2)
+    visit.open()
+    visit.wait_for_text("#status", "done in")
+    assert ["steps" in body for body in visit.asked] == [True, True, False, False]
+
+
+def test_nothing_plays_by_itself_for_those_who_want_no_motion(visit: Visit) -> None:
+    visit.page.emulate_media(reduced_motion="reduce")
+    visit.open()
+    visit.wait_for_text("#status", "done in")
+    assert visit.page.inner_text("#play") == "Play"
+
+
+def test_a_film_takes_as_long_as_the_reader_says(visit: Visit) -> None:
+    visit.draw()
+    stop_the_clock(visit)
+    for length, milliseconds in (("3000", 500), ("10000", 1666)):
+        visit.page.select_option("#speed", length)
+        visit.page.click("#play")
+        visit.page.clock.run_for(5 * milliseconds - 100)
+        assert visit.page.inner_text("#moment-value") == "step 5 of 6"
+        visit.page.clock.run_for(200)
+        assert visit.page.inner_text("#moment-value") == "step 6 of 6"
+
+
 def test_a_failed_drawing_has_no_player(visit: Visit) -> None:
     visit.draw()
     visit.answer("generate", 422, problem(422, "no"))

@@ -22,14 +22,14 @@ def way(visit: Visit) -> Visit:
 def lead(visit: Visit) -> list[dict[str, Any]]:
     """The bodies that it sent."""
     sent = len(visit.asked)
-    visit.page.click("#lead")
+    visit.page.click("#draw-rows")
     wait_until(lambda: visit.page.wait_for_timeout(10) or len(visit.asked) == sent + 2)
     visit.page.locator("#status", has_text=re.compile("finished|failed")).wait_for()
     return visit.asked[sent:]
 
 
 def row(visit: Visit, place: int) -> list[np.ndarray]:
-    images = visit.page.locator(f"#ways figure >> nth={place}").locator("img").all()
+    images = visit.page.locator(f"#rows figure >> nth={place}").locator("img").all()
     return [shown(image) for image in images]
 
 
@@ -45,7 +45,7 @@ def test_a_row_leads_from_the_picture_above_to_the_other_class_and_seed(way: Vis
         last = server.client.post("/generate", json=model | plain | {"class": "cat", "seed": 9})
         assert (pictures[-1] == pixels(last)).all()
         assert len({picture.tobytes() for picture in pictures}) == 6
-    assert way.texts("#ways figcaption") == ["dit 6 steps", "unet 6 steps"]
+    assert way.texts("#rows figcaption") == ["dit 6 steps", "unet 6 steps"]
     assert way.complaints == []
 
 
@@ -57,13 +57,13 @@ def test_a_row_leads_away_from_a_class(way: Visit) -> None:
 
 def test_without_a_choice_nothing_is_sent_and_a_refusal_is_shown(way: Visit) -> None:
     sent = len(way.asked)
-    way.page.click("#lead")
+    way.page.click("#draw-rows")
     way.wait_for_text("#unclear", "Choose another class or seed, or a class to lead away from.")
     assert len(way.asked) == sent
     way.page.select_option("#away-from", "cat")
     way.page.locator("#guidance").fill("1")
     lead(way)
-    way.wait_for_text("#ways figcaption >> nth=0", "negative_class")
+    way.wait_for_text("#rows figcaption >> nth=0", "negative_class")
     assert way.page.inner_text("#unclear") == ""
 
 
