@@ -310,6 +310,12 @@ def test_a_run_that_diverges_is_a_result(a_campaign: Campaign, tmp_path: Path) -
     assert not a_campaign.take(run)
 
 
+def test_a_group_may_keep_no_samples(a_campaign: Campaign, tmp_path: Path) -> None:
+    (run,) = read_list(written(tmp_path, ONE + "gallery = false\n"))
+    assert "A: 1 of 1 runs done" in a_campaign.work_off([run])
+    assert not a_campaign.gallery(run).exists()
+
+
 def test_a_list_that_changed_is_refused(a_campaign: Campaign, tmp_path: Path) -> None:
     (run,) = read_list(written(tmp_path, ONE))
     a_campaign.work_off([run])

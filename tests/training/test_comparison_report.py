@@ -23,6 +23,7 @@ from tests.training.comparison_lines import (
     write_docs,
     write_gallery,
 )
+from tests.training.test_effects import scaling
 from training.comparison import rates
 from training.comparison.beside import TEXTS, figures
 from training.comparison.drawing import COLOURS, Picture, figure, plain_values, source
@@ -247,6 +248,25 @@ def test_the_growth_of_costs_is_told() -> None:
     text = said({"quadratic-attention": -0.1, "linear-convolutions": -0.6}, spread=0.01)
     assert "On this CPU the time of plain attention grows as O(n^2): exponent 1.93 (1.91 to 1.95)." in text
     assert "On this CPU the time of convolutions grows more slowly than O(n): exponent 0.43 (0.41 to 0.45)." in text
+
+
+def test_an_exponent_does_not_tell_who_is_ahead() -> None:
+    """The DiT falls faster, but from so high that the UNet is ahead at all budgets."""
+    some = [
+        x | {"loss": {"test": {"mean": x["loss"]["test"]["mean"] * factor}}}
+        for name, power, factor in (("dit", 0.1, 2), ("unet", 0.05, 1))
+        for seed in (1, 2, 3)
+        for x in scaling(name, seed, power + 1e-4 * seed)
+    ]
+    found = judge_all(QUESTIONS, effects_of(some))
+    text = " ".join(summary(found, some))
+    assert re.search(
+        r"“DiT: more scalable” holds: .* \+0\.050 .* at all budgets that were measured the UNet has", text
+    )
+    assert "Use the" not in text
+    shown = text_of("more-scalable", "lowest loss", some)
+    assert shown.startswith("DiT 2.00, ")
+    assert shown.endswith("by the smallest width in 0 of 9")
 
 
 # Beside the verdicts

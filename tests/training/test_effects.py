@@ -6,7 +6,7 @@ import pytest
 
 from tests.training.comparison_lines import judge, line, losses, other_lines, rules, timing, training_lines
 from tests.training.test_verdicts import QUESTIONS
-from training.comparison.effects import EFFECTS, effects_of, first_reached
+from training.comparison.effects import EFFECTS, effects_of, first_reached, lowest_losses
 from training.comparison.verdicts import read_questions
 
 
@@ -117,6 +117,8 @@ def test_scaling_is_the_difference_of_the_slopes() -> None:
     lines = scaling("dit", 1, 0.1) + scaling("unet", 1, 0.07)
     assert effects_of(lines)["more-scalable"] == {1: pytest.approx(0.03)}
     assert effects_of(lines[1:])["more-scalable"] == {}  # three widths for one budget
+    assert lowest_losses(lines, "dit") == pytest.approx([1, 30**-0.1, 1000**-0.1])
+    assert lowest_losses([], "dit") == []
 
 
 def far_and_near(group_lines: dict[str, list[float]]) -> list:

@@ -19,10 +19,11 @@ from training.comparison.effects import (
     few_pictures,
     first_reached,
     head_start,
+    lowest_losses,
     mean_rule,
     step_exponent,
 )
-from training.comparison.selection import DIT, MISSING, PAIR, TITLES, UNET, Lines, Run
+from training.comparison.selection import DIT, MISSING, PAIR, TITLES, UNET, Line, Lines, Run
 from training.comparison.verdicts import Question, interval
 from training.comparison.words import number, percent, points, span
 
@@ -132,6 +133,21 @@ def slopes(figure: Figure, lines: Lines) -> str:
     found = {name: {k: fall(x, figure) for k, x in d2(lines, name).items()} for name in PAIR}
     parts = [f"{TITLES[n]} {over_seeds(v, lambda x: f'{x:.3f}')}" for n, v in found.items() if v]
     return "exponents: " + "; ".join(parts) if parts else ""
+
+
+def budgets(lines: Lines) -> str:
+    """The lowest loss of each budget, and how often the smallest width has it."""
+    parts = []
+    for name in PAIR:
+        if found := [budget for by_budget in d2(lines, name).values() for budget in by_budget]:
+            losses = ", ".join(map(number, lowest_losses(lines, name)))
+            best = [min(budget, key=s.loss)["flop_per_row"] == min(map(flop_per_row, budget)) for budget in found]
+            parts.append(f"{TITLES[name]} {losses}, by the smallest width in {sum(best)} of {len(best)}")
+    return "; ".join(parts)
+
+
+def flop_per_row(line: Line) -> float:
+    return line["flop_per_row"]
 
 
 def images_until(rule: str, lines: Lines) -> str:
@@ -265,6 +281,7 @@ TEXTS: dict[tuple[str, str], Callable[[Lines], str]] = {
     ("strong-baseline", "the same at equal FLOP and seconds"): equal_cost,
     ("strong-baseline", "the same by each judge alone"): by_judge,
     ("more-scalable", "the lines themselves"): partial(slopes, s.loss),
+    ("more-scalable", "lowest loss of each budget, and how often the smallest width has it"): budgets,
     ("more-scalable", "Frechet ratio instead of the loss"): partial(slopes, s.ratio),
     ("long-range", "images until 90 % match"): partial(images_until, "far"),
     ("long-range", "the same for two neighbouring patches"): neighbours,

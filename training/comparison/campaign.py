@@ -124,7 +124,9 @@ class Campaign:
                     signals.received, f"stopped after step {steps} of {run.name}, the same command goes on"
                 )
             self.append(run, self.measure(folder, data, run, point))
-        return self.save_gallery(run, folder, data)
+        if run.measure.gallery:
+            self.save(run, draw_gallery(*load_checkpoint(folder), data))
+        return None
 
     def measure(self, folder: Path, data: Data, run: Run, point: Point) -> dict[str, Any]:
         """Measure the checkpoint, which holds the average of the weights; returns the fields of a line."""
@@ -155,9 +157,6 @@ class Campaign:
         folder = self.work / "judges"
         with held(folder / ".lock"):
             return [judge for judge, _ in load_judges(folder, data, JUDGES)]
-
-    def save_gallery(self, run: Run, folder: Path, data: Data) -> None:
-        self.save(run, draw_gallery(*load_checkpoint(folder), data))
 
     def save(self, run: Run, content: bytes) -> None:
         self.gallery(run).parent.mkdir(parents=True, exist_ok=True)
@@ -195,7 +194,8 @@ class Campaign:
         if run.task != "train":
             return bool(self.lines(run))
         diverged = any("diverged" in line for line in self.lines(run))
-        return not self.points_left(run) and (diverged or self.gallery(run).exists())
+        kept = diverged or not run.measure.gallery or self.gallery(run).exists()
+        return not self.points_left(run) and kept
 
     def status(self, runs: list[Run]) -> str:
         """Text: finished runs by group, the next run, and the hours left for one process, from lines so far."""

@@ -73,6 +73,7 @@ class Measure:
     evaluations: int = 10  # of the network, for a sample
     loss_images: int = 500  # held-out images of the denoising loss, and as many of the training images
     swap_held_out: bool = False  # swaps judge and test, so that hyperparameters are chosen on other pictures
+    gallery: bool = True  # keeps samples of the finished network for the report
 
     def __post_init__(self) -> None:
         at = self.measure_at

@@ -107,6 +107,12 @@ def d2(lines: Lines, network: str) -> dict[int, list[Lines]]:
     return found
 
 
+def lowest_losses(lines: Lines, network: str) -> list[float]:
+    """At the best width of each budget of D2, mean over the seeds; [] without whole seeds."""
+    found = d2(lines, network).values()
+    return [statistics.fmean(min(map(loss, budget)) for budget in of_all) for of_all in zip(*found, strict=True)]
+
+
 def split_budgets(lines: Lines) -> list[Lines]:
     found: list[Lines] = []
     for line in sorted(lines, key=lambda x: x["train_flop"]):

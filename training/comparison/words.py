@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from training.comparison.effects import lowest_losses
 from training.comparison.selection import DIT, MISSING, PAIR, TITLES, UNET, Line, Lines, image_seconds, of
 from training.comparison.verdicts import FAILS, HOLDS, UNDECIDED, Finding, Interval, Question
 
@@ -86,7 +87,7 @@ WORDS: dict[str, Words] = {
         lambda m: f"the UNet's ratio at most {number(math.exp(m))} times the DiT's",
     ),
     "more-scalable": Words(
-        "the gain by more compute", "much more compute is at hand", DIT,
+        "the gain by more compute", "", "",
         lambda known: f"the DiT's exponent less the UNet's: {span(known, lambda x: f'{x:+.3f}')}",
         lambda m: f"an exponent larger by {m:g}",
     ),
@@ -151,8 +152,21 @@ def summary(findings: list[Finding], lines: Lines) -> list[str]:
         said.append(f"There is no difference that matters in {listed(even)}.")
     decided = [finding for finding in findings if finding.verdict != UNDECIDED]
     said += [open_side(f) for f in decided if f.side is None and speak(f.question).better]
-    said += [cost(f) for f in decided if not speak(f.question).better]
+    for finding in (f for f in decided if not speak(f.question).better):
+        said.append(cost(finding))
+        said += lower_at_all_budgets(lines) if finding.question.name == "more-scalable" else []
     return [*said, *undecided(findings), scope(lines)]
+
+
+def lower_at_all_budgets(lines: Lines) -> list[str]:
+    """Which network is ahead in D2, because an exponent does not tell; [] where that depends on the budget."""
+    by_budget = list(zip(*(lowest_losses(lines, name) for name in (UNET, DIT)), strict=True))
+    if not by_budget:
+        return []
+    name = UNET if all(unet < dit for unet, dit in by_budget) else DIT if all(b < a for a, b in by_budget) else ""
+    low, high = map(number, sorted(by_budget[-1]))
+    loss = f"the {TITLES[name]} has the lower loss, at the largest {low} against {high}" if name else ""
+    return [f"But at all budgets that were measured {loss}."] if name else []
 
 
 def scope(lines: Lines) -> str:
@@ -198,8 +212,8 @@ def cost(finding: Finding) -> str:
     known = finding.interval
     assert known, "decided"
     words, sentence = speak(finding.question), finding.question.sentence
-    if not words.topic.startswith("the time of"):  # a question that is new here
-        return f"{sentence}: {finding.verdict}."
+    if not words.topic.startswith("the time of"):
+        return f"“{sentence}” {finding.verdict}: {words.effect(known)}."
     grows = "as" if finding.verdict == HOLDS else "faster than" if known.mean > 0 else "more slowly than"
     formula = sentence.partition(": ")[2].partition(" ")[0]
     return f"On this CPU {words.topic} grows {grows} {formula}: {words.effect(known)}."
