@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import label_silu, sinusoidal_embedding
-from kernels.backend import use_triton
 
 FREQUENCY_DIM = 256  # width of the sinusoidal embeddings
 
@@ -38,21 +37,14 @@ class ConditionEmbedder(nn.Module):
         Raises:
             ValueError: r or w for a network without few_step.
         """
+        waves = sinusoidal_embedding(t, FREQUENCY_DIM, self.label.weight.dtype)
         if self.jump is None:
             check(r is None and w is None, "this network takes no r and no w: it was built without few_step")
-            waves = sinusoidal_embedding(t, FREQUENCY_DIM, self.label.weight.dtype)
             return label_silu(self.time(waves), self.label.weight, y)
-        numbers = [t, t if r is None else r, torch.ones_like(t) if w is None else w]
+        pairs = torch.stack([t if r is None else r, torch.ones_like(t) if w is None else w], dim=1)  # [B, 2]
+        others = sinusoidal_embedding(pairs.flatten(), FREQUENCY_DIM, waves.dtype).view(t.shape[0], -1)
         first, *rest = self.time
-        if use_triton(t, self.jump):  # four launches in place of six; its sums round in another order than below
-            waves = sinusoidal_embedding(torch.stack(numbers, dim=1).flatten(), FREQUENCY_DIM, self.jump.dtype)
-            waves, others = waves.view(t.shape[0], -1).tensor_split([FREQUENCY_DIM], dim=1)
-            h = first(waves).addmm_(others, self.jump.t())
-        else:
-            waves = sinusoidal_embedding(t, FREQUENCY_DIM, self.jump.dtype)
-            pairs = torch.stack(numbers[1:], dim=1)  # [B, 2]
-            others = sinusoidal_embedding(pairs.flatten(), FREQUENCY_DIM, waves.dtype).view(t.shape[0], -1)
-            h = first(waves) + F.linear(others, self.jump)
+        h = first(waves) + F.linear(others, self.jump)
         for layer in rest:
             h = layer(h)
         return label_silu(h, self.label.weight, y)
