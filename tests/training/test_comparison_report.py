@@ -28,6 +28,7 @@ from training.comparison import rates
 from training.comparison.beside import TEXTS, figures
 from training.comparison.drawing import COLOURS, Picture, figure, plain_values, source
 from training.comparison.effects import effects_of
+from training.comparison.facts import network_facts
 from training.comparison.galleries import (
     HALVES,
     WHOLE,
@@ -43,7 +44,7 @@ from training.comparison.report import build, write_report
 from training.comparison.selection import Lines
 from training.comparison.verdicts import judge as judge_all
 from training.comparison.verdicts import read_questions
-from training.comparison.words import network_facts, summary
+from training.comparison.words import summary
 
 ROOT = Path(__file__).resolve().parents[2]
 QUESTIONS = read_questions(ROOT / "docs/comparison/questions.toml")

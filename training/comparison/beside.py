@@ -172,8 +172,8 @@ def reached(run: Run, rule: str) -> float | None:
 
 
 def neighbours(lines: Lines) -> str:
-    pairs = d6(lines)
-    ahead = {k: mean_rule(dit, "near") - mean_rule(unet, "near") for k, (dit, unet) in pairs.items()}
+    pairs, near = d6(lines), partial(mean_rule, rule="near")
+    ahead = {k: near(dit) - near(unet) for k, (dit, unet) in pairs.items()}
     return f"the DiT less the UNet {over_seeds(ahead, points)}; {each(pairs, near, percent)}" if pairs else ""
 
 
@@ -196,10 +196,6 @@ def last_far(lines: Lines) -> str:
 
 def clear_colours(lines: Lines) -> str:
     return each(d6(lines), lambda run: mean_rule(run, "far_clear"), percent)
-
-
-def near(run: Run) -> float:
-    return mean_rule(run, "near")
 
 
 def attention_flop(lines: Lines) -> str:

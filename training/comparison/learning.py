@@ -44,8 +44,8 @@ MORE: tuple[Panel, ...] = (
 )
 
 
-def glance(findings: list[Finding], lines: Lines) -> Picture | str:
-    """All effects in units of their margins. lines: those of the findings."""
+def glance(findings: list[Finding]) -> Picture | str:
+    """All effects in units of their margins."""
     shown = [finding for finding in findings if finding.interval]
     if not shown:
         return missing("the first effect")
@@ -64,7 +64,7 @@ def glance(findings: list[Finding], lines: Lines) -> Picture | str:
         "Effects with 95 % intervals over seeds, positive where the sentence is right. In the gray band no "
         "difference matters. Of O(n^2) and O(n) it is the distance of the exponent from the sentence's, so they "
         "are right inside the band. Circle: holds. Cross: does not hold. Square: no difference that matters. "
-        f"Hollow: undecided. {source(lines)}"
+        "Hollow: undecided; the runs stand with each verdict. Made by `python run.py compare`."
     )
     return Picture(drawn, ". ".join(f"{f.question.sentence}: {f.verdict}" for f in shown), caption, "verdicts.svg")
 

@@ -10,13 +10,14 @@ from training.comparison import costs, fields, galleries, learning, memory, rate
 from training.comparison.beside import figures
 from training.comparison.drawing import Picture, source
 from training.comparison.effects import effects_of
+from training.comparison.facts import networks
 from training.comparison.galleries import Sheet
 from training.comparison.page import Beside, Report, Section, markdown, page
 from training.comparison.rates import Table
 from training.comparison.results import read_results
 from training.comparison.selection import MISSING, Lines, diverged, of, trained_on
 from training.comparison.verdicts import Finding, Question, interval, judge, read_questions
-from training.comparison.words import networks, number, percent, span, speak, summary
+from training.comparison.words import number, percent, span, speak, summary
 
 
 def write_report(docs: Path, out: Path) -> list[Path]:
@@ -54,7 +55,7 @@ def build(docs: Path) -> Report:
     return Report(
         summary(findings, lines),
         findings,
-        learning.glance(findings, [x for f in findings if f.interval for x in of(lines, f.question.measurement)]),
+        learning.glance(findings),
         {q.name: beside(q, lines, texts) for q in questions},
         [
             choices(lines),
