@@ -39,6 +39,7 @@ from training.comparison.galleries import (
     load,
     trajectories,
 )
+from training.comparison.learning import scaling as scaling_picture
 from training.comparison.page import markdown, page
 from training.comparison.report import build, write_report
 from training.comparison.selection import Lines
@@ -268,6 +269,9 @@ def test_an_exponent_does_not_tell_who_is_ahead() -> None:
     shown = text_of("more-scalable", "lowest loss", some)
     assert shown.startswith("DiT 2.00, ")
     assert shown.endswith("by the smallest width in 0 of 9")
+    picture = scaling_picture(some)
+    assert isinstance(picture, Picture)
+    assert "D2-dit-w0-1e+12 (seeds 1-3)" in picture.caption
 
 
 # Beside the verdicts

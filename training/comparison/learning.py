@@ -22,7 +22,7 @@ from training.comparison.drawing import (
     source,
     thousands,
 )
-from training.comparison.effects import by_seconds
+from training.comparison.effects import by_seconds, d2
 from training.comparison.rates import Chosen
 from training.comparison.selection import PAIR, TITLES, Line, Lines, Runs
 from training.comparison.verdicts import FAILS, HOLDS, UNDECIDED, Finding
@@ -115,7 +115,7 @@ def quality(lines: Lines, rows: tuple[Panel, ...], name: str, file: str = "") ->
 def axes_of(lines: Lines) -> dict[str, Figure | None]:
     return {
         "images seen": lambda line: line["images_seen"],
-        "training TFLOP": lambda line: line["train_flop"] / 1e12,
+        "training TFLOP": tflop,
         "training seconds (images times D8's)": by_seconds(lines),
     }
 
@@ -129,6 +129,37 @@ def panel(axes: Any, both: dict[str, Runs], cost: Figure | None, value: Figure) 
     axes.set_xscale("log")
     first = next(run for runs in both.values() for run in runs.values())
     return plain_logarithm(axes.xaxis, [float(f"{cost(line):.2g}") for line in first], thousands)
+
+
+def scaling(lines: Lines) -> Picture | str:
+    """D2: loss and Frechet ratio against the FLOP of training, and a line through each network's best widths."""
+    found = {name: d2(lines, name) for name in PAIR}
+    used = [x for seeds in found.values() for budgets in seeds.values() for budget in budgets for x in budget]
+    if not all(found.values()):
+        return missing("D2")
+    with figure(2, 1, (8.6, 3.4), apart=0.6) as (grid, svg):
+        for axes, (title, value, _) in zip(grid[0], MAIN[:2], strict=True):
+            for name, seeds in found.items():
+                dots = [(tflop(x), value(x)) for budgets in seeds.values() for budget in budgets for x in budget]
+                axes.plot(*zip(*dots, strict=True), MARKS[name], color=COLOURS[name], ms=3.5, alpha=0.4)
+                best = [[min(budget, key=value) for budget in budgets] for budgets in seeds.values()]
+                xs, ys = (np.mean([[read(x) for x in run] for run in best], axis=0) for read in (tflop, value))
+                slope, start = np.polyfit(np.log(xs), np.log(ys), 1)
+                axes.plot(xs, np.exp(start + slope * np.log(xs)), color=COLOURS[name], lw=2.2, label=TITLES[name])
+            axes.set(xscale="log", yscale="log", xlabel="training TFLOP", title=title)
+            plain_logarithm(axes.xaxis, [6, 18, 54], "{:g}".format)
+            plain_values(axes.yaxis)
+        grid[0, 0].legend()
+        drawn = svg()
+    caption = (
+        "Each dot is a width and a seed. Lines: through the best width of each budget; their slopes are the "
+        f"exponents. {source(used)}"
+    )
+    return Picture(drawn, "Loss and Frechet ratio of four widths against training FLOP.", caption, "scaling.svg")
+
+
+def tflop(line: Line) -> float:
+    return line["train_flop"] / 1e12
 
 
 def levels(lines: Lines) -> Picture | str:

@@ -61,6 +61,7 @@ def build(docs: Path) -> Report:
             choices(lines),
             real_images(lines),
             qualities(lines),
+            Section("What more compute buys", [learning.scaling(lines)]),
             Section("Samples from the same noise", galleries.sheets(found, lines, "D1", "samples.png")),
             agreements(agreed, of(lines, "D1") + of(lines, "D4")),
             rule_section(folder / "data", lines),
