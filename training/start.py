@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.checkpoint import CheckpointError, ModelConfig, load_checkpoint, parameter_count
 from models.files import WEIGHTS, sha256_of
@@ -13,24 +13,45 @@ from training.config import TrainConfig
 from training.data import Data
 from training.processes import Processes
 
+LABELS = "condition.label.weight"  # [K + 1, D]: a row a class, and the null class
 
-def load_initial_weights(model: nn.Module, config: ModelConfig, folder: Path) -> None:
+
+def load_initial_weights(model: nn.Module, config: ModelConfig, folder: Path, *, same_classes: bool) -> None:
     """Copy the weights of the checkpoint in `folder` into a network that was built from config.
 
-    Parameters that only few-step networks have stay zero if the checkpoint lacks them.
+    Parameters that only few-step networks have stay zero if the checkpoint lacks them. Of other classes, those with
+    a name of the checkpoint's keep their embedding, and the rest keeps the one that it was built with.
+
+    Args:
+        same_classes: whether other classes are refused.
 
     Raises:
-        CheckpointError: a checkpoint that cannot be read, or one of another network or other classes.
+        CheckpointError: a checkpoint that cannot be read, or one of another network, or other classes where these
+            are refused or the network has no table of embeddings.
     """
     source, known = load_checkpoint(folder)
+    state = source.state_dict()
+    others = known.class_names != config.class_names and not same_classes and LABELS in state
     tuned = replace(config, arguments={k: v for k, v in config.arguments.items() if k != "few_step"})
-    for name in ("architecture", "arguments", "schedule", "prediction", "class_names"):
+    for name in ("architecture", "arguments", "schedule", "prediction", *(() if others else ("class_names",))):
         had, has = getattr(known, name), getattr(config, name)
         if had not in (has, getattr(tuned, name)):
             raise CheckpointError(
                 f"init_from: {name} of {folder} is {json.dumps(had)}, of this run {json.dumps(has)}"
             )
-    model.load_state_dict(source.state_dict(), strict=known.arguments == config.arguments)
+    if others:
+        state[LABELS] = table_of(model.state_dict()[LABELS], state[LABELS], config.class_names, known.class_names)
+    model.load_state_dict(state, strict=known.arguments == config.arguments)
+
+
+def table_of(fresh: Tensor, trained: Tensor, names: list[str], known: list[str]) -> Tensor:
+    """The embeddings `fresh` of names, with those that are `trained` for known ones, and for the null class."""
+    table = fresh.clone()
+    table[-1] = trained[-1]
+    for i, name in enumerate(names):
+        if name in known:
+            table[i] = trained[known.index(name)]
+    return table
 
 
 def initial_sha256(folder: Path) -> str:

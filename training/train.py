@@ -102,7 +102,7 @@ class Trainer:
         self.init_sha256 = initial_sha256(config.init_from) if config.init_from else ""
         self.trained: nn.Module = self.model  # what the optimizer moves and the state holds
         if config.init_from:
-            load_initial_weights(self.model, self.model_config, config.init_from)
+            load_initial_weights(self.model, self.model_config, config.init_from, same_classes=config.few_step)
             if config.few_step:
                 self.trained = self.tuning(config.init_from)
         self.null_label = len(self.data.class_names)

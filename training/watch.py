@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 FILE, BEST = "measures.csv", "best"
 FIELDS = ("step", "held_out_loss", "training_loss", "copies")
 IMAGES = 128  # noisy images of each loss; the 256 forwards of both cost about three training steps of 32
-SAMPLES = 32  # with 5 evaluations each, which cost about as much; together 2.6 % of 250 steps
+SAMPLES = 32  # with 5 evaluations each, which cost about as much; together 2.4 % of 250 steps
 SAMPLING = Sampling("dpmpp_2m", 5, Guidance(1.0))
 # Warn of copies when the held-out loss is GAP above the training loss, and either RISE above its own minimum or a
 # sample is a copy already. With 3,000 digits the gap was 4 % after 96,000 images of either network, and 7 % at the

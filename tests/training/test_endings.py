@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from models.checkpoint import CheckpointError, load_checkpoint
 from run import main
 from tests.training.conftest import TINY
+from tests.training.pictures import write_pictures
 from tests.training.runs import ALONE, Config, assert_same, at_step
 from training.run_folder import LOCK
 from training.state import PREVIOUS, STATE, StateError
@@ -139,7 +141,7 @@ def test_a_finished_run_goes_on_with_more_steps(tiny_config: Config) -> None:
     assert any(not torch.equal(first[name], tensor) for name, tensor in load_file(folder / STATE).items())
     train(tiny_config(steps=12))
     assert load_checkpoint(folder)[1].training["finished_at"] == [6, 9]
-    with pytest.raises(StateError, match="lr was 0.001, now 0.002; seed was 0, now 1. Choose"):
+    with pytest.raises(StateError, match="lr was 0.001, now 0.002; seed was 0, now 1. Use"):
         train(tiny_config(steps=15, lr=2e-3, seed=1))
 
 
@@ -162,6 +164,21 @@ def test_a_run_starts_from_the_weights_of_a_checkpoint(tiny_config: Config, tmp_
     assert train(config) == tmp_path / "more"
     with pytest.raises(StateError, match="init_sha256 was .*, now unknown"):
         train(tiny_config(out=tmp_path / "more", lr=1e-4))
+
+
+def test_classes_of_the_same_name_keep_what_was_learnt(tiny_config: Config, tmp_path: Path) -> None:
+    """Of the digits' classes "7" is one of these pictures', and "cat" is new."""
+    source = train(tiny_config())
+    pets = write_pictures(tmp_path / "pets", {"7": 4, "cat": 4})
+    config = tiny_config(init_from=source, out=tmp_path / "more", data="folder", data_path=pets, hold_out=0.0)
+    trained, start = load_checkpoint(source)[0].state_dict(), Trainer(config, ALONE).model.state_dict()
+    table, known = start.pop("condition.label.weight"), trained.pop("condition.label.weight")
+    assert_same(dict(start), dict(trained))
+    assert torch.equal(table[[0, 2]], known[[7, 10]])
+    assert not any(torch.equal(table[1], row) for row in known)
+    message = r'init_from: class_names of .* is \["0", .*, of this run \["7", "cat"\]'
+    with pytest.raises(CheckpointError, match=message):
+        Trainer(replace(config, few_step=True, arguments=config.arguments | {"few_step": True}), ALONE)
 
 
 @pytest.mark.parametrize(
