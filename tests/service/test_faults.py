@@ -44,10 +44,18 @@ def test_an_encoder_that_fails_fails_its_request_only(server: Running, monkeypat
         assert failed.headers["X-Request-Id"]
         assert "secret" not in failed.text
     assert server.metric("diffusion_requests_total", outcome="error") == errors + 2
+    kinds = iter(["png"])  # the first preview can be encoded, so the stream has begun when the second one fails
+
+    def fragile_later(pictures: list[np.ndarray], form: str, *others: Any, **more: Any) -> bytes:
+        return fragile(pictures, next(kinds, form), *others, **more)
+
+    monkeypatch.setattr(images, "encode", fragile_later)
     stream = server.client.post(
         "/generate", params=QUERY | {"format": "webp", "preview": 2}, headers={"Accept": "text/event-stream"}
     )
+    assert stream.status_code == 200
     assert stream.text.rstrip().rpartition("event: ")[2].startswith("error")
+    monkeypatch.setattr(images, "encode", fragile)
     assert server.client.post("/generate", params=QUERY).status_code == 200
     wait_until(lambda: server.metric("diffusion_running_slots") == 0)
 

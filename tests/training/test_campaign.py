@@ -216,11 +216,11 @@ def test_a_kill_anywhere_repeats_no_line(
     straight = Campaign(tmp_path / "again" / "runs.jsonl", tmp_path / "again")
     shutil.copytree(a_campaign.work / "judges", straight.work / "judges")
     kills = Kills()
-    for owner, name in ((module, "train"), (module, "append_result"), (Campaign, "save_gallery")):
+    for owner, name in ((module, "train"), (module, "append_result"), (Campaign, "save")):
         monkeypatch.setattr(owner, name, getattr(owner, name))  # undone at the end
     kills.around(module, "train", lambda config, signals: config.steps)
     kills.around(module, "append_result", lambda path, line: (line["images_seen"], line["guidance"]))
-    kills.around(Campaign, "save_gallery", lambda *_: 0)
+    kills.around(Campaign, "save", lambda *_: 0)
     for _ in range(100):
         try:
             straight.work_off([run])
