@@ -62,6 +62,7 @@ class Supervisor:
         self._starting: dict[socket.socket, int] = {}  # rows of silent workers, by their control
         self._started: dict[int, Pulse] = {}  # by rows of workers that accept connections
         self._failed_starts = defaultdict[int, deque[float]](lambda: deque(maxlen=MANY_DEATHS))  # times, by row
+        self._no_start_before = 0.0  # on the monotonic clock
         self._signals = 0
         self._announced = False
         self._engine = self._start_engine()
@@ -94,7 +95,7 @@ class Supervisor:
                 worker = self._workers[row] = self._start_process(row, mine.fileno())
         except OSError as error:  # no room for a process, or the engine has just died
             logger.error("worker %d cannot be started: %s", row, error)
-            time.sleep(RETRY_SECONDS)
+            self._no_start_before = time.monotonic() + RETRY_SECONDS
             return not self._fails_again(row)
         self._starting[worker.control] = row
         return True
@@ -128,7 +129,9 @@ class Supervisor:
             if worker.process.poll() is not None and not self._remove(row, worker):
                 return WORKERS_FAIL
         for row in range(1, 1 + self._num_workers):
-            if row not in self._workers and not self._start_worker(row):
+            if row in self._workers or time.monotonic() < self._no_start_before:
+                continue
+            if not self._start_worker(row):
                 return WORKERS_FAIL
         if not self._announced and self._board.state == "ready" and len(self._started) == self._num_workers:
             self._announced = True

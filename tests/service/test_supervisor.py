@@ -75,6 +75,17 @@ def test_a_worker_is_replaced_once_there_is_room(supervised: Supervisor, machine
     assert machine.processes["service.web.worker"] is not dead
 
 
+def test_signals_do_not_wait_for_the_next_start(
+    supervised: Supervisor, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "RETRY_SECONDS", 1000)
+    machine.is_full, dead = True, machine.processes["service.web.worker"]
+    assert supervised._poll() is None
+    machine.is_full = False
+    assert supervised._poll() is None
+    assert machine.processes["service.web.worker"] is dead
+
+
 def test_a_machine_that_stays_full_ends_the_service(supervised: Supervisor, machine: Machine) -> None:
     machine.is_full = True
     *codes, last = (supervised._poll() for _ in range(MANY_DEATHS - 1))  # the first death was at its start, too
