@@ -404,7 +404,15 @@ def test_a_probe_waits_for_its_run(a_campaign: Campaign, tmp_path: Path, monkeyp
     assert not a_campaign.take(runs[1])
     a_campaign.results.write_text("".join(a_campaign.results.read_text().splitlines(True)[:-1]))
     shutil.rmtree(a_campaign.work / run.name)
-    assert "B: 0 of 1 runs done, 1 wait: " in a_campaign.work_off(runs)
+    assert a_campaign.work_off(runs).startswith("A: 1 of 1 runs done\nB: 1 of 1 runs done")
+    *_, again = read_results(a_campaign.results)
+    assert (again["run"], again["weights_sha256"]) == (line["run"], line["weights_sha256"])
+
+
+def test_a_probe_of_a_run_that_diverged_waits_for_ever(a_campaign: Campaign, tmp_path: Path) -> None:
+    groups = ONE + 'lr = 1e12\nwarmup = 0\n[[group]]\nname = "B"\ntask = "probe"\nof = "A"\n'
+    told = a_campaign.work_off(read_list(written(tmp_path, groups)))
+    assert told.startswith("A: 1 of 1 runs done\nB: 0 of 1 runs done, 1 wait: A-dit has diverged\nnext: nothing")
 
 
 def test_samples_of_a_finished_run_by_evaluations(a_campaign: Campaign, tmp_path: Path) -> None:

@@ -62,8 +62,8 @@ class Campaign:
         return self.status(runs)
 
     def take(self, run: Run) -> bool:
-        """Perform a run; False if it is done, waits for another, or another process has its lock."""
-        with held(self.work / "locks" / run.name, wait=False) as mine:
+        """Perform a run; False if it is done, waits for another, or another process works with its checkpoint."""
+        with held(self.work / "locks" / (run.of or run).name, wait=False) as mine:
             if not mine or self.is_done(run) or self.waits(run):
                 return False
             logger.info("%s begins or goes on", run.name)
@@ -77,6 +77,9 @@ class Campaign:
         """Perform a timing, probe or sample task. Raises ValueError: other processes disturbed a timing."""
         started = time.monotonic()
         if run.of:
+            if not self.has_weights(run.of):
+                logger.info("%s is trained again: %s does not have its weights", run.of.name, self.work)
+                self.train_to(run.of.points[-1], run.of)
             model, config = load_checkpoint(self.work / run.of.name)
             result = {"weights_sha256": config.sha256} | self.look_into(run, run.of, model, config)
         else:
@@ -102,31 +105,35 @@ class Campaign:
             return ""
         if not self.is_done(run.of):
             return f"{run.of.name} is not finished"
+        return f"{run.of.name} has diverged" if "diverged" in self.lines(run.of)[-1] else ""
+
+    def has_weights(self, run: Run) -> bool:
         try:
-            _, config = load_checkpoint(self.work / run.of.name)
-        except CheckpointError as error:
-            return str(error)
-        whole = config.training.get("images_seen") == run.of.points[-1].images_seen
-        return "" if whole else f"{run.of.name} ended before its last image"
+            _, config = load_checkpoint(self.work / run.name)
+        except CheckpointError:
+            return False
+        return config.training.get("images_seen") == run.points[-1].images_seen
 
     def perform(self, run: Run) -> None:
         """Train and measure a run. Raises what train raises, but records TrainingDiverged as a result."""
         folder, data = self.work / run.name, pictures_of(run)
         for point in self.points_left(run):
-            steps, signals = point.images_seen // run.config.batch_size, Signals()
             try:
-                train(replace(run.config, steps=steps, out=folder, threads=self.threads), signals)
+                self.train_to(point, run)
             except TrainingDiverged as error:
                 failed = {"images_seen": point.images_seen, "guidance": point.guidance, "diverged": str(error)}
                 return self.append(run, failed | {"recipe": run.config.recipe()})
-            if signals.received:  # during the last step, so that train did not raise Stopped
-                raise Stopped(
-                    signals.received, f"stopped after step {steps} of {run.name}, the same command goes on"
-                )
             self.append(run, self.measure(folder, data, run, point))
         if run.measure.gallery:
             self.save(run, draw_gallery(*load_checkpoint(folder), data))
         return None
+
+    def train_to(self, point: Point, run: Run) -> None:
+        """Train, from where the run was stopped, and raise what train raises."""
+        steps, signals = point.images_seen // run.config.batch_size, Signals()
+        train(replace(run.config, steps=steps, out=self.work / run.name, threads=self.threads), signals)
+        if signals.received:  # during the last step, so that train did not raise Stopped
+            raise Stopped(signals.received, f"stopped after step {steps} of {run.name}, the same command goes on")
 
     def measure(self, folder: Path, data: Data, run: Run, point: Point) -> dict[str, Any]:
         """Measure the checkpoint, which holds the average of the weights; returns the fields of a line."""
@@ -219,7 +226,7 @@ class Campaign:
         if run.task != "train":
             mine = {"group": run.group, "network": run.network}
             spent = [line["measure_seconds"] for line in read_results(self.results) if mine.items() <= line.items()]
-            return sum(spent) / len(spent) if spent else None
+            return sum(spent) / len(spent) if spent else None  # without a training that is made again
         lines = [line for line in read_results(self.results) if line["network"] == run.network and "loss" in line]
         if not lines:
             return None
