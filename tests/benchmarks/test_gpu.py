@@ -34,25 +34,14 @@ from service.engine.core import EngineConfig, EngineCore
 from service.engine.plan import compile_plan
 from service.engine.runner import ModelRunner
 from service.wire.messages import SamplingParams
+from tests.benchmarks.results import read
 
 ROOT = Path(__file__).resolve().parents[2]
 
-pytestmark = pytest.mark.skipif(not device.DRY, reason="is a dry run, for machines without a CUDA device")
-
-
-@pytest.fixture(autouse=True)
-def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where results go."""
-    monkeypatch.setenv("OUT", str(tmp_path))
-    monkeypatch.setattr("sys.argv", ["program", "--dry"])
-    return tmp_path / "results.jsonl"
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """All results; none of them is a failure."""
-    found = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [result for result in found if result["part"] == "failed"] == []
-    return found
+pytestmark = [
+    pytest.mark.skipif(not device.DRY, reason="is a dry run, for machines without a CUDA device"),
+    pytest.mark.usefixtures("out"),
+]
 
 
 def test_kernels_and_steps_give_the_tables(out: Path) -> None:

@@ -12,23 +12,12 @@ import torch
 from aiohttp import test_utils, web
 
 from benchmarks.gpu import company, device, pipelines, served
+from tests.benchmarks.results import read
 
-pytestmark = pytest.mark.skipif(not device.DRY, reason="is a dry run, for machines without a CUDA device")
-
-
-@pytest.fixture(autouse=True)
-def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where results go."""
-    monkeypatch.setenv("OUT", str(tmp_path))
-    monkeypatch.setattr("sys.argv", ["program", "--dry"])
-    return tmp_path / "results.jsonl"
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """All results; none of them is a failure."""
-    found = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [result for result in found if result["part"] == "failed"] == []
-    return found
+pytestmark = [
+    pytest.mark.skipif(not device.DRY, reason="is a dry run, for machines without a CUDA device"),
+    pytest.mark.usefixtures("out"),
+]
 
 
 @pytest.mark.parametrize("status", [503, 500])
