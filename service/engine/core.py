@@ -117,7 +117,8 @@ class EngineCore:
         """Queue a request.
 
         Raises:
-            DeadlineUnreachable, Overloaded, QueueFull: retry_after says in how many seconds to try again
+            DeadlineUnreachable, Overloaded, QueueFull: retry_after says in how many seconds to try again. It is
+                None where an idle device would refuse the request, too.
             InvalidRequest: an image has more classes than a step has rows.
         """
         share, now = self.shares[request.model], self.clock()

@@ -80,14 +80,7 @@ def _open(field: str, data: bytes, card: ModelCard) -> Image.Image:
             return picture.convert("RGBA") if "transparency" in picture.info else picture.copy()
     except Image.DecompressionBombError as error:  # before its size is known
         raise InvalidRequest.field(field, f"must be {width} x {height} pixels, and has far more") from error
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        IndexError,
-        TypeError,
-        struct.error,
-    ) as error:
+    except (OSError, SyntaxError, ValueError, IndexError, TypeError, struct.error) as error:
         raise InvalidRequest.field(field, "cannot be read: send a PNG, WebP or JPEG file that is whole") from error
 
 

@@ -72,31 +72,29 @@ def test_one_class_has_the_bits_of_a_plain_request() -> None:
     assert torch.equal(runner.latents[plain.request_id, 0], runner.latents[other.request_id, 0])
 
 
-def test_only_images_between_two_seeds_draw_more_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    begun: list[int] = []
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """For how many images noise was drawn on a canvas, by call."""
+    counts: list[int] = []
     first_noise = canvas.first_noise
 
     def counted(seeds: Tensor, *more: Any) -> Tensor:
-        begun.append(len(seeds))
+        counts.append(len(seeds))
         return first_noise(seeds, *more)
 
     monkeypatch.setattr(canvas, "first_noise", counted)
+    return counts
+
+
+def test_only_images_between_two_seeds_draw_more_noise(drawn: list[int]) -> None:
     core = warm_core(recording_runner(tiny_model(), tiny_config()))
     drive(core, {0: [request_of(TWO, FOUR), make_request(make_params(guidance_scale=2.0, negative_label=4))]})
-    assert begun == []
+    assert drawn == []
     drive(core, {0: [make_request(make_params(seeds=(1, 2, 3), slerps=((9, 0.0), (9, 0.5), (9, 0.7))))]})
-    assert begun == [2]  # at the first step of three images, and the one at 0 is as any other
+    assert drawn == [2]  # at the first step of three images, and the one at 0 is as any other
 
 
-def test_what_an_image_keeps_is_sent_and_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[int] = []
-    first_noise = canvas.first_noise
-
-    def counted(seeds: Tensor, *more: Any) -> Tensor:
-        drawn.append(len(seeds))
-        return first_noise(seeds, *more)
-
-    monkeypatch.setattr(canvas, "first_noise", counted)
+def test_what_an_image_keeps_is_sent_and_drawn_once(drawn: list[int]) -> None:
     core = warm_core(recording_runner(tiny_model(), tiny_config()))
     kept = {"image": bytes(64), "free": bytes([1, 0] * 32), "num_steps": 5}
     drive(core, {0: [make_request(make_params(seeds=(1, 2), **kept))], 3: [make_request(make_params(**kept))]})
