@@ -110,7 +110,6 @@ class Generator:
     def resolve(
         self,
         fields: GenerateFields,
-        labels: tuple[int, ...] = (),
         seeds: tuple[int, ...] = (),
         timeout: float | None = None,
         transparent: bool = False,
@@ -119,7 +118,6 @@ class Generator:
         """Check the fields against the model and fill in its defaults.
 
         Args:
-            labels: class index of each image, instead of fields.class_ for all.
             seeds: of each image, instead of those that follow from fields.seed.
             timeout: in seconds; fields.deadline_ms has precedence.
             transparent: what may change is marked by transparency in the image or mask, not by white in the mask.
@@ -130,7 +128,7 @@ class Generator:
             Unavailable: the engine still reads the checkpoints.
         """
         card = self.card(fields.model)
-        params = resolve(card, self.engine.spacings, fields, self.limits, labels, seeds, transparent, known)
+        params = resolve(card, self.engine.spacings, fields, self.limits, seeds, transparent, known)
         if params.deterministic and card.repeats_itself is False:
             raise InvalidRequest.field("deterministic", NOT_REPEATED)
         if fields.deadline_ms is not None:

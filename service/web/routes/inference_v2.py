@@ -170,7 +170,7 @@ add_twice(router, model_routes)
 
 
 def _resolve(generator: Generator, model: str, asked: InferenceRequest, inputs: dict[str, list[int]]) -> Job:
-    labels, seeds = _read_inputs(inputs, generator.limits["n"])
+    classes, seeds = _read_inputs(inputs)
     wanted = {name: value for name, value in asked.parameters.items() if name != "binary_data_output"}
     for name in wanted:
         if name not in PARAMETERS + TRITON_PARAMETERS:
@@ -178,28 +178,26 @@ def _resolve(generator: Generator, model: str, asked: InferenceRequest, inputs: 
             raise InvalidRequest.field(name[:40], f"there is no such parameter: use {known}")
     timeout = _read_triton(wanted)
     try:
-        fields = GenerateBody.model_validate(wanted | {"model": model, "n": len(labels)})
+        fields = GenerateBody.model_validate(wanted | {"model": model, "class": classes})
     except ValidationError as error:
         raise invalid(error.errors(), Fields(list(PARAMETERS), generator.limits)) from error
-    return generator.resolve(fields, tuple(labels), tuple(seeds), timeout)
+    return generator.resolve(fields, tuple(seeds), timeout)
 
 
-def _read_inputs(inputs: dict[str, list[int]], images: tuple[float, float]) -> tuple[list[int], list[int]]:
+def _read_inputs(inputs: dict[str, list[int]]) -> tuple[list[int], list[int]]:
     """Class indices and seeds, one an image each; seeds is empty if none were sent."""
     for name in inputs:
         if name not in INPUTS:
             raise InvalidRequest.field(name[:40], f"there is no such input: use {', '.join(INPUTS)}")
-    labels, seeds = inputs.get("class"), inputs.get("seed", [])
-    if not labels:
+    classes, seeds = inputs.get("class"), inputs.get("seed", [])
+    if not classes:
         raise InvalidRequest.field("class", "required: a tensor of class indices, one an image")
-    if len(labels) > images[1]:
-        raise InvalidRequest.field("class", f"must have from 1 to {images[1]} elements, not {len(labels)}")
-    if seeds and len(seeds) != len(labels):
-        raise InvalidRequest.field("seed", f"{len(seeds)} seeds for {len(labels)} classes")
+    if seeds and len(seeds) != len(classes):
+        raise InvalidRequest.field("seed", f"{len(seeds)} seeds for {len(classes)} classes")
     for seed in seeds:
         if not 0 <= seed <= MAX_SEED:
             raise InvalidRequest.field("seed", f"must be whole numbers from 0 to {MAX_SEED}, not {echo(seed)}")
-    return labels, seeds
+    return classes, seeds
 
 
 def _read_triton(wanted: dict[str, Any]) -> float | None:
