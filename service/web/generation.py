@@ -107,44 +107,29 @@ class Generator:
             raise Unavailable.because("the models are being loaded")
         return self.engine.cards[model]
 
-    def resolve(
-        self,
-        fields: GenerateFields,
-        seeds: tuple[int, ...] = (),
-        timeout: float | None = None,
-        transparent: bool = False,
-        known: tuple[bytes, bytes] | None = None,
-    ) -> Job:
+    async def resolve(self, fields: GenerateFields, seeds: tuple[int, ...] = (), transparent: bool = False) -> Job:
         """Check the fields against the model and fill in its defaults.
+
+        A thread decodes large files first, because one of 64 KiB can hold 64 MiB of compressed text. All else is
+        checked after that in one turn of the event loop, against the model version that serves then.
 
         Args:
             seeds: of each image, instead of those that follow from fields.seed.
-            timeout: in seconds; fields.deadline_ms has precedence.
             transparent: what may change is marked by transparency in the image or mask, not by white in the mask.
-            known: the result of read_known, if image and mask have been read.
 
         Raises:
             UnknownModel, InvalidRequest: names the field and what is allowed.
             Unavailable: the engine still reads the checkpoints.
         """
-        card = self.card(fields.model)
+        known, card = None, self.card(fields.model)
+        if fields.image is not None and len(fields.image) + len(fields.mask or b"") > INLINE_BYTES:
+            known = await asyncio.to_thread(read_known, card, fields.image, fields.mask, transparent)
+            card = self.card(fields.model)
         params = resolve(card, self.engine.spacings, fields, self.limits, seeds, transparent, known)
         if params.deterministic and card.repeats_itself is False:
             raise InvalidRequest.field("deterministic", NOT_REPEATED)
-        if fields.deadline_ms is not None:
-            timeout = fields.deadline_ms / 1000
-        return Job(params, card, f"Stepwise {self.version}", timeout)
-
-    async def admit(self, fields: GenerateFields, transparent: bool = False) -> Job:
-        """As resolve, but decode large files in a thread first: one of 64 KiB can hold 64 MiB of compressed text.
-
-        All else is checked after that in one turn of the event loop, against the model version that serves then.
-        """
-        known, size = None, len(fields.image or b"") + len(fields.mask or b"")
-        if fields.image is not None and size > INLINE_BYTES:
-            card = self.card(fields.model)
-            known = await asyncio.to_thread(read_known, card, fields.image, fields.mask, transparent)
-        return self.resolve(fields, transparent=transparent, known=known)
+        deadline = None if fields.deadline_ms is None else fields.deadline_ms / 1000
+        return Job(params, card, f"Stepwise {self.version}", deadline)
 
     def etag(self, job: Job, form: str) -> str:
         """ETag of a deterministic answer: a hash of all that its bytes depend on; "" while the model warms up."""

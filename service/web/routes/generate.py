@@ -72,7 +72,7 @@ async def generate(request: Request) -> Response:
     generator: Generator = request.app.state.generator
     fields = await _read(request, generator)
     form = choose_format(fields, ",".join(request.headers.getlist("accept")))
-    job = await generator.admit(fields)
+    job = await generator.resolve(fields)
     if form == "stream":
         return await _stream(generator, fields, job)
     generated = await _finish(request, generator, job, form)
@@ -91,7 +91,7 @@ async def get_image(request: Request, query: Annotated[GenerateFields, Query()])
     generator: Generator = request.app.state.generator
     refuse_repeats(request)
     form = _lasting_format(query, ",".join(request.headers.getlist("accept")))
-    job = generator.resolve(query)
+    job = await generator.resolve(query)
     etag = generator.etag(job, form)
     cached = _cache_headers(etag, bool(query.format), generator.settings)
     if etag and has_tag(request.headers.getlist("if-none-match"), etag):

@@ -3,6 +3,7 @@
 https://github.com/kserve/open-inference-protocol
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -148,7 +149,7 @@ async def infer_model(request: Request, model: str) -> Response:
     generator: Generator = request.app.state.generator
     generator.card(model)
     asked, inputs = parse(await read_bytes(request), request.headers.get(LENGTH_HEADER))
-    job = _resolve(generator, model, asked, inputs)
+    job = await _resolve(generator, model, asked, inputs)
     outputs = _outputs(asked)
     try:
         generated = await unless_disconnected(request.receive, generator.generate(job, np.stack))
@@ -169,7 +170,7 @@ async def infer_model(request: Request, model: str) -> Response:
 add_twice(router, model_routes)
 
 
-def _resolve(generator: Generator, model: str, asked: InferenceRequest, inputs: dict[str, list[int]]) -> Job:
+async def _resolve(generator: Generator, model: str, asked: InferenceRequest, inputs: dict[str, list[int]]) -> Job:
     classes, seeds = _read_inputs(inputs)
     wanted = {name: value for name, value in asked.parameters.items() if name != "binary_data_output"}
     for name in wanted:
@@ -181,7 +182,8 @@ def _resolve(generator: Generator, model: str, asked: InferenceRequest, inputs: 
         fields = GenerateBody.model_validate(wanted | {"model": model, "class": classes})
     except ValidationError as error:
         raise invalid(error.errors(), Fields(list(PARAMETERS), generator.limits)) from error
-    return generator.resolve(fields, tuple(seeds), timeout)
+    job = await generator.resolve(fields, tuple(seeds))
+    return job if timeout is None else replace(job, deadline_seconds=timeout)
 
 
 def _read_inputs(inputs: dict[str, list[int]]) -> tuple[list[int], list[int]]:

@@ -193,7 +193,7 @@ async def draw(request: Request, body: ImageRequest, kind: str) -> Response:
 
 async def _draw(request: Request, body: ImageRequest, kind: str) -> Response:
     generator: Generator = request.app.state.generator
-    job = await generator.admit(body.own(), transparent=True)
+    job = await generator.resolve(body.own(), transparent=True)
     _check_picture(body, job)
     form, quality = body.output_format or "png", body.quality or "auto"
     encode = partial(images.encode_base64, form=form, quality=body.output_compression)
