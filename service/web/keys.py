@@ -7,15 +7,16 @@ import time
 from collections.abc import Callable, Iterable
 from hashlib import sha256
 
+from pydantic import SecretStr
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api_keys import ApiKey
 from service.errors import QuotaExceeded, Unauthorized
 from service.observe.scoreboard import Row, Scoreboard
+from service.paths import ADMIN_FOLDER, needs_no_key
 
 logger = logging.getLogger(__name__)
 
-ADMIN_FOLDER = "/admin/"
 ADMIN_NAME = "admin"  # of its key in the log
 NEWEST = 0.2  # weight of the newest request in the moving average of durations
 
@@ -135,19 +136,33 @@ class Visit:
         self._account.leave(self._clock() - self._since)
 
 
-class AdminMiddleware:
-    """Answers 401 under ADMIN_FOLDER without the admin's key, which is valid for no other path."""
+class KeyMiddleware:
+    """401 without a valid key, 429 beyond its quota. A request counts until the last byte of its answer is sent.
 
-    def __init__(self, app: ASGIApp, key: str):
-        self.app, self._digest = app, sha256(key.encode()).digest()
+    Args:
+        ring: None asks for no key outside of ADMIN_FOLDER.
+        admin_key: the only key that is valid under ADMIN_FOLDER; it is valid nowhere else.
+    """
+
+    def __init__(self, app: ASGIApp, ring: KeyRing | None, admin_key: SecretStr | None = None):
+        self.app, self._ring = app, ring
+        self._admin = None if admin_key is None else sha256(admin_key.get_secret_value().encode()).digest()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"].startswith(ADMIN_FOLDER):
+        visit = None
+        if self._admin is not None and scope["path"].startswith(ADMIN_FOLDER):
             given = [sha256(key).digest() for key in presented(scope["headers"])]
-            if not any(hmac.compare_digest(self._digest, digest) for digest in given):
+            if not any(hmac.compare_digest(self._admin, digest) for digest in given):
                 raise Unauthorized("send the admin's key as Authorization: Bearer KEY or X-API-Key: KEY")
             scope["key_name"] = ADMIN_NAME
-        await self.app(scope, receive, send)
+        elif self._ring is not None and not needs_no_key(scope["path"]):
+            visit = self._ring.admit(scope["headers"])
+            scope["key_name"] = visit.name
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            if visit is not None:
+                visit.end()
 
 
 def presented(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:

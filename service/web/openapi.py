@@ -7,10 +7,9 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from service.errors import QuotaExceeded, Unauthorized
+from service.paths import ADMIN_FOLDER, needs_no_key
 from service.web.dialects import SHAPES, dialect_of, document
 from service.web.generation import Generator
-from service.web.keys import ADMIN_FOLDER
-from service.web.middleware import is_open
 from service.web.routes.edits import EditRequest
 from service.web.routes.openai import ImageRequest, own_limits
 from service.web.schemas import GenerateBody, GenerateResponse, Limits
@@ -125,7 +124,7 @@ def _add_security(schema: Schema) -> None:
     schema["components"]["securitySchemes"] = SECURITY
     schema["security"] = [{name: []} for name in SECURITY]
     for path, operation in _operations(schema):
-        if is_open(path):
+        if needs_no_key(path):
             operation["security"] = []
             continue
         for status, response in document(dialect_of(path), (Unauthorized, QuotaExceeded)).items():

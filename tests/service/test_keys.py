@@ -18,8 +18,7 @@ from service.errors import QuotaExceeded, Unauthorized
 from service.local import create_app
 from service.observe.scoreboard import Layout, Scoreboard
 from service.settings import Settings, SettingsError, load_settings
-from service.web.keys import KeyRing
-from service.web.middleware import KeyMiddleware
+from service.web.keys import KeyMiddleware, KeyRing
 from tests.service.conftest import Running, running
 from tests.service.networks import simulated
 from tests.waiting import wait_until

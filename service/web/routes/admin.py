@@ -18,11 +18,11 @@ from service.errors import (
     UnknownModel,
     echo,
 )
+from service.paths import ADMIN_FOLDER
 from service.web.bodies import read_json, refuse_query
 from service.web.dialects import OWN, document
 from service.web.generation import Generator
 from service.web.info import describe_model
-from service.web.keys import ADMIN_FOLDER
 from service.web.schemas import Fields, ModelInfo
 
 router = APIRouter(prefix=ADMIN_FOLDER.rstrip("/"), tags=["Admin"])
