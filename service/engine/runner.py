@@ -24,8 +24,8 @@ from service.engine.launched import LaunchedStep, StepResult
 from service.engine.plan import compile_plan
 from service.engine.request import ImageTask, Request
 from service.engine.row_cap import knee, row_counts
+from service.engine.scheduler import SLOTS_PER_ROW
 from service.engine.slot_table import SlotTable, TaskArrays
-from service.engine.slots import SLOTS_PER_ROW
 from service.engine.step_block import StepBlock, StepOutput, block_bytes, output_bytes, pack
 from service.engine.trajectory import copy_states
 from service.wire.messages import SamplingParams
