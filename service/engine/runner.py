@@ -53,6 +53,7 @@ class ModelRunner:
     is_int8 = False  # whether products are computed in int8; dtype is that of all other operations
     ranges = ""  # SHA-256 of the ranges by which int8 rounds; the bits depend on it, too
     faster: "Faster | None" = None  # makes a faster runner of the same weights, which then replaces this one
+    version = 1  # of the weights: one more with each swap
     repeats_itself: bool | None = None  # whether the deterministic mode works; None until that is tested
     wait_for_quiet: Callable[[Callable[[], None]], None] | None = None  # before warm_up takes times
 
