@@ -39,7 +39,7 @@ FASTAPI_OPTIONS: dict[str, Any] = {
 def assemble(
     engine: AsyncEngine,
     settings: Settings,
-    row: int,
+    entry: int,
     provider: "TracerProvider | None" = None,
     start: Callable[[], None] = lambda: None,
     stop: Callable[[], None] = lambda: None,
@@ -47,11 +47,11 @@ def assemble(
     """The application; nothing runs until the server starts the lifespan.
 
     Args:
-        row: of the engine's board; this process writes its counters there.
+        entry: of the engine's board; this process writes its counters there.
         provider: receives the spans of requests; None turns tracing off.
         start, stop: called when the lifespan starts and ends, to run an engine in the same process.
     """
-    metrics = Metrics(engine.board, row, lambda: engine.cards.values())
+    metrics = Metrics(engine.board, entry, lambda: engine.cards.values())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 def install(app: FastAPI, settings: Settings, metrics: Metrics, provider: "TracerProvider | None" = None) -> None:
     """Add all middleware, the innermost first, because add_middleware wraps what is there already."""
     app.add_middleware(LimitMiddleware, body_seconds=settings.body_seconds)
-    ring = KeyRing(settings.api_keys, metrics.board, metrics.row) if settings.api_keys else None
+    ring = KeyRing(settings.api_keys, metrics.board, metrics.entry) if settings.api_keys else None
     if ring is not None or settings.admin_key is not None:
         app.add_middleware(KeyMiddleware, ring=ring, admin_key=settings.admin_key)
     app.add_middleware(ErrorMiddleware)

@@ -41,7 +41,7 @@ class Clock:
 
 
 def keyring(keys: dict[str, ApiKey], clock: Callable[[], float] = time.monotonic) -> KeyRing:
-    return KeyRing(keys, Scoreboard(Layout((), keys), rows=2), 1, clock)
+    return KeyRing(keys, Scoreboard(Layout((), keys), entries=2), 1, clock)
 
 
 def ring_of(clock: Clock, **quota: Any) -> KeyRing:

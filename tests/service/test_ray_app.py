@@ -28,7 +28,7 @@ def replica(state: State = "ready", heartbeat: float = 0.0, **backlog: float) ->
         backlog: seconds of each model.
     """
     settings = Settings(heartbeat_seconds=5)
-    board = Scoreboard(Layout(("dit", "unet"), ()), rows=2)
+    board = Scoreboard(Layout(("dit", "unet"), ()), entries=2)
     engine_board = EngineScoreboard(board)
     engine_board.state(state)
     engine_board.beat(time.monotonic() + heartbeat)

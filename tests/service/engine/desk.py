@@ -59,7 +59,7 @@ class Rig:
     """An engine loop in a thread."""
 
     def __init__(self, core: EngineCore, load: Loader | None = None):
-        self.core, self.board = core, Scoreboard(Layout(core.runners, ()), rows=2)
+        self.core, self.board = core, Scoreboard(Layout(core.runners, ()), entries=2)
         self.recorder = Recorder(self.board)
         self._control, control = socket.socketpair()
         self.loop = EngineLoop(core, Clients(control), self.recorder, load)

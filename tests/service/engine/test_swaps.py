@@ -282,7 +282,7 @@ def test_the_steps_get_most_of_the_time_while_a_runner_is_prepared(monkeypatch: 
         core.warm_up(model)
     core.runners["dit"].step_seconds |= {100: 1.0}  # more rows than a step has, so the successor needs no graph
     monkeypatch.setattr(swaps.time, "monotonic", lambda: now[0])
-    board, client = EngineScoreboard(Scoreboard(Layout(core.runners, ()), rows=1)), Answered()
+    board, client = EngineScoreboard(Scoreboard(Layout(core.runners, ()), entries=1)), Answered()
     told = swaps.Swaps(core, board, Shelf(new=Painter(-0.5)).load, list, lambda: None)
     told.begin(client, swaps.Swap(7, "dit", "new"))  # pyright: ignore[reportArgumentType]
     monkeypatch.setattr(ModelRunner, "prepare", prepare)
