@@ -24,10 +24,10 @@ def main(given: dict[str, Any]) -> None:
     logs.configure(settings.log_level, settings.log_format, "engine")
     import_kernels(settings.device)
     from models.checkpoint import CheckpointError
-    from service.engine.clients import Clients
     from service.engine.loop import EngineLoop
     from service.registry import load_core
     from service.successor import successors
+    from service.wire.clients import Clients
 
     logger.debug("torch and the kernels are imported")
     try:

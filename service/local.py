@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
-from service.engine.clients import Clients
 from service.engine.core import EngineCore
 from service.engine.loop import EngineLoop
 from service.engine.swaps import Loader
@@ -18,6 +17,7 @@ from service.settings import Settings
 from service.successor import successors
 from service.web.app import assemble
 from service.wire.async_engine import AsyncEngine
+from service.wire.clients import Clients
 from service.wire.control import CONTROL, STOP
 
 if TYPE_CHECKING:

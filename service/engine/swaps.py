@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 import torch
 
 from models.checkpoint import CheckpointError
-from service.engine.clients import Client
 from service.engine.core import EngineCore
 from service.engine.runner import ModelRunner, OutOfMemory, device_is_lost
 from service.engine.takeovers import Takeovers
 from service.engine.versions import is_leaving, leave, switch
 from service.errors import InvalidRequest, ServiceError, SwapUnderWay, Unavailable
 from service.observe.scoreboard import EngineScoreboard
+from service.wire.clients import Client
 from service.wire.messages import Reply, Swap, Swapped
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from service.wire.messages import Cards, FromEngine, FromWorker, Generate, Previ
 
 logger = logging.getLogger(__name__)
 
-READ_BYTES = 256 * 1024  # of a socket between two steps
+READ_BYTES = 256 * 1024  # of a worker's socket in one read; the rest waits behind the other workers
 MAX_UNSENT = 8 * 1024 * 1024  # bytes that wait for a worker; beyond it previews are dropped, answers never
 STUCK_SECONDS = 5.0  # without taking a byte, after which a worker is given up
 FEW_FILES = 512  # open at the start: a larger number leaves too few descriptors for select()
