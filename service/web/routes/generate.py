@@ -166,7 +166,7 @@ async def _record(request: Request, generator: Generator, job: Job, form: str) -
     try:
         request.scope["at_end"].enter_context(generator.room.taken(recorded_bytes(job, form)))
     except Unavailable as error:  # counted here, because the request never reaches Generator.stream
-        generator.count_end(job.params.model, error)
+        generator.count_end(job.params, error)
         raise
     job = replace(job, params=replace(job.params, trajectory=form == "npz"))
     return await unless_disconnected(request.receive, generator.record(job, recorder(job, form)))
