@@ -62,7 +62,7 @@ class Generated(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class Generator:
+class RequestHandler:
     """Checks requests, sends them to the engine and encodes its images, for all routes."""
 
     engine: AsyncEngine

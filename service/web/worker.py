@@ -167,7 +167,7 @@ def metrics_server(app: FastAPI, settings: Settings, listeners: list[socket.sock
         routes=[Route("/metrics", ops.metrics)],
         middleware=[Middleware(RequestIdMiddleware)],
     )
-    side.state.generator = app.state.generator
+    side.state.handler = app.state.handler
     config = configure(side, settings)
     config.lifespan = "off"
     return SideServer(config, listeners)
