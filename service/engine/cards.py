@@ -22,7 +22,7 @@ def describe(core: EngineCore) -> Cards:
 def signature(core: EngineCore) -> object:
     """Changes with everything in the cards that can change while the engine runs."""
     return [
-        (runner.version, share.scheduler.max_rows, runner.fixed_rows, runner.backend, runner.faster is None)
+        (runner.version, share.scheduler.max_rows, runner.fixed_rows, runner.backend, runner.make_faster is None)
         for runner, share in ((core.runners[name], core.shares.get(name)) for name in core.models)
         if share is not None
     ]
@@ -32,7 +32,7 @@ def _card(name: str, core: EngineCore) -> ModelCard:
     runner, share = core.runners[name], core.shares.get(name)
     config = runner.config
     # None makes deterministic requests wait for the final backend, as each backend gives other bits
-    repeats = runner.repeats_itself if runner.faster is None else None
+    repeats = runner.repeats_itself if runner.make_faster is None else None
     return ModelCard(
         name=name,
         architecture=config.architecture,

@@ -27,7 +27,7 @@ class _Making:
 
 
 class Takeovers:
-    """Replaces every runner of an engine that has a `faster` by the runner that `faster` makes."""
+    """Replaces every runner of an engine that has a `make_faster` by the runner that it makes."""
 
     def __init__(self, core: EngineCore):
         self._core = core
@@ -39,7 +39,7 @@ class Takeovers:
 
     def _next(self) -> str | None:
         """A model that is still to get a faster runner."""
-        return next((name for name in self._core.models if self._core.runners[name].faster is not None), None)
+        return next((name for name in self._core.models if self._core.runners[name].make_faster is not None), None)
 
     def advance(self) -> None:
         """Call between two steps while no weights are swapped."""
@@ -61,7 +61,7 @@ class Takeovers:
     def end(self) -> None:
         """All models keep what they have."""
         for runner in self._core.runners.values():
-            runner.faster = None
+            runner.make_faster = None
         if self._making is not None:
             self._making.stop.set()
             self._making = None
@@ -73,7 +73,7 @@ class Takeovers:
 
     def _begin(self, making: _Making) -> None:
         """The thread is no daemon: some libraries abort a process that ends while a daemon thread is inside."""
-        make, core = making.before.faster, self._core
+        make, core = making.before.make_faster, self._core
         assert make is not None
 
         def work() -> None:
@@ -90,7 +90,7 @@ class Takeovers:
 
     def _end(self, making: _Making) -> None:
         model, made = making.model, making.made
-        making.before.faster = None
+        making.before.make_faster = None
         if isinstance(made, ModelRunner):
             switch(self._core, model, made, making.before.version)
             logger.info("model %s is served by %s from here on", model, made.backend)
