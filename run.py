@@ -33,9 +33,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def leave_on_signals() -> None:
-    """With exit code 0; the server's own handlers take over when it runs, and raise the signal again at its end.
+    """Make SIGTERM and SIGINT end this process with exit code 0, until the supervisor sets its own handlers.
 
-    Called before the imports, which take seconds: as process 1 of a container it would not even hear a signal.
+    Called before the imports, which take seconds: process 1 of a container never gets a signal without a handler.
     """
 
     def leave(*_: object) -> None:

@@ -65,7 +65,7 @@ class OpenVINO:
     def serve(self, name: str, runner: ModelRunner, folder: Path | None, architecture: str | None) -> ModelRunner:
         """The runner that serves a model from now on: a compiled one, or torch's.
 
-        Where the network is still to be traced, torch's gets a `faster`. Any other reason to keep torch is logged.
+        Where the network is yet to be traced, torch's has `make_faster`. Any other reason to keep torch is logged.
 
         Args:
             folder: of the checkpoint; None for fresh weights.
@@ -88,7 +88,7 @@ class OpenVINO:
         except Exception as error:  # whatever a graph may do to a compiler
             logger.warning("model %s stays on torch: %s", name, reason(error))
             return runner
-        runner.faster = partial(self._trace, folder, architecture)
+        runner.make_faster = partial(self._trace, folder, architecture)
         return runner
 
     def _serve_int8(

@@ -88,10 +88,12 @@ def freeze_heap() -> None:
     gc.freeze()
 
 
-def open_board(models: Iterable[str], settings: Settings, rows: int, descriptor: int | None = None) -> Scoreboard:
+def open_board(
+    models: Iterable[str], settings: Settings, entries: int, descriptor: int | None = None
+) -> Scoreboard:
     """The board of a service with these settings: the same layout in each of its processes.
 
     Args:
         models: as they were when the supervisor started. Later the folder of checkpoints may hold others.
     """
-    return Scoreboard(Layout(models, settings.api_keys), rows, descriptor)
+    return Scoreboard(Layout(models, settings.api_keys), entries, descriptor)

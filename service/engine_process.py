@@ -19,15 +19,15 @@ logger = logging.getLogger(__name__)
 
 
 def main(given: dict[str, Any]) -> None:
-    """given: control and board, which are descriptors, rows of the scoreboard, and names of the models."""
+    """given: control and board, which are descriptors, entries of the scoreboard, and names of the models."""
     settings = load_settings()
     logs.configure(settings.log_level, settings.log_format, "engine")
     import_kernels(settings.device)
     from models.checkpoint import CheckpointError
-    from service.engine.clients import Clients
     from service.engine.loop import EngineLoop
     from service.registry import load_core
     from service.successor import successors
+    from service.wire.clients import Clients
 
     logger.debug("torch and the kernels are imported")
     try:
@@ -37,7 +37,7 @@ def main(given: dict[str, Any]) -> None:
         logger.critical("error: %s", error)
         sys.exit(BAD_INPUT)
     clients = Clients(socket.socket(fileno=given["control"]))
-    board = EngineScoreboard(open_board(given["models"], settings, given["rows"], given["board"]))
+    board = EngineScoreboard(open_board(given["models"], settings, given["entries"], given["board"]))
     loop = EngineLoop(core, clients, board, successors(settings))
     freeze_heap()
     loop.run()

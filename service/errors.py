@@ -180,7 +180,7 @@ class QueueFull(Refused):
 
 
 class Overloaded(Refused):
-    """The request would be late or make others late."""
+    """The device has more work than it can answer in time, or the service as many connections as it takes."""
 
     code, title, reason = "overloaded", "Overloaded", "overload"
 
@@ -192,7 +192,7 @@ class DeadlineUnreachable(Refused):
 
 
 class Unavailable(Refused):
-    """The engine warms up, shuts down, or has died."""
+    """The engine warms up, shuts down or has died, or memory or a version that the request needs is not there."""
 
     code, title, reason = "unavailable", "Unavailable", "unavailable"
 

@@ -94,7 +94,7 @@ class Model(Sampler):
             given = GenerateBody.model_validate(fields)
         except ValidationError as error:
             raise invalid(error.errors(), Fields(FIELD_NAMES, BOUNDS)) from error
-        return Job(resolve(self._card, list(SPACINGS), given, BOUNDS, (), ()), self._card, self._software)
+        return Job(resolve(self._card, list(SPACINGS), given, BOUNDS), self._card, self._software)
 
     @torch.inference_mode()
     def _run(self, params: SamplingParams, table: SamplerTable, watch: Callable[..., None]) -> Tensor:

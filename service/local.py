@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
-from service.engine.clients import Clients
 from service.engine.core import EngineCore
 from service.engine.loop import EngineLoop
 from service.engine.swaps import Loader
@@ -18,12 +17,13 @@ from service.settings import Settings
 from service.successor import successors
 from service.web.app import assemble
 from service.wire.async_engine import AsyncEngine
+from service.wire.clients import Clients
 from service.wire.control import CONTROL, STOP
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
-WORKER_ROW = 1  # of the scoreboard; the engine has row 0
+WORKER_ENTRY = 1  # of the scoreboard; the engine has entry 0
 JOIN_SECONDS = 10.0  # for the step that is running when the engine is told to end
 
 
@@ -37,11 +37,11 @@ class LocalEngine:
 
     def __init__(self, core: EngineCore, keys: Iterable[str] = (), load: Loader | None = None):
         self.core = core
-        self.board = Scoreboard(Layout(core.runners, keys), rows=2)
+        self.board = Scoreboard(Layout(core.runners, keys), entries=2)
         self._control, control = socket.socketpair()
         mine, theirs = socket.socketpair()
         self._clients = Clients(control)
-        self._clients.attach(theirs, WORKER_ROW)
+        self._clients.attach(theirs, WORKER_ENTRY)
         self.client = AsyncEngine(mine, self.board)
         self.loop = EngineLoop(core, self._clients, EngineScoreboard(self.board), load)
         self._thread = threading.Thread(target=self.loop.run, name="engine", daemon=True)
@@ -70,6 +70,6 @@ def around(core: EngineCore, settings: Settings, provider: "TracerProvider | Non
     """The application around an engine core."""
     local = LocalEngine(core, settings.api_keys, successors(settings))
     # at its end the server has waited for its open requests already
-    app = assemble(local.client, settings, WORKER_ROW, provider, local.start, local.stop)
+    app = assemble(local.client, settings, WORKER_ENTRY, provider, local.start, local.stop)
     app.state.local = local
     return app

@@ -23,7 +23,7 @@ from models.extras import how_to_install
 from service.local import create_app
 from service.observe import logs
 from service.settings import Settings, SettingsError, choose_models, load_settings, model_entries
-from service.web.generation import Generator
+from service.web.generation import RequestHandler
 from service.wire.control import ANSWER_SECONDS
 
 NAME = "stepwise"
@@ -63,16 +63,16 @@ class Replica:
 
     async def check_health(self) -> None:
         """Return once the engine is warm; raise when it has died or is silent, so that Ray starts another."""
-        generator: Generator = self.app.state.generator
+        handler: RequestHandler = self.app.state.handler
         while True:
-            if reason := generator.silence():
+            if reason := handler.silence():
                 raise RuntimeError(reason)
-            if not generator.unreadiness():
+            if not handler.unreadiness():
                 return
             await asyncio.sleep(POLL_SECONDS)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        board = self.app.state.generator.engine.board
+        board = self.app.state.handler.engine.board
         places = board.layout.places.items()
         return {BACKLOG: sum(board.total(column) for key, column in places if key[0] == "backlog_seconds")}
 

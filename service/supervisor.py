@@ -57,7 +57,7 @@ class Supervisor:
         self._settings, self._listeners, self._side = settings, listeners, side_listeners
         self._num_workers = num_workers(settings)
         self._models = list(model_entries(settings))
-        self._board = open_board(self._models, settings, rows=1 + self._num_workers)
+        self._board = open_board(self._models, settings, entries=1 + self._num_workers)
         self._workers: dict[int, Child] = {}  # by their row of the scoreboard
         self._starting: dict[socket.socket, int] = {}  # rows of silent workers, by their control
         self._started: dict[int, Pulse] = {}  # by rows of workers that accept connections
@@ -83,7 +83,7 @@ class Supervisor:
 
     def _start_engine(self) -> Child:
         board = self._board.descriptor
-        given: Arguments = {"board": board, "rows": self._board.num_rows, "models": self._models}
+        given: Arguments = {"board": board, "entries": self._board.num_entries, "models": self._models}
         return child.start("service.engine_process", given, [board])
 
     def _start_worker(self, row: int) -> bool:
@@ -104,7 +104,7 @@ class Supervisor:
         listeners = [listener.fileno() for listener in self._listeners]
         side, board = [listener.fileno() for listener in self._side], self._board.descriptor
         given: Arguments = {
-            "row": row, "board": board, "rows": self._board.num_rows, "models": self._models,
+            "entry": row, "board": board, "entries": self._board.num_entries, "models": self._models,
             "engine": engine, "listeners": listeners, "side": side,
         }  # fmt: skip
         return child.start("service.web.worker", given, [engine, board, *listeners, *side])

@@ -16,4 +16,4 @@ def registry(keys: Iterable[str] = ()) -> CollectorRegistry:
         samplers={"euler": 10}, sampling={"default": {}}, sha256="", device="cpu", dtype="float32",
         hardware="cpu", simulated=False, build="",
     )  # fmt: skip
-    return Metrics(Scoreboard(Layout(["dit"], keys), rows=2), 1, lambda: [card]).registry
+    return Metrics(Scoreboard(Layout(["dit"], keys), entries=2), 1, lambda: [card]).registry

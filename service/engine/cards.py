@@ -8,23 +8,23 @@ import torch
 
 from models.checkpoint import ModelConfig
 from models.samplers import SAMPLERS, SPACINGS
-from service.engine.core import LEAVING, EngineCore
+from service.engine.core import EngineCore
 from service.engine.runner import ModelRunner
 from service.engine.simulated import SimulatedRunner
 from service.wire.messages import Cards, ModelCard
 
 
 def describe(core: EngineCore) -> Cards:
-    cards = [_card(name, core) for name in core.runners if not name.endswith(LEAVING)]
+    cards = [_card(name, core) for name in core.models]
     return Cards(cards, list(SAMPLERS), list(SPACINGS), core.config.shed_load)
 
 
 def signature(core: EngineCore) -> object:
     """Changes with everything in the cards that can change while the engine runs."""
     return [
-        (core.versions[name], share.scheduler.max_rows, runner.fixed_rows, runner.backend, runner.faster is None)
-        for name, share in core.shares.items()
-        if not name.endswith(LEAVING) and (runner := core.runners[name])
+        (runner.version, share.scheduler.max_rows, runner.fixed_rows, runner.backend, runner.make_faster is None)
+        for runner, share in ((core.runners[name], core.shares.get(name)) for name in core.models)
+        if share is not None
     ]
 
 
@@ -32,7 +32,7 @@ def _card(name: str, core: EngineCore) -> ModelCard:
     runner, share = core.runners[name], core.shares.get(name)
     config = runner.config
     # None makes deterministic requests wait for the final backend, as each backend gives other bits
-    repeats = runner.repeats_itself if runner.faster is None else None
+    repeats = runner.repeats_itself if runner.make_faster is None else None
     return ModelCard(
         name=name,
         architecture=config.architecture,
@@ -51,7 +51,7 @@ def _card(name: str, core: EngineCore) -> ModelCard:
         fixed_rows=runner.fixed_rows if repeats else None,
         repeats_itself=repeats,
         step_seconds=dict(sorted(runner.step_seconds.items())) if share else {},
-        version=core.versions[name],
+        version=runner.version,
         **runner.describe(),
     )
 

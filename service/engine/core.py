@@ -78,9 +78,9 @@ class EngineCore:
         policy: Policy = pick,
     ):
         self.runners, self.config, self.clock, self.policy = runners, config, clock, policy
+        self.models = tuple(runners)  # names; a version that is leaving has a runner and a share, but no name here
         self.weights = weights or {}
         self.shares: dict[str, DeviceShare] = {}
-        self.versions = dict.fromkeys(runners, 1)  # of the weights
         self._guard = OverloadGuard()
         self._on_device: deque[Launch] = deque()
         self._device = DeviceClock(clock)

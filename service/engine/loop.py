@@ -11,7 +11,6 @@ from contextlib import suppress
 
 from service.engine.canvas import check_brought
 from service.engine.cards import describe, signature
-from service.engine.clients import Client, Clients
 from service.engine.core import EngineCore
 from service.engine.plan import compile_plans
 from service.engine.request import Request, RequestStatus
@@ -26,6 +25,7 @@ from service.errors import (
     Unavailable,
 )
 from service.observe.scoreboard import EngineScoreboard
+from service.wire.clients import Client, Clients
 from service.wire.messages import Abort, FromWorker, Generate, Reply, RequestOutput, Seen, Swap
 
 logger = logging.getLogger(__name__)

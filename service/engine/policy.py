@@ -15,9 +15,10 @@ from service.engine.request import Request
 from service.engine.scheduler import Scheduler
 
 MAX_LAG = 0.02  # seconds of weighted device time that a model may fall behind
-AT_RISK = 0.1  # relative slack that a model which is behind must keep through a step of another one
-# Measured times leave the host out. On an H200 a step of the shipped DiT took twice its device time, whatever
-# its rows. A pause of the host is no slow step, so none counts for more than MOST_SLOWDOWN.
+AT_RISK = 0.1  # a model that lags goes first if another one's step would leave it less relative slack than this
+# The times measured at the start are those of the device alone. With the host's, a step of the shipped DiT took
+# twice as long on an H200, at any row count. DeviceShare.slowdown follows that ratio at this rate. A pause of the
+# host is no slow step, so the ratio of one step counts as MOST_SLOWDOWN at most.
 SLOWDOWN_RATE, MOST_SLOWDOWN = 1 / 50, 20.0
 
 

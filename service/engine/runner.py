@@ -24,8 +24,8 @@ from service.engine.launched import LaunchedStep, StepResult
 from service.engine.plan import compile_plan
 from service.engine.request import ImageTask, Request
 from service.engine.row_cap import knee, row_counts
+from service.engine.scheduler import SLOTS_PER_ROW
 from service.engine.slot_table import SlotTable, TaskArrays
-from service.engine.slots import SLOTS_PER_ROW
 from service.engine.step_block import StepBlock, StepOutput, block_bytes, output_bytes, pack
 from service.engine.trajectory import copy_states
 from service.wire.messages import SamplingParams
@@ -52,7 +52,8 @@ class ModelRunner:
     backend = "torch"  # that runs the network; the bits of an image depend on it
     is_int8 = False  # whether products are computed in int8; dtype is that of all other operations
     ranges = ""  # SHA-256 of the ranges by which int8 rounds; the bits depend on it, too
-    faster: "Faster | None" = None  # makes a faster runner of the same weights, which then replaces this one
+    make_faster: "MakeFaster | None" = None  # makes the runner that will replace this one, of the same weights
+    version = 1  # of the weights: one more with each swap
     repeats_itself: bool | None = None  # whether the deterministic mode works; None until that is tested
     wait_for_quiet: Callable[[Callable[[], None]], None] | None = None  # before warm_up takes times
 
@@ -241,7 +242,7 @@ class ModelRunner:
 
 # Takes a runner and returns a faster one of the same weights, after some seconds. It raises if it fails, and soon
 # after the event is set.
-Faster = Callable[[ModelRunner, threading.Event], ModelRunner]
+MakeFaster = Callable[[ModelRunner, threading.Event], ModelRunner]
 
 
 def lay_out(model: nn.Module, device: torch.device) -> torch.memory_format:

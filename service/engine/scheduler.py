@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from service.engine.order import LeastSlack
 from service.engine.request import ImageTask, Request, RequestStatus
-from service.engine.slots import SLOTS_PER_ROW, SlotAllocator
+
+SLOTS_PER_ROW = 2  # images that may have begun, over the rows of a step; 4 and 8 gave the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,8 @@ class Scheduler:
             raise ValueError(f"max_rows must be at least 2 (one guided image), got {max_rows}")
         self.max_rows, self.max_requests, self.max_evaluations = max_rows, max_requests, max_evaluations
         self.seconds_per_row = seconds_per_row
-        self.slots = SlotAllocator(SLOTS_PER_ROW * max_rows)
+        self.num_slots = SLOTS_PER_ROW * max_rows
+        self.free_slots = list(range(self.num_slots - 1, -1, -1))  # the last one is taken next
         self.waiting: deque[ImageTask] = deque()
         self.running: list[ImageTask] = []  # who holds a slot
         self.requests: dict[str, Request] = {}
@@ -82,7 +84,7 @@ class Scheduler:
         """The images of the next step: all of them, or those of least slack where they do not fit."""
         tasks = [*self.running, *self.waiting]
         rows = sum([task.plan.rows[task.step] for task in tasks])
-        if rows > self.max_rows or len(self.waiting) > len(self.slots):
+        if rows > self.max_rows or len(self.waiting) > len(self.free_slots):
             tasks = self.select(now)
             rows = sum(task.rows for task in tasks)
         else:
@@ -94,10 +96,10 @@ class Scheduler:
         return SchedulerOutput(tasks, rows)
 
     def select(self, now: float) -> list[ImageTask]:
-        return self._order.choose(self.requests.values(), self.max_rows, len(self.slots), now)
+        return self._order.choose(self.requests.values(), self.max_rows, len(self.free_slots), now)
 
     def _start(self, task: ImageTask, now: float) -> None:
-        task.slot = self.slots.allocate()
+        task.slot = self.free_slots.pop()
         self.running.append(task)
         self.queued_rows -= task.remaining_rows
         if task.request.status is RequestStatus.WAITING:
@@ -152,6 +154,6 @@ class Scheduler:
 
     def _release(self, task: ImageTask) -> None:
         assert task.slot is not None  # callers checked
-        self.slots.free(task.slot)
-        self.running.remove(task)
+        self.running.remove(task)  # raises if it is not there, so no slot is freed twice
+        self.free_slots.append(task.slot)
         task.slot = None

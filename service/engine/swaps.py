@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 import torch
 
 from models.checkpoint import CheckpointError
-from service.engine.clients import Client
-from service.engine.core import LEAVING, EngineCore
+from service.engine.core import EngineCore
 from service.engine.runner import ModelRunner, OutOfMemory, device_is_lost
 from service.engine.takeovers import Takeovers
-from service.engine.versions import leave, switch
+from service.engine.versions import is_leaving, leave, switch
 from service.errors import InvalidRequest, ServiceError, SwapUnderWay, Unavailable
 from service.observe.scoreboard import EngineScoreboard
+from service.wire.clients import Client
 from service.wire.messages import Reply, Swap, Swapped
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class Swaps:
     @property
     def _leaving(self) -> list[str]:
         """Models whose runner before still has requests."""
-        return [key.removesuffix(LEAVING) for key in self._core.runners if key.endswith(LEAVING)]
+        return [model for model in self._core.models if is_leaving(self._core, model)]
 
     def begin(self, client: Client, message: Swap) -> None:
         """Its reply comes once the new weights serve, or when they will not."""
@@ -204,7 +204,7 @@ class Swaps:
         swap.next_part = time.monotonic() + PAUSES * (time.monotonic() - started)
 
     def _switch(self, swap: _Swap, runner: ModelRunner) -> None:
-        version = self._core.versions[swap.model] + 1
+        version = self._core.runners[swap.model].version + 1
         switch(self._core, swap.model, runner, version)
         swap.switched, swap.unaware = True, set(self._clients())
         self._tell_cards()

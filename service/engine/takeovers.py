@@ -8,9 +8,9 @@ import logging
 import threading
 from dataclasses import dataclass, field
 
-from service.engine.core import LEAVING, EngineCore
+from service.engine.core import EngineCore
 from service.engine.runner import ModelRunner
-from service.engine.versions import switch
+from service.engine.versions import is_leaving, switch
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class _Making:
 
 
 class Takeovers:
-    """Replaces every runner of an engine that has a `faster` by the runner that `faster` makes."""
+    """Replaces every runner of an engine that has a `make_faster` by the runner that it makes."""
 
     def __init__(self, core: EngineCore):
         self._core = core
@@ -39,15 +39,14 @@ class Takeovers:
 
     def _next(self) -> str | None:
         """A model that is still to get a faster runner."""
-        served = ((name, runner) for name, runner in self._core.runners.items() if not name.endswith(LEAVING))
-        return next((name for name, runner in served if runner.faster is not None), None)
+        return next((name for name in self._core.models if self._core.runners[name].make_faster is not None), None)
 
     def advance(self) -> None:
         """Call between two steps while no weights are swapped."""
         if self._making is None:
             if (model := self._next()) is not None:
                 self._begin(_Making(model, self._core.runners[model]))
-        elif self._has_ended() and self._making.model + LEAVING not in self._core.runners:
+        elif self._has_ended() and not is_leaving(self._core, self._making.model):
             self._end(self._making)
             self._making = None
 
@@ -62,7 +61,7 @@ class Takeovers:
     def end(self) -> None:
         """All models keep what they have."""
         for runner in self._core.runners.values():
-            runner.faster = None
+            runner.make_faster = None
         if self._making is not None:
             self._making.stop.set()
             self._making = None
@@ -74,7 +73,7 @@ class Takeovers:
 
     def _begin(self, making: _Making) -> None:
         """The thread is no daemon: some libraries abort a process that ends while a daemon thread is inside."""
-        make, core = making.before.faster, self._core
+        make, core = making.before.make_faster, self._core
         assert make is not None
 
         def work() -> None:
@@ -91,9 +90,9 @@ class Takeovers:
 
     def _end(self, making: _Making) -> None:
         model, made = making.model, making.made
-        making.before.faster = None
+        making.before.make_faster = None
         if isinstance(made, ModelRunner):
-            switch(self._core, model, made, self._core.versions[model])
+            switch(self._core, model, made, making.before.version)
             logger.info("model %s is served by %s from here on", model, made.backend)
         else:
             why = " ".join(f"{type(made).__name__}: {made}".split())

@@ -10,9 +10,14 @@ from service.engine.runner import ModelRunner
 
 def key(core: EngineCore, model: str, version: int | None) -> str | None:
     """The key of the runner with that version of a model (None: the newest); None if it has left."""
-    if version is None or core.versions[model] == version:
+    if version is None or core.runners[model].version == version:
         return model
-    return model + LEAVING if core.versions.get(model + LEAVING) == version else None
+    return model + LEAVING if is_leaving(core, model) and core.runners[model + LEAVING].version == version else None
+
+
+def is_leaving(core: EngineCore, model: str) -> bool:
+    """Whether a version before is still there."""
+    return model + LEAVING in core.runners
 
 
 def switch(core: EngineCore, model: str, runner: ModelRunner, version: int) -> None:
@@ -23,17 +28,12 @@ def switch(core: EngineCore, model: str, runner: ModelRunner, version: int) -> N
     Args:
         version: of its weights; that of the runner before if they are the same ones.
     """
-    old = core.shares[model]
-    leaving = model + LEAVING
-    core.runners[leaving], core.shares[leaving], core.versions[leaving] = (
-        core.runners[model], old, core.versions[model],
-    )  # fmt: skip
-    is_alike = runner.backend == core.runners[model].backend
-    if is_alike:  # else it has measurements of its own
-        runner.fixed_rows = core.runners[model].fixed_rows
-    core.runners[model], core.versions[model] = runner, version
+    before, old = core.runners[model], core.shares[model]
+    core.runners[model + LEAVING], core.shares[model + LEAVING] = before, old
+    core.runners[model], runner.version = runner, version
     core.shares[model] = share = core.new_share(model, old.scheduler.max_rows)
-    if is_alike:
+    if runner.backend == before.backend:  # else it has measurements of its own
+        runner.fixed_rows = before.fixed_rows
         share.slowdown, share.stretch = old.slowdown, old.stretch
 
 
@@ -41,6 +41,5 @@ def leave(core: EngineCore, model: str) -> bool:
     """Drop the version before; False while requests need it."""
     if core.shares[model + LEAVING].scheduler.requests:
         return False
-    for by_model in (core.runners, core.shares, core.versions):
-        del by_model[model + LEAVING]
+    del core.runners[model + LEAVING], core.shares[model + LEAVING]
     return True

@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 from starlette.types import Message, Scope
 
+from service.paths import PROBES, READINESS
+
 access = logging.getLogger("service.access")
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 _noted: ContextVar[dict[str, Any] | None] = ContextVar("noted", default=None)  # about the request, for its line
 
-READINESS = {"/readyz", "/v2/health/ready"}  # 503 while models warm up is as usual as 200 after that
-PROBES = {"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"}  # asked for every few seconds
 CLIENT_CLOSED_REQUEST = 499  # nginx's code for a client that left before its answer
 MAX_PATH = 200  # characters of a path that are logged
 

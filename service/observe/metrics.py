@@ -13,30 +13,30 @@ from service.wire.messages import ModelCard
 
 
 class Metrics(Collector):
-    """A worker's counts in its row of the scoreboard, and a registry that exposes the sums over all rows.
+    """A worker's counts in its entry of the scoreboard, and a registry that exposes the sums over all entries.
 
     Args:
         cards: the models, for diffusion_model_info.
     """
 
-    def __init__(self, board: Scoreboard, row: int, cards: Callable[[], Iterable[ModelCard]]):
-        self.board, self.row, self._row, self._cards = board, row, board.row(row), cards
+    def __init__(self, board: Scoreboard, entry: int, cards: Callable[[], Iterable[ModelCard]]):
+        self.board, self.entry, self._entry, self._cards = board, entry, board.entry(entry), cards
         self.registry = CollectorRegistry()
         self.registry.register(self)
 
     def answer(self, model: str, images: int, queue: float, denoise: float, total: float) -> None:
         """A request that was answered with images; durations in seconds."""
-        self._row.observe("request_queue_seconds", model, queue)
-        self._row.observe("request_denoise_seconds", model, denoise)
-        self._row.observe("request_duration_seconds", model, total)
-        self._row.add("images", model, value=images)
+        self._entry.observe("request_queue_seconds", model, queue)
+        self._entry.observe("request_denoise_seconds", model, denoise)
+        self._entry.observe("request_duration_seconds", model, total)
+        self._entry.add("images", model, value=images)
         self.end(model, "ok")
 
     def end(self, model: str, outcome: str) -> None:
-        self._row.add("requests", model, outcome)
+        self._entry.add("requests", model, outcome)
 
     def reject(self, model: str, reason: str) -> None:
-        self._row.add("rejections", model, reason)
+        self._entry.add("rejections", model, reason)
 
     def totals(self, name: str, *labels: str) -> list[float]:
         """Of all processes: a number, or the counts of a histogram's buckets and, last, its sum."""
@@ -75,7 +75,7 @@ class Metrics(Collector):
     def _connections(self) -> Metric:
         text = "Open connections of each HTTP worker"
         metric = GaugeMetricFamily("diffusion_worker_connections", text, labels=["worker"])
-        for row, count in enumerate(self.board.column(CONNECTIONS)):
-            if row:  # row 0 is the engine's
-                metric.add_metric([str(row)], count)
+        for entry, count in enumerate(self.board.column(CONNECTIONS)):
+            if entry:  # entry 0 is the engine's
+                metric.add_metric([str(entry)], count)
         return metric

@@ -1,6 +1,6 @@
-"""Numbers that all processes of the service see: one row of float64 a process, which only that process writes.
+"""Numbers that all processes of the service see: an entry of float64 for each, which only that process writes.
 
-No lock is needed, so none can be left behind by a process that is killed. Its row keeps what it has counted.
+No lock is needed, so none can be left behind by a process that is killed. Its entry keeps what it has counted.
 """
 
 import mmap
@@ -100,7 +100,7 @@ def _families(models: Iterable[str], keys: Iterable[str]) -> list[Family]:
 
 
 class Layout:
-    """Where each number stands in a row.
+    """Where each number stands in an entry.
 
     Args:
         models: their names.
@@ -112,37 +112,37 @@ class Layout:
         self.families = [family for family in _families(self.models, self.keys) if family.sets]
         self.places: dict[tuple[str, ...], int] = {}  # (family, *labels) -> first column
         self.buckets = {family.name: family.buckets for family in self.families}
-        self.width = 3  # of a row; the engine's state comes first, then a heartbeat, then a worker's connections
+        self.width = 3  # of an entry; the engine's state comes first, then a heartbeat, then a worker's connections
         for family in self.families:
             for labels in family.sets:
                 self.places[family.name, *labels] = self.width
                 self.width += family.width
         for key in self.keys:
             self.places["in_flight", key] = self.width
-            self.places["tokens", key] = self.width + 1  # in row 0, for all workers; the next column has their time
+            self.places["tokens", key] = self.width + 1  # in entry 0, for all workers; then their time
             self.width += 3
 
 
 class Scoreboard:
-    """The table, named as in Apache, which has one of this kind. Row 0 is the engine's.
+    """The table, named as in Apache, which has one of this kind. Entry 0 is the engine's.
 
     Args:
         descriptor: of the memory that another process has made; None makes it.
     """
 
-    def __init__(self, layout: Layout, rows: int, descriptor: int | None = None):
-        self.layout, self.num_rows = layout, rows
-        size = rows * layout.width * WORD
+    def __init__(self, layout: Layout, entries: int, descriptor: int | None = None):
+        self.layout, self.num_entries = layout, entries
+        size = entries * layout.width * WORD
         self.descriptor = _memory(size) if descriptor is None else descriptor
         self._cells = memoryview(mmap.mmap(self.descriptor, size)).cast("d")
         if descriptor is None:
             self._cells[HEARTBEAT] = time.monotonic()  # the engine has time to start
 
-    def row(self, index: int) -> "Row":
-        return Row(self, index)
+    def entry(self, index: int) -> "Entry":
+        return Entry(self, index)
 
     def cells(self, index: int) -> "memoryview[float]":
-        """The cells of a row."""
+        """The cells of an entry."""
         start = index * self.layout.width
         return self._cells[start : start + self.layout.width]
 
@@ -150,7 +150,7 @@ class Scoreboard:
         return sum(self.column(column))
 
     def column(self, column: int) -> Sequence[float]:
-        """The numbers of a column, one a row."""
+        """The numbers of a column, one for each entry."""
         return self._cells[column :: self.layout.width].tolist()
 
     def release(self, index: int) -> None:
@@ -161,7 +161,7 @@ class Scoreboard:
 
     @contextmanager
     def locked(self, column: int) -> Iterator["memoryview[float]"]:
-        """Row 0, while no other process is in here for the same column. The lock of a killed process is free."""
+        """Entry 0, while no other process is in here for the same column. The lock of a killed process is free."""
         import fcntl
 
         fcntl.lockf(self.descriptor, fcntl.LOCK_EX, WORD, column * WORD)
@@ -180,7 +180,7 @@ class Scoreboard:
         return self._cells[HEARTBEAT]
 
 
-class Row:
+class Entry:
     """One process's part of the scoreboard."""
 
     def __init__(self, board: Scoreboard, index: int):
@@ -208,7 +208,7 @@ class Row:
         self._cells[first + len(buckets) + 1] += value
 
 
-class EngineScoreboard(Row):
+class EngineScoreboard(Entry):
     """What the engine writes."""
 
     def __init__(self, board: Scoreboard):

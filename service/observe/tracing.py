@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models.extras import how_to_install
-from service.observe.logs import PROBES
+from service.paths import PROBES
 from service.settings import SettingsError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from service.observe.metrics import Metrics
 from service.observe.tracing import Spans
 from service.settings import Settings
 from service.web import dialects, images, info, middleware, openapi
-from service.web.generation import Generator
+from service.web.generation import RequestHandler
 from service.web.routes import admin, edits, generate, inference_v2, openai, ops, page, triton
 from service.web.schemas import FIELD_NAMES, Fields
 from service.wire.async_engine import AsyncEngine
@@ -39,7 +39,7 @@ FASTAPI_OPTIONS: dict[str, Any] = {
 def assemble(
     engine: AsyncEngine,
     settings: Settings,
-    row: int,
+    entry: int,
     provider: "TracerProvider | None" = None,
     start: Callable[[], None] = lambda: None,
     stop: Callable[[], None] = lambda: None,
@@ -47,11 +47,11 @@ def assemble(
     """The application; nothing runs until the server starts the lifespan.
 
     Args:
-        row: of the engine's board; this process writes its counters there.
+        entry: of the engine's board; this process writes its counters there.
         provider: receives the spans of requests; None turns tracing off.
         start, stop: called when the lifespan starts and ends, to run an engine in the same process.
     """
-    metrics = Metrics(engine.board, row, lambda: engine.cards.values())
+    metrics = Metrics(engine.board, entry, lambda: engine.cards.values())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -68,12 +68,12 @@ def assemble(
     app = FastAPI(title=openapi.TITLE, version=version, lifespan=lifespan, **FASTAPI_OPTIONS)
     app.state.started = int(time.time())
     names = engine.board.layout.models
-    app.state.generator = generator = Generator(engine, metrics, settings, names, Spans(provider), version)
+    app.state.handler = handler = RequestHandler(engine, metrics, settings, names, Spans(provider), version)
     _add_routes(app, settings)
     app.add_middleware(middleware.HeadMiddleware)
     middleware.install(app, settings, metrics, provider)
-    dialects.install(app, Fields(FIELD_NAMES, generator.limits))
-    openapi.install(app, generator)
+    dialects.install(app, Fields(FIELD_NAMES, handler.limits))
+    openapi.install(app, handler)
     return app
 
 

@@ -4,7 +4,7 @@ import secrets
 from typing import Any, NamedTuple
 
 from models.seeds import SEED_BITS, image_seed
-from service.errors import InvalidRequest, echo
+from service.errors import InvalidRequest
 from service.web.classes import blend, find_class, find_mixture, find_mixtures
 from service.web.schemas import GenerateFields, Limits
 from service.wire.messages import Mixture, ModelCard
@@ -17,18 +17,13 @@ class Interpolation(NamedTuple):
     positions: list[float]  # position of each image, from 0 to 1; 0 without interpolation
 
 
-def describe_images(
-    card: ModelCard, fields: GenerateFields, limits: Limits, labels: tuple[int, ...] = ()
-) -> dict[str, Any]:
+def describe_images(card: ModelCard, fields: GenerateFields, limits: Limits) -> dict[str, Any]:
     """The arguments of SamplingParams for classes and seeds.
-
-    Args:
-        labels: class index of each image, instead of fields.class_.
 
     Raises:
         InvalidRequest: names the field and what is allowed.
     """
-    mixtures, listed = _classes(card, fields, limits, labels)
+    mixtures, listed = _classes(card, fields, limits)
     if listed and fields.n not in (None, len(mixtures)):
         raise InvalidRequest.field("n", f"must be {len(mixtures)}, as many as there are classes, or left out")
     path = _read_interpolation(fields, len(mixtures) if listed else fields.n or 1)
@@ -44,23 +39,12 @@ def describe_images(
     return found | {"interpolated": path.interpolated if len(path.positions) > 1 else ()}
 
 
-def _classes(
-    card: ModelCard, fields: GenerateFields, limits: Limits, labels: tuple[int, ...]
-) -> tuple[list[Mixture], bool]:
+def _classes(card: ModelCard, fields: GenerateFields, limits: Limits) -> tuple[list[Mixture], bool]:
     """Mixtures: one for all images, or one for each image; the bool is true for the latter."""
-    if labels:
-        return [((_check_label(card, label), 1.0),) for label in labels], True
     if fields.class_ is not None:
         return find_mixtures(card, fields.class_, limits["n"][1])
     label = find_class(card, None) if fields.image is None else card.null_label
     return [((label, 1.0),)], False
-
-
-def _check_label(card: ModelCard, label: int) -> int:
-    if not 0 <= label < len(card.class_names):
-        message = f"must be indices from 0 to {len(card.class_names) - 1}, not {echo(label)}"
-        raise InvalidRequest.field("class", message)
-    return label
 
 
 def _describe_classes(mixtures: list[Mixture]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from service.web.resolve import resolve
 from service.web.schemas import GenerateFields, Limits, Timings, limits
 from service.web.uploads import read_known
 from service.wire.async_engine import AsyncEngine, pixels
-from service.wire.messages import ModelCard, Preview, RequestOutput
+from service.wire.messages import ModelCard, Preview, RequestOutput, SamplingParams
 
 T = TypeVar("T")
 # Uploads and pixels up to this size are handled on the event loop, larger ones in a thread.
@@ -62,7 +62,7 @@ class Generated(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class Generator:
+class RequestHandler:
     """Checks requests, sends them to the engine and encodes its images, for all routes."""
 
     engine: AsyncEngine
@@ -107,46 +107,29 @@ class Generator:
             raise Unavailable.because("the models are being loaded")
         return self.engine.cards[model]
 
-    def resolve(
-        self,
-        fields: GenerateFields,
-        labels: tuple[int, ...] = (),
-        seeds: tuple[int, ...] = (),
-        timeout: float | None = None,
-        transparent: bool = False,
-        known: tuple[bytes, bytes] | None = None,
-    ) -> Job:
+    async def resolve(self, fields: GenerateFields, seeds: tuple[int, ...] = (), transparent: bool = False) -> Job:
         """Check the fields against the model and fill in its defaults.
 
+        A thread decodes large files first, because one of 64 KiB can hold 64 MiB of compressed text. All else is
+        checked after that in one turn of the event loop, against the model version that serves then.
+
         Args:
-            labels: class index of each image, instead of fields.class_ for all.
             seeds: of each image, instead of those that follow from fields.seed.
-            timeout: in seconds; fields.deadline_ms has precedence.
             transparent: what may change is marked by transparency in the image or mask, not by white in the mask.
-            known: the result of read_known, if image and mask have been read.
 
         Raises:
             UnknownModel, InvalidRequest: names the field and what is allowed.
             Unavailable: the engine still reads the checkpoints.
         """
-        card = self.card(fields.model)
-        params = resolve(card, self.engine.spacings, fields, self.limits, labels, seeds, transparent, known)
+        known, card = None, self.card(fields.model)
+        if fields.image is not None and len(fields.image) + len(fields.mask or b"") > INLINE_BYTES:
+            known = await asyncio.to_thread(read_known, card, fields.image, fields.mask, transparent)
+            card = self.card(fields.model)
+        params = resolve(card, self.engine.spacings, fields, self.limits, seeds, transparent, known)
         if params.deterministic and card.repeats_itself is False:
             raise InvalidRequest.field("deterministic", NOT_REPEATED)
-        if fields.deadline_ms is not None:
-            timeout = fields.deadline_ms / 1000
-        return Job(params, card, f"Stepwise {self.version}", timeout)
-
-    async def admit(self, fields: GenerateFields, transparent: bool = False) -> Job:
-        """As resolve, but decode large files in a thread first: one of 64 KiB can hold 64 MiB of compressed text.
-
-        All else is checked after that in one turn of the event loop, against the model version that serves then.
-        """
-        known, size = None, len(fields.image or b"") + len(fields.mask or b"")
-        if fields.image is not None and size > INLINE_BYTES:
-            card = self.card(fields.model)
-            known = await asyncio.to_thread(read_known, card, fields.image, fields.mask, transparent)
-        return self.resolve(fields, transparent=transparent, known=known)
+        deadline = None if fields.deadline_ms is None else fields.deadline_ms / 1000
+        return Job(params, card, f"Stepwise {self.version}", deadline)
 
     def etag(self, job: Job, form: str) -> str:
         """ETag of a deterministic answer: a hash of all that its bytes depend on; "" while the model warms up."""
@@ -165,7 +148,7 @@ class Generator:
         """Run a request and return the file of all its steps; raises as stream does."""
         return _last(self.stream(job, recorder.encode, recorder.num_previews, recorder=recorder))
 
-    def stream(
+    async def stream(
         self,
         job: Job,
         encode: Encode[T],
@@ -173,39 +156,20 @@ class Generator:
         encode_preview: Encode[T] | None = None,
         recorder: Recorder | None = None,
     ) -> AsyncGenerator[Shown[T] | Generated[T]]:
-        """Run a request, yield its previews and then its answer, and count its outcome in the metrics.
+        """Run a request, yield its previews and then its answer, and count its outcome in metrics and log.
 
         Args:
             encode_preview: encodes one image; default: encode.
             recorder: takes all updates before the answer; none of them is yielded.
 
         Raises:
-            DeadlineUnreachable: at once, if not even an idle device could meet the deadline.
+            DeadlineUnreachable: not even an idle device could meet the deadline.
             ServiceError: the engine refused the request, or failed while it ran.
         """
-        params = job.params
-        logs.note(model=params.model, steps=params.num_steps, n=len(params.seeds))
-        needed = params.num_steps * min(job.card.step_seconds.values(), default=0.0)
-        if job.deadline_seconds is not None and job.deadline_seconds < HOPELESS * needed:
-            # Refused here, so that a flood of such requests costs the engine no time. A retry would be refused,
-            # too, so there is no retry_after.
-            text = f"the deadline cannot be met: at least {1000 * needed:.0f} ms are needed"
-            refusal = DeadlineUnreachable.field("deadline_ms", text)
-            self.count_end(params.model, refusal)
-            raise refusal
-        return self._run(job, encode, num_previews, encode_preview or encode, recorder)
-
-    async def _run(
-        self,
-        job: Job,
-        encode: Encode[T],
-        num_previews: int,
-        encode_preview: Encode[T],
-        recorder: Recorder | None,
-    ) -> AsyncGenerator[Shown[T] | Generated[T]]:
         started, answer = time.monotonic(), None
         asked = job.params, job.deadline_seconds, num_previews, recorder is not None, job.card.version
         try:
+            _check_deadline(job)
             async with aclosing(self.engine.generate(*asked)) as updates:
                 async for update in updates:
                     if isinstance(update, RequestOutput):
@@ -213,12 +177,10 @@ class Generator:
                     elif recorder is not None:
                         recorder.add(update)
                     elif isinstance(update, Preview):
-                        result = await encoded(encode_preview, [pixels(update)])
+                        result = await encoded(encode_preview or encode, [pixels(update)])
                         yield Shown(result, update.index, update.step, update.forward)
-        except InvalidRequest:
-            raise  # invalid requests count in no metric
         except BaseException as error:
-            self.count_end(job.params.model, error)
+            self.count_end(job.params, error)
             raise
         if answer is not None:
             yield answer
@@ -234,27 +196,43 @@ class Generator:
         timings = Timings(queue=queue, denoise=denoise, encode=now - encoding)
         self.metrics.answer(params.model, len(images), timings.queue, timings.denoise, now - started)
         times = {"queue_seconds": round(timings.queue, 6), "denoise_seconds": round(timings.denoise, 6)}
-        logs.note(outcome="ok", **times)
+        _note(params, outcome="ok", **times)
         facts = {"model": params.model, "images": len(images)}
         self.spans.record("queue", output.arrived, output.started, **facts)
         self.spans.record("denoise", output.started, output.finished, steps=params.num_steps, **facts)
         self.spans.record("encode", encoding, now, **facts)
         return Generated(result, job, timings, output.forwards)
 
-    def count_end(self, model: str, error: BaseException) -> None:
+    def count_end(self, params: SamplingParams, error: BaseException) -> None:
         """Count the outcome of a request that got no images, by its error."""
         match error:
+            case InvalidRequest():  # counts in no metric
+                _note(params)
+                return
             case Refused():
                 outcome = "rejected"
-                self.metrics.reject(model, error.reason)
+                self.metrics.reject(params.model, error.reason)
             case DeadlinePassed():
                 outcome = "expired"
             case asyncio.CancelledError() | GeneratorExit():
                 outcome = "cancelled"
             case _:
                 outcome = "error"
-        self.metrics.end(model, outcome)
-        logs.note(outcome=outcome)
+        self.metrics.end(params.model, outcome)
+        _note(params, outcome=outcome)
+
+
+def _note(params: SamplingParams, **facts: Any) -> None:
+    """For the access line of the request."""
+    logs.note(model=params.model, steps=params.num_steps, n=len(params.seeds), **facts)
+
+
+def _check_deadline(job: Job) -> None:
+    """Refuse a hopeless one here, so that a flood of such requests costs the engine no time."""
+    needed = job.params.num_steps * min(job.card.step_seconds.values(), default=0.0)
+    if job.deadline_seconds is not None and job.deadline_seconds < HOPELESS * needed:
+        text = f"the deadline cannot be met: at least {1000 * needed:.0f} ms are needed"
+        raise DeadlineUnreachable.field("deadline_ms", text)  # no retry_after: a retry would be refused, too
 
 
 async def _last(updates: AsyncGenerator[Shown[T] | Generated[T]]) -> Generated[T]:

@@ -1,4 +1,4 @@
-"""A request after validation, as the routes pass it to the generator."""
+"""A request after validation, as the routes pass it to the handler."""
 
 import json
 from dataclasses import dataclass, replace

@@ -7,15 +7,16 @@ import time
 from collections.abc import Callable, Iterable
 from hashlib import sha256
 
+from pydantic import SecretStr
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api_keys import ApiKey
 from service.errors import QuotaExceeded, Unauthorized
-from service.observe.scoreboard import Row, Scoreboard
+from service.observe.scoreboard import Entry, Scoreboard
+from service.paths import ADMIN_FOLDER, needs_no_key
 
 logger = logging.getLogger(__name__)
 
-ADMIN_FOLDER = "/admin/"
 ADMIN_NAME = "admin"  # of its key in the log
 NEWEST = 0.2  # weight of the newest request in the moving average of durations
 
@@ -23,8 +24,8 @@ NEWEST = 0.2  # weight of the newest request in the moving average of durations
 class Account:
     """Usage of one key, summed over all processes. Times are in seconds, on the KeyRing's clock."""
 
-    def __init__(self, name: str, quota: ApiKey, board: Scoreboard, row: Row):
-        self.name, self.quota, self._board, self._row = name, quota, board, row
+    def __init__(self, name: str, quota: ApiKey, board: Scoreboard, entry: Entry):
+        self.name, self.quota, self._board, self._entry = name, quota, board, entry
         places = board.layout.places
         self._tokens, self._in_flight = places["tokens", name], places["in_flight", name]
         self.mean_seconds = 0.0  # moving average duration of a request in this process; 0 before the first
@@ -39,12 +40,12 @@ class Account:
                 return "concurrency", wait
             if wait := self._take_token(shared, now):
                 return "rate", wait
-            self._row.hold(self.name, 1)
+            self._entry.hold(self.name, 1)
         return "accepted", 0.0
 
     def leave(self, seconds: float) -> None:
         """Free the slot of a request that took `seconds`."""
-        self._row.hold(self.name, -1)
+        self._entry.hold(self.name, -1)
         self.mean_seconds += (seconds - self.mean_seconds) * (NEWEST if self.mean_seconds else 1)
 
     def _take_token(self, shared: "memoryview[float]", now: float) -> float:
@@ -80,16 +81,16 @@ class KeyRing:
     """All keys, as SHA-256 digests to compare with, and their accounts.
 
     Args:
-        board, row: shared counters of all processes, and this process's row.
+        board, entry: shared counters of all processes, and this process's entry.
         clock: monotonic seconds, the same in all processes.
     """
 
     def __init__(
-        self, keys: dict[str, ApiKey], board: Scoreboard, row: int, clock: Callable[[], float] = time.monotonic
+        self, keys: dict[str, ApiKey], board: Scoreboard, entry: int, clock: Callable[[], float] = time.monotonic
     ):
-        self._clock, self._row = clock, board.row(row)
+        self._clock, self._entry = clock, board.entry(entry)
         self._accounts = [
-            (sha256(key.key.get_secret_value().encode()).digest(), Account(name, key, board, self._row))
+            (sha256(key.key.get_secret_value().encode()).digest(), Account(name, key, board, self._entry))
             for name, key in keys.items()
         ]
 
@@ -102,11 +103,11 @@ class KeyRing:
         """
         account = self._find(headers)
         if account is None:
-            self._row.add("key_requests", "", "unauthorized")
+            self._entry.add("key_requests", "", "unauthorized")
             raise Unauthorized("send a valid key as Authorization: Bearer KEY or X-API-Key: KEY")
         now = self._clock()
         outcome, wait = account.enter(now)
-        self._row.add("key_requests", account.name, outcome)
+        self._entry.add("key_requests", account.name, outcome)
         if wait:
             limit = account.limit(outcome)
             logger.info("key %s: refused, beyond its %s", account.name, limit)
@@ -135,19 +136,33 @@ class Visit:
         self._account.leave(self._clock() - self._since)
 
 
-class AdminMiddleware:
-    """Answers 401 under ADMIN_FOLDER without the admin's key, which is valid for no other path."""
+class KeyMiddleware:
+    """401 without a valid key, 429 beyond its quota. A request counts until the last byte of its answer is sent.
 
-    def __init__(self, app: ASGIApp, key: str):
-        self.app, self._digest = app, sha256(key.encode()).digest()
+    Args:
+        ring: None asks for no key outside of ADMIN_FOLDER.
+        admin_key: the only key that is valid under ADMIN_FOLDER; it is valid nowhere else.
+    """
+
+    def __init__(self, app: ASGIApp, ring: KeyRing | None, admin_key: SecretStr | None = None):
+        self.app, self._ring = app, ring
+        self._admin = None if admin_key is None else sha256(admin_key.get_secret_value().encode()).digest()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"].startswith(ADMIN_FOLDER):
+        visit = None
+        if self._admin is not None and scope["path"].startswith(ADMIN_FOLDER):
             given = [sha256(key).digest() for key in presented(scope["headers"])]
-            if not any(hmac.compare_digest(self._digest, digest) for digest in given):
+            if not any(hmac.compare_digest(self._admin, digest) for digest in given):
                 raise Unauthorized("send the admin's key as Authorization: Bearer KEY or X-API-Key: KEY")
             scope["key_name"] = ADMIN_NAME
-        await self.app(scope, receive, send)
+        elif self._ring is not None and not needs_no_key(scope["path"]):
+            visit = self._ring.admit(scope["headers"])
+            scope["key_name"] = visit.name
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            if visit is not None:
+                visit.end()
 
 
 def presented(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:

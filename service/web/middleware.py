@@ -27,8 +27,7 @@ from service.observe.tracing import TraceMiddleware
 from service.settings import Settings
 from service.web.dialects import NO_HEAD, answer
 from service.web.http1 import MAX_HEAD, complete, head_too_large
-from service.web.keys import AdminMiddleware, KeyRing
-from service.web.protocol import HEALTH_PATHS
+from service.web.keys import KeyMiddleware, KeyRing
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -40,9 +39,6 @@ MAX_FILES_BODY = 12 * 1024 * 1024  # two files of uploads.MAX_FILE in base64, an
 FILES_PATHS = ("/generate", "/v1/images/edits", "/v1/images/variations")
 MAX_HELD = 32 * 1024 * 1024  # bytes above MAX_BODY, summed over the bodies that a worker holds
 MAX_QUERY = 4096  # bytes
-# Paths that need no key: the page and the probes. All others need one, also routes that are added later.
-OPEN_PATHS = HEALTH_PATHS | {"/", "/favicon.ico", "/openapi.json"}
-OPEN_FOLDERS = ("/static/", "/v2/health/")
 CORS_METHODS = ["GET", "HEAD", "POST"]
 CORS_READ = [  # headers of answers that scripts of other origins may read; browsers hide them by default
     "Accept-Encoding", "Allow", "Content-Disposition", "ETag", "Inference-Header-Content-Length", "Retry-After",
@@ -55,10 +51,9 @@ logger = logging.getLogger(__name__)
 def install(app: FastAPI, settings: Settings, metrics: Metrics, provider: "TracerProvider | None" = None) -> None:
     """Add all middleware, the innermost first, because add_middleware wraps what is there already."""
     app.add_middleware(LimitMiddleware, body_seconds=settings.body_seconds)
-    if settings.api_keys:
-        app.add_middleware(KeyMiddleware, ring=KeyRing(settings.api_keys, metrics.board, metrics.row))
-    if settings.admin_key is not None:
-        app.add_middleware(AdminMiddleware, key=settings.admin_key.get_secret_value())
+    ring = KeyRing(settings.api_keys, metrics.board, metrics.entry) if settings.api_keys else None
+    if ring is not None or settings.admin_key is not None:
+        app.add_middleware(KeyMiddleware, ring=ring, admin_key=settings.admin_key)
     app.add_middleware(ErrorMiddleware)
     if settings.cors_origins:  # outside of the keys: a browser asks for permission without one
         app.add_middleware(
@@ -171,28 +166,6 @@ class ErrorMiddleware:
                 logger.exception("the request failed")
                 error = ServiceError("the service failed on this request")
             await answer(scope, error)(scope, receive, send)
-
-
-class KeyMiddleware:
-    """401 without a valid key, 429 beyond its quota. A request counts until the last byte of its answer is sent."""
-
-    def __init__(self, app: ASGIApp, ring: KeyRing):
-        self.app, self.ring = app, ring
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if is_open(scope["path"]) or "key_name" in scope:  # AdminMiddleware has accepted the admin's key
-            await self.app(scope, receive, send)
-            return
-        visit = self.ring.admit(scope["headers"])
-        scope["key_name"] = visit.name
-        try:
-            await self.app(scope, receive, send)
-        finally:
-            visit.end()
-
-
-def is_open(path: str) -> bool:
-    return path in OPEN_PATHS or path.startswith(OPEN_FOLDERS)
 
 
 class LimitMiddleware:

@@ -7,10 +7,9 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from service.errors import QuotaExceeded, Unauthorized
+from service.paths import ADMIN_FOLDER, needs_no_key
 from service.web.dialects import SHAPES, dialect_of, document
-from service.web.generation import Generator
-from service.web.keys import ADMIN_FOLDER
-from service.web.middleware import is_open
+from service.web.generation import RequestHandler
 from service.web.routes.edits import EditRequest
 from service.web.routes.openai import ImageRequest, own_limits
 from service.web.schemas import GenerateBody, GenerateResponse, Limits
@@ -31,7 +30,7 @@ SECURITY = {
 }
 
 
-def install(app: FastAPI, generator: Generator) -> None:
+def install(app: FastAPI, handler: RequestHandler) -> None:
     """Make app.openapi() state the models, limits and keys of this service."""
 
     def openapi() -> Schema:
@@ -41,16 +40,16 @@ def install(app: FastAPI, generator: Generator) -> None:
             schema["servers"] = [{"url": "."}]
             _add_components(schema)
             _mark_required(schema)
-            _add_bounds(schema, generator.limits | own_limits(generator.limits))
-            _narrow(schema, "model", "string", enum=list(generator.names))
-            if generator.engine.samplers:  # known once the engine has started
-                _narrow(schema, "sampler", "string", enum=generator.engine.samplers)
-                _narrow(schema, "spacing", "string", enum=generator.engine.spacings)
-            if generator.settings.api_keys:
+            _add_bounds(schema, handler.limits | own_limits(handler.limits))
+            _narrow(schema, "model", "string", enum=list(handler.names))
+            if handler.engine.samplers:  # known once the engine has started
+                _narrow(schema, "sampler", "string", enum=handler.engine.samplers)
+                _narrow(schema, "spacing", "string", enum=handler.engine.spacings)
+            if handler.settings.api_keys:
                 _add_security(schema)
-            if generator.settings.admin_key is not None:
+            if handler.settings.admin_key is not None:
                 _add_admin_security(schema)
-            if not generator.engine.samplers:
+            if not handler.engine.samplers:
                 return schema
             app.openapi_schema = schema
         return app.openapi_schema
@@ -125,7 +124,7 @@ def _add_security(schema: Schema) -> None:
     schema["components"]["securitySchemes"] = SECURITY
     schema["security"] = [{name: []} for name in SECURITY]
     for path, operation in _operations(schema):
-        if is_open(path):
+        if needs_no_key(path):
             operation["security"] = []
             continue
         for status, response in document(dialect_of(path), (Unauthorized, QuotaExceeded)).items():

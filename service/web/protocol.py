@@ -10,6 +10,7 @@ from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from service.errors import Malformed, Overloaded
+from service.paths import HEALTH
 from service.settings import Settings
 from service.web.http1 import Http1Protocol
 
@@ -18,8 +19,7 @@ logger = logging.getLogger(__name__)
 MAX_DISCARD = 16 * 1024 * 1024  # bytes of a refused body that are discarded, so that its sender reads the answer
 LINGER_SECONDS = 1.0  # a refused connection stays open so long, so that its client can read the refusal
 RETRY_SECONDS = 1.0  # Retry-After of that refusal
-HEALTH_PATHS = {"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"}  # answered beyond the limit, too
-MAX_EXTRA = 32  # connections of a worker beyond the limit, which may ask for HEALTH_PATHS only
+MAX_EXTRA = 32  # connections of a worker beyond the limit, which may ask for HEALTH only
 EXTRA_SECONDS = 2.0  # lifetime of such a connection
 FIRST_BYTES = b"HTTP/1.1 "  # of every answer
 WAITS = (0.0, 0.002, 0.008, 0.03, 0.1, 0.3, 1.0, 10.0, 400.0)  # seconds after each of FIRST_BYTES is sent early
@@ -48,7 +48,7 @@ class GuardedProtocol(Http1Protocol):
     max_connections: int  # of the whole service
     count: Callable[[int], float]  # takes this process's open connections, returns those of the whole service
     refuse: Callable[[str], None]  # counts by code, for a line of the log each would let a flood fill it
-    extra: set["GuardedProtocol"]  # connections beyond the limit, which may ask for HEALTH_PATHS only
+    extra: set["GuardedProtocol"]  # connections beyond the limit, which may ask for HEALTH only
     _phase: Phase | None = None  # the phase that has a time limit now
     _deadline: asyncio.TimerHandle | None = None  # timer of that phase
     _unread: asyncio.TimerHandle | None = None  # runs while the client does not read what was sent
@@ -158,7 +158,7 @@ class GuardedProtocol(Http1Protocol):
             self._waited += self.loop.time() - self._waiting_since
 
     def _serve_health_only(self) -> None:
-        """Serve a connection beyond the limit for EXTRA_SECONDS; refuse any path but HEALTH_PATHS."""
+        """Serve a connection beyond the limit for EXTRA_SECONDS; refuse any path but HEALTH."""
         self.connections.discard(self)
         self.count(len(self.connections))
         if len(self.extra) >= MAX_EXTRA:
@@ -174,7 +174,7 @@ class GuardedProtocol(Http1Protocol):
                     message["headers"] = [*message["headers"], (b"connection", b"close")]
                 await send(message)
 
-            if scope["path"] in HEALTH_PATHS:
+            if scope["path"] in HEALTH:
                 await app(scope, receive, last)
             elif self.transport.is_closing():
                 self._abandon()

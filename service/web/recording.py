@@ -74,7 +74,7 @@ class Recorder(ABC):
         """The file, from the finished images [H, W, C] uint8; may run in a thread."""
 
 
-class Trajectory(Recorder):
+class TrajectoryRecorder(Recorder):
     """An npz file with x, denoised image and noise of every step."""
 
     def __init__(self, job: Job):
@@ -138,7 +138,7 @@ class Trajectory(Recorder):
         return alpha * image + sigma * noise
 
 
-class Animation(Recorder):
+class AnimationRecorder(Recorder):
     """An animation of the denoised image after every step, and the finished image."""
 
     def __init__(self, job: Job, form: str):
@@ -158,4 +158,4 @@ class Animation(Recorder):
 
 def recorder(job: Job, form: str) -> Recorder:
     """form: one of RECORDED."""
-    return Trajectory(job) if form == "npz" else Animation(job, form)
+    return TrajectoryRecorder(job) if form == "npz" else AnimationRecorder(job, form)

@@ -19,8 +19,7 @@ def resolve(
     spacings: list[str],
     fields: GenerateFields,
     limits: Limits,
-    labels: tuple[int, ...],
-    seeds: tuple[int, ...],
+    seeds: tuple[int, ...] = (),
     transparent: bool = False,
     known: tuple[bytes, bytes] | None = None,
 ) -> SamplingParams:
@@ -28,7 +27,6 @@ def resolve(
 
     Args:
         spacings: the names that are allowed.
-        labels: class index of each image, instead of fields.class_ for all.
         seeds: of each image, instead of those that follow from fields.seed.
         transparent: what may change is marked by transparency in the image or mask, not by white in the mask.
         known: the result of read_known, if image and mask have been read.
@@ -39,7 +37,7 @@ def resolve(
     _check_limits(fields, limits)
     _check_quality(fields)
     own = card.sampling[fields.quality or "default"]
-    images = describe_images(card, fields, limits, labels)
+    images = describe_images(card, fields, limits)
     scale = _guidance(card, fields, images["class_label"], own["guidance"])
     sampler = _find_name("sampler", own["sampler"] if fields.sampler is None else fields.sampler, card.samplers)
     return SamplingParams(

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 from service.cgroup import cores
 from service.child import freeze_heap, open_board
 from service.observe import logs, tracing
-from service.observe.scoreboard import CONNECTIONS, Row, Scoreboard
+from service.observe.scoreboard import CONNECTIONS, Entry, Scoreboard
 from service.settings import Settings, load_settings
 from service.web.acceptor import Acceptor
 from service.web.app import assemble
@@ -64,7 +64,7 @@ class Worker(uvicorn.Server):
     After the first signal accepted requests are still answered, and new ones are refused.
 
     Args:
-        row: of the scoreboard, for its heartbeats.
+        entry: of the scoreboard, for its heartbeats.
         is_crowded: see service/web/acceptor.py.
         side: starts after this server and ends after it, so that its metrics show the drain.
     """
@@ -73,13 +73,13 @@ class Worker(uvicorn.Server):
         self,
         config: uvicorn.Config,
         control: socket.socket,
-        row: Row,
+        entry: Entry,
         is_crowded: Callable[[int], bool],
         side: SideServer | None = None,
     ):
         super().__init__(config)
         control.setblocking(False)
-        self._control, self._row, self._is_crowded, self._side = control, row, is_crowded, side
+        self._control, self._entry, self._is_crowded, self._side = control, entry, is_crowded, side
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup([])
@@ -91,7 +91,7 @@ class Worker(uvicorn.Server):
         self._control.send(STARTED)
 
     def _beat(self) -> None:
-        self._row.beat(time.monotonic())
+        self._entry.beat(time.monotonic())
         asyncio.get_running_loop().call_later(BEAT_SECONDS, self._beat)
 
     def _protocol(self) -> asyncio.Protocol:
@@ -167,42 +167,42 @@ def metrics_server(app: FastAPI, settings: Settings, listeners: list[socket.sock
         routes=[Route("/metrics", ops.metrics)],
         middleware=[Middleware(RequestIdMiddleware)],
     )
-    side.state.generator = app.state.generator
+    side.state.handler = app.state.handler
     config = configure(side, settings)
     config.lifespan = "off"
     return SideServer(config, listeners)
 
 
 def main(given: dict[str, Any]) -> None:
-    """given: descriptors named control, board, engine, listeners, side; row of the board, rows in all, models."""
+    """given: descriptors named control, board, engine, listeners, side; entry of the board, all entries, models."""
     if cores() == 1:
         os.nice(NICE)
     settings = load_settings()
-    logs.configure(settings.log_level, settings.log_format, f"worker-{given['row']}")
-    board = open_board(given["models"], settings, given["rows"], given["board"])
+    logs.configure(settings.log_level, settings.log_format, f"worker-{given['entry']}")
+    board = open_board(given["models"], settings, given["entries"], given["board"])
     engine = AsyncEngine(socket.socket(fileno=given["engine"]), board)
     provider = tracing.otlp_provider() if settings.otel else None
-    app = assemble(engine, settings, given["row"], provider)
+    app = assemble(engine, settings, given["entry"], provider)
     side = metrics_server(app, settings, _sockets(given["side"])) if given["side"] else None
-    count = partial(count_connections, board, given["row"])
-    refuse = partial(board.row(given["row"]).add, "protocol_refusals")
+    count = partial(count_connections, board, given["entry"])
+    refuse = partial(board.entry(given["entry"]).add, "protocol_refusals")
     config = configure(app, settings, settings.drain_seconds, count, refuse)
-    crowded = partial(is_crowded, board, given["row"])
-    worker = Worker(config, socket.socket(fileno=given["control"]), board.row(given["row"]), crowded, side)
+    crowded = partial(is_crowded, board, given["entry"])
+    worker = Worker(config, socket.socket(fileno=given["control"]), board.entry(given["entry"]), crowded, side)
     engine.on_loss = worker.end_soon
     freeze_heap()
     worker.run(_sockets(given["listeners"]))
 
 
-def count_connections(board: Scoreboard, row: int, own: int) -> float:
-    board.row(row).connections(own)
+def count_connections(board: Scoreboard, entry: int, own: int) -> float:
+    board.entry(entry).connections(own)
     return board.total(CONNECTIONS)
 
 
-def is_crowded(board: Scoreboard, row: int, more: int) -> bool:
+def is_crowded(board: Scoreboard, entry: int, more: int) -> bool:
     """Whether this worker, with a few more, holds clearly more than the mean of all workers' connections."""
-    held = board.column(CONNECTIONS)  # the engine, in row 0, holds none
-    return held[row] + more > FAIR_SHARE * sum(held) / (len(held) - 1) + FREE_CONNECTIONS
+    held = board.column(CONNECTIONS)  # the engine, in entry 0, holds none
+    return held[entry] + more > FAIR_SHARE * sum(held) / (len(held) - 1) + FREE_CONNECTIONS
 
 
 def _sockets(descriptors: list[int]) -> list[socket.socket]:

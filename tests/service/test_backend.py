@@ -169,7 +169,7 @@ def test_a_stored_graph_serves_from_the_start(stored: Path, dtype: str) -> None:
     torches = load_runners(tiny_settings(stored, dtype=dtype))
     for card in describe(core).cards:
         runner, before = core.runners[card.name], torches[card.name]
-        assert (card.backend, card.device, card.dtype, runner.faster) == ("openvino", "cpu", dtype, None)
+        assert (card.backend, card.device, card.dtype, runner.make_faster) == ("openvino", "cpu", dtype, None)
         assert card.parameters == before.num_parameters > 0
         assert not list(runner.model.parameters())  # torch's weights are free
         given = inputs(runner.config, 5)
@@ -217,7 +217,7 @@ def test_a_graph_that_does_not_fit_is_made_anew_and_says_why_once(
     assert line.startswith("model dit is traced: ")
     assert "make it anew by `run.py export" in line
     assert "\n" not in line
-    assert runners["dit"].faster is not None
+    assert runners["dit"].make_faster is not None
 
 
 def test_fresh_weights_and_other_dtypes_stay_on_torch(stored: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -225,7 +225,7 @@ def test_fresh_weights_and_other_dtypes_stay_on_torch(stored: Path, caplog: pyte
     with caplog.at_level(logging.INFO):
         (runner,) = load_runners(tiny_settings(stored, backend="openvino", models=fresh)).values()
         halves = load_runners(tiny_settings(stored, backend="auto", dtype="float16"))
-    assert {(made.backend, made.faster) for made in (runner, *halves.values())} == {("torch", None)}
+    assert {(made.backend, made.make_faster) for made in (runner, *halves.values())} == {("torch", None)}
     assert caplog.text.count("stays on torch") == 3
 
 
@@ -333,8 +333,8 @@ def test_a_folder_that_cannot_be_written_is_traced_and_stays_as_it_is(
         (runner,) = load_runners(
             tiny_settings(checkpoints, backend="auto", models={"dit": ModelEntry(checkpoint=folder)})
         ).values()
-        assert runner.faster is not None
-        made = runner.faster(runner, threading.Event())
+        assert runner.make_faster is not None
+        made = runner.make_faster(runner, threading.Event())
     finally:
         folder.chmod(0o755)
     assert made.backend == "openvino"

@@ -23,7 +23,7 @@ def live(checkpoints: Path) -> Iterator[Running]:
     """Ten milliseconds a step, two rows at most. On a busy machine, its start measures more."""
     models = {"dit": simulated(checkpoints / "dit", 10)}
     with running(create_app(Settings(models=models, device="cpu", max_rows=2))) as server:
-        profile, cards = {1: 0.01, 2: 0.01}, server.app.state.generator.engine.cards
+        profile, cards = {1: 0.01, 2: 0.01}, server.app.state.handler.engine.cards
         server.app.state.local.core.runners["dit"].step_seconds = profile
         cards["dit"] = structs.replace(cards["dit"], step_seconds=profile)
         yield server

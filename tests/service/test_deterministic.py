@@ -72,22 +72,22 @@ def test_an_etag_names_one_answer(live: Running) -> None:
 
 
 def test_an_etag_names_the_build_and_the_rows(live: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = live.app.state.generator
+    handler = live.app.state.handler
     before = get(live).headers["etag"]
-    cards = generator.engine.cards
+    cards = handler.engine.cards
     monkeypatch.setitem(cards, "dit", structs.replace(cards["dit"], fixed_rows=99))
     other_rows = get(live, {"If-None-Match": before})
     assert (other_rows.status_code, "etag" in other_rows.headers) == (200, True)
     assert other_rows.headers["etag"] != before
     monkeypatch.undo()
-    object.__setattr__(generator, "version", "99.0.0")
+    object.__setattr__(handler, "version", "99.0.0")
     assert get(live).headers["etag"] != before
-    object.__setattr__(generator, "version", "none")
+    object.__setattr__(handler, "version", "none")
 
 
 def test_an_answer_whose_etag_changes_is_not_cached(live: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     tags = iter(['"before"', '"after"'])
-    monkeypatch.setattr(type(live.app.state.generator), "etag", lambda self, params, form: next(tags))
+    monkeypatch.setattr(type(live.app.state.handler), "etag", lambda self, params, form: next(tags))
     answer = get(live)
     assert (answer.headers["cache-control"], "etag" in answer.headers) == ("no-store", False)
 
@@ -154,7 +154,7 @@ def test_models_say_whether_the_mode_works(live: Running) -> None:
 
 
 def test_the_mode_is_refused_where_it_does_not_work(live: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    cards = live.app.state.generator.engine.cards
+    cards = live.app.state.handler.engine.cards
     monkeypatch.setitem(cards, "dit", structs.replace(cards["dit"], repeats_itself=False))
     for answer in (post(live), get(live)):
         assert answer.status_code == 422

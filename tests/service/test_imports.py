@@ -22,9 +22,9 @@ from service.settings import load_settings, model_entries
 
 settings = load_settings()
 names = list(model_entries(settings))
-board = open_board(names, settings, rows=2)
+board = open_board(names, settings, entries=2)
 mine, theirs = socket.socketpair()
-given = {"control": theirs.fileno(), "board": board.descriptor, "rows": 2, "models": names}
+given = {"control": theirs.fileno(), "board": board.descriptor, "entries": 2, "models": names}
 
 def tell():
     print(json.dumps(sorted(name for name, module in sys.modules.items() if module)), flush=True)
@@ -52,7 +52,7 @@ from service.web import worker
 listener = socket.create_server(("127.0.0.1", 0))
 engine, its_own = socket.socketpair()
 threading.Thread(target=watch, daemon=True).start()
-worker.main(given | {"row": 1, "engine": engine.fileno(), "listeners": [listener.fileno()], "side": []})
+worker.main(given | {"entry": 1, "engine": engine.fileno(), "listeners": [listener.fileno()], "side": []})
 """,
     "supervisor": """
 import run

@@ -9,7 +9,7 @@ import pytest
 
 from service.observe.metrics import Metrics
 from service.web.dialects import InferenceError
-from service.web.generation import Generator
+from service.web.generation import RequestHandler
 from service.web.routes.inference_v2 import EXTENSIONS
 from tests.checkpoints import CLASS_NAMES
 from tests.service.conftest import Running
@@ -226,7 +226,7 @@ def test_the_repository_index_lists_the_ready_models(client: Any, server: Runnin
 
 
 def test_the_repository_index_takes_any_whitespace(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Generator, "unreadiness", lambda self: "warming up")
+    monkeypatch.setattr(RequestHandler, "unreadiness", lambda self: "warming up")
     for body, count in ((b'{"ready":\n true}', 0), (b"", 2)):
         assert len(server.client.post("/v2/repository/index", content=body).json()) == count
 

@@ -64,7 +64,7 @@ def test_the_products_run_in_int8(folder: Path) -> None:
     (folder / "dit" / GRAPH).unlink()  # it is traced before it serves
     for name, runner in load_runners(int8_settings(folder)).items():
         facts = runner.describe()
-        assert (facts["backend"], facts["dtype"], runner.faster) == ("openvino", "int8", None)
+        assert (facts["backend"], facts["dtype"], runner.make_faster) == ("openvino", "int8", None)
         request: Any = runner.model._request
         wanted = len(products(trace(*load_checkpoint(folder / name))))
         assert precisions_of(request.get_compiled_model())[True] == wanted > 0

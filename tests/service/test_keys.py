@@ -18,8 +18,7 @@ from service.errors import QuotaExceeded, Unauthorized
 from service.local import create_app
 from service.observe.scoreboard import Layout, Scoreboard
 from service.settings import Settings, SettingsError, load_settings
-from service.web.keys import KeyRing
-from service.web.middleware import KeyMiddleware
+from service.web.keys import KeyMiddleware, KeyRing
 from tests.service.conftest import Running, running
 from tests.service.networks import simulated
 from tests.waiting import wait_until
@@ -42,7 +41,7 @@ class Clock:
 
 
 def keyring(keys: dict[str, ApiKey], clock: Callable[[], float] = time.monotonic) -> KeyRing:
-    return KeyRing(keys, Scoreboard(Layout((), keys), rows=2), 1, clock)
+    return KeyRing(keys, Scoreboard(Layout((), keys), entries=2), 1, clock)
 
 
 def ring_of(clock: Clock, **quota: Any) -> KeyRing:

@@ -14,11 +14,12 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from service.observe.scoreboard import PROTOCOL_REFUSALS
+from service.paths import HEALTH
 from service.settings import Settings
 from service.web import protocol
 from service.web.http1 import MAX_AHEAD, MAX_HEAD
 from service.web.middleware import MAX_BODY, ErrorMiddleware, LimitMiddleware
-from service.web.protocol import FIRST_BYTES, HEALTH_PATHS, MAX_DISCARD, MAX_EXTRA
+from service.web.protocol import FIRST_BYTES, MAX_DISCARD, MAX_EXTRA
 from service.web.worker import configure
 from tests.service.sockets import head, read_all
 from tests.waiting import wait_until
@@ -393,7 +394,7 @@ def test_one_that_is_turned_away_leaves_no_error(
 def test_probes_are_answered_though_there_are_too_many_connections(method: str) -> None:
     with guarded(max_connections=1) as live, live.connect():
         wait_until(lambda: live.connections() == 1)
-        for path in sorted(HEALTH_PATHS):
+        for path in sorted(HEALTH):
             with live.connect() as probe:
                 probe.sendall(head(method, path))
                 answer, _, body = read_all(probe).partition(b"\r\n\r\n")  # and then it is closed
@@ -406,7 +407,7 @@ def test_probes_are_answered_though_there_are_too_many_connections(method: str) 
             assert answer.startswith(b"HTTP/1.1 503")
             assert b"application/json" in answer
             assert (b"too many open connections" in body) is (method == "GET")
-        assert live.app.ended == sorted(HEALTH_PATHS)
+        assert live.app.ended == sorted(HEALTH)
         assert live.connections() == 1
 
 

@@ -16,7 +16,7 @@ from service import ray_app
 from service.observe.scoreboard import EngineScoreboard, Layout, ModelStats, Scoreboard, State
 from service.ray_app import BACKLOG, BacklogPolicy, Replica, Scale, _choose, _pair
 from service.settings import Settings, SettingsError
-from service.web.generation import Generator
+from service.web.generation import RequestHandler
 from tests.service.process import ROOT, environment
 
 
@@ -28,17 +28,17 @@ def replica(state: State = "ready", heartbeat: float = 0.0, **backlog: float) ->
         backlog: seconds of each model.
     """
     settings = Settings(heartbeat_seconds=5)
-    board = Scoreboard(Layout(("dit", "unet"), ()), rows=2)
+    board = Scoreboard(Layout(("dit", "unet"), ()), entries=2)
     engine_board = EngineScoreboard(board)
     engine_board.state(state)
     engine_board.beat(time.monotonic() + heartbeat)
     engine_board.stats({model: ModelStats(backlog_seconds=seconds) for model, seconds in backlog.items()})
     engine = SimpleNamespace(gone="", board=board, is_ready=state == "ready")
-    generator: Any = Generator.__new__(Generator)
-    object.__setattr__(generator, "engine", engine)
-    object.__setattr__(generator, "settings", settings)
+    handler: Any = RequestHandler.__new__(RequestHandler)
+    object.__setattr__(handler, "engine", engine)
+    object.__setattr__(handler, "settings", settings)
     made = Replica()
-    vars(made)["app"] = SimpleNamespace(state=SimpleNamespace(generator=generator))
+    vars(made)["app"] = SimpleNamespace(state=SimpleNamespace(handler=handler))
     return made
 
 
@@ -58,7 +58,7 @@ def test_a_replica_is_healthy_once_it_is_warm(monkeypatch: pytest.MonkeyPatch) -
         for _ in range(10):  # looks at the engine
             await asyncio.sleep(0)
         assert not check.done()
-        warming.app.state.generator.engine.is_ready = True
+        warming.app.state.handler.engine.is_ready = True
         await check
 
     asyncio.run(warms_up())

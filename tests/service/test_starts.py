@@ -19,12 +19,12 @@ SIGNALS += "    [os.kill(os.getpid(), number) for number in (signal.SIGINT, sign
 ENDLESS = "import os, pathlib, time\npathlib.Path({folder!r}, f'at-{{os.getpid()}}').touch()\ntime.sleep(3600)\n"
 FAILS_ONCE = """
 import json, pathlib, sys, time
-row = json.loads(sys.argv[-1])["row"]
-first = pathlib.Path({folder!r}, f"first-{{row}}")
+entry = json.loads(sys.argv[-1])["entry"]
+first = pathlib.Path({folder!r}, f"first-{{entry}}")
 if not first.exists():
     first.touch()
     raise SystemExit(7)
-pathlib.Path({folder!r}, f"second-{{row}}").touch()
+pathlib.Path({folder!r}, f"second-{{entry}}").touch()
 time.sleep(3600)
 """
 

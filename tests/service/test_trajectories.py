@@ -287,7 +287,7 @@ def test_the_bound_is_a_thousand_for_the_shipped_models() -> None:
 
 
 def room(server: Running) -> recording.Room:
-    return server.app.state.generator.room
+    return server.app.state.handler.room
 
 
 def test_an_answer_is_counted_and_its_memory_is_free_again(server: Running) -> None:

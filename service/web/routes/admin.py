@@ -18,11 +18,11 @@ from service.errors import (
     UnknownModel,
     echo,
 )
+from service.paths import ADMIN_FOLDER
 from service.web.bodies import read_json, refuse_query
 from service.web.dialects import OWN, document
-from service.web.generation import Generator
+from service.web.generation import RequestHandler
 from service.web.info import describe_model
-from service.web.keys import ADMIN_FOLDER
 from service.web.schemas import Fields, ModelInfo
 
 router = APIRouter(prefix=ADMIN_FOLDER.rstrip("/"), tags=["Admin"])
@@ -55,12 +55,12 @@ async def swap_model(request: Request, model: str) -> ModelInfo:
 
     Requests that are in keep the weights that they began with. A checkpoint that cannot be served changes nothing.
     """
-    generator: Generator = request.app.state.generator
-    generator.card(model)
+    handler: RequestHandler = request.app.state.handler
+    handler.card(model)
     refuse_query(request)
     asked = await read_json(request, SwapBody, Fields(list(SwapBody.model_fields), {}))
-    folder = checkpoint_folder(generator.settings.checkpoints, asked.checkpoint)
-    return describe_model(await generator.engine.swap(model, str(folder)))
+    folder = checkpoint_folder(handler.settings.checkpoints, asked.checkpoint)
+    return describe_model(await handler.engine.swap(model, str(folder)))
 
 
 def checkpoint_folder(root: Path, name: str) -> Path:

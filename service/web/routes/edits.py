@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from service.web.bodies import read_form, refuse_query
 from service.web.dialects import OPENAI, document
-from service.web.generation import Generator
+from service.web.generation import RequestHandler
 from service.web.routes.openai import EVENTS, ImageRequest, ImagesResponse, draw, fields_of
 from service.web.schemas import ClassLabel, GenerateFields, Strength
 
@@ -58,6 +58,6 @@ async def vary_image(request: Request) -> Response:
 async def edit_image(request: Request) -> Response:
     """What is opaque in the mask stays as it is. With stream, the events are those of image_edit."""
     refuse_query(request)
-    generator: Generator = request.app.state.generator
-    body = await read_form(request, EditRequest, fields_of(generator, FIELD_NAMES))
+    handler: RequestHandler = request.app.state.handler
+    body = await read_form(request, EditRequest, fields_of(handler, FIELD_NAMES))
     return await draw(request, body, "image_edit")

@@ -14,7 +14,7 @@ from service.web import event_stream, images
 from service.web.bodies import read_bytes, read_json, read_query, refuse_query, refuse_repeats
 from service.web.dialects import document
 from service.web.event_stream import open_stream, picture_events
-from service.web.generation import Generated, Generator
+from service.web.generation import Generated, RequestHandler
 from service.web.images import ANIMATIONS, MEDIA_TYPES
 from service.web.job import Job
 from service.web.leaving import unless_disconnected
@@ -69,13 +69,13 @@ ONLY_POST = (
 )
 async def generate(request: Request) -> Response:
     """Sample images of one class, or from an image. The fields may stand in the query instead of the body."""
-    generator: Generator = request.app.state.generator
-    fields = await _read(request, generator)
+    handler: RequestHandler = request.app.state.handler
+    fields = await _read(request, handler)
     form = choose_format(fields, ",".join(request.headers.getlist("accept")))
-    job = await generator.admit(fields)
+    job = await handler.resolve(fields)
     if form == "stream":
-        return await _stream(generator, fields, job)
-    generated = await _finish(request, generator, job, form)
+        return await _stream(handler, fields, job)
+    generated = await _finish(request, handler, job, form)
     content = as_json(generated, request.scope["request_id"]) if form == "json" else generated.result
     return _response(content, form, answer_headers(generated))
 
@@ -88,24 +88,24 @@ async def generate(request: Request) -> Response:
 )
 async def get_image(request: Request, query: Annotated[GenerateFields, Query()]) -> Response:
     """The same picture whenever it is asked for, which takes `deterministic=true` and a `seed`."""
-    generator: Generator = request.app.state.generator
+    handler: RequestHandler = request.app.state.handler
     refuse_repeats(request)
     form = _lasting_format(query, ",".join(request.headers.getlist("accept")))
-    job = generator.resolve(query)
-    etag = generator.etag(job, form)
-    cached = _cache_headers(etag, bool(query.format), generator.settings)
+    job = await handler.resolve(query)
+    etag = handler.etag(job, form)
+    cached = _cache_headers(etag, bool(query.format), handler.settings)
     if etag and has_tag(request.headers.getlist("if-none-match"), etag):
         return Response(status_code=304, headers=cached)
-    generated = await _finish(request, generator, job, form)
+    generated = await _finish(request, handler, job, form)
     # The ETag changes on the way if the device runs out of memory and lowers the rows of a step.
-    if not etag or generator.etag(job, form) != etag:
+    if not etag or handler.etag(job, form) != etag:
         cached = {}
     return _response(generated.result, form, answer_headers(generated) | cached)
 
 
-async def _read(request: Request, generator: Generator) -> GenerateFields:
+async def _read(request: Request, handler: RequestHandler) -> GenerateFields:
     """The fields of a POST: all in its body, or all in its query."""
-    fields = Fields(FIELD_NAMES, generator.limits)
+    fields = Fields(FIELD_NAMES, handler.limits)
     if not await read_bytes(request):
         return read_query(request, GenerateFields, fields)
     refuse_query(request, "send the fields in the body or in the query, not in both")
@@ -149,27 +149,27 @@ def _lasting_format(fields: GenerateFields, accept: str) -> str:
     return fields.format or negotiate(accept, {name: FORMATS[name] for name in LASTING if name in FORMATS})
 
 
-async def _finish(request: Request, generator: Generator, job: Job, form: str) -> Generated[Any]:
+async def _finish(request: Request, handler: RequestHandler, job: Job, form: str) -> Generated[Any]:
     if form in RECORDED:
-        return await _record(request, generator, job, form)
+        return await _record(request, handler, job, form)
 
     def encode(pictures: list[np.ndarray]) -> Any:
         if form == "json":
             return images.encode_base64(pictures, texts=job.recipes)
         return images.encode(pictures, form, job.recipe, columns=job.columns)
 
-    return await unless_disconnected(request.receive, generator.generate(job, encode))
+    return await unless_disconnected(request.receive, handler.generate(job, encode))
 
 
-async def _record(request: Request, generator: Generator, job: Job, form: str) -> Generated[bytes]:
+async def _record(request: Request, handler: RequestHandler, job: Job, form: str) -> Generated[bytes]:
     """Generate with all steps; raises AnswerTooLarge, or Unavailable if other requests hold the memory."""
     try:
-        request.scope["at_end"].enter_context(generator.room.taken(recorded_bytes(job, form)))
-    except Unavailable as error:  # counted here, because the request never reaches Generator.stream
-        generator.count_end(job.params.model, error)
+        request.scope["at_end"].enter_context(handler.room.taken(recorded_bytes(job, form)))
+    except Unavailable as error:  # counted here, because the request never reaches RequestHandler.stream
+        handler.count_end(job.params, error)
         raise
     job = replace(job, params=replace(job.params, trajectory=form == "npz"))
-    return await unless_disconnected(request.receive, generator.record(job, recorder(job, form)))
+    return await unless_disconnected(request.receive, handler.record(job, recorder(job, form)))
 
 
 def _response(content: bytes, form: str, headers: dict[str, str]) -> Response:
@@ -177,13 +177,13 @@ def _response(content: bytes, form: str, headers: dict[str, str]) -> Response:
     return kind(content, headers=headers, media_type=MEDIA_TYPES[form])
 
 
-async def _stream(generator: Generator, fields: GenerateFields, job: Job) -> Response:
+async def _stream(handler: RequestHandler, fields: GenerateFields, job: Job) -> Response:
     form = fields.format or "png"
     previews = check_previews(
         len(job.params.seeds), DEFAULT_PREVIEWS if fields.preview is None else fields.preview, "preview"
     )
     encode = partial(images.encode_base64, form=form)
-    updates = generator.stream(job, partial(encode, texts=job.recipes), previews, encode)
+    updates = handler.stream(job, partial(encode, texts=job.recipes), previews, encode)
     return await open_stream(picture_events(updates, job, form), seed_headers(job))
 
 

@@ -3,6 +3,7 @@
 https://github.com/kserve/open-inference-protocol
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from service.errors import DeadlinePassed, DeadlineUnreachable, InvalidRequest, UnknownModel, echo
 from service.web.bodies import read_bytes, refuse_query
 from service.web.dialects import INFERENCE, document, invalid
-from service.web.generation import Generator
+from service.web.generation import RequestHandler
 from service.web.job import Job
 from service.web.leaving import unless_disconnected
 from service.web.resolve import STANDS_FOR
@@ -77,7 +78,7 @@ async def server_metadata(request: Request) -> ServerMetadata:
 
 @router.get("/health/live", response_model=Live, summary="As /livez")
 async def server_live(request: Request) -> Response:
-    live = not request.app.state.generator.silence()
+    live = not request.app.state.handler.silence()
     return JSONResponse(Live(live=live).model_dump(), 200 if live else 503)
 
 
@@ -103,7 +104,7 @@ model_routes = APIRouter()
 
 @model_routes.get("", response_model_exclude_none=True, summary="A model")
 async def model_metadata(request: Request, model: str) -> ModelMetadata:
-    config: ModelCard = request.app.state.generator.card(model)
+    config: ModelCard = request.app.state.handler.card(model)
     C, H, W = config.image_shape
     integers = [TensorMetadata(name=name, datatype="INT64", shape=[-1]) for name in INPUTS]
     integers[0].parameters = {"class_names": config.class_names}
@@ -113,12 +114,12 @@ async def model_metadata(request: Request, model: str) -> ModelMetadata:
 
 @model_routes.get("/ready", response_model=Ready, summary="Whether a model is warm")
 async def model_ready(request: Request, model: str) -> Response:
-    request.app.state.generator.card(model)
+    request.app.state.handler.card(model)
     return _ready(request, name=model)
 
 
 def _ready(request: Request, **name: str) -> Response:
-    ready = not request.app.state.generator.unreadiness()
+    ready = not request.app.state.handler.unreadiness()
     return JSONResponse(Ready(ready=ready, **name).model_dump(exclude_none=True), 200 if ready else 503)
 
 
@@ -145,13 +146,13 @@ async def infer_model(request: Request, model: str) -> Response:
     Content-Type, so the body is read as it is.
     """
     refuse_query(request)
-    generator: Generator = request.app.state.generator
-    generator.card(model)
+    handler: RequestHandler = request.app.state.handler
+    handler.card(model)
     asked, inputs = parse(await read_bytes(request), request.headers.get(LENGTH_HEADER))
-    job = _resolve(generator, model, asked, inputs)
+    job = await _resolve(handler, model, asked, inputs)
     outputs = _outputs(asked)
     try:
-        generated = await unless_disconnected(request.receive, generator.generate(job, np.stack))
+        generated = await unless_disconnected(request.receive, handler.generate(job, np.stack))
     except (DeadlineUnreachable, DeadlinePassed) as error:
         name = "timeout" if "timeout" in asked.parameters else "deadline_ms"
         raise type(error).field(name, error.errors[0].message, error.retry_after) from error
@@ -169,8 +170,10 @@ async def infer_model(request: Request, model: str) -> Response:
 add_twice(router, model_routes)
 
 
-def _resolve(generator: Generator, model: str, asked: InferenceRequest, inputs: dict[str, list[int]]) -> Job:
-    labels, seeds = _read_inputs(inputs, generator.limits["n"])
+async def _resolve(
+    handler: RequestHandler, model: str, asked: InferenceRequest, inputs: dict[str, list[int]]
+) -> Job:
+    classes, seeds = _read_inputs(inputs)
     wanted = {name: value for name, value in asked.parameters.items() if name != "binary_data_output"}
     for name in wanted:
         if name not in PARAMETERS + TRITON_PARAMETERS:
@@ -178,28 +181,27 @@ def _resolve(generator: Generator, model: str, asked: InferenceRequest, inputs: 
             raise InvalidRequest.field(name[:40], f"there is no such parameter: use {known}")
     timeout = _read_triton(wanted)
     try:
-        fields = GenerateBody.model_validate(wanted | {"model": model, "n": len(labels)})
+        fields = GenerateBody.model_validate(wanted | {"model": model, "class": classes})
     except ValidationError as error:
-        raise invalid(error.errors(), Fields(list(PARAMETERS), generator.limits)) from error
-    return generator.resolve(fields, tuple(labels), tuple(seeds), timeout)
+        raise invalid(error.errors(), Fields(list(PARAMETERS), handler.limits)) from error
+    job = await handler.resolve(fields, tuple(seeds))
+    return job if timeout is None else replace(job, deadline_seconds=timeout)
 
 
-def _read_inputs(inputs: dict[str, list[int]], images: tuple[float, float]) -> tuple[list[int], list[int]]:
+def _read_inputs(inputs: dict[str, list[int]]) -> tuple[list[int], list[int]]:
     """Class indices and seeds, one an image each; seeds is empty if none were sent."""
     for name in inputs:
         if name not in INPUTS:
             raise InvalidRequest.field(name[:40], f"there is no such input: use {', '.join(INPUTS)}")
-    labels, seeds = inputs.get("class"), inputs.get("seed", [])
-    if not labels:
+    classes, seeds = inputs.get("class"), inputs.get("seed", [])
+    if not classes:
         raise InvalidRequest.field("class", "required: a tensor of class indices, one an image")
-    if len(labels) > images[1]:
-        raise InvalidRequest.field("class", f"must have from 1 to {images[1]} elements, not {len(labels)}")
-    if seeds and len(seeds) != len(labels):
-        raise InvalidRequest.field("seed", f"{len(seeds)} seeds for {len(labels)} classes")
+    if seeds and len(seeds) != len(classes):
+        raise InvalidRequest.field("seed", f"{len(seeds)} seeds for {len(classes)} classes")
     for seed in seeds:
         if not 0 <= seed <= MAX_SEED:
             raise InvalidRequest.field("seed", f"must be whole numbers from 0 to {MAX_SEED}, not {echo(seed)}")
-    return labels, seeds
+    return classes, seeds
 
 
 def _read_triton(wanted: dict[str, Any]) -> float | None:

@@ -16,7 +16,7 @@ from service.web import event_stream, images
 from service.web.bodies import read_json, refuse_query
 from service.web.dialects import OPENAI, document
 from service.web.event_stream import NO_TOKENS, open_stream, picture_events
-from service.web.generation import Generator
+from service.web.generation import RequestHandler
 from service.web.job import Job
 from service.web.leaving import unless_disconnected
 from service.web.resolve import check_previews
@@ -117,10 +117,10 @@ FIELD_NAMES = list(ImageRequest.model_fields)
 PROMPT = "the name of a class, its index, or a mixture such as 3:0.5,8:0.5"
 
 
-def fields_of(generator: Generator, names: list[str]) -> Fields:
+def fields_of(handler: RequestHandler, names: list[str]) -> Fields:
     """What error messages say of a body's fields."""
-    needs = {"model": f"one of {', '.join(generator.names)}", "prompt": PROMPT}
-    return Fields(names, own_limits(generator.limits), needs)
+    needs = {"model": f"one of {', '.join(handler.names)}", "prompt": PROMPT}
+    return Fields(names, own_limits(handler.limits), needs)
 
 
 def own_limits(limits: Limits) -> Limits:
@@ -174,8 +174,8 @@ BODY = {
 async def create_image(request: Request) -> Response:
     """With stream, the answer is events: image_generation.partial_image and image_generation.completed."""
     refuse_query(request)
-    generator: Generator = request.app.state.generator
-    body = await read_json(request, ImageRequest, fields_of(generator, FIELD_NAMES))
+    handler: RequestHandler = request.app.state.handler
+    body = await read_json(request, ImageRequest, fields_of(handler, FIELD_NAMES))
     return await draw(request, body, "image_generation")
 
 
@@ -192,17 +192,17 @@ async def draw(request: Request, body: ImageRequest, kind: str) -> Response:
 
 
 async def _draw(request: Request, body: ImageRequest, kind: str) -> Response:
-    generator: Generator = request.app.state.generator
-    job = await generator.admit(body.own(), transparent=True)
+    handler: RequestHandler = request.app.state.handler
+    job = await handler.resolve(body.own(), transparent=True)
     _check_picture(body, job)
     form, quality = body.output_format or "png", body.quality or "auto"
     encode = partial(images.encode_base64, form=form, quality=body.output_compression)
     encode_last = partial(encode, texts=job.recipes)
     if body.stream:
         previews = check_previews(len(job.params.seeds), body.partial_images or 0, "partial_images")
-        updates = generator.stream(job, encode_last, previews, encode)
+        updates = handler.stream(job, encode_last, previews, encode)
         return await open_stream(picture_events(updates, job, form, quality, kind), seed_headers(job))
-    generated = await unless_disconnected(request.receive, generator.generate(job, encode_last))
+    generated = await unless_disconnected(request.receive, handler.generate(job, encode_last))
     pairs = zip(generated.result, job.params.seeds, strict=True)
     data = [ImageDatum(b64_json=picture, seed=seed) for picture, seed in pairs]
     answer = ImagesResponse(created=int(time.time()), data=data, output_format=form, size=job.size, quality=quality)
@@ -224,12 +224,12 @@ def _check_picture(body: ImageRequest, job: Job) -> None:
 
 @router.get("/models", summary="List the models", responses=document(OPENAI, ()))
 async def list_models(request: Request) -> ModelPage:
-    return ModelPage(data=[_model(request, name) for name in request.app.state.generator.names])
+    return ModelPage(data=[_model(request, name) for name in request.app.state.handler.names])
 
 
 @router.get("/models/{model}", summary="One model", responses=document(OPENAI, (UnknownModel,)))
 async def retrieve_model(request: Request, model: str) -> Model:
-    request.app.state.generator.card(model)
+    request.app.state.handler.card(model)
     return _model(request, model)
 
 

@@ -17,28 +17,28 @@ UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": Health, "descript
 @router.get("/livez", response_model=Health, responses=UNAVAILABLE, summary="Does the engine's loop turn?")
 async def livez(request: Request) -> Response:
     """503 means: restart this process. A full queue or a slow start never turns it red."""
-    return _health(request.app.state.generator.silence())
+    return _health(request.app.state.handler.silence())
 
 
 @router.get("/readyz", response_model=Health, responses=UNAVAILABLE, summary="Are all models loaded and warm?")
 async def readyz(request: Request) -> Response:
-    return _health(request.app.state.generator.unreadiness())
+    return _health(request.app.state.handler.unreadiness())
 
 
 @router.get("/models", summary="The served models")
 async def models(request: Request) -> ModelList:
-    return ModelList(models=[describe_model(card) for card in request.app.state.generator.engine.cards.values()])
+    return ModelList(models=[describe_model(card) for card in request.app.state.handler.engine.cards.values()])
 
 
 @router.get("/info", summary="Versions, settings in force, measured step times")
 async def info(request: Request) -> ServiceInfo:
-    generator = request.app.state.generator
-    return describe_service(generator.engine, generator.settings)
+    handler = request.app.state.handler
+    return describe_service(handler.engine, handler.settings)
 
 
 @exposition.get("/metrics", response_class=Response, summary="Prometheus exposition")
 async def metrics(request: Request) -> Response:
-    text = generate_latest(request.app.state.generator.metrics.registry)
+    text = generate_latest(request.app.state.handler.metrics.registry)
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 

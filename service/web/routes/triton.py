@@ -64,15 +64,15 @@ class IndexEntry(BaseModel):
 
 @router.get("/models/stats", summary="Statistics of all models")
 async def all_statistics(request: Request) -> Statistics:
-    generator = request.app.state.generator
-    return Statistics(model_stats=[statistics(generator.metrics, name) for name in generator.names])
+    handler = request.app.state.handler
+    return Statistics(model_stats=[statistics(handler.metrics, name) for name in handler.names])
 
 
 @model_routes.get("/stats", summary="Statistics of a model")
 async def model_statistics(request: Request, model: str) -> Statistics:
-    generator = request.app.state.generator
-    generator.card(model)
-    return Statistics(model_stats=[statistics(generator.metrics, model)])
+    handler = request.app.state.handler
+    handler.card(model)
+    return Statistics(model_stats=[statistics(handler.metrics, model)])
 
 
 def statistics(metrics: Metrics, model: str) -> ModelStatistics:
@@ -108,7 +108,7 @@ def statistics(metrics: Metrics, model: str) -> ModelStatistics:
 
 @model_routes.get("/config", summary="Configuration of a model")
 async def model_configuration(request: Request, model: str) -> ModelConfiguration:
-    C, H, W = request.app.state.generator.card(model).image_shape
+    C, H, W = request.app.state.handler.card(model).image_shape
     integers = [TensorConfig(name=name, data_type="TYPE_INT64", dims=[-1]) for name in ("class", "seed")]
     images = TensorConfig(name="images", data_type="TYPE_UINT8", dims=[-1, H, W, C])
     return ModelConfiguration(
@@ -129,12 +129,12 @@ async def model_configuration(request: Request, model: str) -> ModelConfiguratio
 async def repository_index(request: Request) -> list[IndexEntry]:
     """A body is not needed; that of Triton's client, `{"ready": true}`, asks for the models that are ready."""
     body = b"".join((await read_bytes(request)).split())
-    generator = request.app.state.generator
-    reason = generator.unreadiness()
+    handler = request.app.state.handler
+    reason = handler.unreadiness()
     if reason and b'"ready":true' in body:
         return []
     state = "UNAVAILABLE" if reason else "READY"
-    return [IndexEntry(name=name, version=VERSION, state=state, reason=reason) for name in generator.names]
+    return [IndexEntry(name=name, version=VERSION, state=state, reason=reason) for name in handler.names]
 
 
 add_twice(router, model_routes)

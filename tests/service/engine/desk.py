@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
-from service.engine.clients import Clients
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.loop import EngineLoop
 from service.engine.request import Request
@@ -15,6 +14,7 @@ from service.engine.swaps import Loader
 from service.errors import Unavailable
 from service.observe.scoreboard import EngineScoreboard, Layout, ModelStats, Scoreboard, StepStats
 from service.wire.async_engine import Answer, AsyncEngine
+from service.wire.clients import Clients
 from service.wire.control import ATTACH, CONTROL, STOP
 from service.wire.frames import FrameReader, frame
 from service.wire.messages import (
@@ -59,7 +59,7 @@ class Rig:
     """An engine loop in a thread."""
 
     def __init__(self, core: EngineCore, load: Loader | None = None):
-        self.core, self.board = core, Scoreboard(Layout(core.runners, ()), rows=2)
+        self.core, self.board = core, Scoreboard(Layout(core.runners, ()), entries=2)
         self.recorder = Recorder(self.board)
         self._control, control = socket.socketpair()
         self.loop = EngineLoop(core, Clients(control), self.recorder, load)

@@ -212,8 +212,8 @@ def test_random_cancellations_leave_nothing_behind() -> None:
     with running(max_requests=1_000) as rig:
         results = rig.run(clients)
         wait_until(lambda: not rig.rig.core.has_work and rig.slots_in_use == 0)
-        slots = rig.rig.core.shares["dit"].scheduler.slots
-        assert len(slots) == slots.num_slots
+        scheduler = rig.rig.core.shares["dit"].scheduler
+        assert len(scheduler.free_slots) == scheduler.num_slots
     kinds = [type(result) for result in results]
     assert set(kinds) == {RequestOutput, asyncio.CancelledError}
     assert len(rig.spared) <= kinds.count(asyncio.CancelledError)
@@ -226,7 +226,7 @@ def test_answers_that_come_together_are_handed_on_over_several_turns() -> None:
 
     async def main() -> list[tuple[int, int]]:
         mine, theirs = socket.socketpair()
-        engine, turn = AsyncEngine(mine, Scoreboard(Layout(("dit",), ()), rows=2)), 0
+        engine, turn = AsyncEngine(mine, Scoreboard(Layout(("dit",), ()), entries=2)), 0
         await engine.connect()
         heard: list[tuple[int, int]] = []
 
@@ -253,7 +253,7 @@ def test_answers_that_come_together_are_handed_on_over_several_turns() -> None:
 def test_answers_that_have_come_are_handed_on_though_the_engine_has_gone() -> None:
     async def main() -> list[BaseException | None]:
         mine, theirs = socket.socketpair()
-        board = Scoreboard(Layout(("dit",), ()), rows=2)
+        board = Scoreboard(Layout(("dit",), ()), entries=2)
         EngineScoreboard(board).state("ready")
         engine = AsyncEngine(mine, board)
         engine.cards = {"dit": None}  # pyright: ignore[reportAttributeAccessIssue]
@@ -276,7 +276,7 @@ def test_answers_that_have_come_are_handed_on_though_the_engine_has_gone() -> No
 def test_a_message_that_cannot_be_read_ends_the_connection() -> None:
     async def main() -> bool:
         mine, theirs = socket.socketpair()
-        engine, lost = AsyncEngine(mine, Scoreboard(Layout(("dit",), ()), rows=2)), asyncio.Event()
+        engine, lost = AsyncEngine(mine, Scoreboard(Layout(("dit",), ()), entries=2)), asyncio.Event()
         engine.on_loss = lost.set
         await engine.connect()
         engine._open[3] = asyncio.Queue()

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from service.engine import clients
-from service.engine.clients import MAX_UNSENT, Client
+from service.wire import clients
+from service.wire.clients import MAX_UNSENT, Client
 from service.wire.frames import FrameReader
 from service.wire.messages import FromEngine, Preview, Reply, RequestOutput
 from tests.waiting import wait_until

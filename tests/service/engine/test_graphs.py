@@ -197,7 +197,8 @@ def test_a_failure_ends_its_request_once_though_a_later_step_is_on_its_way() -> 
     assert bad.status is RequestStatus.FAILED
     assert bad.error == "the model gave a non-finite image at step 3"
     assert good.status is RequestStatus.FINISHED
-    assert len(slots := core.shares["dit"].scheduler.slots) == slots.num_slots
+    scheduler = core.shares["dit"].scheduler
+    assert len(scheduler.free_slots) == scheduler.num_slots
 
 
 @pytest.mark.parametrize("after", range(1, 4))
@@ -212,7 +213,8 @@ def test_an_abort_while_the_last_step_is_on_the_device_ends_the_request(after: i
     ended, _ = drive(core)
     assert ended == [stays]
     assert (gone.status, stays.status) == (RequestStatus.ABORTED, RequestStatus.FINISHED)
-    assert len(slots := core.shares["dit"].scheduler.slots) == slots.num_slots
+    scheduler = core.shares["dit"].scheduler
+    assert len(scheduler.free_slots) == scheduler.num_slots
 
 
 def test_buckets_that_do_not_fit_into_memory_are_left_out() -> None:

@@ -5,7 +5,6 @@ import pytest
 from service.engine.order import ORDER_SECONDS, LeastSlack
 from service.engine.request import Request, RequestStatus
 from service.engine.scheduler import Scheduler
-from service.engine.slots import SlotAllocator
 from tests.service.engine.rows import UNBOUNDED, make_request, make_scheduler, members, run_step
 from tests.service.process import run_program
 
@@ -169,7 +168,7 @@ def test_abort_is_idempotent() -> None:
         assert (request.status, request.finished) == (RequestStatus.ABORTED, 1.0)
     assert finished.status is RequestStatus.FINISHED
     assert scheduler.abort("nobody", now=1.0) is None
-    assert len(scheduler.slots) == scheduler.slots.num_slots
+    assert len(scheduler.free_slots) == scheduler.num_slots
 
 
 def test_abort_of_a_half_started_request_frees_its_slots_and_its_places_in_the_queue() -> None:
@@ -180,7 +179,7 @@ def test_abort_of_a_half_started_request_frees_its_slots_and_its_places_in_the_q
     assert scheduler.abort(many.request_id, now=1.0) is many
     assert many.remaining_rows == 5 * 3 - 3  # what the abort has spared
     assert list(scheduler.waiting) == other.tasks
-    assert len(scheduler.slots) == scheduler.slots.num_slots
+    assert len(scheduler.free_slots) == scheduler.num_slots
     assert members(scheduler) == [other]
 
 
@@ -189,7 +188,7 @@ def test_a_failed_image_fails_its_request_and_no_other() -> None:
     scheduler = make_scheduler(3, doomed, other)  # the third image of doomed runs, other waits
     assert run_step(scheduler, failed=[doomed.tasks[1]], now=7.0) == [doomed]
     assert (doomed.status, doomed.error, doomed.finished) == (RequestStatus.FAILED, "broken", 7.0)
-    assert len(scheduler.slots) == scheduler.slots.num_slots
+    assert len(scheduler.free_slots) == scheduler.num_slots
     assert run_step(scheduler) == []
     assert run_step(scheduler) == [other]
     assert other.status is RequestStatus.FINISHED
@@ -206,17 +205,6 @@ def test_requests_end_in_order_of_arrival_within_a_step() -> None:
     requests = [make_request(1) for _ in range(30)]
     scheduler = make_scheduler(30, *requests)
     assert run_step(scheduler) == requests
-
-
-@pytest.mark.parametrize("slot", [-1, 2, 0], ids=["below", "above", "twice"])
-def test_a_slot_that_is_not_in_use_cannot_be_freed(slot: int) -> None:
-    slots = SlotAllocator(2)
-    taken = [slots.allocate(), slots.allocate()]
-    assert sorted(taken) == [0, 1]
-    slots.free(0)
-    with pytest.raises(ValueError, match=f"slot {slot} is not in use"):
-        slots.free(slot)
-    assert len(slots) == 1
 
 
 def test_a_cap_that_holds_no_guided_image_is_refused() -> None:

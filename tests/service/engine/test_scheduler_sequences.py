@@ -73,7 +73,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if left_out:  # the oldest image never waits: all have the same slack here
             assert left_out[0] in chosen
         for task in left_out:  # no room is left that another one could use
-            begins = task.slot is None and not len(scheduler.slots)
+            begins = task.slot is None and not len(scheduler.free_slots)
             assert task in chosen or begins or output.num_rows + task.rows > scheduler.max_rows
 
     @precondition(lambda self: self.arrivals)
@@ -89,8 +89,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     def slots_are_counted(self) -> None:
         slots = [task.slot for task in self.scheduler.running]
         assert len(slots) == len(set(slots))
-        assert all(slot is not None and 0 <= slot < self.scheduler.slots.num_slots for slot in slots)
-        assert len(self.scheduler.slots) + len(slots) == self.scheduler.slots.num_slots
+        assert all(slot is not None and 0 <= slot < self.scheduler.num_slots for slot in slots)
+        assert len(self.scheduler.free_slots) + len(slots) == self.scheduler.num_slots
         ended = [task for request in self.ends for task in request.tasks]
         assert all(task.slot is None for task in ended)
 
@@ -122,7 +122,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             for request in run_step(self.scheduler):
                 self.end(request, RequestStatus.FINISHED)
         assert set(self.ends) == set(self.arrivals)
-        assert len(self.scheduler.slots) == self.scheduler.slots.num_slots
+        assert len(self.scheduler.free_slots) == self.scheduler.num_slots
         assert not self.scheduler.running
         assert not self.scheduler.waiting
 

@@ -44,7 +44,7 @@ class Workshop:
 
 def core_with(workshop: Workshop) -> EngineCore:
     core = make_core(Painter(0.5))
-    core.runners["dit"].faster = workshop.make
+    core.runners["dit"].make_faster = workshop.make
     return core
 
 
@@ -177,7 +177,7 @@ def test_a_request_that_waits_for_a_backend_outlasts_a_swap() -> None:
 
     def load(model: str, folder: str, runner: ModelRunner) -> ModelRunner:
         made = runner.successor(Painter(0.0), tiny_config())
-        made.faster = workshop.make
+        made.make_faster = workshop.make
         return made
 
     async def work(engine: AsyncEngine) -> None:

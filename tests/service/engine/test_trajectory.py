@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from service.engine import clients
 from service.engine.core import EngineConfig, EngineCore
 from service.engine.request import Request, RequestStatus
+from service.wire import clients
 from service.wire.messages import Preview, RequestOutput, TrajectoryPoint
 from tests.service.engine.desk import make_core, rigged
 from tests.service.engine.test_graphs import graph_runner

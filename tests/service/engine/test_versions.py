@@ -48,7 +48,7 @@ def swap(core: EngineCore, model: nn.Module) -> None:
     runner = core.runners["dit"].successor(model, CONFIG)
     for rows in sorted(runner.step_seconds, reverse=True):
         runner.prepare(rows)
-    switch(core, "dit", runner, core.versions["dit"] + 1)
+    switch(core, "dit", runner, core.runners["dit"].version + 1)
 
 
 def picture(model: nn.Module, request: Request) -> list[list[int]]:
@@ -120,8 +120,8 @@ def test_a_version_leaves_when_its_last_request_has_ended_and_takes_its_memory_a
         assert leave(core, "dit")
         gc.collect()  # the stand-in of the graphs refers to its runner
         assert old() is None
-        assert list(core.runners) == list(core.shares) == list(core.versions) == ["dit"]
-        assert core.versions == {"dit": number}
+        assert list(core.runners) == list(core.shares) == ["dit"]
+        assert core.runners["dit"].version == number
 
 
 def test_an_aborted_request_leaves_though_its_step_is_on_the_device() -> None:

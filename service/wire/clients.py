@@ -15,7 +15,7 @@ from service.wire.messages import Cards, FromEngine, FromWorker, Generate, Previ
 
 logger = logging.getLogger(__name__)
 
-READ_BYTES = 256 * 1024  # of a socket between two steps
+READ_BYTES = 256 * 1024  # of a worker's socket in one read; the rest waits behind the other workers
 MAX_UNSENT = 8 * 1024 * 1024  # bytes that wait for a worker; beyond it previews are dropped, answers never
 STUCK_SECONDS = 5.0  # without taking a byte, after which a worker is given up
 FEW_FILES = 512  # open at the start: a larger number leaves too few descriptors for select()
@@ -25,10 +25,10 @@ CLOSE_SECONDS = 1.0  # for the last answers to leave
 class Client:
     """An HTTP worker, as the engine sees it."""
 
-    def __init__(self, name: int, sock: socket.socket, row: int):
+    def __init__(self, name: int, sock: socket.socket, entry: int):
         sock.setblocking(False)
         self.name, self.sock = name, sock
-        self.row = row  # of the scoreboard: the worker's number, which its successor has, too
+        self.entry = entry  # of the scoreboard: the worker's number, which its successor has, too
         self.open: dict[int, str] = {}  # its requests: its number and the engine's name
         self._reader = FrameReader[FromWorker](FromWorker)  # pyright: ignore[reportArgumentType]
         self._messages: list[FromEngine] = []  # of the next frame
@@ -53,7 +53,7 @@ class Client:
         except BlockingIOError:
             return []
         except (OSError, msgspec.DecodeError) as error:
-            logger.error("worker %d is cut off: %s", self.row, error)
+            logger.error("worker %d is cut off: %s", self.entry, error)
             return None
 
     def flush(self) -> bool:
@@ -121,9 +121,9 @@ class Clients:
         """Those that are attached now."""
         return list(self._all)
 
-    def attach(self, sock: socket.socket, row: int) -> None:
+    def attach(self, sock: socket.socket, entry: int) -> None:
         """Serve a new worker; it hears of the models at once."""
-        client = Client(self._names, sock, row)
+        client = Client(self._names, sock, entry)
         self._names += 1
         self._all.append(client)
         self._selector.register(sock, selectors.EVENT_READ, client)
@@ -175,7 +175,7 @@ class Clients:
     def flush(self) -> None:
         for client in list(self._all):
             if not client.flush():
-                logger.error("worker %d has taken nothing for %g s: it is given up", client.row, STUCK_SECONDS)
+                logger.error("worker %d has taken nothing for %g s: it is given up", client.entry, STUCK_SECONDS)
                 self._drop(client)
             elif self._selector.get_key(client.sock).events != client.awaits:
                 self._selector.modify(client.sock, client.awaits, client)
