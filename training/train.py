@@ -148,7 +148,7 @@ class Trainer:
                 self.seconds = time.monotonic() - started
                 if log:
                     log.add(self.step, loss, self.learning_rate(self.step - 1), self.seconds)
-                    meter.update(log.smoothed)
+                    meter.update(log.smoothed, watch.held_out if watch else math.nan)
                     self.save_if_due(watch)
                 number = self.world.largest(signals.received)  # else processes would stop at different steps
                 if number and self.step < self.config.steps:
