@@ -155,7 +155,7 @@ def run_sample(arguments: argparse.Namespace) -> int:
     from training.checkpoints import find_checkpoints
     from training.samples import draw_samples
 
-    how = {name: getattr(arguments, name) for name in ("columns", "seed", "sampler", "steps", "guidance")}
+    how = {name: getattr(arguments, name) for name in options.SAMPLING}
     print(draw_samples(find_checkpoints(arguments.names, arguments.checkpoints), arguments.out, **how))
     return 0
 
@@ -221,7 +221,7 @@ def add_info(commands: Any) -> None:
     parser = add_command(commands, run_info, text, examples)
     parser.add_argument("name", nargs="?", metavar="CHECKPOINT", help=CHECKPOINT_HELP)
     parser.add_argument("--checkpoints", type=Path, help=CHECKPOINTS_HELP)
-    parser.add_argument("--architecture", help="package.module:Class of a checkpoint whose network is your own")
+    options.add_architecture(parser)
     parser.add_argument("--model", choices=("dit", "unet"), help="network of a configuration without a checkpoint")
     parser.add_argument(
         "--arguments", type=options.json_object, help="arguments of its constructor as JSON (default: its own)"
@@ -245,7 +245,7 @@ def add_export(commands: Any) -> None:
     text = "write the graph by which a CPU runs a checkpoint faster into its folder, or an ONNX file of it"
     parser = add_command(commands, run_export, text, "\nruns/mine\ndit --onnx dit.onnx")
     add_checkpoints(parser, ["dit", "unet"])
-    parser.add_argument("--architecture", help="package.module:Class of a checkpoint whose network is your own")
+    options.add_architecture(parser)
     onnx = "ONNX file to write of one checkpoint, weights and all; its graph is left as it is"
     parser.add_argument("--onnx", type=Path, metavar="FILE", help=onnx)
 

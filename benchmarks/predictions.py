@@ -9,12 +9,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from models.checkpoint import load_checkpoint
+from models.sampling import Guidance
 from training.config import PRESETS, TrainConfig
 from training.data import load_data
-from training.evaluate import evaluate
 from training.judge import load_judge
+from training.measure import measure_samples
+from training.report import Sampling
 from training.train import train
 
+SAMPLING = Sampling("ddim", 20, Guidance(1.5))
 VARIANTS: dict[str, dict[str, Any]] = {
     "x0, loss as velocity, flow": {"prediction": "x0", "schedule": "flow"},
     "velocity, flow": {"prediction": "flow", "schedule": "flow"},
@@ -44,8 +48,9 @@ def main() -> None:
                 "threads": arguments.threads,
             }
             train(TrainConfig(**(PRESETS[model] | {"model": model} | changes)))
-            result = evaluate(folder, judge, data, arguments.images, sampler="ddim", steps=20, guidance=1.5)
-            figures = f"{100 * result.class_accuracy:.1f} % | {result.frechet.generated:.1f}"
+            found = measure_samples(*load_checkpoint(folder), data, [judge], arguments.images, SAMPLING)
+            (graded,) = found["judges"]
+            figures = f"{100 * graded['accuracy']:.1f} % | {graded['frechet']['generated']:.1f}"
             print(f"| {model} | {name} | {figures} |", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Figures of a trained model: class accuracy, Frechet distance, and distances that show copies of training images.
+"""Samples of a network, their Frechet distance, and distances that show copies of training images.
 
 Letters: N images, C x H x W the image, F features, K classes.
 """
@@ -11,11 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models.checkpoint import ModelConfig, load_checkpoint
+from models.checkpoint import ModelConfig
 from models.sampling import to_uint8
-from training.data import Data, Split, to_float
-from training.judge import Judge
-from training.report import Sampling, draw_grid, generate, sampling_of
+from training.data import Split, to_float
+from training.report import Sampling, draw_grid, generate
 
 BATCH = 100  # images sampled at once
 DRAWS = 20  # random halves behind every mean Frechet distance
@@ -52,44 +51,12 @@ class Neighbours:
     suspicious: float  # share of generated images below held_out_first_percentile; 0.01 is expected
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """All figures of one model under one way of sampling."""
-
-    images: int
-    sampling: Sampling
-    judge_accuracy: float  # of the judge itself, on real held-out images
-    class_accuracy: float  # share of generated images that the judge recognises as their class
-    accuracy_by_class: dict[str, float]
-    frechet: Frechet
-    neighbours: Neighbours
-
-
-def evaluate(
-    folder: Path,
-    judge: Judge,
-    data: Data,
-    images: int = 1000,
-    *,
-    sampler: str | None = None,
-    steps: int | None = None,
-    guidance: float | None = None,
-) -> Evaluation:
-    """Sample the checkpoint in `folder`, classes balanced, and grade the result.
-
-    Options that are None take the checkpoint's own default, as the service does. Seeds are fixed.
+def sample_balanced(model: nn.Module, config: ModelConfig, images: int, sampling: Sampling) -> Split:
+    """Sample images // K images of every class, as the uint8 that a client would get, with fixed seeds.
 
     Raises:
-        CheckpointError: a checkpoint that cannot be read.
-        ValueError: fewer than two images a class, or sampling options that do not exist.
+        ValueError: fewer than two images a class.
     """
-    model, config = load_checkpoint(folder)
-    sampling = sampling_of(config, sampler=sampler, steps=steps, guidance=guidance)
-    return grade(sample_balanced(model, config, images, sampling), judge, data, sampling)
-
-
-def sample_balanced(model: nn.Module, config: ModelConfig, images: int, sampling: Sampling) -> Split:
-    """Sample images // K images of every class, as the uint8 that a client would get, with fixed seeds."""
     from tqdm import tqdm
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -112,24 +79,6 @@ def images_per_class(images: int, num_classes: int) -> int:
     if images < 2 * num_classes:
         raise ValueError(f"images must be at least {2 * num_classes}, two a class, got {images}")
     return images // num_classes
-
-
-def grade(generated: Split, judge: Judge, data: Data, sampling: Sampling) -> Evaluation:
-    """All figures of samples; generated.labels are the classes that were asked for."""
-    features, predicted = judge.grade(generated.images)
-    real_features, real_predicted = judge.grade(data.test.images)
-    right = (predicted == generated.labels).double()
-    return Evaluation(
-        images=len(generated),
-        sampling=sampling,
-        judge_accuracy=(real_predicted == data.test.labels).double().mean().item(),
-        class_accuracy=right.mean().item(),
-        accuracy_by_class={
-            name: right[generated.labels == k].mean().item() for k, name in enumerate(data.class_names)
-        },
-        frechet=compare_features(features, generated.labels, real_features, data.test.labels),
-        neighbours=compare_neighbours(generated.images, data.test.images, data.train.images),
-    )
 
 
 def compare_features(

@@ -35,7 +35,8 @@ Grades = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]  # features [N, F] 
 def grade_samples(generated: Split, data: Data, judges: list[Judge]) -> dict[str, Any]:
     """Figures of samples as means over judges; training/intervals.py says what their intervals cover.
 
-    below_real: accuracy on real images minus that on samples. matched: images on each side of a distance.
+    below_real: accuracy on real images minus that on samples. Names that end in _real: of held-out images, whose
+    groups are left out likewise. matched: images on each side of a distance.
     """
     held_out = data.test
     grades = [(judge.grade(generated.images), judge.grade(held_out.images)) for judge in judges]
@@ -46,16 +47,18 @@ def grade_samples(generated: Split, data: Data, judges: list[Judge]) -> dict[str
 
     def figure(name: str, by: Callable[[float], float] = float) -> Figure:
         mean = [fmean(by(row[name]) for row in rows) for rows in (whole, *without)]
-        real = fmean(row[f"{name}_real"] for row in whole)
-        return jackknifed(mean[0], mean[1:], [by(row[name]) for row in whole], real)
+        reals = [row[f"{name}_real"] for row in whole if f"{name}_real" in row]
+        return jackknifed(mean[0], mean[1:], [by(row[name]) for row in whole], fmean(reals) if reals else None)
 
     matched = int(whole[0]["matched"])
-    sizes = {"accuracy": len(generated), "precision": matched, "recall": matched}
+    sizes = {"accuracy": len(generated), "accuracy_real": len(held_out)}
+    sizes |= dict.fromkeys(("precision", "precision_real", "recall", "recall_real"), matched)
     found = {n: within(wider(figure(n), share_of(figure(n).value, size)), 0, 1) for n, size in sizes.items()}
-    found |= {"ratio": exponential(figure("ratio", math.log)), "kid": figure("kid")}
+    found |= {"ratio": exponential(figure("ratio", math.log)), "kid": figure("kid"), "kid_real": figure("kid_real")}
     found["below_real"] = difference(share_of(found["accuracy"].real or 0, len(held_out)), found["accuracy"])
     copies, copies_real = (copied(split.images, data.train.images) for split in (generated, held_out))
     found["copies"] = share_of(copies, len(generated), copies_real)
+    found["copies_real"] = share_of(copies_real, len(held_out))
     classes = by_class(generated, data.class_names, grades)
     return {"matched": matched, "figures": found, "accuracy_by_class": classes}
 

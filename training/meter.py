@@ -1,6 +1,7 @@
 """Progress of a run: a bar in a terminal, or a line a minute in a log."""
 
 import logging
+import math
 import sys
 import time
 
@@ -26,14 +27,15 @@ class Meter:
     def __exit__(self, *_: object) -> None:
         self.bar.close()
 
-    def update(self, loss: float) -> None:
-        """Count a step; loss: smoothed."""
+    def update(self, loss: float, held_out: float = math.nan) -> None:
+        """Count a step; loss: smoothed; held_out: the last loss on held-out pictures, if any was measured."""
         self.step += 1
-        self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        losses = f"loss {loss:.4f}" + ("" if math.isnan(held_out) else f", held out {held_out:.4f}")
+        self.bar.set_postfix_str(losses, refresh=False)
         self.bar.update()
         now = time.monotonic()
         if self.in_log and (now - self.said >= EVERY or self.step == self.steps):
             self.said = now
             left = (self.steps - self.step) * (now - self.started) / (self.step - self.begun_at)
             minutes = "less than a minute" if left < 60 else f"{left / 60:.0f} min"
-            logger.info("step %d of %d, loss %.4f, %s left", self.step, self.steps, loss, minutes)
+            logger.info("step %d of %d, %s, %s left", self.step, self.steps, losses, minutes)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 COMPARISON = Path("docs/comparison")
+SAMPLING = ("architecture", "columns", "seed", "sampler", "steps", "guidance")  # of add_sampling_options
 
 
 def add_option(parser: argparse.ArgumentParser, field: Field[Any]) -> None:
@@ -19,7 +20,13 @@ def add_option(parser: argparse.ArgumentParser, field: Field[Any]) -> None:
     parser.add_argument(name, type=kind, required=field.name == "model", help=help_text.replace("%", "%%"), **given)
 
 
+def add_architecture(parser: argparse.ArgumentParser) -> None:
+    what = "package.module:Class of a checkpoint whose network is your own"
+    parser.add_argument("--architecture", metavar="CLASS", help=f"{what} (default: named by the checkpoint)")
+
+
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    add_architecture(parser)
     parser.add_argument("--columns", type=int, default=8, help="images of each class (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first image (default: %(default)s)")
     add_way_options(parser)
@@ -36,6 +43,7 @@ def add_way_options(parser: argparse.ArgumentParser) -> None:
 def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
     from training.config import DATA  # which imports torch
 
+    add_architecture(parser)
     own = "(default: what the checkpoint was trained on)"
     parser.add_argument("--data", choices=DATA, help=f"what to measure with {own}")
     path = "path of the CIFAR-10 archive or of the folder of pictures (default: none)"

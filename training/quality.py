@@ -37,6 +37,7 @@ class Request:
 
     data: str | None = None
     data_path: Path | None = None
+    architecture: str | None = None  # `package.module:Class` of networks that are not this project's
     images: int = 500
     sampler: str | None = None
     steps: int | None = None
@@ -61,7 +62,7 @@ def evaluate_checkpoints(folders: dict[str, Path], out: Path, request: Request) 
         if not 1 <= request.threads <= 1024:
             raise ValueError(f"threads must lie in 1..1024, got {request.threads}")
         torch.set_num_threads(request.threads)
-    loaded = {name: load_checkpoint(folder) for name, folder in folders.items()}
+    loaded = {name: load_checkpoint(folder, request.architecture) for name, folder in folders.items()}
     cases = cases_of({name: config for name, (_, config) in loaded.items()}, request)
     out.parent.mkdir(parents=True, exist_ok=True)
     times = step_times({name: (model, config.image_shape) for name, (model, config) in loaded.items()})
@@ -76,7 +77,7 @@ def evaluate_checkpoints(folders: dict[str, Path], out: Path, request: Request) 
             facts = {"folder": str(folders[name]), "step_ms": times[name], **facts_of(config, data, request)}
             figures["checkpoints"][name] = facts | found
             pictures[f"pairs {name}"] = picture.read_bytes()
-        drawn = {"sampler": request.sampler, "steps": request.steps, "guidance": request.guidance}
+        drawn = {name: getattr(request, name) for name in ("architecture", "sampler", "steps", "guidance")}
         pictures["samples"] = draw_samples(folders, Path(place) / "samples.png", **drawn).read_bytes()
     figures = json.loads(json.dumps(figures, default=asdict))
     write(out, figures, pictures)
@@ -172,7 +173,7 @@ def recipe_of(config: ModelConfig) -> dict[str, Any]:
 
 def facts_of(config: ModelConfig, data: Data, request: Request) -> dict[str, Any]:
     """The facts about a checkpoint and its data that need no measurement."""
-    info, trained_on = config_info(config), config.training.get("train_sha256")
+    info, trained_on = config_info(config, request.architecture), config.training.get("train_sha256")
     source, _ = source_of(config, request)
     return {
         "sha256": config.sha256,

@@ -147,8 +147,8 @@ def interval(name: str, write: Callable[[dict[str, float]], str]) -> Callable[[F
 
     def cell(facts: Facts) -> str:
         found = facts["figures"][name]
-        real = write(found | dict.fromkeys(("value", "low", "high"), found["real"])).partition(" (")[0]
-        return f"{write(found)}<small>real pictures: {real}</small>"
+        real = facts["figures"].get(f"{name}_real")
+        return f"{write(found)}<small>real pictures: {write(real) if real else 1}</small>"
 
     return cell
 
@@ -244,7 +244,7 @@ def notes(figures: dict[str, Any]) -> str:
     matched, images = facts["matched"], facts["loss"]["images"]
     hashes = ", ".join(f"{escape(n)} {f['sha256'][:12]}" for n, f in figures["checkpoints"].items())
     return (
-        "<p>The numbers in brackets are an interval of 95 %. Figures of real pictures, of single classes and of "
+        "<p>The numbers in brackets are an interval of 95 %. Figures of single classes and of "
         "nearest training pictures have none, nor have times and the difference of the two losses. An interval "
         "covers the samples drawn, the pictures held out and "
         f"the {len(facts['judges'])} classifiers, which differ by their seeds: a jackknife over 10 groups of "

@@ -20,6 +20,9 @@ from models.sampling import Guidance, sample, to_uint8
 logger = logging.getLogger(__name__)
 
 SMOOTHING = 0.99
+MEASURES = "measures.csv"
+NOISE = ("least noise", "less noise", "more noise", "most noise")  # quarters of the noise times of training
+MEASURED = ("step", "held_out_loss", "training_loss", "copies", *(f"held_out_{i + 1}" for i in range(len(NOISE))))
 LABEL_WIDTH = 28  # pixels beside each row of a grid, at least
 
 
@@ -41,7 +44,7 @@ class LossLog:
 
     def plot(self, title: str) -> Path:
         """Write loss.png beside the CSV."""
-        return plot_losses({title: self.path}, self.path.with_suffix(".png"))
+        return plot_losses(title, self.path)
 
 
 def keep_rows(path: Path, fields: tuple[str, ...], step: int) -> list[list[str]]:
@@ -84,25 +87,29 @@ def is_row(row: list[str], fields: tuple[str, ...]) -> bool:
         return False
 
 
-def plot_losses(logs: dict[str, Path], out: Path) -> Path:
-    """One curve a loss.csv, smoothed over 200 steps, on logarithmic axes."""
+def plot_losses(title: str, path: Path) -> Path:
+    """Draw a loss.csv, smoothed over 200 steps, and the held-out losses beside it, on logarithmic axes."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for name, path in logs.items():
-        rows = read_losses(path)
-        if not rows:  # all of it was damaged
-            continue
+    if rows := read_losses(path):  # else all of it was damaged
         steps, losses = np.array([(int(row[0]), float(row[1])) for row in rows]).T
         window = max(1, min(200, len(losses) // 5))
         smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
-        axes.plot(steps[window - 1 :], smooth, label=name)
-    axes.set(xlabel="step", ylabel="loss", yscale="log", xscale="log")
+        axes.plot(steps[window - 1 :], smooth, label="training")
+    measures = path.with_name(MEASURES)
+    if rows := read_rows(measures, MEASURED) if measures.exists() else []:
+        steps, held_out, _, _, *quarters = np.array(rows, dtype=float).T
+        axes.plot(steps, held_out, marker=".", label="held out")
+        for noise, losses in zip(NOISE, quarters, strict=True):
+            axes.plot(steps, losses, lw=0.8, label=f"held out, {noise}")
+    axes.set(xlabel="step", ylabel="loss", title=title, yscale="log", xscale="log")
     axes.legend()
     axes.grid(alpha=0.3, which="both")
+    out = path.with_suffix(".png")
     figure.savefig(out, dpi=120)
     plt.close(figure)
     return out
@@ -155,22 +162,27 @@ def generate(
 
 def draw_grid(path: Path, images: Tensor, row_names: list[str], columns: int, scale: int = 2) -> None:
     """Write a PNG. images: [rows * columns, C, H, W] uint8, row by row; row_names are written left of the rows."""
-    n, channels, height, width = images.shape
-    rows = n // columns
-    tiles = images.view(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2)
-    pixels = tiles.reshape(rows * height, columns * width, channels).numpy()
-    sheet = Image.fromarray(pixels.repeat(3, axis=2) if channels == 1 else pixels)
+    height, width = images.shape[2:]
+    pictures = images.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
+    sheet = Image.fromarray(tiled(pictures.reshape(-1, columns, height, width, 3)))
     sheet = sheet.resize((sheet.width * scale, sheet.height * scale), Image.Resampling.NEAREST)
     size = 14 if max(map(len, row_names)) < 3 else 10
     left = label_width(row_names, size, LABEL_WIDTH)
     canvas = Image.new("RGB", (sheet.width + left, sheet.height), "white")
     canvas.paste(sheet, (left, 0))
     draw = ImageDraw.Draw(canvas)
-    for row, name in enumerate(row_names[:rows]):
+    for row, name in enumerate(row_names[: len(images) // columns]):
         middle = int((row + 0.5) * height * scale)
         draw.text((left // 2, middle), name, fill="black", anchor="mm", font_size=size)
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(path)
+
+
+def tiled(pictures: np.ndarray, apart: int = 0) -> np.ndarray:
+    """One picture of [R, K, H, W, 3] uint8, a row a row, with white pixels right of and below each."""
+    spaced = np.pad(pictures, ((0, 0), (0, 0), (0, apart), (0, apart), (0, 0)), constant_values=255)
+    rows, columns, height, width, _ = spaced.shape
+    return spaced.swapaxes(1, 2).reshape(rows * height, columns * width, 3)
 
 
 def label_width(names: list[str], font_size: int, least: int) -> int:

@@ -5,13 +5,14 @@ Letters: R rows (classes), K columns, C x H x W the image.
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from models.checkpoint import load_checkpoint, parameter_count
 from models.sampling import to_uint8
-from training.report import Sampling, generate, label_width, sampling_of
+from training.report import Sampling, generate, label_width, sampling_of, tiled
 
 NAMES = {"dit": "DiT", "unet": "UNet"}
 INK, FAINT, PAPER = "#1f2328", "#656d76", "#ffffff"
@@ -26,6 +27,7 @@ def draw_samples(
     folders: dict[str, Path],
     out: Path,
     *,
+    architecture: str | None = None,
     columns: int = 8,
     seed: int = 0,
     sampler: str | None = None,
@@ -34,7 +36,7 @@ def draw_samples(
 ) -> Path:
     """Sample every model under the same seeds and draw one panel a model, one row a class.
 
-    folders: checkpoints by name, of this project's architectures only.
+    folders: checkpoints by name. architecture: `package.module:Class` of networks that are not this project's.
 
     Raises:
         CheckpointError: a checkpoint that cannot be read.
@@ -46,7 +48,7 @@ def draw_samples(
         raise ValueError(f"seed must lie in 0..2^62, got {seed}")
     panels = []
     for name, folder in folders.items():
-        model, config = load_checkpoint(folder)
+        model, config = load_checkpoint(folder, architecture)
         how = sampling_of(config, sampler=sampler, steps=steps, guidance=guidance)
         labels = torch.arange(config.num_classes).repeat_interleave(columns)
         images = to_uint8(generate(model, config, labels, torch.arange(len(labels)) + seed, how))
@@ -75,10 +77,8 @@ def panel(images: Tensor, title: str, line: str, names: list[str], columns: int)
     draw = ImageDraw.Draw(sheet)
     draw.text((left, MARGIN), title, fill=INK, font_size=26, anchor="lt")
     draw.text((left, MARGIN + 36), line, fill=FAINT, font_size=14, anchor="lt")
-    for index, image in enumerate(images):
-        row, column = divmod(index, columns)
-        corner = left + column * step, MARGIN + HEADING + row * step
-        sheet.paste(tile(image), corner)
+    tiles = np.stack([np.asarray(tile(image)) for image in images]).reshape(-1, columns, TILE, TILE, 3)
+    sheet.paste(Image.fromarray(tiled(tiles, GAP)), (left, MARGIN + HEADING))
     for row, name in enumerate(names):
         middle = MARGIN + HEADING + row * step + TILE // 2
         draw.text((left - 14, middle), name, fill=FAINT, font_size=size, anchor="rm")

@@ -148,8 +148,8 @@ class Trainer:
                 self.seconds = time.monotonic() - started
                 if log:
                     log.add(self.step, loss, self.learning_rate(self.step - 1), self.seconds)
-                    meter.update(log.smoothed)
                     self.save_if_due(watch)
+                    meter.update(log.smoothed, watch.held_out if watch else math.nan)
                 number = self.world.largest(signals.received)  # else processes would stop at different steps
                 if number and self.step < self.config.steps:
                     self.stop(number)

@@ -7,6 +7,7 @@ import csv
 import logging
 import math
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,11 @@ from models.schedule import NUM_TIMESTEPS, NoiseSchedule, Prediction, sample_noi
 from training.config import TrainConfig
 from training.data import Data, Split, to_float
 from training.measure import copied
-from training.report import Sampling, generate, keep_rows
+from training.report import MEASURED, MEASURES, NOISE, Sampling, generate, keep_rows
 
 logger = logging.getLogger(__name__)
 
-FILE, BEST = "measures.csv", "best"
-FIELDS = ("step", "held_out_loss", "training_loss", "copies")
+BEST = "best"
 IMAGES = 128  # noisy images of each loss; the 256 forwards of both cost about three training steps of 32
 SAMPLES = 32  # with 5 evaluations each, which cost about as much; together 2.4 % of 250 steps
 SAMPLING = Sampling("dpmpp_2m", 5, Guidance(1.0))
@@ -37,11 +37,11 @@ class Watch:
     """measures.csv, one row a measurement. A resumed run first drops the rows beyond its step."""
 
     def __init__(self, folder: Path, data: Data, config: ModelConfig, *, autocast: bool, step: int):
-        self.path, self.config, self.autocast = folder / FILE, config, autocast
+        self.path, self.config, self.autocast = folder / MEASURES, config, autocast
         self.train = data.train
         self.batches = noisy_batch(data.test), noisy_batch(data.train)
-        self.best, self.warned = (math.inf, 0), False  # lowest held-out loss, and its step
-        for number, held_out, train, copies in keep_rows(self.path, FIELDS, step):
+        self.held_out, self.best, self.warned = math.nan, (math.inf, 0), False  # last loss; lowest, and its step
+        for number, held_out, train, copies, *_ in keep_rows(self.path, MEASURED, step):
             self.note(int(number), float(held_out), float(train), float(copies))
 
     @torch.no_grad()
@@ -49,13 +49,14 @@ class Watch:
         """Add a row; returns whether its held-out loss is the lowest. Uses no random numbers of the training."""
         device = next(model.parameters()).device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
-            held_out, train = (self.loss(model, *(part.to(device) for part in batch)) for batch in self.batches)
+            quarters, trained = (self.losses(model, *(x.to(device) for x in batch)) for batch in self.batches)
             labels = torch.arange(SAMPLES, device=device) % self.config.num_classes
             seeds = torch.arange(SAMPLES, device=device) + SEED
             images = to_uint8(generate(model, self.config, labels, seeds, SAMPLING)).cpu()
-        copies = copied(images, self.train.images)
+        copies, held_out, train = copied(images, self.train.images), fmean(quarters), fmean(trained)
+        losses = [f"{loss:.6f}" for loss in (held_out, train, *quarters)]
         with self.path.open("a", newline="") as file:
-            csv.writer(file).writerow([step, f"{held_out:.6f}", f"{train:.6f}", f"{copies:.4f}"])
+            csv.writer(file).writerow([step, *losses[:2], f"{copies:.4f}", *losses[2:]])
         if self.note(step, held_out, train, copies):
             logger.warning(
                 "step %d: the loss is %.0f %% higher on held-out pictures than on those trained on. The network "
@@ -66,19 +67,20 @@ class Watch:
         return self.best[1] == step
 
     def note(self, step: int, held_out: float, train: float, copies: float) -> bool:
-        """Update best and warned by a row; returns whether it is the first to warn of copies."""
-        self.best = min(self.best, (held_out, step))
+        """Update held_out, best and warned by a row; returns whether it is the first to warn of copies."""
+        self.held_out, self.best = held_out, min(self.best, (held_out, step))
         rising = held_out > (1 + RISE) * self.best[0] or copies > 0
         first = not self.warned and rising and held_out > (1 + GAP) * train
         self.warned |= first
         return first
 
-    def loss(self, model: nn.Module, x0: Tensor, labels: Tensor, u: Tensor, eps: Tensor) -> float:
-        """The loss that training minimises."""
-        schedule = NoiseSchedule(self.config.schedule)
+    def losses(self, model: nn.Module, x0: Tensor, labels: Tensor, u: Tensor, eps: Tensor) -> list[float]:
+        """The loss that training minimises, for each quarter of the noise times u, from the least noise up."""
+        schedule, prediction = NoiseSchedule(self.config.schedule), Prediction(self.config.prediction)
         alpha, sigma = schedule.rows(u)
         output = model(alpha * x0 + sigma * eps, u * NUM_TIMESTEPS, labels)  # [B, C, H, W]
-        return float(training_loss(Prediction(self.config.prediction), schedule, output, x0, eps, u))
+        quarters = u.argsort().chunk(len(NOISE))
+        return [float(training_loss(prediction, schedule, output[i], x0[i], eps[i], u[i])) for i in quarters]
 
 
 def start_watch(config: TrainConfig, data: Data, model_config: ModelConfig, step: int) -> Watch | None:

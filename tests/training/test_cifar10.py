@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import os
 import pickle
 import tarfile
@@ -12,10 +13,28 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from run import main
+from tests.training.runs import Config
+from training.comparison.results import read_results
 from training.data import Data, DataError, load_data
+from training.train import train
 
 CIFAR_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 PER_BATCH = 40
+LIST = """
+[network.dit]
+model = "dit"
+arguments = {{ hidden_dim = 32, depth = 1, num_heads = 2 }}
+[[group]]
+name = "A"
+data = "cifar10"
+data_path = "{path}"
+batch_size = 8
+measure_at = [8]
+samples = [20]
+evaluations = 1
+loss_images = 20
+"""
 DAMAGED = "cifar.tar.gz|data_batch|test_batch"  # the archive or the batch is named
 
 
@@ -45,15 +64,15 @@ def python2_pickle(value: Any) -> bytes:
     return file.getvalue().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
 
 
-def cifar_files() -> dict[str, bytes]:
-    """The seven files of the official archive, with PER_BATCH images each; image i of a batch is all i."""
-    pixels = np.repeat(np.arange(PER_BATCH, dtype=np.uint8)[:, None], 3072, axis=1)
+def cifar_files(count: int = PER_BATCH) -> dict[str, bytes]:
+    """The seven files of the official archive, with `count` images each; image i of a batch is all i."""
+    pixels = np.repeat(np.arange(count, dtype=np.uint8)[:, None], 3072, axis=1)
     pixels[:, 1024:2048] += 100  # the green plane
-    pixels[:, 2048:] = np.random.default_rng(0).integers(256, size=(PER_BATCH, 1024))  # does not compress
-    labels = [i % 10 for i in range(PER_BATCH)]
-    batch = {b"batch_label": b"one", b"labels": labels, b"data": pixels, b"filenames": [b"a.png"] * PER_BATCH}
+    pixels[:, 2048:] = np.random.default_rng(0).integers(256, size=(count, 1024))  # does not compress
+    labels = [i % 10 for i in range(count)]
+    batch = {b"batch_label": b"one", b"labels": labels, b"data": pixels, b"filenames": [b"a.png"] * count}
     files = {name: python2_pickle(batch) for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]}
-    meta = {b"num_cases_per_batch": PER_BATCH, b"label_names": [n.encode() for n in CIFAR_CLASSES]}
+    meta = {b"num_cases_per_batch": count, b"label_names": [n.encode() for n in CIFAR_CLASSES]}
     return files | {"batches.meta": python2_pickle(meta), "readme.html": b"<html>"}
 
 
@@ -90,6 +109,30 @@ def test_cifar10(pack: Callable[[Path, dict[str, bytes]], Path], tmp_path: Path)
     held_out = [int(s.images[i, 0, 0, 0]) for s in (data.judge, data.test) for i in range(len(s))]
     assert sorted(held_out) == list(range(PER_BATCH))
     assert [int(i) % 10 for i in data.test.images[:, 0, 0, 0]] == data.test.labels.tolist()
+
+
+def test_training_evaluation_and_a_campaign_take_the_archive(
+    tmp_path: Path, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.judge.EPOCHS", 1)
+    monkeypatch.setattr("training.quality.REPEATS", 1)
+    archive = write_archive(tmp_path / "cifar-10-python.tar.gz", cifar_files(80))
+    folder = train(tiny_config(data="cifar10", data_path=archive, steps=1, out=tmp_path / "mine"))
+    command = ["evaluate", str(folder), "--data-path", str(archive), "--images", "20", "--steps", "1"]
+    command += ["--judge", str(tmp_path / "work/judges"), "--out", str(tmp_path / "page.html")]
+    assert main(command) in (0, 1)
+    facts = json.loads((tmp_path / "page.json").read_text())["checkpoints"]["mine"]
+    assert (facts["data"], facts["same_data"], facts["held_out"], facts["judge_images"]) == (
+        "cifar10",
+        True,
+        40,
+        40,
+    )
+    (tmp_path / "list.toml").write_text(LIST.format(path=archive))
+    places = [f"--{name}={tmp_path / place}" for name, place in (("runs", "runs.jsonl"), ("work", "work"))]
+    assert main(["campaign", "--list", str(tmp_path / "list.toml"), *places]) == 0
+    (line,) = read_results(tmp_path / "runs.jsonl")
+    assert (line["run"], line["train_images"], len(line["judges"])) == ("A-dit", 400, 3)
 
 
 @pytest.mark.parametrize(

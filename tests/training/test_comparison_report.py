@@ -26,6 +26,7 @@ from tests.training.comparison_lines import (
 from tests.training.test_effects import scaling
 from training.comparison import rates
 from training.comparison.beside import TEXTS, figures
+from training.comparison.campaign_list import read_list
 from training.comparison.drawing import COLOURS, Picture, figure, plain_values, source
 from training.comparison.effects import effects_of
 from training.comparison.facts import network_facts
@@ -147,7 +148,7 @@ def test_every_figure_names_its_runs_and_its_command(pages: tuple[str, str]) -> 
 
 def test_quality_by_evaluations(pages: tuple[str, str]) -> None:
     (caption,) = (x for x in re.findall(r"<figcaption>(.*?)</figcaption>", pages[0]) if "By evaluations" in x)
-    assert "with the guidance of the verdicts: DiT 1.5, UNet 1." in caption
+    assert "with the guidance DiT 1.5, UNet 1, as in the verdicts." in caption
     assert "Runs: D1-evaluations-D1-dit (seeds 1, 2); D1-evaluations-D1-unet (seeds 1, 2)." in caption
 
 
@@ -182,6 +183,16 @@ def test_it_works_with_whatever_there_is(
     report = build(write_docs(tmp_path / "docs", some))
     assert "not measured yet" in page(report)
     assert sum(finding.verdict == "undecided" for finding in report.findings) == undecided
+
+
+def test_the_committed_arrays_are_few_and_of_runs_that_keep_some() -> None:
+    folder = ROOT / "docs/comparison"
+    lists = [path for path in folder.glob("*.toml") if path.name != "questions.toml"]
+    runs = [run for path in lists for run in read_list(path)]
+    keep = {run.name for run in runs if run.task == "probe" or (run.task == "train" and run.measure.gallery)}
+    found = list((folder / "data").iterdir())
+    assert {path.stem for path in found} - keep == set()
+    assert sum(path.stat().st_size for path in found) <= 5_000_000
 
 
 def test_one_point_of_one_run_is_no_result(tmp_path: Path) -> None:
@@ -266,6 +277,7 @@ def test_an_exponent_does_not_tell_who_is_ahead() -> None:
         r"“DiT: more scalable” holds: .* \+0\.050 .* at all budgets that were measured the UNet has", text
     )
     assert "Use the" not in text
+    assert "The smallest width" not in text
     shown = text_of("more-scalable", "lowest loss", some)
     assert shown.startswith("DiT 2.00, ")
     assert shown.endswith("by the smallest width in 0 of 9")

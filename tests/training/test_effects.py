@@ -6,8 +6,9 @@ import pytest
 
 from tests.training.comparison_lines import judge, line, losses, other_lines, rules, timing, training_lines
 from tests.training.test_verdicts import QUESTIONS
-from training.comparison.effects import EFFECTS, effects_of, first_reached, lowest_losses
+from training.comparison.effects import EFFECTS, effects_of, first_reached, lowest_losses, smallest_best
 from training.comparison.verdicts import read_questions
+from training.comparison.words import best_at_the_edge
 
 
 def run(group: str, network: str, seed: int, values: dict[int, float], **fields: object) -> list:
@@ -101,12 +102,12 @@ def test_two_runs_of_one_seed_are_refused() -> None:
         effects_of(lines)
 
 
-def scaling(network: str, seed: int, power: float) -> list:
+def scaling(network: str, seed: int, power: float, best: int = 2) -> list:
     """Four widths for each of three budgets; the best falls with FLOP to the power, others are worse."""
     found = []
     for budget in (1e12, 3e13, 1e15):
         for width in range(4):
-            mean = (budget / 1e12) ** -power * (1 + abs(width - 2))
+            mean = (budget / 1e12) ** -power * (1 + abs(width - best))
             name = f"D2-{network}-w{width}-{budget:g}-seed{seed}"
             found.append(line("D2", network, seed, loss=mean, run=name, flop_per_row=10 + width))
             found[-1] |= {"train_flop": budget * (1 + 0.01 * (width - 2))}
@@ -119,6 +120,11 @@ def test_scaling_is_the_difference_of_the_slopes() -> None:
     assert effects_of(lines[1:])["more-scalable"] == {}  # three widths for one budget
     assert lowest_losses(lines, "dit") == pytest.approx([1, 30**-0.1, 1000**-0.1])
     assert lowest_losses([], "dit") == []
+    assert smallest_best(lines, "dit") == [False] * 3
+    edge = scaling("unet", 1, 0.1, best=0)
+    assert smallest_best(edge, "unet") == [True] * 3
+    (text,) = best_at_the_edge(lines[:12] + edge)
+    assert "(2.79 to 3.10 M parameters) the smallest was the best in 3 of 6 cases" in text
 
 
 def far_and_near(group_lines: dict[str, list[float]]) -> list:

@@ -1,7 +1,6 @@
-"""Frechet distance, nearest training images, and the figures of a checkpoint."""
+"""Samples of every class, Frechet distance, and nearest training images."""
 
 import math
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,22 +10,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from models.checkpoint import ModelConfig
-from training.data import Data, Split
+from models.checkpoint import load_checkpoint
 from training.evaluate import (
     balanced_draw,
     compare_features,
     compare_neighbours,
-    evaluate,
     frechet_distance,
-    grade,
     nearest,
+    sample_balanced,
     save_neighbours_picture,
 )
-from training.judge import Judge
 from training.report import LABEL_WIDTH, sampling_of
-
-DEFAULT = sampling_of(ModelConfig("dit", {}))
 
 
 def gaussian(seed: int, count: int = 400, width: int = 5) -> Tensor:
@@ -126,47 +120,8 @@ def test_the_picture_shows_the_closest_pair_first(tmp_path: Path) -> None:
     assert above.tobytes() == below.tobytes()
 
 
-@pytest.fixture
-def random_judge() -> Judge:
-    torch.manual_seed(0)
-    return Judge().eval().requires_grad_(False)
-
-
-def test_real_images_get_the_figures_of_real_images(digits: Data, random_judge: Judge) -> None:
-    """Even an untrained judge cannot tell training digits from held-out ones, and sees noise on them."""
-    data = Data(digits.train[torch.arange(0, 3000, 4)], digits.judge, digits.test[::2], digits.class_names)
-    real = digits.train[torch.arange(1, 3000, 12)]
-    figures = grade(real, random_judge, data, DEFAULT)
-    assert figures.images == 250
-    assert 0.5 < figures.frechet.ratio < 1.6
-    assert figures.class_accuracy == pytest.approx(sum(figures.accuracy_by_class.values()) / 10, abs=0.02)
-    noise = torch.randint(0, 100, real.images.shape, generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    noisy = grade(Split(real.images | noise, real.labels), random_judge, data, DEFAULT)
-    assert noisy.frechet.ratio > 3 * figures.frechet.ratio
-    assert noisy.neighbours.generated_mean > figures.neighbours.generated_mean
-
-
-def test_a_generator_that_copies_is_found(digits: Data, random_judge: Judge) -> None:
-    data = Data(digits.train[:500], digits.judge, digits.test[::5], digits.class_names)
-    figures = grade(digits.train[:500], random_judge, data, DEFAULT)
-    assert figures.neighbours.suspicious == 1
-    assert figures.neighbours.generated_mean == 0
-
-
-def test_a_checkpoint_is_sampled_as_it_says_unless_told_otherwise(
-    checkpoints: Path, digits: Data, random_judge: Judge
-) -> None:
-    data = Data(digits.train[:100], digits.judge, digits.test[::10], digits.class_names)
-    own = evaluate(checkpoints / "unet", random_judge, data, images=29)
-    assert own.images == 20  # classes balanced
-    assert asdict(own)["sampling"]["steps"] == 2
-    again = evaluate(checkpoints / "unet", random_judge, data, images=20)
-    assert again == own
-    other = evaluate(checkpoints / "unet", random_judge, data, images=20, steps=1, sampler="ddim", guidance=3.0)
-    assert (other.sampling.steps, other.sampling.sampler, other.sampling.guidance.scale) == (1, "ddim", 3.0)
-    assert other.neighbours.generated_mean != own.neighbours.generated_mean
-
-
-def test_too_few_images_are_refused(checkpoints: Path, digits: Data, random_judge: Judge) -> None:
+def test_samples_are_balanced_and_not_too_few(checkpoints: Path) -> None:
+    model, config = load_checkpoint(checkpoints / "unet")
+    assert sample_balanced(model, config, 29, sampling_of(config)).labels.bincount().tolist() == [2] * 10
     with pytest.raises(ValueError, match="images must be at least 20, two a class, got 19"):
-        evaluate(checkpoints / "dit", random_judge, digits, images=19)
+        sample_balanced(model, config, 19, sampling_of(config))

@@ -1,6 +1,7 @@
 """The progress of a run, in a log and on a terminal."""
 
 import logging
+import math
 import sys
 from typing import Any
 
@@ -14,11 +15,11 @@ def test_a_log_gets_a_line_a_minute(caplog: pytest.LogCaptureFixture, monkeypatc
     clock = iter([0.0, *(25.0 * step for step in range(1, 9))])
     monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
     with caplog.at_level(logging.INFO, "training.meter"), Meter(steps=20, done=10, shown=True) as meter:
-        for _ in range(8):
-            meter.update(0.5)
+        for step in range(8):
+            meter.update(0.5, held_out=0.6 if step > 3 else math.nan)
     assert [record.getMessage() for record in caplog.records] == [
         "step 13 of 20, loss 0.5000, 3 min left",
-        "step 16 of 20, loss 0.5000, 2 min left",
+        "step 16 of 20, loss 0.5000, held out 0.6000, 2 min left",
     ]
 
 

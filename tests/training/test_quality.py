@@ -60,6 +60,8 @@ def test_real_pictures_as_samples_get_the_figures_of_real_pictures(judges: list[
     assert found["matched"] == 40
     for name in ("accuracy", "precision", "recall", "kid", "copies"):
         assert figures[name].low <= figures[name].real <= figures[name].high, name
+        real = figures[f"{name}_real"]
+        assert real.low <= figures[name].real == real.value <= real.high, name
     assert figures["ratio"].low < 1 < figures["ratio"].high
     assert figures["below_real"].low < 0 < figures["below_real"].high < 0.1
     assert found["accuracy_by_class"] == {"dark": 1, "bright": 1}
@@ -120,9 +122,10 @@ def trained(tmp_path: Path, tiny_config: Config) -> Path:
 def test_a_folder_of_ones_own_gets_one_page(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "new" / "page.html"
+    out, config = tmp_path / "new" / "page.html", trained / "config.json"
+    config.write_text(config.read_text().replace('"architecture": "dit"', '"architecture": "my_net"'))
     command = ["evaluate", str(trained), "--data-path", str(tmp_path / "pets"), "--images", "30", "--steps", "2"]
-    command += ["--judge", str(tmp_path / "judges"), "--out", str(out)]
+    command += ["--architecture", "models.dit_model:DIT", "--judge", str(tmp_path / "judges"), "--out", str(out)]
     monkeypatch.setattr(sys, "argv", ["somewhere/run.py", *command])
     code = main()
     assert {path.name for path in out.parent.iterdir()} == {"page.html", "page.json"}

@@ -9,7 +9,17 @@ from PIL import Image, ImageFont
 
 from models.checkpoint import ModelConfig, load_checkpoint
 from models.sampling import Guidance
-from training.report import LABEL_WIDTH, LossLog, draw_grid, generate, plot_losses, sampling_of, save_sample_grid
+from training.report import (
+    LABEL_WIDTH,
+    MEASURED,
+    MEASURES,
+    LossLog,
+    draw_grid,
+    generate,
+    plot_losses,
+    sampling_of,
+    save_sample_grid,
+)
 
 
 def rows(path: Path) -> list[tuple[str, ...]]:
@@ -47,8 +57,11 @@ def test_losses_are_plotted(steps: int, tmp_path: Path) -> None:
     path = tmp_path / "loss.csv"
     lines = "".join(f"{step},{1 / step},1e-3,0.1\n" for step in range(1, steps + 1))
     path.write_text("step,loss,lr,seconds\n" + lines)
-    with Image.open(plot_losses({"dit": path, "unet": path}, tmp_path / "loss.png")) as image:
+    alone = plot_losses("dit", path).read_bytes()
+    with Image.open(tmp_path / "loss.png") as image:
         assert len(image.convert("RGB").getcolors(maxcolors=1 << 20) or []) > 10  # curves, not an empty sheet
+    (tmp_path / MEASURES).write_text(f"{','.join(MEASURED)}\n{steps},0.3,0.2,0.0,0.1,0.2,0.4,0.5\n")
+    assert plot_losses("dit", path).read_bytes() != alone
 
 
 def test_a_grid_holds_each_image_at_its_place(tmp_path: Path) -> None:

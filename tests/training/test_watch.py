@@ -12,21 +12,22 @@ from models.checkpoint import load_checkpoint
 from tests.training.pictures import write_pictures
 from tests.training.runs import ALONE, Config, assert_same, cut_off
 from training.data import Data, Split
+from training.report import MEASURED, MEASURES
 from training.state import STATE
 from training.train import Trainer, train
-from training.watch import BEST, FIELDS, FILE, IMAGES, Watch, noisy_batch
+from training.watch import BEST, IMAGES, Watch, noisy_batch
 
 
 def measures(folder: Path) -> list[list[str]]:
-    with (folder / FILE).open(newline="") as file:
+    with (folder / MEASURES).open(newline="") as file:
         head, *rows = csv.reader(file)
-    assert tuple(head) == FIELDS
+    assert tuple(head) == MEASURED
     return rows
 
 
 def test_measuring_changes_no_weight(tiny_config: Config, tmp_path: Path) -> None:
     alone = train(tiny_config(out=tmp_path / "alone"))
-    assert not (alone / FILE).exists()
+    assert not (alone / MEASURES).exists()
     watched = train(tiny_config(measure_every=4))
     assert [row[0] for row in measures(watched)] == ["4", "6"]
     assert_same(load_file(watched / STATE), load_file(alone / STATE))
@@ -47,16 +48,16 @@ def test_the_best_checkpoint_is_that_of_the_lowest_held_out_loss(
     tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([5.0, 5.0, 3.0, 3.0, 2.0, 2.0, 4.0, 4.0, 2.0, 2.0, 3.0, 3.0])  # held out and train, by turns
-    monkeypatch.setattr(Watch, "loss", lambda *_: next(losses))
+    monkeypatch.setattr(Watch, "losses", lambda *_: [next(losses)] * 4)
     folder = train(tiny_config(measure_every=1))
     assert load_checkpoint(folder / BEST)[1].training["steps"] == 3
     assert load_checkpoint(folder)[1].training["steps"] == 6
 
 
 def test_the_best_is_remembered_over_a_stop(tiny_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Watch, "loss", lambda *_: 2.0)
+    monkeypatch.setattr(Watch, "losses", lambda *_: [2.0] * 4)
     folder = train(tiny_config(measure_every=1, steps=2, decay=0.0))
-    monkeypatch.setattr(Watch, "loss", lambda *_: 3.0)
+    monkeypatch.setattr(Watch, "losses", lambda *_: [3.0] * 4)
     train(tiny_config(measure_every=1, decay=0.0))
     assert load_checkpoint(folder / BEST)[1].training["steps"] == 1
 
@@ -66,7 +67,7 @@ def test_the_warning_comes_once(
 ) -> None:
     pairs = [(0.9, 0.8), (0.902, 0.5), (0.8, 0.5), (0.81, 0.5), (0.82, 0.5), (0.83, 0.5)]
     losses = iter([loss for pair in pairs for loss in pair])  # held out and train
-    monkeypatch.setattr(Watch, "loss", lambda *_: next(losses))
+    monkeypatch.setattr(Watch, "losses", lambda *_: [next(losses)] * 4)
     with caplog.at_level(logging.WARNING, "training.watch"):
         train(tiny_config(measure_every=1, steps=5, decay=0.0))
         train(tiny_config(measure_every=1, decay=0.0))
@@ -94,6 +95,16 @@ def test_a_gap_that_grows_while_the_held_out_loss_rises_warns(
     assert watch.note(2, held_out, train, copies) is warns
 
 
+def test_the_held_out_loss_is_told_by_noise(tiny_config: Config, digits: Data) -> None:
+    """A fresh network answers zero, so its loss is the mean square of the pictures over that of the noise."""
+    folder = train(tiny_config(steps=1, measure_every=1, lr=1e-12))
+    ((_, held_out, _, _, *quarters),) = (list(map(float, row)) for row in measures(folder))
+    assert held_out == pytest.approx(sum(quarters) / 4, abs=1e-6)
+    x0, _, u, _ = noisy_batch(digits.test)
+    squares = x0.square().mean((1, 2, 3)) / u.clamp(min=0.1).square()
+    assert quarters == pytest.approx([float(squares[i].mean()) for i in u.argsort().chunk(4)], rel=1e-3)
+
+
 def test_copies_are_counted(tiny_config: Config, digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     copies = digits.train.images[:32].float() / 127.5 - 1
     monkeypatch.setattr("training.watch.generate", lambda *_: copies)
@@ -107,7 +118,7 @@ def test_a_run_without_held_out_pictures_measures_nothing(
 ) -> None:
     pets = write_pictures(tmp_path / "pets", {"cat": 10, "dog": 10})
     folder = train(tiny_config(**({"steps": 1, "data_path": pets, "measure_every": 1} | changes)))
-    assert not (folder / FILE).exists()
+    assert not (folder / MEASURES).exists()
     assert not (folder / BEST).exists()
 
 

@@ -21,9 +21,10 @@ from training.comparison.effects import (
     head_start,
     lowest_losses,
     mean_rule,
+    smallest_best,
     step_exponent,
 )
-from training.comparison.selection import DIT, MISSING, PAIR, TITLES, UNET, Line, Lines, Run
+from training.comparison.selection import DIT, MISSING, PAIR, TITLES, UNET, Lines, Run
 from training.comparison.verdicts import Question, interval
 from training.comparison.words import number, percent, points, span
 
@@ -139,15 +140,10 @@ def budgets(lines: Lines) -> str:
     """The lowest loss of each budget, and how often the smallest width has it."""
     parts = []
     for name in PAIR:
-        if found := [budget for by_budget in d2(lines, name).values() for budget in by_budget]:
+        if best := smallest_best(lines, name):
             losses = ", ".join(map(number, lowest_losses(lines, name)))
-            best = [min(budget, key=s.loss)["flop_per_row"] == min(map(flop_per_row, budget)) for budget in found]
             parts.append(f"{TITLES[name]} {losses}, by the smallest width in {sum(best)} of {len(best)}")
     return "; ".join(parts)
-
-
-def flop_per_row(line: Line) -> float:
-    return line["flop_per_row"]
 
 
 def images_until(rule: str, lines: Lines) -> str:

@@ -185,4 +185,5 @@ def serving(found: list[Settings], tuned: Lines, cpu: Line) -> Picture | str:
         f"docs/evaluations.jsonl, commits {commits}. Cost: docs/cpu.json, {BACKEND}, {ROWS} rows, "
         f"{where['processor']}, commit {where['commit'][:7]}. Made by `python run.py compare`."
     )
-    return Picture(drawn, "Frechet ratio against milliseconds an image for both shipped networks.", caption)
+    alt = "Frechet ratio against milliseconds an image for both shipped networks."
+    return Picture(drawn, alt, caption, "serving.svg")

@@ -124,7 +124,7 @@ def plain_values(axis: Any) -> None:
     low, high = sorted(axis.get_view_interval())
     inside: list[float] = []
     if high < NARROW * low:
-        ticks = MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(low, high)
+        ticks = MaxNLocator(8, steps=[1, 2, 5, 10]).tick_values(low, high)
         return plain_logarithm(axis, [tick for tick in ticks if low <= tick <= high], "{:g}".format)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in STEPS:
@@ -141,6 +141,12 @@ def thousands(value: float) -> str:
 def nothing(axes: Any) -> None:
     axes.text(0.5, 0.5, MISSING, ha="center", va="center", transform=axes.transAxes, color=SOFT)
     axes.set(xticks=[], yticks=[])
+
+
+def scales(lines: Lines) -> str:
+    """Guidance of the networks, as in "guidance DiT 1.5, UNet 1"."""
+    found = sorted({(line["network"], line["guidance"]) for line in lines})
+    return f"guidance {', '.join(f'{TITLES[name]} {scale:g}' for name, scale in found)}"
 
 
 def source(lines: Lines) -> str:

@@ -113,6 +113,12 @@ def lowest_losses(lines: Lines, network: str) -> list[float]:
     return [statistics.fmean(min(map(loss, budget)) for budget in of_all) for of_all in zip(*found, strict=True)]
 
 
+def smallest_best(lines: Lines, network: str) -> list[bool]:
+    """Whether the smallest width has the lowest loss, for each budget of D2 and each seed."""
+    budgets = [budget for of_seed in d2(lines, network).values() for budget in of_seed]
+    return [min(b, key=loss)["flop_per_row"] == min(x["flop_per_row"] for x in b) for b in budgets]
+
+
 def split_budgets(lines: Lines) -> list[Lines]:
     found: list[Lines] = []
     for line in sorted(lines, key=lambda x: x["train_flop"]):

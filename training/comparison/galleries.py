@@ -15,6 +15,7 @@ from training.comparison.rates import Table
 from training.comparison.selection import DIT, PAIR, UNET, Line, Lines, of, seed_of
 from training.comparison.verdicts import interval
 from training.comparison.words import percent, span
+from training.report import tiled
 
 Galleries = dict[tuple[str, int], Gallery]  # by network and seed
 Pairs = dict[str, list[tuple[Gallery, Gallery]]]  # by what differs between the two
@@ -132,7 +133,8 @@ def sheets(found: Galleries, lines: Lines, group: str, file: str, compared: bool
         return []
     used = [x for x in of(lines, group) if "judges" in x and (x["network"], seed_of(x)) in found]
     apart = APART.get(group, 0)
-    of_one = [class_grid(found, both[0], file, apart), *trajectories(found, both[0], apart)]
+    guided = any(x["guidance"] != 1 for x in used)
+    of_one = [class_grid(found, both[0], file, apart, guided), *trajectories(found, both[0], apart)]
     of_all = [one_noise(found, apart)]
     if compared:
         of_all += [pairs_sheet(found, both, worst=True), pairs_sheet(found, both, worst=False), oddest(found, both)]
@@ -141,13 +143,15 @@ def sheets(found: Galleries, lines: Lines, group: str, file: str, compared: bool
     return [Sheet(x.png, x.alt, f"{x.caption} {runs}", x.file) for x, runs in told]
 
 
-def class_grid(found: Galleries, seed: int, file: str, apart: int) -> Sheet:
+def class_grid(found: Galleries, seed: int, file: str, apart: int, guided: bool) -> Sheet:
+    """guided: whether the figures of these runs take other samples than these, which have no guidance."""
     blocks = [(name, grid_rows(found[name, seed])) for name in PAIR]
     caption = (
         f"Seed {seed}, a row for each class: left the DiT, right the UNet, each pair of places from one noise. "
-        "Drawn with 20 evaluations and no guidance, which shows what a network has learnt. The figures of the "
-        "verdicts take samples with the guidance chosen for each network."
+        "Drawn with 20 evaluations and no guidance, which shows what a network has learnt."
     )
+    if guided:
+        caption += " The figures of the verdicts take samples with the guidance chosen for each network."
     alt = "A row of samples for each class, by the DiT and by the UNet."
     return Sheet(draw(blocks, apart=apart), alt, caption, file)
 
@@ -268,11 +272,9 @@ def draw(blocks: list[Block], stacked: bool = False, apart: int = 0) -> bytes:
 
     apart: white pixels right of and below each picture.
     """
-    edge = ((0, apart), (0, apart), (0, 0))
     parts: list[np.ndarray] = []
     for name, rows in blocks:
-        spaced = [[np.pad(image, edge, constant_values=255) for image in row] for row in rows]
-        pixels = np.concatenate([np.concatenate(row, 1) for row in spaced], 0)
+        pixels = tiled(np.array(rows), apart)
         parts += [bar(pixels, name, stacked), gap(pixels, stacked)]
     content = io.BytesIO()
     whole = np.concatenate(parts[:-1], 0 if stacked else 1)

@@ -19,6 +19,7 @@ from training.comparison.drawing import (
     nothing,
     plain_logarithm,
     plain_values,
+    scales,
     source,
     thousands,
 )
@@ -104,10 +105,11 @@ def quality(lines: Lines, rows: tuple[Panel, ...], name: str, file: str = "") ->
                 plain_values(grid[i, 0].yaxis)
         grid[0, 0].legend()
         drawn = svg()
+    guided = scales(used)
     used += s.of(lines, "D8", keep=lambda x: "timing" in x)
     caption = (
-        f"{name}: each seed thin, the mean thick. Real images have a Frechet ratio of 1 and, less its floor, "
-        f"a KID of 0; the table of real images has their other figures. {source(used)}"
+        f"{name}: each seed thin, the mean thick. Samples have the {guided}. Real images have a Frechet ratio of 1 "
+        f"and, less its floor, a KID of 0; the table of real images has their other figures. {source(used)}"
     )
     return Picture(drawn, f"{name} of DiT and UNet against images seen, training FLOP and seconds.", caption, file)
 
@@ -261,10 +263,9 @@ def evaluations(lines: Lines) -> Picture | str:
         plain_values(grid[0, 0].yaxis)
         grid[0, 0].legend()
         drawn = svg()
-    scales = ", ".join(f"{TITLES[n]} {x:g}" for n, x in sorted({(x["network"], x["guidance"]) for x in used}))
     caption = (
-        f"By evaluations of the network for a sample, after the last image, with the guidance of the verdicts: "
-        f"{scales}. A guided evaluation takes two rows. {source(used)}"
+        f"By evaluations of the network for a sample, after the last image, with the {scales(used)}, as in the "
+        f"verdicts. A guided evaluation takes two rows. {source(used)}"
     )
     return Picture(drawn, "Frechet ratio, accuracy, precision and recall against evaluations.", caption)
 

@@ -19,6 +19,7 @@ from training.comparison.drawing import (
     figure,
     plain_logarithm,
     plain_values,
+    scales,
     source,
     thousands,
 )
@@ -77,7 +78,7 @@ def few_pictures(lines: Lines) -> Picture | str:
         "Left and middle: against the number of training pictures. A copy is a sample whose nearest training "
         "picture is under a third as far as the second nearest. The end is 48,000 images of training with 100 "
         "pictures, and 96,000 with more. Right: held-out loss while training. "
-        f"{source(used)}"
+        f"Samples have the {scales(used)}. {source(used)}"
     )
     alt = "Lowest loss and share of copies against the number of training pictures, and loss against images seen."
     return Picture(drawn, alt, caption, "few.svg")
@@ -144,7 +145,8 @@ def denoisers(folder: Path, lines: Lines) -> Picture | str:
     caption = (
         "How well three denoisers, computed from the training pictures alone, predict the network's answer (r2); "
         "below -1 is cut off. Error of a shift: how much of an answer changes when its input is shifted "
-        "by 1 or 2 pixels. Dashed: of the Wiener denoiser, which is what the data ask for. "
+        "by 1 or 2 pixels. Dashed: of the Wiener denoiser, which is what the data ask for. Each panel has a scale "
+        "of its own. "
         f"Reach: mean distance of the input pixels that one output pixel depends on. {source(used)}"
     )
     return Picture(drawn, "r2 of both networks against three denoisers, by noise level.", caption, "denoisers.svg")

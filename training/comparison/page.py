@@ -91,7 +91,7 @@ def markdown(report: Report) -> str:
         beside = report.beside[finding.question.name]
         facts = [["**verdict**", f"{finding.verdict}, {p_text(finding)}"], ["**networks**", beside.networks]]
         rows = facts + [[what, shown] for what, shown in beside.figures]
-        parts += [f"### {finding.question.sentence}", table_lines((["", ""], rows))]
+        parts += [f"### {finding.question.sentence}", table_lines((["", ""], rows)), beside.runs]
     for section in report.sections:
         shown = [block_lines(block) for block in section.blocks if section.short or getattr(block, "file", "")]
         parts += [f"## {section.title}", *shown] if any(shown) else []

@@ -3,6 +3,7 @@
 Nothing is trained and nothing is sampled. The same inputs make the same bytes, with the pinned versions.
 """
 
+import re
 from pathlib import Path
 
 from models.files import replace_file
@@ -77,7 +78,9 @@ def build(docs: Path) -> Report:
 def beside(question: Question, lines: Lines, texts: dict[str, str]) -> Beside:
     """What stands with a verdict. texts: of D4, by name."""
     groups = (speak(question).needs or question.measurement).split(" and ")
-    made_by = " ".join(sources([line for group in groups for line in of(lines, group)]))
+    groups += re.findall(r"\bD\d(?=:)", " ".join(question.beside))
+    groups += ["D1"] if "D4" in groups else []  # with whose samples D4's are compared
+    made_by = " ".join(sources([line for group in dict.fromkeys(groups) for line in of(lines, group)]))
     return Beside(figures(question, lines, texts), networks(lines, question.measurement), made_by or MISSING)
 
 

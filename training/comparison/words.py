@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from training.comparison.effects import lowest_losses
+from training.comparison.effects import lowest_losses, smallest_best
 from training.comparison.selection import DIT, MISSING, PAIR, TITLES, UNET, Line, Lines, of
 from training.comparison.verdicts import FAILS, HOLDS, UNDECIDED, Finding, Interval, Question
 
@@ -153,19 +153,30 @@ def summary(findings: list[Finding], lines: Lines) -> list[str]:
     said += [open_side(f) for f in decided if f.side is None and speak(f.question).better]
     for finding in (f for f in decided if not speak(f.question).better):
         said.append(cost(finding))
-        said += lower_at_all_budgets(lines) if finding.question.name == "more-scalable" else []
+        if finding.question.name == "more-scalable":
+            said += lower_at_all_budgets(lines) + best_at_the_edge(lines)
     return [*said, *undecided(findings), scope(lines)]
 
 
 def lower_at_all_budgets(lines: Lines) -> list[str]:
     """Which network is ahead in D2, because an exponent does not tell; [] where that depends on the budget."""
     by_budget = list(zip(*(lowest_losses(lines, name) for name in (UNET, DIT)), strict=True))
-    if not by_budget:
+    ahead = {UNET if unet < dit else DIT for unet, dit in by_budget}
+    if len(ahead) != 1:
         return []
-    name = UNET if all(unet < dit for unet, dit in by_budget) else DIT if all(b < a for a, b in by_budget) else ""
     low, high = map(number, sorted(by_budget[-1]))
-    loss = f"the {TITLES[name]} has the lower loss, at the largest {low} against {high}" if name else ""
-    return [f"But at all budgets that were measured {loss}."] if name else []
+    loss = f"the {TITLES[ahead.pop()]} has the lower loss, at the largest {low} against {high}"
+    return [f"But at all budgets that were measured {loss}."]
+
+
+def best_at_the_edge(lines: Lines) -> list[str]:
+    """A warning where the widths of D2 do not reach beyond the best one."""
+    best = [one for name in PAIR for one in smallest_best(lines, name)]
+    if not any(best):
+        return []
+    sizes = sorted(map(parameters, sized(of(lines, "D2"))))
+    widths, cases = f"{sizes[0]:.2f} to {sizes[-1]:.2f} M parameters", f"{sum(best)} of {len(best)} cases"
+    return [f"Of the widths ({widths}) the smallest was the best in {cases}, so still smaller ones may be better."]
 
 
 def scope(lines: Lines) -> str:
@@ -176,8 +187,9 @@ def scope(lines: Lines) -> str:
     images = max(line["images_seen"] for found in known.values() for line in found)
     data = sorted({pictures(x) for group in ("D1", "D1-rates", "D6") for x in sized(of(lines, group))})
     return (
-        f"All of this is about {shown}, each with its best learning rate and guidance of those tried, and "
-        f"{images:,} images of training. They were drawn from {listed(data)}; other sizes and data may differ."
+        f"Unless said otherwise, this is about {shown}, each with its best learning rate and guidance of those "
+        f"tried, and {images:,} images of training. They were drawn from {listed(data)}; other sizes and data may "
+        "differ."
     )
 
 
