@@ -323,7 +323,9 @@ def test_weights_that_were_replaced_meanwhile_do_not_serve(stored: Path) -> None
 
 
 @pytest.mark.parametrize(("backend", "during"), [("torch", 2), ("openvino", 1)])
-def test_torch_leaves_the_cores_to_openvino(stored: Path, backend: str, during: int) -> None:
+def test_torch_leaves_the_cores_to_openvino(
+    stored: Path, monkeypatch: pytest.MonkeyPatch, backend: str, during: int
+) -> None:
     models = {"dit": ModelEntry(checkpoint=stored / "dit")}
     (runner,) = load_runners(tiny_settings(stored, backend=backend, dtype="float32", models=models)).values()
     seen, advance = list[int](), runner.advance
@@ -332,7 +334,7 @@ def test_torch_leaves_the_cores_to_openvino(stored: Path, backend: str, during: 
         seen.append(torch.get_num_threads())
         advance(*given)
 
-    runner.advance = watched
+    monkeypatch.setattr(runner, "advance", watched)
     torch.set_num_threads(2)
     try:
         runner.execute(runner.rehearsal(2))
