@@ -58,10 +58,10 @@ class Supervisor:
         self._num_workers = num_workers(settings)
         self._models = list(model_entries(settings))
         self._board = open_board(self._models, settings, entries=1 + self._num_workers)
-        self._workers: dict[int, Child] = {}  # by their row of the scoreboard
-        self._starting: dict[socket.socket, int] = {}  # rows of silent workers, by their control
-        self._started: dict[int, Pulse] = {}  # by rows of workers that accept connections
-        self._failed_starts = defaultdict[int, deque[float]](lambda: deque(maxlen=MANY_DEATHS))  # times, by row
+        self._workers: dict[int, Child] = {}  # by their entry of the scoreboard
+        self._starting: dict[socket.socket, int] = {}  # entries of silent workers, by their control
+        self._started: dict[int, Pulse] = {}  # by entries of workers that accept connections
+        self._failed_starts = defaultdict[int, deque[float]](lambda: deque(maxlen=MANY_DEATHS))  # times, by entry
         self._no_start_before = 0.0  # on the monotonic clock
         self._signals = 0
         self._announced = False
@@ -86,25 +86,25 @@ class Supervisor:
         given: Arguments = {"board": board, "entries": self._board.num_entries, "models": self._models}
         return child.start("service.engine_process", given, [board])
 
-    def _start_worker(self, row: int) -> bool:
+    def _start_worker(self, entry: int) -> bool:
         """False when it has failed to start too often."""
         try:
             mine, theirs = socket.socketpair()
             with mine, theirs:
-                socket.send_fds(self._engine.control, [CONTROL.pack(ATTACH, row)], [theirs.fileno()])
-                worker = self._workers[row] = self._start_process(row, mine.fileno())
+                socket.send_fds(self._engine.control, [CONTROL.pack(ATTACH, entry)], [theirs.fileno()])
+                worker = self._workers[entry] = self._start_process(entry, mine.fileno())
         except OSError as error:  # no room for a process, or the engine has just died
-            logger.error("worker %d cannot be started: %s", row, error)
+            logger.error("worker %d cannot be started: %s", entry, error)
             self._no_start_before = time.monotonic() + RETRY_SECONDS
-            return not self._fails_again(row)
-        self._starting[worker.control] = row
+            return not self._fails_again(entry)
+        self._starting[worker.control] = entry
         return True
 
-    def _start_process(self, row: int, engine: int) -> Child:
+    def _start_process(self, entry: int, engine: int) -> Child:
         listeners = [listener.fileno() for listener in self._listeners]
         side, board = [listener.fileno() for listener in self._side], self._board.descriptor
         given: Arguments = {
-            "entry": row, "board": board, "entries": self._board.num_entries, "models": self._models,
+            "entry": entry, "board": board, "entries": self._board.num_entries, "models": self._models,
             "engine": engine, "listeners": listeners, "side": side,
         }  # fmt: skip
         return child.start("service.web.worker", given, [engine, board, *listeners, *side])
@@ -113,9 +113,9 @@ class Supervisor:
         """For the first word of a worker, but no longer than POLL_SECONDS. Only waits of that length are polls."""
         words = select.select(list(self._starting), [], [], POLL_SECONDS)[0]
         for control in words:
-            row = self._starting.pop(control)
+            entry = self._starting.pop(control)
             if control.recv(1) == STARTED:  # else it has closed its end, which stays readable until it is reaped
-                self._started[row] = Pulse()
+                self._started[entry] = Pulse()
         if not words:
             self._kill_the_stuck()
 
@@ -125,13 +125,13 @@ class Supervisor:
             return self._drain()
         if (code := self._engine.process.poll()) is not None:
             return self._end_without_engine(code)
-        for row, worker in list(self._workers.items()):
-            if worker.process.poll() is not None and not self._remove(row, worker):
+        for entry, worker in list(self._workers.items()):
+            if worker.process.poll() is not None and not self._remove(entry, worker):
                 return WORKERS_FAIL
-        for row in range(1, 1 + self._num_workers):
-            if row in self._workers or time.monotonic() < self._no_start_before:
+        for entry in range(1, 1 + self._num_workers):
+            if entry in self._workers or time.monotonic() < self._no_start_before:
                 continue
-            if not self._start_worker(row):
+            if not self._start_worker(entry):
                 return WORKERS_FAIL
         if not self._announced and self._board.state == "ready" and len(self._started) == self._num_workers:
             self._announced = True
@@ -140,24 +140,24 @@ class Supervisor:
 
     def _kill_the_stuck(self) -> None:
         beats = self._board.column(HEARTBEAT)
-        for row, pulse in self._started.items():
-            if pulse.stops(beats[row]):
-                logger.error("worker %d has given no sign of life for %g s", row, SILENT_POLLS * POLL_SECONDS)
-                self._workers[row].process.kill()
+        for entry, pulse in self._started.items():
+            if pulse.stops(beats[entry]):
+                logger.error("worker %d has given no sign of life for %g s", entry, SILENT_POLLS * POLL_SECONDS)
+                self._workers[entry].process.kill()
 
-    def _remove(self, row: int, dead: Child) -> bool:
+    def _remove(self, entry: int, dead: Child) -> bool:
         """Make room for another worker; False when it has died at its start too often."""
-        del self._workers[row]
+        del self._workers[entry]
         self._starting.pop(dead.control, None)
         dead.close()
-        self._board.release(row)
-        hopeless = self._started.pop(row, None) is None and self._fails_again(row)
+        self._board.release(entry)
+        hopeless = self._started.pop(entry, None) is None and self._fails_again(entry)
         then = f"at its start {MANY_DEATHS} times in {DEATHS_SECONDS:g} s" if hopeless else "starting another one"
-        logger.error("worker %d has ended with code %d: %s", row, dead.process.returncode, then)
+        logger.error("worker %d has ended with code %d: %s", entry, dead.process.returncode, then)
         return not hopeless
 
-    def _fails_again(self, row: int) -> bool:
-        times = self._failed_starts[row]
+    def _fails_again(self, entry: int) -> bool:
+        times = self._failed_starts[entry]
         times.append(time.monotonic())
         return len(times) == MANY_DEATHS and times[-1] - times[0] < DEATHS_SECONDS
 
