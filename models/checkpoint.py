@@ -164,8 +164,8 @@ def build_model(config: ModelConfig, architecture: str | None = None) -> nn.Modu
     cls = _import_architecture(name) if architecture and ":" in name else ARCHITECTURES.get(name)
     if cls is None:
         raise CheckpointError(
-            f"unknown architecture {name!r}: use one of {', '.join(ARCHITECTURES)}, or name package.module:Class "
-            "in the service's settings"
+            f"unknown architecture {name!r}: use one of {', '.join(ARCHITECTURES)}, or give package.module:Class "
+            "as --architecture, or as architecture in DIFFUSION_MODELS"
         )
     arguments = dict(config.arguments)
     if "num_classes" in inspect.signature(cls).parameters:

@@ -52,7 +52,7 @@ def import_kernels(device: str) -> None:
     """
     import torch
 
-    absent = device == "cpu" or not torch.cuda.is_available()
+    absent = "triton" not in sys.modules and (device == "cpu" or not torch.cuda.is_available())
     if absent:
         sys.modules["triton"] = None  # pyright: ignore[reportArgumentType]  # its import fails then
     try:

@@ -64,7 +64,7 @@ def extras(rng: random.Random, images: int, guided: bool, shape: tuple[int, int,
         found["negative_label"] = rng.randrange(10)
     if rng.random() < 0.3:
         kept = rng.choice([b"", bytes(rng.random() < 0.5 for _ in range(height * width))])
-        found |= {"image": rng.randbytes(channels * height * width), "free": kept}
+        found |= {"image": rng.randbytes(channels * height * width), "mask": kept}
         found["strength"] = rng.choice([1.0, rng.uniform(0.3, 1.0)])
     return found
 

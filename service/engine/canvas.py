@@ -77,7 +77,7 @@ def send(array: np.ndarray, device: torch.device) -> Tensor:
 
 def keep_known(picture: np.ndarray, params: SamplingParams) -> np.ndarray:
     """The picture [H, W, C] uint8, with the kept pixels copied from the image of the request."""
-    if not params.free:
+    if not params.mask:
         return picture
     image, free = brought(params, picture.shape)
     return np.where(free[:, :, None], picture, image)
@@ -86,7 +86,7 @@ def keep_known(picture: np.ndarray, params: SamplingParams) -> np.ndarray:
 def brought(params: SamplingParams, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """The image of a request, of shape H, W, C, uint8, and which pixels may change, [H, W] bool."""
     image = np.frombuffer(params.image, np.uint8).reshape(shape)
-    free = np.frombuffer(params.free, bool).reshape(shape[:2]) if params.free else np.ones(shape[:2], bool)
+    free = np.frombuffer(params.mask, bool).reshape(shape[:2]) if params.mask else np.ones(shape[:2], bool)
     return image, free
 
 
@@ -95,7 +95,7 @@ def check_brought(params: SamplingParams, image_shape: tuple[int, int, int]) -> 
     C, H, W = image_shape
     if params.image and len(params.image) != C * H * W:
         raise ValueError(f"the image must have {H} x {W} x {C} bytes, not {len(params.image)}")
-    if params.free and len(params.free) != H * W:
-        raise ValueError(f"what is free must have {H} x {W} bytes, not {len(params.free)}")
-    if not params.image and (params.free or params.strength < 1):
-        raise ValueError("only an image has a strength or a part that is free")
+    if params.mask and len(params.mask) != H * W:
+        raise ValueError(f"the mask must have {H} x {W} bytes, not {len(params.mask)}")
+    if not params.image and (params.mask or params.strength < 1):
+        raise ValueError("only an image has a strength or a mask")

@@ -127,7 +127,7 @@ class SlotTable:
             self._previews[slot] = request.preview_steps
         self._painted.pop(slot, None)
         if request.params.image:
-            self._painted[slot] = bool(request.params.free)
+            self._painted[slot] = bool(request.params.mask)
         for slots, belongs in (
             (self._deterministic, request.params.deterministic),
             (self._recorded, request.params.trajectory),

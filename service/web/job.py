@@ -58,8 +58,8 @@ class Job:
         }
         if params.image:
             fields |= {"strength": str(params.strength), "image_sha256": sha256(params.image).hexdigest()}
-        if params.free:
-            fields["mask_sha256"] = sha256(params.free).hexdigest()
+        if params.mask:
+            fields["mask_sha256"] = sha256(params.mask).hexdigest()
         if params.deterministic:
             fields["deterministic"] = "true"
         if len(params.seeds) > 1:

@@ -75,7 +75,7 @@ def _known(
     image, free = known or read_known(card, fields.image, fields.mask, transparent)
     usual = 1.0 if free else STRENGTH
     strength = usual if fields.strength is None else fields.strength
-    return {"image": image, "free": free, "strength": strength}
+    return {"image": image, "mask": free, "strength": strength}
 
 
 def _check_limits(fields: GenerateFields, limits: Limits) -> None:

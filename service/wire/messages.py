@@ -32,8 +32,8 @@ class SamplingParams:
     deterministic: bool = False  # the same bytes whatever else runs, at the cost of full steps
     spacing: str = "trailing"  # of the noise times
     image: bytes = b""  # [H, W, C] uint8 to start from; none: from noise
-    free: bytes = b""  # [H, W] bool: which pixels of it may change; none: all
-    strength: float = 1.0  # of the noise that the image gets; 1 starts from noise, and keeps what is not free
+    mask: bytes = b""  # [H, W] bool: which pixels of it may change; none: all
+    strength: float = 1.0  # of the noise that the image gets; 1 starts from noise, and keeps what the mask keeps
     mixtures: tuple[Mixture, ...] = ()  # one an image, its own label first; () is an image of that label alone
     negative_label: int | None = None  # of the second row; none: the null label
     slerps: tuple[tuple[int, float], ...] = ()  # one an image: another seed, and how far to its noise, from 0 to 1

@@ -146,8 +146,8 @@ def test_requests_that_are_compared_take_every_way_through_a_step() -> None:
     assert any(task.plan.classes > 1 for task in tasks)
     assert any(p.negative_label is not None for p in params)
     assert any(p.slerps for p in params)
-    assert any(p.free for p in params)
-    assert any(p.image and not p.free for p in params)
+    assert any(p.mask for p in params)
+    assert any(p.image and not p.mask for p in params)
     assert any(p.trajectory for p in params)
 
 

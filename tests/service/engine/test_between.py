@@ -96,7 +96,7 @@ def test_only_images_between_two_seeds_draw_more_noise(drawn: list[int]) -> None
 
 def test_what_an_image_keeps_is_sent_and_drawn_once(drawn: list[int]) -> None:
     core = warm_core(recording_runner(tiny_model(), tiny_config()))
-    kept = {"image": bytes(64), "free": bytes([1, 0] * 32), "num_steps": 5}
+    kept = {"image": bytes(64), "mask": bytes([1, 0] * 32), "num_steps": 5}
     drive(core, {0: [make_request(make_params(seeds=(1, 2), **kept))], 3: [make_request(make_params(**kept))]})
     assert drawn == [2, 1]  # not at each of their steps
 

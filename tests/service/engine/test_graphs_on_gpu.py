@@ -59,7 +59,7 @@ def test_no_launch_on_a_gpu_waits_for_the_device() -> None:
     arguments = (tiny_model(), tiny_config(), device, torch.float32, 6)
     runner = GraphRunner(*arguments, graph_device=CudaDevice(device))
     runner.warm_up(6)
-    kept = {"image": bytes(64), "free": bytes([1, 0] * 32), "strength": 0.8}
+    kept = {"image": bytes(64), "mask": bytes([1, 0] * 32), "strength": 0.8}
     tasks = make_request(make_params(seeds=(1, 2), num_steps=4, trajectory=True, **kept)).tasks
     for slot, task in enumerate(tasks):
         task.slot = slot

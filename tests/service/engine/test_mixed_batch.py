@@ -76,7 +76,7 @@ def test_64_random_requests_in_one_run_equal_their_plain_loops(architecture: str
         {"guidance_scale": 2.3},
         {"guidance_interval": (0.5, 1.0)},
         {"image": bytes(range(64)), "strength": 0.9},
-        {"free": bytes(32) + b"\1" * 32, "image": bytes(range(64))},
+        {"mask": bytes(32) + b"\1" * 32, "image": bytes(range(64))},
         {"mixtures": (((1, 0.9), (2, 0.1)),)},
         {"negative_label": 2},
     ],

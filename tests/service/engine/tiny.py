@@ -220,17 +220,17 @@ def known_of(params: SamplingParams, shape: tuple[int, int, int]) -> Known | Non
         return None
     C, H, W = shape
     pixels = torch.tensor(list(params.image), dtype=torch.float32).view(H, W, C).permute(2, 0, 1)
-    free = torch.tensor(list(params.free), dtype=torch.bool).view(H, W) if params.free else None
+    free = torch.tensor(list(params.mask), dtype=torch.bool).view(H, W) if params.mask else None
     return Known(pixels / 127.5 - 1, free)
 
 
 def picture_of(latent: Tensor, params: SamplingParams) -> np.ndarray:
     """[H, W, C] of the bytes that belong to a latent [C, H, W], and to the pixels that the request keeps."""
     picture = to_uint8(latent).permute(1, 2, 0).numpy()
-    if not params.free:
+    if not params.mask:
         return picture
     image = np.frombuffer(params.image, np.uint8).reshape(picture.shape)
-    return np.where(np.frombuffer(params.free, bool).reshape(*picture.shape[:2], 1), picture, image)
+    return np.where(np.frombuffer(params.mask, bool).reshape(*picture.shape[:2], 1), picture, image)
 
 
 def random_image(rng: random.Random, shape: tuple[int, int, int] = (1, 8, 8)) -> dict[str, Any]:
@@ -239,7 +239,7 @@ def random_image(rng: random.Random, shape: tuple[int, int, int] = (1, 8, 8)) ->
     if rng.random() < 0.6:
         return {}
     free = rng.choice([b"", bytes(rng.random() < 0.5 for _ in range(H * W))])
-    return {"image": rng.randbytes(C * H * W), "free": free, "strength": rng.choice([1.0, rng.uniform(0.05, 1.0)])}
+    return {"image": rng.randbytes(C * H * W), "mask": free, "strength": rng.choice([1.0, rng.uniform(0.05, 1.0)])}
 
 
 def random_between(rng: random.Random, n: int, guided: bool) -> dict[str, Any]:
