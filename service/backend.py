@@ -129,9 +129,6 @@ class OpenVINO:
         compare(network, runner, INT8_TOLERANCE if self.int8 else TOLERANCE[runner.dtype])
         faster = runner.successor(network, runner.config)
         faster.backend, faster.is_int8 = "openvino", self.int8
-        # Behind an operation on two threads, torch's second one goes on spinning and takes a core from OpenVINO's:
-        # on two cores a step of 8 rows of the shipped DiT took 5.9 ms instead of 4.4.
-        faster.torch_threads = 1
         faster.ranges = sha256_of(weights.parent / RANGES) if self.int8 else ""
         for rows in faster.step_seconds:  # of a model that serves: each first time is slow, for it makes primitives
             faster.execute(faster.rehearsal(rows))

@@ -50,7 +50,6 @@ class ModelRunner:
 
     steps_ahead = 0  # steps that the host may launch before it collects the oldest one
     backend = "torch"  # that runs the network; the bits of an image depend on it
-    torch_threads: int | None = None  # of torch's own operations in a step; None: as many as in this process
     is_int8 = False  # whether products are computed in int8; dtype is that of all other operations
     ranges = ""  # SHA-256 of the ranges by which int8 rounds; the bits depend on it, too
     make_faster: "MakeFaster | None" = None  # makes the runner that will replace this one, of the same weights
@@ -101,8 +100,7 @@ class ModelRunner:
         block = StepBlock(block.bytes.to(self.device), rows, len(tasks))
         self.canvas.paint_before(step)
         output = self.output(len(tasks), self.device)
-        with limited(self.torch_threads):
-            self.advance(block, output)
+        self.advance(block, output)
         states = copy_states(self.pool, step)
         shown = output.finite.cpu(), output.pixels[: step.num_shown].cpu()
         return LaunchedStep(step, rows, *shown, states=None if states is None else states.cpu())
@@ -240,17 +238,6 @@ class ModelRunner:
     def describe(self) -> dict[str, Any]:
         dtype = "int8" if self.is_int8 else str(self.dtype).removeprefix("torch.")
         return {"device": str(self.device), "dtype": dtype, "backend": self.backend}
-
-
-@contextmanager
-def limited(threads: int | None) -> Iterator[None]:
-    """torch's operations take at most so many threads of this process."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # Takes a runner and returns a faster one of the same weights, after some seconds. It raises if it fails, and soon

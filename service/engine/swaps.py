@@ -151,11 +151,10 @@ class Swaps:
         """The thread is no daemon: torch aborts the process if it ends while a daemon thread is inside."""
         load, core, runner = self._load, self._core, self._core.runners[swap.model]
         assert load is not None  # begin has seen to it
-        threads = torch.get_num_threads()  # here, between two steps: a new thread may begin with those of a step
 
         def read() -> None:
             # Its priority is not lower: if it waited for a core while it holds the GIL, the steps would stop.
-            before = sys.getswitchinterval()
+            before, threads = sys.getswitchinterval(), torch.get_num_threads()
             sys.setswitchinterval(SWITCH_SECONDS)
             torch.set_num_threads(1)  # in this thread; two wait for each other, and took six times the CPU
             try:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from starlette.responses import Response
@@ -53,16 +54,17 @@ async def picture_events(
         kind: prefix of the event names: image_generation or image_edit.
     """
     shown = Counter[int]()
-    async for update in updates:
-        if isinstance(update, Shown):
-            more = {"partial_image_index": shown[update.index], "step": update.step, "quality": quality}
-            picture, forward = update.result[0], update.forward
-            yield _event(f"{kind}.{PARTIAL}", update.index, picture, job, form, forward=forward, **more)
-            shown[update.index] += 1
-        else:
-            more = {"timings": update.timings.model_dump(), "usage": NO_TOKENS, "quality": quality}
-            for index, (picture, forward) in enumerate(zip(update.result, update.forwards, strict=True)):
-                yield _event(f"{kind}.{COMPLETED}", index, picture, job, form, forward=forward, **more)
+    async with aclosing(updates):  # the access line has its outcome only if it ends before the response does
+        async for update in updates:
+            if isinstance(update, Shown):
+                more = {"partial_image_index": shown[update.index], "step": update.step, "quality": quality}
+                picture, forward = update.result[0], update.forward
+                yield _event(f"{kind}.{PARTIAL}", update.index, picture, job, form, forward=forward, **more)
+                shown[update.index] += 1
+            else:
+                more = {"timings": update.timings.model_dump(), "usage": NO_TOKENS, "quality": quality}
+                for index, (picture, forward) in enumerate(zip(update.result, update.forwards, strict=True)):
+                    yield _event(f"{kind}.{COMPLETED}", index, picture, job, form, forward=forward, **more)
 
 
 def _event(name: str, index: int, picture: str, job: Job, form: str, **more: Any) -> Event:

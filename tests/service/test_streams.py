@@ -1,9 +1,11 @@
 """Previews as server-sent events, over a real socket."""
 
+import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -12,6 +14,8 @@ import pytest
 from service.local import create_app
 from service.settings import Settings
 from service.web import images
+from service.web.event_stream import picture_events
+from service.web.generation import Shown
 from tests.service.conftest import Running, running
 from tests.service.networks import simulated
 from tests.service.pictures import decoded, opened, pixels
@@ -40,6 +44,27 @@ def stream(server: Running, headers: dict[str, str] = STREAM, **query: Any) -> l
     assert response.status_code == 200, response.text
     assert response.headers["content-type"].startswith("text/event-stream")
     return parse(response.text)
+
+
+def test_a_stream_that_is_left_ends_its_request_before_its_own_end() -> None:
+    """Else the access line would be written without its outcome."""
+    ended = []
+    job: Any = SimpleNamespace(params=SimpleNamespace(seeds=(1,), num_steps=3), size="8x8")
+
+    async def updates() -> AsyncGenerator[Shown[list[str]]]:
+        try:
+            yield Shown([""], index=0, step=1, forward=1)
+        finally:
+            ended.append("request")
+
+    async def leave() -> None:
+        events = picture_events(updates(), job, "png")
+        assert (await anext(events))[0] == PARTIAL
+        await events.aclose()
+        ended.append("stream")
+
+    asyncio.run(leave())
+    assert ended == ["request", "stream"]
 
 
 def test_previews_come_in_order_and_then_the_image(server: Running) -> None:
