@@ -19,7 +19,7 @@ from models.quantization import int8_model
 from service.backend import CompiledNetwork
 from training.checkpoints import find_checkpoint
 from training.data import Split, load_data
-from training.evaluate import sample_balanced
+from training.distances import sample_balanced
 from training.judge import Judge, load_judge
 from training.report import sampling_of
 

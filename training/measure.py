@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from models.checkpoint import ModelConfig
 from models.schedule import NUM_TIMESTEPS, SHIFT, NoiseSchedule, Prediction, training_loss
 from training.data import Data, Split, take_subset, to_float
-from training.evaluate import CHUNK, compare_features, matched_draws, sample_balanced
+from training.distances import CHUNK, compare_features, matched_draws, sample_balanced
 from training.judge import Judge
 from training.report import Sampling
 

@@ -21,7 +21,7 @@ def add_option(parser: argparse.ArgumentParser, field: Field[Any]) -> None:
 
 
 def add_architecture(parser: argparse.ArgumentParser) -> None:
-    what = "package.module:Class of a checkpoint whose network is your own"
+    what = "package.module:Class of all checkpoints that are given, where the network is your own"
     parser.add_argument("--architecture", metavar="CLASS", help=f"{what} (default: named by the checkpoint)")
 
 

@@ -16,7 +16,7 @@ from models.files import replace_file
 from models.schedule import NUM_TIMESTEPS
 from training.config import HOLD_OUT, LATER
 from training.data import FROM_FILES, Data, DataError, counts, fingerprint, load_data, take_subset
-from training.evaluate import compare_neighbours, images_per_class, sample_balanced, save_neighbours_picture
+from training.distances import compare_neighbours, images_per_class, sample_balanced, save_neighbours_picture
 from training.graded import grade_samples, losses
 from training.info import config_info
 from training.judge import load_judges

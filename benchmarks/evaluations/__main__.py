@@ -28,7 +28,7 @@ from models.checkpoint import load_checkpoint
 from models.graph import trace
 from models.sampling import to_uint8
 from training.data import Data, Split, load_data
-from training.evaluate import compare_features
+from training.distances import compare_features
 from training.judge import Judge, load_judge
 from training.machine import describe_machine, git_commit
 from training.measure import copied

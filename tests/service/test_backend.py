@@ -322,27 +322,6 @@ def test_weights_that_were_replaced_meanwhile_do_not_serve(stored: Path) -> None
         backend.compile(runner, stored / "dit", stored / "dit" / WEIGHTS, None)
 
 
-@pytest.mark.parametrize(("backend", "during"), [("torch", 2), ("openvino", 1)])
-def test_torch_leaves_the_cores_to_openvino(
-    stored: Path, monkeypatch: pytest.MonkeyPatch, backend: str, during: int
-) -> None:
-    models = {"dit": ModelEntry(checkpoint=stored / "dit")}
-    (runner,) = load_runners(tiny_settings(stored, backend=backend, dtype="float32", models=models)).values()
-    seen, advance = list[int](), runner.advance
-
-    def watched(*given: Any) -> None:
-        seen.append(torch.get_num_threads())
-        advance(*given)
-
-    monkeypatch.setattr(runner, "advance", watched)
-    torch.set_num_threads(2)
-    try:
-        runner.execute(runner.rehearsal(2))
-        assert (seen, torch.get_num_threads()) == ([during], 2)
-    finally:
-        torch.set_num_threads(1)
-
-
 def test_a_folder_that_cannot_be_written_is_traced_and_stays_as_it_is(
     checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

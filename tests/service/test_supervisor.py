@@ -75,7 +75,7 @@ def test_a_worker_is_replaced_once_there_is_room(supervised: Supervisor, machine
     assert machine.processes["service.web.worker"] is not dead
 
 
-def test_signals_do_not_wait_for_the_next_start(
+def test_the_next_start_is_not_tried_at_once(
     supervised: Supervisor, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "RETRY_SECONDS", 1000)

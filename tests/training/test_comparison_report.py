@@ -277,7 +277,7 @@ def test_an_exponent_does_not_tell_who_is_ahead() -> None:
         r"“DiT: more scalable” holds: .* \+0\.050 .* at all budgets that were measured the UNet has", text
     )
     assert "Use the" not in text
-    assert "The smallest width" not in text
+    assert "the smallest was the best" not in text
     shown = text_of("more-scalable", "lowest loss", some)
     assert shown.startswith("DiT 2.00, ")
     assert shown.endswith("by the smallest width in 0 of 9")

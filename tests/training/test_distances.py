@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from models.checkpoint import load_checkpoint
-from training.evaluate import (
+from training.distances import (
     balanced_draw,
     compare_features,
     compare_neighbours,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from models.checkpoint import ModelConfig
 from models.sampling import Guidance, sample, to_uint8
 from training.data import Data
-from training.evaluate import SEED, sample_balanced
+from training.distances import SEED, sample_balanced
 from training.report import Sampling
 
 SAMPLING = Sampling("dpmpp_2m", 20, Guidance(1.0))  # no guidance: what the network learnt, not how it is steered
